@@ -1,0 +1,3 @@
+"""Train, sample and interpolate denoising diffusion models."""
+
+__version__ = "0.1.0"

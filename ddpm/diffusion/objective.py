@@ -1,0 +1,116 @@
+"""What the network predicts, and how its error is measured and weighted."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpm.errors import require
+
+
+class Objective(ABC):
+    """A linear map of (x0, eps) that the network learns, its inverse and its loss.
+
+    In all methods ``a`` and ``s`` are ``sqrt(alpha_bar_t)`` and ``sqrt(1 - alpha_bar_t)``,
+    broadcastable to the (B, C, *spatial) tensors.
+
+    Args:
+        loss: ``l2``, ``l1`` or ``huber`` (quadratic below 1, linear above).
+        weighting: ``uniform`` weighs each step's loss with 1; ``noise`` weighs it so that it
+            equals a squared error of the noise, which is denoising-diffusion-pytorch's default.
+        min_snr_gamma: truncates the SNR of the ``noise`` weighting at this value (Hang et al.
+            2023, arXiv 2303.09556, where it is 5); null = off.
+    """
+
+    def __init__(
+        self,
+        *,
+        loss: Literal["l2", "l1", "huber"] = "l2",
+        weighting: Literal["uniform", "noise"] = "uniform",
+        min_snr_gamma: float | None = None,
+    ) -> None:
+        gamma = min_snr_gamma
+        require(gamma is None or gamma > 0, "min_snr_gamma", gamma, "must be above 0, or null")
+        self.loss, self.weighting, self.min_snr_gamma = loss, weighting, min_snr_gamma
+
+    @abstractmethod
+    def target(self, x0: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
+        """What the network should answer at ``x_t = a x0 + s eps``."""
+
+    @abstractmethod
+    def x0(self, x_t: Tensor, output: Tensor, a: Tensor, s: Tensor) -> Tensor:
+        """The clean data that an answer implies."""
+
+    @abstractmethod
+    def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
+        """The factor that turns this objective's squared error into one of the noise.
+
+        Args:
+            snr: (B,) the signal-to-noise ratio.
+            capped: (B,) the same, truncated for min-SNR.
+        """
+
+    def weight(self, snr: Tensor) -> Tensor:
+        """Loss weights (B,) as a function of the signal-to-noise ratio (B,)."""
+        if self.min_snr_gamma is None and self.weighting == "uniform":
+            return torch.ones_like(snr)
+        gamma = float("inf") if self.min_snr_gamma is None else self.min_snr_gamma
+        return self.noise_weight(snr, snr.clamp(max=gamma))
+
+    def error(self, output: Tensor, target: Tensor) -> Tensor:
+        """The unweighted loss of each sample, (B,): a mean over all axes but the first."""
+        functions = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+        each = functions[self.loss](output.float(), target.float(), reduction="none")
+        return each.flatten(1).mean(1)
+
+
+class PredNoise(Objective):
+    """The network predicts the noise eps (Ho et al. 2020, equation 14)."""
+
+    def target(self, x0: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
+        """``eps``."""
+        return eps
+
+    def x0(self, x_t: Tensor, output: Tensor, a: Tensor, s: Tensor) -> Tensor:
+        """``(x_t - s output) / a``."""
+        return (x_t - s * output) / a
+
+    def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
+        """``min(snr, gamma) / snr``."""
+        return capped / snr
+
+
+class PredX0(Objective):
+    """The network predicts the clean data x0."""
+
+    def target(self, x0: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
+        """``x0``."""
+        return x0
+
+    def x0(self, x_t: Tensor, output: Tensor, a: Tensor, s: Tensor) -> Tensor:
+        """The answer itself."""
+        return output
+
+    def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
+        """``min(snr, gamma)``."""
+        return capped
+
+
+class PredV(Objective):
+    """The network predicts ``v = a eps - s x0`` (Salimans & Ho 2022, arXiv 2202.00512, app. D)."""
+
+    def target(self, x0: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
+        """``a eps - s x0``."""
+        return a * eps - s * x0
+
+    def x0(self, x_t: Tensor, output: Tensor, a: Tensor, s: Tensor) -> Tensor:
+        """``a x_t - s output``."""
+        return a * x_t - s * output
+
+    def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
+        """``min(snr, gamma) / (snr + 1)``."""
+        return capped / (snr + 1)

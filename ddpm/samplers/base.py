@@ -1,0 +1,138 @@
+"""The only reverse loop, and the time grids that it walks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from itertools import accumulate, pairwise, repeat
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm.diffusion import Denoises, Prediction
+from ddpm.errors import require
+
+Spacing = Literal["uniform", "quadratic", "trailing"]
+RandnLike = Callable[[Tensor], Tensor]
+Denoise = Callable[[Tensor, int], Prediction]
+OnStep = Callable[[int, int, Tensor], None]
+
+
+class Sampler(ABC):
+    """From noise to data in a number of steps; a new sampler writes :meth:`step` and no more.
+
+    Args:
+        steps: network calls from pure noise to data, 1 to T; null = the sampler's own default.
+        spacing: which steps are visited. ``uniform`` goes from T-1 to 0 in equal strides, rounded,
+            as improved-diffusion's respacing does; ``quadratic`` is denser near the data (Song et
+            al. 2020, appendix D.2); ``trailing`` ends a stride above 0, as
+            denoising-diffusion-pytorch does. All end with a step to clean data.
+        clip: see :class:`ddpm.diffusion.Denoiser`.
+        dynamic_quantile: see :class:`ddpm.diffusion.Denoiser`.
+    """
+
+    default_steps: ClassVar[int | None] = None
+
+    def __init__(
+        self,
+        *,
+        steps: int | None = None,
+        spacing: Spacing = "uniform",
+        clip: Literal["none", "static", "dynamic"] = "static",
+        dynamic_quantile: float = 0.995,
+    ) -> None:
+        require(steps is None or steps >= 1, "steps", steps, "needs at least 1 step")
+        good = 0 < dynamic_quantile <= 1
+        require(good, "dynamic_quantile", dynamic_quantile, "must be above 0 and at most 1")
+        self.steps = steps
+        self.spacing: Spacing = spacing
+        self.clip, self.dynamic_quantile = clip, dynamic_quantile
+
+    @abstractmethod
+    def step(
+        self, denoise: Denoise, x: Tensor, t: int, s: int, denoiser: Denoises, randn_like: RandnLike
+    ) -> Tensor:
+        """From x_t to x_s, both (B, C, *spatial), s < t; s = -1 is clean data.
+
+        Args:
+            denoise: ``denoise(x, t)`` gives a :class:`~ddpm.diffusion.Prediction`, with labels
+                and self-conditioning seen to.
+            x: x_t.
+            t: where x is.
+            s: where to go.
+            denoiser: its ``diffusion`` has the coefficients.
+            randn_like: the only source of randomness.
+        """
+
+    def timesteps(self, start: int, stop: int = -1) -> list[tuple[int, int]]:
+        """Pairs (t, s), t > s, that chain from ``start`` to ``stop``; -1 is clean data.
+
+        Takes the configured number of steps, or as many as there are between the two.
+        """
+        available = start - stop
+        count = min(self.steps or self.default_steps or available, available)
+        if stop >= 0:
+            nodes = [*spaced(stop, start, count + 1, self.spacing)]
+        elif self.spacing == "trailing":
+            nodes = [-1, *((i * available) // count - 1 for i in range(1, count + 1))]
+        else:
+            nodes = [-1, *spaced(0, start, count, self.spacing)]
+        nodes.reverse()
+        return list(pairwise(nodes))
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        denoiser: Denoises,
+        x: Tensor,
+        *,
+        randn_like: RandnLike,
+        start: int | None = None,
+        stop: int = -1,
+        y: Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Walk from x at ``start`` to ``stop``; returns x_stop (B, C, *spatial), float32.
+
+        Args:
+            denoiser: what is believed of x_t.
+            x: (B, C, *spatial) at ``start``, for the default start standard normal noise.
+            randn_like: draws the noise of stochastic steps.
+            start: the step that x is at, the first the network is asked about; default T-1.
+            stop: the step to end at; default -1, clean data.
+            y: (B,) class labels.
+            on_step: called after each step with (steps done, steps in all, x after it).
+        """
+        start = denoiser.diffusion.num_steps - 1 if start is None else start
+        pairs = self.timesteps(start, stop)
+        believed: Prediction | None = None
+
+        def denoise(x_t: Tensor, t: int) -> Prediction:
+            nonlocal believed
+            believed = denoiser(x_t, t, None if believed is None else believed.x0, y=y)
+            return believed
+
+        for done, (t, s) in enumerate(pairs, start=1):
+            x = self.step(denoise, x, t, s, denoiser, randn_like)
+            if on_step is not None:
+                on_step(done, len(pairs), x)
+        return x
+
+
+def spaced(first: int, last: int, count: int, spacing: Spacing) -> list[int]:
+    """``count`` different integers that rise from ``first`` to ``last`` inclusive.
+
+    A single one is ``last``. Needs ``count <= last - first + 1``.
+    """
+    if count == 1:
+        return [last]
+    if spacing == "quadratic":
+        grid = first + np.linspace(0, (last - first) ** 0.5, count) ** 2
+        grid[-1] = last
+        rising = np.maximum.accumulate(np.floor(grid).astype(int) - np.arange(count))
+        return [int(value) for value in rising + np.arange(count)]
+    # Summed, not multiplied, and rounded half to even: ties fall as they do in the original.
+    strides = repeat((last - first) / (count - 1), count - 1)
+    return [first + round(value) for value in accumulate(strides, initial=0.0)]

@@ -1,0 +1,46 @@
+"""Ancestral sampling."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from ddpm.diffusion import Denoises
+from ddpm.samplers.base import Denoise, RandnLike, Sampler, Spacing
+
+
+class DDPM(Sampler):
+    """Ancestral sampling (Ho et al. 2020, algorithm 2), in any number of steps up to T.
+
+    Args:
+        steps: network calls; null = all T.
+        spacing: see :class:`Sampler`.
+        clip: see :class:`Sampler`.
+        dynamic_quantile: see :class:`Sampler`.
+        variance: ``fixed_small`` or ``fixed_large``; null = as the run's diffusion says.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int | None = None,
+        spacing: Spacing = "uniform",
+        clip: Literal["none", "static", "dynamic"] = "static",
+        dynamic_quantile: float = 0.995,
+        variance: Literal["fixed_small", "fixed_large"] | None = None,
+    ) -> None:
+        super().__init__(steps=steps, spacing=spacing, clip=clip, dynamic_quantile=dynamic_quantile)
+        self.variance = variance
+
+    def step(
+        self, denoise: Denoise, x: Tensor, t: int, s: int, denoiser: Denoises, randn_like: RandnLike
+    ) -> Tensor:
+        """Draw x_s of q(x_s | x_t, x0) with the believed x0; no noise in the step to clean data."""
+        diffusion = denoiser.diffusion
+        mean, variance = diffusion.posterior(denoise(x, t).x0, x, t, s)
+        if s < 0:
+            return mean
+        if (self.variance or diffusion.variance) == "fixed_large":
+            variance = diffusion.step_variance(t, s)
+        return mean + variance**0.5 * randn_like(x)
