@@ -1,0 +1,237 @@
+"""Checkpoints: folders that are complete or not there, and that are safe to read.
+
+A checkpoint ``step-00001000/`` holds
+
+- ``config.json``: the resolved config, the data's shape, classes and codec, the step;
+- ``model.safetensors``, ``ema.safetensors``: the weights and their average;
+- ``state.pt``: what only resuming needs (optimizer, counters), read with ``weights_only=True``;
+- ``manifest.json``: the format's version, and size and sha256 of each file; written last.
+
+It is written under another name in the same folder, synced to the disk and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ddpm.errors import ConfigError
+
+FORMAT = 1
+FOLDER = "checkpoints"
+MANIFEST, CONFIG, STATE = "manifest.json", "config.json", "state.pt"
+WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on the disk whose files were compared with its manifest.
+
+    Attributes:
+        folder: where it lies.
+        header: the content of ``config.json``.
+    """
+
+    folder: Path
+    header: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return int(self.header["step"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config of the run, as plain data: nothing in it is evaluated."""
+        return self.header["config"]
+
+    @property
+    def run(self) -> Path:
+        """The run folder that it belongs to, or the folder around it where it was moved."""
+        inside = self.folder.parent.name == FOLDER
+        return self.folder.parent.parent if inside else self.folder.parent
+
+    def weights(self, which: str) -> dict[str, Tensor]:
+        """The state dict of the ``raw`` or the ``ema`` weights, on the CPU."""
+        return safetensors.torch.load_file(self.folder / WEIGHTS[which])
+
+    def state(self) -> dict[str, Any]:
+        """Optimizer and counters, on the CPU."""
+        return torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
+
+
+def save(
+    folder: Path,
+    header: dict[str, Any],
+    *,
+    raw: dict[str, Tensor],
+    ema: dict[str, Tensor],
+    state: dict[str, Any],
+) -> Path:
+    """Write a checkpoint of ``header["step"]`` into ``folder`` and return its path.
+
+    What stood under its name is replaced only when the new one is complete.
+
+    Raises:
+        ConfigError: the disk refuses; nothing is left behind.
+    """
+    final = folder / f"step-{header['step']:08d}"
+    aside = folder / f".tmp-{final.name}-{os.getpid()}"
+    try:
+        aside.mkdir(parents=True)
+        (aside / CONFIG).write_text(json.dumps(header, indent=1), encoding="utf-8")
+        for which, tensors in (("raw", raw), ("ema", ema)):
+            flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+            safetensors.torch.save_file(flat, aside / WEIGHTS[which])
+            _usual_mode(aside / WEIGHTS[which])
+        torch.save(state, aside / STATE)
+        files = {path.name: _fingerprint(path) for path in sorted(aside.iterdir())}
+        manifest = {"format": FORMAT, "files": files}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in [*aside.iterdir(), aside]:
+            _sync(path)
+        _put_in_place(aside, final)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise ConfigError("out", str(final), f"cannot be written: {error}") from error
+    return final
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read a checkpoint folder, every file compared with the manifest.
+
+    Raises:
+        ConfigError: of another version, incomplete, or damaged.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version, files = manifest["format"], dict(manifest["files"])
+    except FileNotFoundError as error:
+        raise _damaged(folder, f"it has no {MANIFEST}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, f"its {MANIFEST} cannot be read") from error
+    if version != FORMAT:
+        problem = (
+            f"is of format {version}, this ddpm reads format {FORMAT}; install the ddpm it is of"
+        )
+        raise ConfigError("ckpt", str(folder), problem)
+    for name in (CONFIG, STATE, *WEIGHTS.values()):
+        if not (folder / name).is_file() or name not in files:
+            raise _damaged(folder, f"{name} is missing")
+        if _fingerprint(folder / name) != files[name]:
+            raise _damaged(folder, f"{name} is not what was written")
+    try:
+        header = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        known = isinstance(header["config"], dict) and isinstance(header["step"], int)
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise _damaged(folder, f"{CONFIG} cannot be read")
+    return Checkpoint(folder, header)
+
+
+def newest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest good checkpoint of a run folder, or None where there is none at all.
+
+    Args:
+        run: the run folder.
+        warn: told of each damaged one that is passed over.
+
+    Raises:
+        ConfigError: there are some and all are damaged.
+    """
+    folders = listed(run)
+    for folder in folders:
+        try:
+            return load(folder)
+        except ConfigError as error:
+            if folder == folders[-1]:
+                raise
+            warn(f"{error}; taking the one before")
+    return None
+
+
+def find(path: str, warn: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint that a user names: a run folder, a checkpoint folder, or ``latest``.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    place = Path(path)
+    if not place.exists():
+        problem = "there is no such run or checkpoint; look into outputs/ or train one first"
+        raise ConfigError("ckpt", path, problem)
+    if place.is_file():
+        problem = "is a file; give the folder of a run or of a checkpoint (step-00001000)"
+        raise ConfigError("ckpt", path, problem)
+    if _NAME.fullmatch(place.resolve().name) or (place / MANIFEST).exists():
+        return load(place.resolve())
+    found = newest(place.resolve(), warn)
+    if found is None:
+        raise ConfigError("ckpt", path, "holds no checkpoint; give a run folder of ddpm-train")
+    return found
+
+
+def listed(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, newest first, good or not."""
+    parent = run / FOLDER
+    names = (
+        [path for path in parent.iterdir() if _NAME.fullmatch(path.name)] if parent.is_dir() else []
+    )
+    return sorted(names, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def prune(run: Path, keep_last: int) -> None:
+    """Delete all but the newest ``keep_last`` checkpoints of a run, and what crashes left."""
+    for folder in listed(run)[keep_last:]:
+        shutil.rmtree(folder, ignore_errors=True)
+    for leftover in (run / FOLDER).glob(".tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _damaged(folder: Path, reason: str) -> ConfigError:
+    return ConfigError("ckpt", str(folder), f"is damaged: {reason}; take another checkpoint")
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _put_in_place(aside: Path, final: Path) -> None:
+    if final.exists():
+        stale = final.with_name(f".tmp-stale-{final.name}-{os.getpid()}")
+        final.rename(stale)
+        aside.rename(final)
+        shutil.rmtree(stale, ignore_errors=True)
+    else:
+        aside.rename(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _usual_mode(path: Path) -> None:
+    """Give a file the mode that open() would: safetensors makes them private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)

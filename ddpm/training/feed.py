@@ -1,0 +1,128 @@
+"""Endless batches whose order and augmentation are functions of the seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ddpm.data import Dataset as Data
+from ddpm.seeding import mix_array
+
+Batch = tuple[Tensor, Tensor | None]
+Item = tuple[int, int]
+
+
+class Order:
+    """Which sample stands at which position of the endless stream.
+
+    Position k lies in epoch ``k // n``; each epoch is a permutation of the n samples, a function
+    of (seed, epoch). Batches cross the ends of epochs, so that all have the same size, also where
+    the data are fewer than the batch.
+    """
+
+    def __init__(self, num_samples: int, seed: int) -> None:
+        self.num_samples, self.seed = num_samples, seed
+        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
+
+    def items(self, start: int, count: int) -> list[Item]:
+        """(index, augmentation key) of positions ``start`` to ``start + count - 1``."""
+        found: list[Item] = []
+        while len(found) < count:
+            epoch, offset = divmod(start + len(found), self.num_samples)
+            indices = self._of_epoch(epoch)[offset : offset + count - len(found)]
+            keys = mix_array(self.seed, epoch, indices)
+            found.extend(zip(indices.tolist(), keys.tolist(), strict=True))
+        return found
+
+    def _of_epoch(self, epoch: int) -> npt.NDArray[np.int64]:
+        if epoch != self._epoch:
+            ranks = mix_array(self.seed, epoch, np.arange(self.num_samples), 1)
+            self._epoch, self._permutation = epoch, np.argsort(ranks, kind="stable")
+        return self._permutation
+
+
+class Feed:
+    """Micro-batches of one process, from any optimizer step on.
+
+    The batch of an optimizer step is cut into ``accumulate`` micro-batches, each of them into
+    ``world`` shares; so the order of the data is the same for any number of processes.
+
+    Args:
+        data: where to fetch from.
+        seed: of the order and the augmentation.
+        batch_size: samples of one optimizer step, over all processes and micro-batches.
+        accumulate: micro-batches an optimizer step.
+        rank: of this process.
+        world: number of processes; ``accumulate * world`` divides ``batch_size``.
+        num_workers: processes that fetch ahead; None = none for data in memory, else 2.
+        pin_memory: whether batches go to page-locked memory, for copies to a GPU.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        *,
+        seed: int,
+        batch_size: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        num_workers: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        self.data, self.order = data, Order(len(data), seed)
+        self.batch_size, self.accumulate = batch_size, accumulate
+        self.rank, self.world = rank, world
+        self.num_workers = (0 if data.in_memory else 2) if num_workers is None else num_workers
+        self.pin_memory = pin_memory
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """Micro-batches (raw data, labels or None) from optimizer step ``step`` on, for ever."""
+        loader: DataLoader[Any] = DataLoader(
+            _Fetch(self.data),
+            batch_sampler=_Plan(self, step),
+            num_workers=self.num_workers,
+            collate_fn=_unchanged,
+            pin_memory=self.pin_memory,
+            # A loader draws a seed when it starts: not from the generator that training uses.
+            generator=torch.Generator(),
+        )
+        return iter(loader)
+
+    def plan(self, step: int) -> list[list[Item]]:
+        """The micro-batches of this process at one optimizer step."""
+        items = self.order.items(step * self.batch_size, self.batch_size)
+        size = self.batch_size // (self.accumulate * self.world)
+        starts = ((micro * self.world + self.rank) * size for micro in range(self.accumulate))
+        return [items[start : start + size] for start in starts]
+
+
+class _Plan(Sampler[list[Item]]):
+    def __init__(self, feed: Feed, step: int) -> None:
+        self.feed, self.step = feed, step
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        step = self.step
+        while True:
+            yield from self.feed.plan(step)
+            step += 1
+
+
+class _Fetch(Dataset[Any]):
+    """Hands a whole micro-batch to the data at once."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def __getitems__(self, items: list[Item]) -> Batch:
+        return self.data.fetch([index for index, _ in items], [key for _, key in items])
+
+
+def _unchanged(batch: Batch) -> Batch:
+    return batch

@@ -1,0 +1,369 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ddpm.data import Dataset
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.errors import ConfigError, require
+from ddpm.seeding import mix
+from ddpm.training import checkpoint
+from ddpm.training.ema import EMA
+from ddpm.training.feed import Batch, Feed
+from ddpm.training.launch import Precision
+from ddpm.training.run import Run
+
+Preview = Callable[["Trainer"], None]
+_COIN = 1  # sets the self-conditioning coin's key apart from a step's
+
+
+class Trainer:
+    """Trains a network, keeps its average, and writes what the run folder holds.
+
+    The randomness of a step is a function of (seed, step, micro-step, rank) and the order of the
+    data one of (seed, epoch): going on from a checkpoint needs its counters and no random state.
+
+    Args:
+        model: the bare network, on the CPU.
+        diffusion: the process, which has the loss.
+        data: what to train on.
+        accelerator: processes, device and precision.
+        seed: of everything random.
+        max_steps: optimizer steps in all.
+        batch_size: samples of one optimizer step, over all processes and micro-batches.
+        accumulate: micro-batches that a batch is cut into, to need less memory.
+        lr: learning rate of AdamW.
+        lr_warmup: optimizer steps over which it rises from 0.
+        lr_decay: ``constant``, or ``cosine`` to 0 at max_steps.
+        weight_decay: of AdamW.
+        adam_betas: of AdamW.
+        clip_grad_norm: largest norm of the gradient; null = unlimited.
+        precision: of the arithmetic: ``no`` (float32), ``fp16`` (GPU only) or ``bf16``.
+        ema_decay: of the average, per optimizer step.
+        ema_warmup: see :class:`EMA`.
+        log_every: optimizer steps between lines of metrics.jsonl.
+        preview_every: optimizer steps between sample grids; 0 = none.
+        preview_samples: samples in a grid.
+        checkpoint_every: optimizer steps between checkpoints; there is one at the end always.
+        keep_last: how many checkpoints are kept, at least 2.
+        num_workers: processes that read ahead; null = 0 for data in memory, else 2.
+        compile: use torch.compile.
+        channels_last: keep 2-D activations with channels last in memory (faster on GPUs).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        diffusion: GaussianDiffusion,
+        data: Dataset,
+        accelerator: Accelerator,
+        seed: int,
+        *,
+        max_steps: int = 100_000,
+        batch_size: int = 128,
+        accumulate: int = 1,
+        lr: float = 2e-4,
+        lr_warmup: int = 1000,
+        lr_decay: Literal["constant", "cosine"] = "constant",
+        weight_decay: float = 0.0,
+        adam_betas: tuple[float, float] = (0.9, 0.999),
+        clip_grad_norm: float | None = 1.0,
+        precision: Precision = "no",
+        ema_decay: float = 0.9999,
+        ema_warmup: bool = True,
+        log_every: int = 50,
+        preview_every: int = 5000,
+        preview_samples: int = 64,
+        checkpoint_every: int = 5000,
+        keep_last: int = 3,
+        num_workers: int | None = None,
+        compile: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        processes = accelerator.num_processes
+        for key, value in (
+            ("max_steps", max_steps),
+            ("batch_size", batch_size),
+            ("accumulate", accumulate),
+            ("log_every", log_every),
+            ("checkpoint_every", checkpoint_every),
+            ("preview_samples", preview_samples),
+        ):
+            require(value >= 1, key, value, "must be at least 1")
+        for key, value in (("lr_warmup", lr_warmup), ("preview_every", preview_every)):
+            require(value >= 0, key, value, "must be 0 or above")
+        require(lr > 0, "lr", lr, "must be above 0")
+        require(
+            keep_last >= 2, "keep_last", keep_last, "must be at least 2: the last may be damaged"
+        )
+        require(0 <= ema_decay < 1, "ema_decay", ema_decay, "must be in [0, 1)")
+        require(
+            clip_grad_norm is None or clip_grad_norm > 0,
+            "clip_grad_norm",
+            clip_grad_norm,
+            "must be above 0, or null for none",
+        )
+        share = accumulate * processes
+        require(
+            batch_size % share == 0,
+            "batch_size",
+            batch_size,
+            f"must be a multiple of {share} (accumulate {accumulate} x {processes} processes)",
+        )
+        self.max_steps, self.batch_size, self.accumulate = max_steps, batch_size, accumulate
+        self.lr, self.lr_warmup, self.lr_decay = lr, lr_warmup, lr_decay
+        self.clip_grad_norm, self.log_every = clip_grad_norm, log_every
+        self.preview_every, self.preview_samples = preview_every, preview_samples
+        self.checkpoint_every, self.keep_last = checkpoint_every, keep_last
+        self.diffusion, self.data, self.accelerator, self.seed = diffusion, data, accelerator, seed
+        self.step = self.num_updates = self._skipped = 0
+        self.feed = Feed(
+            data,
+            seed=seed,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            rank=accelerator.process_index,
+            world=processes,
+            num_workers=num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        layout = torch.channels_last if channels_last and len(data.shape) == 3 else None
+        self.memory_format = layout or torch.preserve_format
+        self.network = model.to(accelerator.device, memory_format=self.memory_format)
+        self.ema = EMA(self.network, decay=ema_decay, warmup=ema_warmup)
+        if compile:
+            self.network.compile()
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=lr,
+            betas=adam_betas,
+            weight_decay=weight_decay,
+            fused=True,
+        )
+        self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
+
+    def learning_rate(self, update: int) -> float:
+        """The learning rate of optimizer update ``update`` (from 0), whatever the processes."""
+        if update < self.lr_warmup:
+            return self.lr * (update + 1) / (self.lr_warmup + 1)
+        if self.lr_decay == "constant":
+            return self.lr
+        span = max(self.max_steps - self.lr_warmup, 1)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * min((update - self.lr_warmup) / span, 1)))
+
+    def fit(self, run: Run, header: dict[str, Any], preview: Preview | None = None) -> float:
+        """Train up to ``max_steps``; returns the last logged loss.
+
+        Args:
+            run: where results go; only the main process writes.
+            header: what a checkpoint says of itself, without its step.
+            preview: draws samples; called on every process.
+
+        Raises:
+            ConfigError: a loss or gradient that is not finite, before it reaches the weights.
+        """
+        accelerator = self.accelerator
+        self.network.train()
+        meter = Meter(accelerator, self.diffusion.num_steps)
+        batches = self.feed.batches(self.step)
+        loss = math.nan
+        with tqdm(
+            total=self.max_steps,
+            initial=self.step,
+            desc="training",
+            unit="step",
+            disable=not accelerator.is_main_process,
+            dynamic_ncols=True,
+            smoothing=0.05,
+        ) as bar:
+            while self.step < self.max_steps:
+                norm = self._optimizer_step(batches, meter, run)
+                self.step += 1
+                bar.update()
+                if self.step % self.log_every == 0 or self.step == self.max_steps:
+                    record = self._record(meter, norm)
+                    loss = record["loss"]
+                    bar.set_postfix_str(
+                        f"loss {loss:.4f}, {record['samples_per_second']:.0f} img/s"
+                    )
+                    if accelerator.is_main_process:
+                        run.log(record)
+                last = self.step == self.max_steps
+                if last or self.step % self.checkpoint_every == 0:
+                    self.save(run, header)
+                if preview and self.preview_every and (last or self.step % self.preview_every == 0):
+                    preview(self)
+                    self.network.train()
+                    meter.restart_clock()
+        if accelerator.is_main_process:
+            run.plot()
+        return loss
+
+    def _optimizer_step(self, batches: Iterator[Batch], meter: Meter, run: Run) -> Tensor:
+        """One batch, in its micro-batches; returns the norm of the gradient before clipping."""
+        accelerator, optimizer = self.accelerator, self.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.num_updates)
+        norm = torch.zeros(())
+        for micro in range(self.accumulate):
+            with accelerator.accumulate(self.model):
+                losses, t = self._losses(next(batches), micro)
+                accelerator.backward(losses.mean())
+                meter.add(losses.detach(), t)
+                if accelerator.sync_gradients:
+                    limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
+                    norm = accelerator.clip_grad_norm_(self.network.parameters(), limit)
+                    self._check_finite(norm, run)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        if accelerator.optimizer_step_was_skipped:
+            self._skipped += 1
+        else:
+            self.ema.update()
+            self.num_updates += 1
+            self._skipped = 0
+        return norm
+
+    def _losses(self, batch: Batch, micro: int) -> tuple[Tensor, Tensor]:
+        """Losses (B,) and steps t (B,) of a micro-batch."""
+        accelerator, diffusion, device = self.accelerator, self.diffusion, self.accelerator.device
+        raw, labels = (None if x is None else x.to(device, non_blocking=True) for x in batch)
+        assert raw is not None
+        x0 = self.data.codec.encode(raw).contiguous(memory_format=self._layout)
+        torch.manual_seed(mix(self.seed, self.step, micro, accelerator.process_index))
+        t = torch.randint(0, diffusion.num_steps, (len(x0),), device=device)
+        noise = diffusion.noise(x0)
+        cond: dict[str, Tensor] = {}
+        if labels is not None:
+            cond["y"] = self._with_dropout(labels)
+        heads = mix(self.seed, self.step, micro, accelerator.num_processes, _COIN) % 2 == 0
+        estimator = self.network if diffusion.self_condition and heads else None
+        return diffusion.loss(self.model, x0, t, noise, estimator, **cond), t
+
+    @property
+    def _layout(self) -> torch.memory_format:
+        known = self.memory_format is not torch.preserve_format
+        return self.memory_format if known else torch.contiguous_format
+
+    def _with_dropout(self, labels: Tensor) -> Tensor:
+        """Labels, some of them replaced by the one that stands for "no class"."""
+        share = self.diffusion.label_dropout
+        if share == 0:
+            return labels
+        assert self.data.num_classes is not None
+        dropped = torch.rand(len(labels), device=labels.device) < share
+        return torch.where(dropped, self.data.num_classes, labels)
+
+    def _check_finite(self, norm: Tensor, run: Run) -> None:
+        """Stop before a gradient that is not finite reaches the weights.
+
+        The scaler of fp16 skips such steps itself and lowers its scale; it is stopped when that
+        has not helped for long.
+        """
+        if torch.isfinite(norm) or (self.accelerator.scaler is not None and self._skipped < 100):
+            return
+        good = checkpoint.listed(run.path)
+        kept = f"the last good checkpoint is {good[0]}" if good else "there is no checkpoint yet"
+        problem = (
+            f"the gradient of step {self.step + 1} is not finite; nothing of it was kept, {kept}; "
+            "lower trainer.lr, or take trainer.precision=bf16 or no"
+        )
+        raise ConfigError("trainer.lr", self.lr, problem)
+
+    def _record(self, meter: Meter, norm: Tensor) -> dict[str, Any]:
+        """What one line of metrics.jsonl says."""
+        return {
+            "step": self.step,
+            "samples": self.step * self.batch_size,
+            **meter.read(),
+            "grad_norm": float(norm),
+            "lr": self.learning_rate(max(self.num_updates - 1, 0)),
+            "ema_decay": self.ema.decay,
+            **({"loss_scale": self._scale} if self.accelerator.scaler is not None else {}),
+        }
+
+    @property
+    def _scale(self) -> float:
+        assert self.accelerator.scaler is not None
+        return float(self.accelerator.scaler.get_scale())
+
+    def save(self, run: Run, header: dict[str, Any]) -> None:
+        """Write a checkpoint of this step, unless the run has a good one; prune older ones."""
+        accelerator = self.accelerator
+        if accelerator.is_main_process:
+            scaler = accelerator.scaler
+            state = {
+                "step": self.step,
+                "num_updates": self.num_updates,
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.state(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+            }
+            checkpoint.save(
+                run.path / checkpoint.FOLDER,
+                {**header, "step": self.step},
+                raw=self.network.state_dict(),
+                ema=self.ema.model.state_dict(),
+                state=state,
+            )
+            checkpoint.prune(run.path, self.keep_last)
+        accelerator.wait_for_everyone()
+
+    def resume(self, found: checkpoint.Checkpoint) -> None:
+        """Take weights, optimizer and counters from a checkpoint, on every process."""
+        state = found.state()
+        self.network.load_state_dict(found.weights("raw"))
+        self.ema.load(state["ema"], found.weights("ema"))
+        fresh = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, options in zip(self.optimizer.param_groups, fresh, strict=True):
+            group.update(options)
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step, self.num_updates = state["step"], state["num_updates"]
+
+
+class Meter:
+    """Means since the last reading, kept on the device so that no step waits for them.
+
+    Args:
+        accelerator: whose processes are averaged over.
+        num_steps: T, cut into four quarters.
+    """
+
+    def __init__(self, accelerator: Accelerator, num_steps: int) -> None:
+        self.accelerator, self.num_steps = accelerator, num_steps
+        self._clear()
+
+    def _clear(self) -> None:
+        self.sums = torch.zeros(2, 4, dtype=torch.float64, device=self.accelerator.device)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave the time until now out of the speed."""
+        self.began, self.counted = time.perf_counter(), 0
+
+    def add(self, losses: Tensor, t: Tensor) -> None:
+        """Take the losses (B,) of steps t (B,)."""
+        quarter = t * 4 // self.num_steps
+        both = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)])
+        self.sums.index_add_(1, quarter, both)
+        self.counted += len(losses)
+
+    def read(self) -> dict[str, float | None]:
+        """Mean loss, the same by quarter of t (None where none was drawn), samples a second."""
+        total, count = self.accelerator.reduce(self.sums, reduction="sum").tolist()
+        speed = self.counted * self.accelerator.num_processes / (time.perf_counter() - self.began)
+        quarters = {f"loss_q{i}": total[i] / count[i] if count[i] else None for i in range(4)}
+        loss = sum(total) / sum(count)
+        self._clear()
+        return {"loss": loss, **quarters, "samples_per_second": speed}
