@@ -1,0 +1,1 @@
+"""The commands. ``app`` is what they share; each other module is one short main."""

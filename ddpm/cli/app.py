@@ -1,0 +1,193 @@
+"""What the commands share: composing the config, and one line for each mistake."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ddpm.errors import ConfigError
+
+Command = Callable[..., float | None]
+_FROM_CHECKPOINT = ("model", "diffusion", "schedule", "objective", "data", "trainer")
+
+
+def config_dir() -> Path:
+    """Where the configs lie: inside an installed wheel, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for place in (package / "configs", package.parent / "configs"):
+        if (place / "train.yaml").is_file():
+            return place
+    raise FileNotFoundError(f"no configs beside {package}; reinstall ddpm")
+
+
+def main(config_name: str, command: Callable[[], Command]) -> None:
+    """Compose the config of a command, check it, run it; exit with 1 after a user's mistake.
+
+    Args:
+        config_name: the root config, and the command's name after ``ddpm-``.
+        command: imports and returns the function to call with the root's options. It is called
+            only when there is work to do, so that ``--help`` does not wait for torch.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    failures: list[BaseException] = []
+
+    def job(config: Any) -> float | None:
+        try:
+            return _run(config, command())
+        except ConfigError as error:
+            _tell(config_name, str(error))
+            failures.append(error)
+        return None
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(
+            job
+        )()
+    except (HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("DDPM_DEBUG"):
+            raise
+        _tell(config_name, explain(config_name, error, sys.argv[1:]))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _tell(config_name, "interrupted")
+        sys.exit(130)
+    if failures:
+        sys.exit(1)
+
+
+def _run(config: Any, command: Command) -> float | None:
+    from ddpm.instantiate import check, load_plugins, plain
+
+    options = plain(config)
+    if "ckpt" in options:
+        for key in _FROM_CHECKPOINT:
+            if key in options:
+                raise ConfigError(key, None, _not_here(key))
+    checked = check(options, command)
+    load_plugins(checked["plugins"])
+    try:
+        return command(**checked)
+    except ConfigError:
+        if os.environ.get("DDPM_DEBUG"):
+            import traceback
+
+            traceback.print_exc()
+        raise
+
+
+def overrides() -> list[str]:
+    """The options that were typed, without those that are for Hydra itself."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task)
+
+
+def job_number() -> int | None:
+    """The number of this job in a sweep, or None outside of one."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    config = HydraConfig.get()
+    return int(config.job.num) if config.mode == RunMode.MULTIRUN else None
+
+
+def choices() -> dict[str, str]:
+    """Which file of each config group was chosen."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return dict(HydraConfig.get().runtime.choices)
+
+
+def warn(message: str) -> None:
+    """Say something on the error stream."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def say(accelerator: Any, message: str) -> None:
+    """Say something on the output stream, once for all processes."""
+    if accelerator.is_main_process:
+        print(message, flush=True)
+
+
+def _tell(config_name: str, message: str) -> None:
+    print(f"ddpm-{config_name}: {message}", file=sys.stderr)
+
+
+def _not_here(key: str) -> str:
+    return f"the {key} comes from the checkpoint; leave it out"
+
+
+def explain(config_name: str, error: Exception, arguments: list[str]) -> str:
+    """A composition error of Hydra or OmegaConf in one line: key, value, remedy."""
+    told = str(error)
+    typed = {a.lstrip("+~").split("=", 1)[0]: a.partition("=")[2] for a in arguments if "=" in a}
+    unknown = re.search(r"Could not override '([^']+)'", told)
+    if unknown:
+        key = unknown[1]
+        group = key.split(".")[0].split("@")[0]
+        said = f"{key}={typed[key]}" if key in typed else key
+        if config_name != "train" and group in _FROM_CHECKPOINT:
+            return f"{said}: {_not_here(group)}"
+        return f"{said}: there is no such option{_near(config_name, key, arguments)}"
+    choice = re.search(r"Could not find '([^']+)'", told)
+    if choice:
+        group, _, name = choice[1].rpartition("/")
+        found = re.search(
+            r"Available options in '[^']*':\s*(.+?)(?:\nConfig search|\Z)", told, re.S
+        )
+        names = found[1].split() if found else []
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        return f"{group}={name}: there is no such choice (there are: {', '.join(names)}){hint}"
+    if type(error).__name__ == "OverrideParseException":
+        text = getattr(error, "override", "") or ""
+        return f"{text}: cannot be read; quote values with = , or spaces: 'key=\"the value\"'"
+    return " ".join(line.strip() for line in told.splitlines() if line.strip())
+
+
+def _near(config_name: str, key: str, arguments: list[str]) -> str:
+    """A suggestion for an unknown option, from the config without the values that were typed."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from ddpm.errors import did_you_mean
+
+    place = config_dir()
+    groups = [a for a in arguments if (place / a.split("=", 1)[0]).is_dir() and "," not in a]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(place), version_base="1.3"):
+            known = _paths(compose(config_name, overrides=groups))
+    except Exception:  # the suggestion is a courtesy: any trouble here must not hide the mistake
+        return ""
+    leaf = key.rsplit(".", 1)[-1]
+    same_leaf = [path for path in known if path.rsplit(".", 1)[-1] == leaf]
+    if same_leaf:
+        return did_you_mean(same_leaf[0], same_leaf)
+    parent = key.rpartition(".")[0]
+    beside = [path for path in known if path.rpartition(".")[0] == parent]
+    if difflib.get_close_matches(key, known, n=1, cutoff=0.7):
+        return did_you_mean(key, known)
+    return did_you_mean(key, beside or [path for path in known if "." not in path])
+
+
+def _paths(config: Any, prefix: str = "") -> list[str]:
+    """All dotted paths of a config."""
+    found = []
+    for key in config:
+        path = f"{prefix}{key}"
+        found.append(path)
+        node = config._get_node(key)
+        if node is not None and hasattr(node, "keys") and not node._is_none():
+            found.extend(_paths(node, f"{path}."))
+    return found

@@ -1,0 +1,77 @@
+"""``ddpm-interpolate``: the frames between two items, or two seeds."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ddpm.cli import app
+from ddpm.errors import require
+
+
+def main() -> None:
+    """The console script."""
+    app.main("interpolate", lambda: interpolate)
+
+
+def interpolate(
+    *,
+    ckpt: str,
+    a: int | str,
+    b: int | str,
+    t: int | None,
+    num_frames: int,
+    mode: Literal["slerp", "linear"],
+    sampler: dict[str, Any],
+    steps: int | None,
+    batch_size: int,
+    seed: int,
+    classes: list[int | str] | int | str | None,
+    guidance: float,
+    weights: Literal["ema", "raw"],
+    out: str | None,
+    device: Literal["auto", "cpu", "cuda"],
+    precision: Literal["no", "fp16", "bf16"],
+    plugins: list[str],
+) -> None:
+    """Draw the frames and write them with a strip of all."""
+    from ddpm import generation
+    from ddpm.cli.drawing import Trained, label, on_step
+
+    require(num_frames >= 2, "num_frames", num_frames, "must be at least 2, the two ends")
+    require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
+    trained = Trained.load(ckpt, weights, device, precision)
+    codec, last = trained.facts.codec, trained.diffusion.num_steps - 1
+    read = [end if isinstance(end, int) else codec.read(end) for end in (a, b)]
+    if t is None:
+        t = last if any(isinstance(end, int) for end in read) else last // 2
+    require(
+        0 <= t <= last, "t", t, f"the model was trained with {last + 1} steps; take 0 to {last}"
+    )
+    ends = trained.classes(classes)
+    if ends is not None:
+        problem = "the model is class-conditional; say classes=[3], or [3,7] for the two ends"
+        require(classes is not None and len(ends) <= 2, "classes", classes, problem)
+    source = trained.source(sampler, steps, guidance)
+    folder = trained.folder(out, f"interpolation-{label(sampler)}-t-{t}-{mode}-seed-{seed}")
+    app.say(trained.accelerator, f"drawing {num_frames} frames from t={t} into {folder}")
+    with trained.progress(-(-num_frames // batch_size) * source.calls(t), "interpolating") as bar:
+        frames = generation.interpolate(
+            source,
+            (read[0], read[1]),
+            t=t,
+            num_frames=num_frames,
+            mode=mode,
+            seed=seed,
+            batch_size=batch_size,
+            classes=None if ends is None else (ends[0], ends[-1]),
+            on_step=on_step(bar),
+        )
+    if trained.accelerator.is_main_process:
+        codec.write(frames, folder, format=codec.default_format)
+        codec.picture(frames, columns=num_frames).save(folder / "strip.png")
+    app.say(trained.accelerator, f"done: {folder} (look at strip.png)")
+    trained.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Sample grids while training."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from ddpm import generation
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.instantiate import Facts
+from ddpm.samplers import Sampler
+from ddpm.training import Trainer
+from ddpm.training.run import Run
+
+
+class Previews:
+    """Draws the same samples, of the same noise, with the averaged weights of the moment.
+
+    Every process draws its share; the main one writes ``samples/step-00001000.png``.
+
+    Args:
+        sampler: how to draw.
+        diffusion: the process that is trained.
+        facts: of the data.
+        accelerator: of the training.
+        seed: of the samples.
+        run: where the grids go.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        diffusion: GaussianDiffusion,
+        facts: Facts,
+        accelerator: Accelerator,
+        *,
+        seed: int,
+        run: Run,
+    ) -> None:
+        generation.check_steps(sampler, diffusion)
+        self.sampler, self.diffusion, self.facts = sampler, diffusion, facts
+        self.accelerator, self.seed, self.run = accelerator, seed, run
+
+    def __call__(self, trainer: Trainer) -> None:
+        """Draw and write the grid of the trainer's step."""
+        accelerator = self.accelerator
+        source = generation.source(
+            trainer.ema.model,
+            self.diffusion,
+            self.sampler,
+            self.facts.codec,
+            device=accelerator.device,
+            autocast=accelerator.autocast,
+        )
+        classes = None if self.facts.num_classes is None else range(self.facts.num_classes)
+        mine = range(trainer.preview_samples)[
+            accelerator.process_index :: accelerator.num_processes
+        ]
+        drawn = [
+            raw
+            for raw, _ in generation.generate(
+                source, mine, seed=self.seed, batch_size=trainer.batch_size, classes=classes
+            )
+        ]
+        parts = gather_object(
+            [(index, raw) for index, raw in zip(mine, torch.cat(drawn), strict=True)]
+        )
+        if accelerator.is_main_process:
+            grid = torch.stack([raw for _, raw in sorted(parts, key=lambda part: part[0])])
+            path = self.run.samples / f"step-{trainer.step:08d}.png"
+            self.facts.codec.picture(grid).save(path)

@@ -1,0 +1,76 @@
+"""``ddpm-sample``: draw samples of a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ddpm.cli import app
+from ddpm.errors import require
+
+
+def main() -> None:
+    """The console script."""
+    app.main("sample", lambda: sample)
+
+
+def sample(
+    *,
+    ckpt: str,
+    sampler: dict[str, Any],
+    steps: int | None,
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+    classes: list[int | str] | int | str | None,
+    guidance: float,
+    weights: Literal["ema", "raw"],
+    trajectory: bool,
+    format: Literal["png", "npz", "npy"] | None,
+    out: str | None,
+    device: Literal["auto", "cpu", "cuda"],
+    precision: Literal["no", "fp16", "bf16"],
+    plugins: list[str],
+) -> None:
+    """Draw samples and write them, each process its share."""
+    from ddpm.cli.drawing import GRID, Trained, Trajectory, label, on_step
+    from ddpm.generation import generate
+
+    require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
+    require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
+    trained = Trained.load(ckpt, weights, device, precision)
+    codec, wanted = trained.facts.codec, trained.classes(classes)
+    source, chosen = trained.source(sampler, steps, guidance), trained.format(format)
+    calls, step = source.calls(), trained.checkpoint.step
+    folder = trained.folder(out, f"step-{step:08d}-{label(sampler)}-{calls}-seed-{seed}")
+    app.say(trained.accelerator, f"drawing {num_samples} samples of step {step} into {folder}")
+    film = Trajectory(codec, calls) if trajectory else None
+    mine, kept = trained.share(num_samples), []
+    with trained.progress(-(-len(mine) // batch_size) * calls, "sampling") as bar:
+        batches = generate(
+            source,
+            mine,
+            seed=seed,
+            batch_size=batch_size,
+            classes=wanted,
+            on_step=on_step(bar, film),
+        )
+        first = mine.start
+        for raw, labels in batches:
+            if chosen == "png":
+                codec.write(raw, folder, format="png", labels=labels, first=first)
+            if chosen != "png" or first < GRID:
+                kept.append((raw, labels))
+            first += len(raw)
+    raw, labels = trained.gather(kept)
+    if trained.accelerator.is_main_process:
+        if chosen != "png":
+            codec.write(raw, folder, format=chosen, labels=labels)
+        codec.picture(raw[:GRID]).save(folder / "grid.png")
+        if film is not None:
+            codec.animate(film.frames, folder / "trajectory.gif")
+    app.say(trained.accelerator, f"done: {folder} (look at grid.png)")
+    trained.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""``ddpm-train``: train a model, or go on with a run."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ddpm.cli import app
+from ddpm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ddpm.training.checkpoint import Checkpoint
+    from ddpm.training.run import Run
+
+Node = dict[str, Any]
+_NOT_OF_THE_RUN = {"name", "out", "resume", "device", "plugins"}
+
+
+def main() -> None:
+    """The console script."""
+    app.main("train", lambda: train)
+
+
+def train(
+    *,
+    name: str | None,
+    out: str,
+    seed: int,
+    resume: str | None,
+    device: Literal["auto", "cpu", "cuda"],
+    plugins: list[str],
+    data: Node,
+    model: Node,
+    schedule: Node,
+    objective: Node,
+    diffusion: Node,
+    sampler: Node,
+    trainer: Node,
+) -> float | None:
+    """Train, or go on with a run; returns the last logged loss, for sweeps."""
+    from ddpm import __version__, instantiate
+    from ddpm.cli.previews import Previews
+    from ddpm.training import launch
+
+    asked = {
+        "seed": seed,
+        "data": data,
+        "model": model,
+        "schedule": schedule,
+        "objective": objective,
+        "diffusion": diffusion,
+        "sampler": sampler,
+        "trainer": trainer,
+    }
+    config, run, found = _what_to_train(asked, name, out, resume)
+    options = instantiate.trainer_options(config)
+    accelerator = launch.accelerator(
+        device, options["precision"], key="trainer.precision", accumulate=options["accumulate"]
+    )
+    with accelerator.main_process_first():
+        samples = instantiate.dataset(config)
+    facts = instantiate.Facts.of(samples)
+    process = instantiate.diffusion(config, facts)
+    walk = instantiate.sampler(config["sampler"])
+    network = instantiate.network(config, facts, process)
+    training = instantiate.trainer(config, network, process, samples, accelerator)
+    if run is None:
+        run = _new_run(accelerator, name, out)
+    previews = Previews(walk, process, facts, accelerator, seed=config["seed"], run=run)
+    if found is not None:
+        training.resume(found)
+    if training.step >= training.max_steps:
+        app.say(
+            accelerator, f"{run.path} is done: {training.step} steps; add trainer.max_steps=..."
+        )
+        return None
+    if accelerator.is_main_process:
+        run.create(instantiate.to_yaml(config))
+        run.rewind(training.step)
+    accelerator.wait_for_everyone()
+    app.say(accelerator, _summary(training, network, facts, run))
+    header = {"ddpm": __version__, "config": config, **facts.state()}
+    loss = training.fit(run, header, previews)
+    app.say(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
+    app.say(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
+    accelerator.end_training()
+    return loss
+
+
+def _what_to_train(
+    asked: Node, name: str | None, out: str, resume: str | None
+) -> tuple[Node, Run | None, Checkpoint | None]:
+    """The config to train with, and the run and checkpoint to go on from where there are any."""
+    from ddpm import instantiate
+    from ddpm.training import checkpoint
+    from ddpm.training.run import Run, check_same
+
+    if resume is None:
+        number = app.job_number()
+        path = Path(out) / (name if number is None else f"{name}-{number}") if name else None
+        if path is None or not (path / "config.yaml").exists():
+            return asked, None, None
+    else:
+        path = Path(resume).resolve()
+        if not (path / "config.yaml").exists():
+            problem = "there is no run; give the folder of one, such as outputs/latest"
+            raise ConfigError("resume", resume, problem)
+    run = Run(path)
+    found = checkpoint.newest(path, app.warn)
+    stored = (
+        instantiate.from_yaml(run.config_file.read_text(encoding="utf-8"))
+        if found is None
+        else found.config
+    )
+    if resume is not None:
+        asked = _with_overrides(stored, asked)
+    check_same(stored, asked, path)
+    return asked, run, found
+
+
+def _with_overrides(stored: Node, asked: Node) -> Node:
+    """The stored config with the options that were typed beside ``resume``."""
+    merged = {
+        key: dict(value) if isinstance(value, dict) else value for key, value in stored.items()
+    }
+    for override in app.overrides():
+        key = override.lstrip("+~").partition("=")[0]
+        group, _, option = key.partition(".")
+        if group in _NOT_OF_THE_RUN:
+            continue
+        if not option:
+            merged[group] = asked.get(group)
+        elif isinstance(merged.get(group), dict):
+            merged[group][option] = asked[group].get(option)
+    return merged
+
+
+def _new_run(accelerator: Accelerator, name: str | None, out: str) -> Run:
+    """A folder for a new run: chosen by the main process and told to the others."""
+    from accelerate.utils import broadcast_object_list
+
+    from ddpm.training.run import Run, new_name
+
+    number = app.job_number()
+    if name:
+        chosen = name if number is None else f"{name}-{number}"
+    else:
+        groups = app.choices()
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        chosen = new_name(Path(out), f"{stamp}-{groups['model']}-{groups['data']}")
+    (told,) = broadcast_object_list([chosen])
+    return Run(Path(out) / told)
+
+
+def _summary(trainer: Any, model: Any, facts: Any, run: Run) -> str:
+    """What is about to be trained, in a few words."""
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    size = "x".join(map(str, facts.shape))
+    classes = f", {facts.num_classes} classes" if facts.num_classes is not None else ""
+    start = f" from step {trainer.step}" if trainer.step else ""
+    few = len(trainer.data) < trainer.batch_size
+    note = " (fewer than a batch: each batch holds some of them twice)" if few else ""
+    return (
+        f"training{start} to step {trainer.max_steps} on {trainer.accelerator.device}: "
+        f"{weights:,} parameters, {len(trainer.data):,} samples of {size}{classes}{note}\n"
+        f"results go to {run.path}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,338 @@
+"""From a config to objects: the only reader of config nodes.
+
+A node is a dictionary with ``_target_`` and the options of that target; the constructor is the
+schema. Its keyword-only parameters are the options, their annotations the types; what comes
+before them is supplied by code. Options are checked before the call, and ``_target_`` may name
+only what a package of ddpm, or a plugin that the user names, lists in its ``__all__``: a config
+out of a checkpoint cannot reach anything else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import nn
+
+from ddpm.data import Codec, Dataset, codec_from_state
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.errors import ConfigError, did_you_mean
+from ddpm.samplers import Sampler
+from ddpm.training import Trainer
+from ddpm.training.checkpoint import Checkpoint
+
+PACKAGES = ("ddpm.data", "ddpm.diffusion", "ddpm.models", "ddpm.samplers", "ddpm.training")
+Config = Mapping[str, Any]
+_plugins: list[str] = []
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A Hydra config as plain data, its interpolations resolved.
+
+    Raises:
+        ConfigError: required options that are missing, or an interpolation that leads nowhere.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        first = missing[0]
+        others = f" (so are {', '.join(missing[1:])})" if missing[1:] else ""
+        raise ConfigError(first, None, f"is missing{others}; add {first}=...")
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        problem = f"cannot be resolved: {str(error).splitlines()[0]}"
+        raise ConfigError(str(error.full_key), None, problem) from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def to_yaml(config: Config) -> str:
+    """A config as YAML, for people to read."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+
+
+def from_yaml(text: str) -> dict[str, Any]:
+    """A config of :func:`to_yaml`; nothing in it is evaluated."""
+    read = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    assert isinstance(read, dict)
+    return {str(key): value for key, value in read.items()}
+
+
+def load_plugins(modules: list[str]) -> None:
+    """Import the user's own modules, whose ``__all__`` configs may then name.
+
+    Raises:
+        ConfigError: a module that cannot be imported or has no ``__all__``.
+    """
+    _plugins.clear()
+    for name in modules:
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            problem = f"cannot import {name} ({error}); is it on PYTHONPATH?"
+            raise ConfigError("plugins", modules, problem) from error
+        if not hasattr(module, "__all__"):
+            problem = f"{name} has no __all__; list the classes there that configs may name"
+            raise ConfigError("plugins", modules, problem)
+        _plugins.append(name)
+
+
+def build(node: Config, key: str, *runtime: object) -> Any:
+    """Make the object that a config node describes.
+
+    Args:
+        node: ``_target_`` and options.
+        key: its place in the config, for error messages.
+        runtime: the objects that go before the options.
+
+    Raises:
+        ConfigError: a target that is not exported, an option that is unknown, missing, of the
+            wrong type or refused by the constructor; its key begins with ``key``.
+    """
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise ConfigError(key, None, f"is missing; choose one with {key}=...")
+    target = _exported(node["_target_"], f"{key}._target_")
+    options = {name: value for name, value in node.items() if name != "_target_"}
+    checked = check(options, target, key)
+    try:
+        return target(*runtime, **checked)
+    except ConfigError as error:
+        raise error.under(key) from error
+
+
+def check(options: Config, target: Callable[..., Any], key: str = "") -> dict[str, Any]:
+    """Options compared with the keyword-only parameters of ``target``, in their types.
+
+    Raises:
+        ConfigError: the first that is unknown, missing or of the wrong type.
+    """
+    prefix = f"{key}." if key else ""
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    for name, value in options.items():
+        if name not in parameters:
+            problem = f"there is no such option{did_you_mean(str(name), parameters)}"
+            raise ConfigError(f"{prefix}{name}", value, problem)
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and options.get(name, "???") == "???":
+            raise ConfigError(f"{prefix}{name}", None, f"is missing; add {prefix}{name}=...")
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    return {name: typed(value, hints[name], f"{prefix}{name}") for name, value in options.items()}
+
+
+def typed(value: Any, annotation: Any, key: str) -> Any:
+    """``value`` as the annotation's type: 1e5 is a whole number, a list a tuple.
+
+    Raises:
+        ConfigError: it is of another type, or not one of the choices.
+    """
+    kinds = _kinds(annotation)
+    literals = [
+        choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)
+    ]
+    confused = isinstance(value, bool) and bool not in kinds and Any not in kinds
+    # YAML reads a bare no, yes, on or off as a boolean: as a choice it is the word.
+    if confused and literals:
+        value, confused = next((c for c in literals if c in _WORDS[value]), value), False
+    try:
+        if confused:
+            raise ValueError
+        config = ConfigDict(coerce_numbers_to_str=True, arbitrary_types_allowed=True)
+        return TypeAdapter(annotation, config=config).validate_python(value)
+    except (ValidationError, ValueError) as error:
+        if literals and isinstance(value, str):
+            problem = f"there is no such choice{did_you_mean(value, map(str, literals))}"
+            if "did you mean" in problem:
+                problem += f" (there are: {', '.join(map(str, literals))})"
+        else:
+            problem = f"must be {' or '.join(_describe(kind) for kind in kinds)}"
+        raise ConfigError(key, value, problem) from error
+
+
+_WORDS = {False: ("no", "off", "none", "false"), True: ("yes", "on", "true")}
+_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The members of a union, or the annotation itself."""
+    union = get_origin(annotation) in (Union, types.UnionType)
+    return list(get_args(annotation)) if union else [annotation]
+
+
+def _describe(kind: Any) -> str:
+    """A type in words."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) in (tuple, list):
+        members = [member for member in get_args(kind) if member is not Ellipsis]
+        many = (
+            f"{len(members)} entries"
+            if get_origin(kind) is tuple and ... not in get_args(kind)
+            else "a list"
+        )
+        return f"{many}, each {_describe(members[0])}, like [1,2]"
+    if get_origin(kind) in (dict, Mapping) or kind is dict:
+        return "a group of options"
+    return _NAMES.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _exported(target: str, key: str) -> Callable[..., Any]:
+    """What a package lists in its ``__all__`` under the name ``target``."""
+    package, _, name = target.rpartition(".")
+    if package in (*PACKAGES, *_plugins):
+        module = importlib.import_module(package)
+        if name in module.__all__:
+            found = getattr(module, name)
+            if callable(found):
+                return found
+    problem = (
+        "is not among what ddpm exports; classes of your own come through plugins=[their.module]"
+    )
+    raise ConfigError(key, target, problem)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the data decide and a checkpoint keeps: all that sampling needs to know of them.
+
+    Attributes:
+        shape: (C, *spatial) of a sample.
+        num_classes: of class-conditional training, else None.
+        class_names: the classes' names, where they have any.
+        codec: from raw data to model space and back.
+    """
+
+    shape: tuple[int, ...]
+    num_classes: int | None
+    class_names: list[str] | None
+    codec: Codec
+
+    @classmethod
+    def of(cls, data: Dataset) -> Facts:
+        """The facts of a data set."""
+        return cls(tuple(data.shape), data.num_classes, data.class_names, data.codec)
+
+    @classmethod
+    def restored(cls, header: Config) -> Facts:
+        """The facts that a checkpoint kept."""
+        try:
+            shape, classes = tuple(header["shape"]), header["num_classes"]
+            names, codec = header["class_names"], header["codec"]
+        except (KeyError, TypeError) as error:
+            raise ConfigError(
+                "ckpt", None, f"its config.json has no {error}; take another"
+            ) from error
+        return cls(shape, classes, names, codec_from_state(codec))
+
+    def state(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "shape": list(self.shape),
+            "num_classes": self.num_classes,
+            "class_names": self.class_names,
+            "codec": self.codec.state(),
+        }
+
+
+def dataset(config: Config) -> Dataset:
+    """The data that a config names."""
+    return build(config["data"], "data")
+
+
+def diffusion(config: Config, facts: Facts) -> GaussianDiffusion:
+    """The process that a config describes.
+
+    Raises:
+        ConfigError: also label dropout without labels.
+    """
+    schedule = build(config["schedule"], "schedule")
+    objective = build(config["objective"], "objective")
+    made: GaussianDiffusion = build(config["diffusion"], "diffusion", schedule, objective)
+    if made.label_dropout > 0 and facts.num_classes is None:
+        problem = "there are no labels to drop; add data.class_cond=true, or leave it at 0"
+        raise ConfigError("diffusion.label_dropout", made.label_dropout, problem)
+    return made
+
+
+def network(config: Config, facts: Facts, process: GaussianDiffusion) -> nn.Module:
+    """The network, its channels, size and classes taken from the data and the process.
+
+    A process with label dropout adds one class that stands for "no class".
+    """
+    channels, *size = facts.shape
+    classes = facts.num_classes
+    if classes is not None and process.label_dropout > 0:
+        classes += 1
+    return build(
+        config["model"],
+        "model",
+        channels,
+        process.output_channels(channels),
+        tuple(size),
+        classes,
+        process.self_condition,
+    )
+
+
+def sampler(node: Config, steps: int | None = None) -> Sampler:
+    """The sampler of a node; ``steps``, where given, wins over the node's own."""
+    if steps is not None:
+        node = {**node, "steps": steps}
+    return build(node, "sampler")
+
+
+def trainer_options(config: Config) -> dict[str, Any]:
+    """The trainer's options, checked, with the defaults of those not given."""
+    given = {name: value for name, value in config["trainer"].items() if name != "_target_"}
+    parameters = inspect.signature(Trainer).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {**defaults, **check(given, Trainer, "trainer")}
+
+
+def trainer(
+    config: Config,
+    model: nn.Module,
+    process: GaussianDiffusion,
+    data: Dataset,
+    accelerator: object,
+) -> Trainer:
+    """The trainer of a config."""
+    return build(config["trainer"], "trainer", model, process, data, accelerator, config["seed"])
+
+
+def trained(
+    found: Checkpoint, weights: Literal["ema", "raw"]
+) -> tuple[nn.Module, GaussianDiffusion, Facts]:
+    """The network of a checkpoint with its weights, its process, and the facts of its data.
+
+    Raises:
+        ConfigError: the config names what is not exported, or the weights do not fit it.
+    """
+    facts = Facts.restored(found.header)
+    try:
+        process = diffusion(found.config, facts)
+        model = network(found.config, facts, process)
+        model.load_state_dict(found.weights(weights))
+    except KeyError as error:
+        problem = f"its config has no {error}; take another checkpoint"
+        raise ConfigError("ckpt", str(found.folder), problem) from error
+    except RuntimeError as error:
+        problem = f"its weights do not fit its config: {str(error).splitlines()[-1].strip()}"
+        raise ConfigError("ckpt", str(found.folder), problem) from error
+    return model, process, facts
