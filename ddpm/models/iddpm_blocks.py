@@ -1,0 +1,204 @@
+"""The parts of the improved-diffusion U-Net, and the plan that says which parts there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ddpm.models.layers import GroupNorm, attend, avg_pool_nd, conv_nd, zero_module
+
+NUM_GROUPS = 32
+
+
+def resample_factor(dims: int) -> tuple[int, ...]:
+    """By how much each axis shrinks between levels; the first of three, time, keeps its length.
+
+    Halving time as well would be as natural, but the original's weights are for this.
+    """
+    return (1, 2, 2) if dims == 3 else (2,) * dims
+
+
+class Downsample(nn.Module):
+    """Halve the spatial axes, by a strided convolution or by means over neighbours."""
+
+    def __init__(self, dims: int, channels: int, use_conv: bool) -> None:
+        super().__init__()
+        factor = resample_factor(dims)
+        self.op: nn.Module
+        if use_conv:
+            self.op = conv_nd(dims, channels, channels, 3, stride=factor, padding=1)
+        else:
+            # The original gives the window where its pool takes the number of axes, and crashes.
+            self.op = avg_pool_nd(dims, factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take ``(B, C, *spatial)`` to half the size."""
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Double the spatial axes by repeating neighbours, then a convolution where ``use_conv``."""
+
+    def __init__(self, dims: int, channels: int, use_conv: bool) -> None:
+        super().__init__()
+        self.scale = [float(n) for n in resample_factor(dims)]
+        self.conv = conv_nd(dims, channels, channels, 3, padding=1) if use_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take ``(B, C, *spatial)`` to twice the size."""
+        x = F.interpolate(x, scale_factor=self.scale, mode="nearest")
+        return x if self.conv is None else self.conv(x)
+
+
+def _maybe_checkpoint(enabled: bool, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Call ``function``, forgetting its activations until the backward pass where ``enabled``.
+
+    The random state is restored for the second run, so that dropout drops the same units; the
+    original's own checkpointing draws another mask and gives the gradient of another function.
+    """
+    if enabled and torch.is_grad_enabled():
+        return checkpoint(function, *inputs, use_reentrant=False)
+    return function(*inputs)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions around a residual, told the time by a shift or by a scale and a shift."""
+
+    def __init__(
+        self,
+        dims: int,
+        channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        *,
+        dropout: float,
+        use_scale_shift_norm: bool,
+        use_checkpoint: bool,
+    ) -> None:
+        super().__init__()
+        self.use_scale_shift_norm, self.use_checkpoint = use_scale_shift_norm, use_checkpoint
+        told = 2 * out_channels if use_scale_shift_norm else out_channels
+        self.in_layers = nn.Sequential(
+            GroupNorm(NUM_GROUPS, channels),
+            nn.SiLU(),
+            conv_nd(dims, channels, out_channels, 3, padding=1),
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, told))
+        self.out_layers = nn.Sequential(
+            GroupNorm(NUM_GROUPS, out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            zero_module(conv_nd(dims, out_channels, out_channels, 3, padding=1)),
+        )
+        self.skip_connection: nn.Module = nn.Identity()
+        if out_channels != channels:
+            self.skip_connection = conv_nd(dims, channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Take ``(B, channels, *spatial)`` and ``(B, E)`` to ``(B, out_channels, *spatial)``."""
+        return _maybe_checkpoint(self.use_checkpoint, self._forward, x, embedding)
+
+    def _forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.in_layers(x)
+        told = self.emb_layers(embedding).to(h.dtype)
+        told = told.reshape(*told.shape, *(1,) * (h.ndim - 2))
+        if self.use_scale_shift_norm:
+            scale, shift = told.chunk(2, dim=1)
+            h = self.out_layers[0](h) * (1 + scale) + shift
+            h = self.out_layers[1:](h)
+        else:
+            h = self.out_layers(h + told)
+        return self.skip_connection(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Softmax attention between all positions, around a residual."""
+
+    def __init__(self, channels: int, num_heads: int, *, use_checkpoint: bool) -> None:
+        super().__init__()
+        self.num_heads, self.use_checkpoint = num_heads, use_checkpoint
+        self.norm = GroupNorm(NUM_GROUPS, channels)
+        self.qkv = conv_nd(1, channels, 3 * channels, 1)
+        self.proj_out = zero_module(conv_nd(1, channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take ``(B, C, *spatial)`` to the same shape."""
+        return _maybe_checkpoint(self.use_checkpoint, self._forward, x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(2)
+        qkv = self.qkv(self.norm(flat))
+        # The channels of qkv are heads x (q, k, v) x channels of a head, from the outside in.
+        q, k, v = qkv.unflatten(1, (self.num_heads, 3, -1)).transpose(-1, -2).unbind(2)
+        h = attend(q, k, v).transpose(-1, -2).flatten(1, 2)
+        return (flat + self.proj_out(h)).reshape(x.shape)
+
+
+class TimestepSequential(nn.Sequential):
+    """Layers in a row, of which the residual blocks are told the time."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
+        """Take ``(B, C, *spatial)`` and ``(B, E)`` through all layers."""
+        for layer in self:
+            x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the whole network is made of; it knows how to make each kind of part."""
+
+    dims: int
+    model_channels: int
+    num_res_blocks: int
+    attention_rates: tuple[int, ...]
+    channel_mult: tuple[int, ...]
+    dropout: float
+    conv_resample: bool
+    num_heads: int
+    num_heads_upsample: int
+    use_scale_shift_norm: bool
+    use_checkpoint: bool
+
+    @property
+    def widths(self) -> list[int]:
+        """The channels of each level."""
+        return [self.model_channels * mult for mult in self.channel_mult]
+
+    @property
+    def embedding_channels(self) -> int:
+        """The channels of the embedded time."""
+        return 4 * self.model_channels
+
+    def attends(self, level: int) -> bool:
+        """Whether a level, which is downsampled 2**level times, has attention."""
+        return 2**level in self.attention_rates
+
+    def residual(self, channels: int, out_channels: int) -> ResBlock:
+        """A residual block."""
+        return ResBlock(
+            self.dims,
+            channels,
+            out_channels,
+            self.embedding_channels,
+            dropout=self.dropout,
+            use_scale_shift_norm=self.use_scale_shift_norm,
+            use_checkpoint=self.use_checkpoint,
+        )
+
+    def attention(self, channels: int, num_heads: int) -> AttentionBlock:
+        """An attention block."""
+        return AttentionBlock(channels, num_heads, use_checkpoint=self.use_checkpoint)
+
+    def downsample(self, channels: int) -> nn.Module:
+        """The way to the next coarser level."""
+        return Downsample(self.dims, channels, self.conv_resample)
+
+    def upsample(self, channels: int) -> nn.Module:
+        """The way to the next finer level."""
+        return Upsample(self.dims, channels, self.conv_resample)

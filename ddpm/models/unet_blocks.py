@@ -1,0 +1,200 @@
+"""The parts of the denoising-diffusion-pytorch U-Net, and the plan that says which there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.models.layers import GroupNorm, RMSNorm, attend, conv_nd, linear_attend
+
+
+def _block_norm(dims: int, channels: int, groups: int | None) -> nn.Module:
+    """Group normalisation, or that of the root mean square where there are no groups."""
+    return RMSNorm(dims, channels) if groups is None else GroupNorm(groups, channels)
+
+
+class Block(nn.Module):
+    """A convolution, a norm, the scale and shift that tell the time, and SiLU."""
+
+    def __init__(
+        self, dims: int, channels: int, out_channels: int, groups: int | None, dropout: float
+    ) -> None:
+        super().__init__()
+        self.proj = conv_nd(dims, channels, out_channels, 3, padding=1)
+        self.norm = _block_norm(dims, out_channels, groups)
+        self.act = nn.SiLU()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, scale_shift: Tensor | None = None) -> Tensor:
+        """Take ``(B, C, *spatial)``, told ``(B, 2 * out_channels, 1, ...)`` or nothing."""
+        x = self.norm(self.proj(x))
+        if scale_shift is not None:
+            scale, shift = scale_shift.chunk(2, dim=1)
+            x = x * (scale + 1) + shift
+        return self.dropout(self.act(x))
+
+
+class ResnetBlock(nn.Module):
+    """Two blocks around a residual; the first is told the time, and drops out."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        *,
+        dims: int,
+        embedding_channels: int,
+        groups: int | None,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, 2 * out_channels))
+        self.block1 = Block(dims, channels, out_channels, groups, dropout)
+        self.block2 = Block(dims, out_channels, out_channels, groups, 0.0)
+        self.res_conv: nn.Module = nn.Identity()
+        if channels != out_channels:
+            self.res_conv = conv_nd(dims, channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Take ``(B, channels, *spatial)`` and ``(B, E)`` to ``(B, out_channels, *spatial)``."""
+        told = self.mlp(embedding)
+        told = told.reshape(*told.shape, *(1,) * (x.ndim - 2))
+        return self.block2(self.block1(x, told)) + self.res_conv(x)
+
+
+class SelfAttention(nn.Module):
+    """Attention between all positions and ``num_mem_kv`` learned pairs of key and value.
+
+    ``full`` attention takes a softmax over the positions, at quadratic cost; the other is linear
+    in their number. The residual is the caller's.
+    """
+
+    def __init__(
+        self, dims: int, channels: int, *, full: bool, heads: int, dim_head: int, num_mem_kv: int
+    ) -> None:
+        super().__init__()
+        self.full, self.heads = full, heads
+        hidden = heads * dim_head
+        self.norm = RMSNorm(dims, channels)
+        self.mem_kv: nn.Parameter | None = None
+        if num_mem_kv > 0:
+            memory = (num_mem_kv, dim_head) if full else (dim_head, num_mem_kv)
+            self.mem_kv = nn.Parameter(torch.randn(2, heads, *memory))
+        self.to_qkv = conv_nd(dims, channels, 3 * hidden, 1, bias=False)
+        self.to_out = conv_nd(dims, hidden, channels, 1)
+        if not full:
+            self.to_out = nn.Sequential(self.to_out, RMSNorm(dims, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take ``(B, C, *spatial)`` to what is added to it."""
+        qkv = self.to_qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1))
+        if self.full:
+            q, k, v = qkv.transpose(-1, -2).unbind(1)
+            out = attend(q, *self._remember(k, v, dim=-2)).transpose(-1, -2)
+        else:
+            q, k, v = qkv.unbind(1)
+            out = linear_attend(q, *self._remember(k, v, dim=-1))
+        return self.to_out(out.flatten(1, 2).unflatten(-1, x.shape[2:]))
+
+    def _remember(self, k: Tensor, v: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """The keys and values with the learned ones in front."""
+        if self.mem_kv is None:
+            return k, v
+        memory = self.mem_kv.to(k.dtype)[:, None].expand(-1, len(k), -1, -1, -1)
+        return torch.cat((memory[0], k), dim=dim), torch.cat((memory[1], v), dim=dim)
+
+
+def downsample(dims: int, channels: int, out_channels: int) -> nn.Module:
+    """Half the size: squares of four pixels into the channels, or on a line a strided window."""
+    if dims == 1:
+        return conv_nd(dims, channels, out_channels, 4, stride=2, padding=1)
+    return nn.Sequential(nn.PixelUnshuffle(2), conv_nd(dims, 4 * channels, out_channels, 1))
+
+
+def upsample(dims: int, channels: int, out_channels: int) -> nn.Module:
+    """Twice the size, by repeating neighbours and a convolution."""
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2, mode="nearest"),
+        conv_nd(dims, channels, out_channels, 3, padding=1),
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the network is made of, settled for every level: it knows how to make each part."""
+
+    dims: int
+    widths: tuple[int, ...]  # of the stem, then of every level
+    embedding_channels: int
+    full_attn: tuple[bool, ...]
+    attn_heads: tuple[int, ...]
+    attn_dim_head: tuple[int, ...]
+    mid_attn_heads: int
+    mid_attn_dim_head: int
+    num_mem_kv: int
+    groups: int | None
+    dropout: float
+
+    def residual(self, channels: int, out_channels: int) -> ResnetBlock:
+        """A residual block."""
+        return ResnetBlock(
+            channels,
+            out_channels,
+            dims=self.dims,
+            embedding_channels=self.embedding_channels,
+            groups=self.groups,
+            dropout=self.dropout,
+        )
+
+    def attention(self, channels: int, level: int) -> SelfAttention:
+        """The attention of a level."""
+        return SelfAttention(
+            self.dims,
+            channels,
+            full=self.full_attn[level],
+            heads=self.attn_heads[level],
+            dim_head=self.attn_dim_head[level],
+            num_mem_kv=self.num_mem_kv,
+        )
+
+    def middle_attention(self) -> SelfAttention:
+        """The attention between the way down and the way up."""
+        return SelfAttention(
+            self.dims,
+            self.widths[-1],
+            full=True,
+            heads=self.mid_attn_heads,
+            dim_head=self.mid_attn_dim_head,
+            num_mem_kv=self.num_mem_kv,
+        )
+
+    def down(self, level: int) -> nn.ModuleList:
+        """Two blocks, attention and the way to the next level, which the last does not shrink."""
+        width, next_width = self.widths[level : level + 2]
+        last = level == len(self.full_attn) - 1
+        return nn.ModuleList(
+            [
+                self.residual(width, width),
+                self.residual(width, width),
+                self.attention(width, level),
+                conv_nd(self.dims, width, next_width, 3, padding=1)
+                if last
+                else downsample(self.dims, width, next_width),
+            ]
+        )
+
+    def up(self, level: int) -> nn.ModuleList:
+        """Two blocks that also take what the way down gave, attention and the way to the next."""
+        next_width, width = self.widths[level : level + 2]  # the way down seen backwards
+        return nn.ModuleList(
+            [
+                self.residual(width + next_width, width),
+                self.residual(width + next_width, width),
+                self.attention(width, level),
+                conv_nd(self.dims, width, next_width, 3, padding=1)
+                if level == 0
+                else upsample(self.dims, width, next_width),
+            ]
+        )

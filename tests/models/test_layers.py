@@ -1,0 +1,170 @@
+"""What the networks share, against formulas."""
+
+import math
+
+import pytest
+import torch
+
+from ddpm.errors import ConfigError
+from ddpm.models.layers import (
+    FourierEmbedding,
+    GroupNorm,
+    RMSNorm,
+    SinusoidalEmbedding,
+    attend,
+    avg_pool_nd,
+    check_dropout,
+    check_halvings,
+    check_positive,
+    conv_nd,
+    describe_size,
+    linear_attend,
+    zero_module,
+)
+
+HALF_TYPES = [torch.bfloat16, torch.float16]
+
+
+def by_hand(t: float, dim: int, n: int, cos_first: bool) -> list[float]:
+    """The embedding of one timestep, in Python's own doubles."""
+    angles = [t * 10000 ** (-i / n) for i in range(dim // 2)]
+    sines, cosines = [math.sin(a) for a in angles], [math.cos(a) for a in angles]
+    return (cosines + sines if cos_first else sines + cosines) + [0.0] * (dim % 2)
+
+
+@pytest.mark.parametrize("dim", [8, 9])
+@pytest.mark.parametrize(("cos_first", "reach_end"), [(True, False), (False, True)])
+def test_sinusoidal_embedding_is_the_formula(dim, cos_first, reach_end):
+    embed = SinusoidalEmbedding(dim, cos_first=cos_first, reach_end=reach_end)
+    times = [0.0, 3.0, 977.5]
+    n = dim // 2 - reach_end
+    expected = torch.tensor([by_hand(t, dim, n, cos_first) for t in times])
+    torch.testing.assert_close(embed(torch.tensor(times)), expected, atol=2e-5, rtol=0)
+
+
+def test_sinusoidal_embedding_takes_whole_timesteps():
+    embed = SinusoidalEmbedding(8, cos_first=True, reach_end=False)
+    t = torch.tensor([0, 999])
+    assert torch.equal(embed(t), embed(t.double()))
+
+
+@pytest.mark.parametrize("dtype", [*HALF_TYPES, torch.float64])
+def test_sinusoidal_embedding_stays_in_float32(dtype):
+    embed = SinusoidalEmbedding(32, cos_first=False, reach_end=True)
+    t = torch.tensor([998.25])
+    expected = embed(t)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(embed.to(dtype)(t), expected)
+    assert embed(t).dtype == torch.float32
+    assert not embed.state_dict()
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_fourier_embedding_is_the_formula(learned):
+    embed = FourierEmbedding(4, learned=learned)
+    assert embed.weights.requires_grad is learned
+    with torch.no_grad():
+        embed.weights.copy_(torch.tensor([0.5, -0.25]))
+    expected = [[0.5, math.sin(math.pi / 2), math.sin(-math.pi / 4), 0.0, math.cos(math.pi / 4)]]
+    torch.testing.assert_close(embed(torch.tensor([0.5])), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+@pytest.mark.parametrize("norm", [GroupNorm(4, 16), RMSNorm(1, 16)])
+def test_norms_do_not_overflow_in_half_precision(norm, dtype):
+    x = (1e4 * torch.randn(2, 16, 5)).to(dtype)
+    out = norm(x)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, norm(x.float()).to(dtype))
+    torch.testing.assert_close(norm.to(dtype)(x), out)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_rms_norm_is_the_formula(dims):
+    norm = RMSNorm(dims, 6)
+    x = torch.randn(2, 6, *(3,) * dims)
+    with torch.no_grad():
+        norm.g.mul_(2)
+    torch.testing.assert_close(norm(x), 2 * x / x.square().mean(1, keepdim=True).sqrt())
+
+
+@pytest.mark.parametrize("keys", [5, 7])
+def test_attend_is_the_formula(keys):
+    q, k, v = torch.randn(2, 3, 5, 4), torch.randn(2, 3, keys, 4), torch.randn(2, 3, keys, 4)
+    expected = torch.softmax(q @ k.transpose(-1, -2) / 2, dim=-1) @ v
+    torch.testing.assert_close(attend(q, k, v), expected)
+
+
+def test_attend_takes_its_softmax_in_float32():
+    # In bfloat16 these scores, near 300, would be 2 apart; in float32 their differences live.
+    q = torch.full((1, 1, 1, 64), 6.0).bfloat16()
+    k = torch.full((1, 1, 64, 64), 6.25).bfloat16()
+    k[..., :1] += torch.linspace(-0.5, 0.5, 64).bfloat16()[:, None]
+    v = torch.linspace(-1, 1, 64).bfloat16()[None, None, :, None].expand(1, 1, 64, 64)
+    exact = attend(q.double(), k.double(), v.double())
+    assert float(exact.mean()) > 0.1
+    torch.testing.assert_close(attend(q, k, v).double(), exact, atol=2e-3, rtol=0)
+
+
+def test_linear_attend_is_the_formula():
+    q, k, v = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 7), torch.randn(2, 3, 4, 7)
+    kernel = torch.softmax(q, 2).transpose(-1, -2) @ torch.softmax(k, 3) / 2
+    torch.testing.assert_close(linear_attend(q, k, v), (kernel @ v.transpose(-1, -2)).mT)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_convolutions_and_pools_of_every_rank(dims):
+    x = torch.randn(1, 2, *(4,) * dims)
+    conv = conv_nd(dims, 2, 3, 1, bias=False)
+    expected = torch.einsum("oi,bi...->bo...", conv.weight.reshape(3, 2), x)
+    torch.testing.assert_close(conv(x), expected)
+    pooled = avg_pool_nd(dims, 4)(x)
+    torch.testing.assert_close(pooled.flatten(1), x.flatten(2).mean(-1))
+    assert not zero_module(conv)(x).any()
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ((64,), "sequences of length 64"),
+        ((32, 16), "images of 32x16"),
+        ((8, 32, 32), "videos of 8x32x32"),
+        ((1, 2, 3, 4), "data of 1x2x3x4"),
+    ],
+)
+def test_sizes_in_words(size, said):
+    assert describe_size(size) == said
+
+
+@pytest.mark.parametrize(
+    ("check", "line"),
+    [
+        (
+            lambda: check_halvings("dim_mults", (1, 2, 4, 8), (28, 28)),
+            "dim_mults=[1,2,4,8]: 4 levels halve the size 3 times, but 28x28 is not divisible "
+            "by 8; set data.image_size to a multiple of 8 or shorten dim_mults",
+        ),
+        (
+            lambda: check_halvings("channel_mult", (1, 1), (7, 6, 5), 1),
+            "channel_mult=[1,1]: 2 levels halve the size 1 times, but 6x5 is not divisible "
+            "by 2; bring the data's size to a multiple of 2 or shorten channel_mult",
+        ),
+        (lambda: check_positive(dim=8, heads=0), "heads=0: must be greater than zero"),
+        (lambda: check_positive(mults=(1, -2)), "mults=[1,-2]: must be greater than zero"),
+        (lambda: check_positive(mults=()), "mults=[]: needs at least one entry"),
+        (
+            lambda: check_dropout(1.0),
+            "dropout=1.0: is a probability: choose from 0 up to below 1",
+        ),
+    ],
+)
+def test_error_lines(check, line):
+    with pytest.raises(ConfigError) as error:
+        check()
+    assert str(error.value) == line
+
+
+def test_what_fits_passes():
+    check_halvings("channel_mult", (1, 1), (7, 6, 4), 1)
+    check_positive(dim=1, mults=(1, 2))
+    check_dropout(0.0)

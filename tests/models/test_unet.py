@@ -1,0 +1,279 @@
+"""The denoising-diffusion-pytorch U-Net, against itself and formulas (see also test_interop)."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddpm.errors import ConfigError
+from ddpm.models import UNet
+from ddpm.models.layers import attend, linear_attend
+from ddpm.models.unet_blocks import SelfAttention
+from tests.reference_cases import filled, relative_error
+
+T = torch.tensor([7, 600])
+SIZES = {1: (8,), 2: (8, 4)}
+
+
+def make(dims: int = 2, size: tuple[int, ...] | None = None, **options) -> UNet:
+    """A small network in eval mode, with weights that are functions of their names."""
+    facts = {key: options.pop(key) for key in ("num_classes", "self_condition") if key in options}
+    size = SIZES[dims] if size is None else size
+    net = UNet(3, 5, size, **facts, dims=dims, **{"dim": 8, "dim_mults": (1, 2), **options})
+    net.load_state_dict(filled((name, w.shape) for name, w in net.state_dict().items()))
+    return net.eval()
+
+
+def noise(dims: int = 2, seed: int = 0) -> Tensor:
+    return torch.randn(2, 3, *SIZES[dims], generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize(
+    ("options", "same", "other"),
+    [
+        ({}, {"full_attn": (False, True)}, {"full_attn": (True, False)}),
+        ({"full_attn": True}, {"full_attn": (True, True)}, {}),
+        ({"full_attn": False}, {"full_attn": (False, False)}, {}),
+        ({"attn_heads": 2}, {"attn_heads": (2, 2)}, {"attn_heads": (1, 2)}),
+        ({"attn_dim_head": 8}, {"attn_dim_head": (8, 8)}, {"attn_dim_head": (4, 8)}),
+        ({"attn_heads": (1, 2)}, {"attn_heads": (1, 2), "mid_attn_heads": 2}, {"attn_heads": 1}),
+        ({"mid_attn_heads": 4}, {}, {"mid_attn_heads": 2}),
+        ({"mid_attn_dim_head": 32}, {}, {"mid_attn_dim_head": 16}),
+        ({"init_dim": 8}, {}, {"init_dim": 16}),
+        ({"num_mem_kv": 0}, {}, {"num_mem_kv": 2}),
+        ({"block_norm": "group"}, {"resnet_block_groups": 8}, {"resnet_block_groups": 4}),
+        ({"block_norm": "rms"}, {"block_norm": "rms", "resnet_block_groups": 3}, {}),
+        ({"dropout": 0.5}, {}, {"dim": 16}),
+        ({"sinusoidal_pos_emb_theta": 10000}, {}, {"sinusoidal_pos_emb_theta": 50}),
+        (
+            {"learned_sinusoidal_cond": True},
+            {"random_fourier_features": True, "learned_sinusoidal_dim": 16},
+            {"learned_sinusoidal_cond": True, "learned_sinusoidal_dim": 4},
+        ),
+    ],
+)
+def test_what_each_option_stands_for(dims, options, same, other):
+    x = noise(dims)
+    expected = make(dims, **options)(x, T)
+    assert torch.equal(make(dims, **same)(x, T), expected)
+    assert relative_error(make(dims, **other)(x, T), expected) > 1e-3
+
+
+@torch.no_grad()
+def test_a_stem_of_another_width_goes_through_to_the_end():
+    net, x = make(init_dim=16), noise()
+    assert net.init_conv.weight.shape[0] == 16
+    assert net.final_conv.weight.shape[1] == 16
+    cut = net.final_conv.weight.clone()
+    net.final_conv.weight[:, 8:] = 0
+    changed = net(x, T)
+    net.final_conv.weight.copy_(cut)
+    assert relative_error(changed, net(x, T)) > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("num_mem_kv", [0, 3])
+def test_attention_is_the_formula_with_the_memory_in_front(full, dims, num_mem_kv):
+    layer = SelfAttention(dims, 6, full=full, heads=2, dim_head=4, num_mem_kv=num_mem_kv)
+    x = torch.randn(2, 6, *(4,) * dims)
+    flat = layer.norm(x).flatten(2)
+    qkv = torch.einsum("oi,bin->bon", layer.to_qkv.weight.flatten(1), flat)
+    q, k, v = qkv.reshape(2, 3, 2, 4, -1).unbind(1)
+    if num_mem_kv:
+        memory = layer.mem_kv.transpose(-1, -2) if full else layer.mem_kv
+        k, v = (torch.cat((m.expand(2, -1, -1, -1), z), -1) for m, z in zip(memory, (k, v)))  # noqa: B905
+    out = attend(q.mT, k.mT, v.mT).mT if full else linear_attend(q, k, v)
+    expected = layer.to_out(out.reshape(2, 8, *x.shape[2:]))
+    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_memory_learns(full):
+    net = make(full_attn=full, num_mem_kv=2)
+    net(noise(), T).square().sum().backward()
+    memories = {name: p.grad for name, p in net.named_parameters() if name.endswith("mem_kv")}
+    assert len(memories) == 5
+    assert all(grad.abs().sum() > 0 for grad in memories.values())
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_random_frequencies_learn_where_they_should(learned):
+    option = "learned_sinusoidal_cond" if learned else "random_fourier_features"
+    net = make(**{option: True})
+    net(noise(), T).square().sum().backward()
+    grad = net.time_mlp[0].weights.grad
+    assert (grad is not None and grad.any()) if learned else grad is None
+    both = make(learned_sinusoidal_cond=True, random_fourier_features=True)
+    assert not both.time_mlp[0].weights.requires_grad
+
+
+@torch.no_grad()
+def test_dropout_is_random_in_training_only():
+    net, x = make(dropout=0.3), noise()
+    expected = net(x, T)
+    torch.manual_seed(0)
+    first, second = net.train()(x, T), net(x, T)
+    assert relative_error(first, expected) > 1e-3
+    assert relative_error(second, first) > 1e-3
+    assert torch.equal(make().train()(x, T), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dims", [1, 2])
+def test_labels_are_added_to_the_embedded_time(dims):
+    net, plain, x = make(dims, num_classes=3), make(dims), noise(dims)
+    weights = net.state_dict()
+    plain.load_state_dict({k: w for k, w in weights.items() if k != "label_emb.weight"})
+    plain.time_mlp[3].bias += weights["label_emb.weight"][2]
+    torch.testing.assert_close(net(x, T, torch.tensor([2, 2])), plain(x, T), atol=1e-5, rtol=1e-5)
+    assert not torch.equal(net(x, T, torch.tensor([0, 1])), net(x, T, torch.tensor([0, 2])))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dims", [1, 2])
+def test_the_estimate_of_x0_comes_in_front_and_none_is_zeros(dims):
+    net, plain, x = make(dims, self_condition=True), make(dims), noise(dims)
+    assert torch.equal(net(x, T), net(x, T, None, torch.zeros_like(x)))
+    assert relative_error(net(x, T, None, noise(dims, 1)), net(x, T)) > 1e-3
+    weights = net.state_dict()
+    weights["init_conv.weight"] = weights["init_conv.weight"][:, 3:]
+    plain.load_state_dict(weights)
+    torch.testing.assert_close(net(x, T), plain(x, T), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_timesteps_may_be_fractions():
+    net, x = make(), noise()
+    assert torch.equal(net(x, T.float()), net(x, T))
+    assert 0 < relative_error(net(x, T + 0.01), net(x, T)) < 0.01
+
+
+@torch.no_grad()
+def test_every_size_that_halves_will_do():
+    x = torch.randn(2, 3, 10, 6)
+    assert torch.equal(make(size=(8, 8))(x, T), make(size=(10, 6))(x, T))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("block_norm", ["group", "rms"])
+def test_autocast_stays_near_float32(dims, block_norm):
+    net, x = make(dims, num_mem_kv=2, block_norm=block_norm), noise(dims)
+    expected = net(x, T)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = net(x, T)
+    assert actual.isfinite().all()
+    assert 0 < relative_error(actual, expected) < 0.05
+    assert relative_error(net.bfloat16()(x.bfloat16(), T), expected) < 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dims", [1, 2])
+def test_the_network_compiles_in_one_piece(dims):
+    net = make(dims, num_mem_kv=2, num_classes=2, self_condition=True)
+    x = noise(dims)
+    inputs = (x, T, torch.tensor([0, 1]), x)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs), net(*inputs))
+
+
+@pytest.mark.parametrize(
+    ("options", "inputs", "said"),
+    [
+        ({}, {"y": torch.tensor([0, 1])}, "the network has no classes, but labels y were given"),
+        ({"num_classes": 3}, {}, r"the network has 3 classes and needs labels y of shape \(B,\)"),
+        ({}, {"x_self_cond": noise()}, "x_self_cond was given to a network without"),
+        ({}, {"x": torch.zeros(2, 3, 8, 7)}, r"spatial size \(8, 7\), not a multiple of \(2, 2\)"),
+    ],
+)
+def test_wrong_inputs(options, inputs, said):
+    with pytest.raises(ValueError, match=said):
+        make(**options)(**{"x": noise(), "t": T, **inputs})
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            {"dims": 1, "size": (32, 32)},
+            "dims=1: unet1d is a sequence network but the data are images of 32x32; use model=unet",
+        ),
+        (
+            {"dims": 2, "size": (64,)},
+            "dims=2: unet is an image network but the data are sequences of length 64; "
+            "use model=unet1d",
+        ),
+        (
+            {"dims": 2, "size": (8, 32, 32)},
+            "dims=2: unet is an image network but the data are videos of 8x32x32; "
+            "use model=iddpm_unet",
+        ),
+        (
+            {"dims": 3, "size": (8, 32, 32)},
+            "dims=3: can be 1 or 2; model=iddpm_unet also takes videos",
+        ),
+        (
+            {"dim_mults": (1, 2, 4, 8), "size": (28, 28)},
+            "dim_mults=[1,2,4,8]: 4 levels halve the size 3 times, but 28x28 is not divisible "
+            "by 8; set data.image_size to a multiple of 8 or shorten dim_mults",
+        ),
+        ({"dim_mults": ()}, "dim_mults=[]: needs at least one entry"),
+        (
+            {"attn_heads": (2, 4, 8)},
+            "attn_heads=[2,4,8]: has 3 entries, but dim_mults makes 2 levels; "
+            "give 2 entries or a single value for all",
+        ),
+        (
+            {"attn_dim_head": (32,)},
+            "attn_dim_head=[32]: has 1 entries, but dim_mults makes 2 levels; "
+            "give 2 entries or a single value for all",
+        ),
+        (
+            {"full_attn": (False, False, False, True)},
+            "full_attn=[false,false,false,true]: has 4 entries, but dim_mults makes 2 levels; "
+            "give 2 entries or a single value for all",
+        ),
+        (
+            {"dim": 12},
+            "dim=12: a level has 12 channels, which 8 groups do not divide; make dim a multiple "
+            "of 8, lower resnet_block_groups or set block_norm=rms",
+        ),
+        (
+            {"init_dim": 12},
+            "init_dim=12: a level has 12 channels, which 8 groups do not divide; make init_dim a "
+            "multiple of 8, lower resnet_block_groups or set block_norm=rms",
+        ),
+        (
+            {"dim": 12, "init_dim": 8},
+            "dim=12: a level has 12 channels, which 8 groups do not divide; make dim a multiple "
+            "of 8, lower resnet_block_groups or set block_norm=rms",
+        ),
+        (
+            {"dim": 2, "block_norm": "rms"},
+            "dim=2: is the width of the timestep's embedding too, which needs two frequencies; "
+            "use 4 or more",
+        ),
+        (
+            {"learned_sinusoidal_cond": True, "learned_sinusoidal_dim": 7},
+            "learned_sinusoidal_dim=7: is as many sines as cosines; choose an even number",
+        ),
+        ({"sinusoidal_pos_emb_theta": 0}, "sinusoidal_pos_emb_theta=0: must be greater than zero"),
+        ({"num_mem_kv": -1}, "num_mem_kv=-1: is a count: 0 for none"),
+        ({"mid_attn_heads": 0}, "mid_attn_heads=0: must be greater than zero"),
+        ({"init_dim": 0}, "init_dim=0: must be greater than zero"),
+        ({"dropout": -0.1}, "dropout=-0.1: is a probability: choose from 0 up to below 1"),
+    ],
+)
+def test_error_lines(options, line):
+    with pytest.raises(ConfigError) as error:
+        make(**options)
+    assert str(error.value) == line
+
+
+@torch.no_grad()
+def test_root_mean_square_blocks_take_odd_widths():
+    net = make(dim=5, block_norm="rms")
+    assert net(noise(), T).isfinite().all()
