@@ -119,7 +119,7 @@ def source(
     Raises:
         ConfigError: guidance of a network that was not trained for it.
     """
-    check_steps(sampler, diffusion)
+    check_steps(sampler, diffusion, "steps")
     denoiser: Denoises = Denoiser(
         network.eval(),
         diffusion,
@@ -139,11 +139,11 @@ def source(
     return Source(denoiser, sampler, codec, device, autocast)
 
 
-def check_steps(sampler: Sampler, diffusion: GaussianDiffusion) -> None:
-    """Refuse more sampling steps than the process has."""
+def check_steps(sampler: Sampler, diffusion: GaussianDiffusion, key: str) -> None:
+    """Refuse more sampling steps than the process has; ``key`` is the option to blame."""
     steps, most = sampler.steps, diffusion.num_steps
-    problem = f"the model was trained with {most} steps; take steps between 1 and {most}"
-    require(steps is None or steps <= most, "steps", steps, problem)
+    problem = f"the process has {most} steps; take 1 to {most}"
+    require(steps is None or steps <= most, key, steps, problem)
 
 
 def generate(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -23,14 +24,16 @@ from torch import nn
 
 from ddpm.data import Codec, Dataset, codec_from_state
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.errors import ConfigError, did_you_mean
+from ddpm.errors import ConfigError, did_you_mean, render
 from ddpm.samplers import Sampler
+from ddpm.seeding import mix
 from ddpm.training import Trainer
 from ddpm.training.checkpoint import Checkpoint
 
 PACKAGES = ("ddpm.data", "ddpm.diffusion", "ddpm.models", "ddpm.samplers", "ddpm.training")
 Config = Mapping[str, Any]
 _plugins: list[str] = []
+_INITIAL = 7  # sets the key of the initial weights apart from a step's
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -121,7 +124,8 @@ def check(options: Config, target: Callable[..., Any], key: str = "") -> dict[st
     }
     for name, value in options.items():
         if name not in parameters:
-            problem = f"there is no such option{did_you_mean(str(name), parameters)}"
+            known = [f"{prefix}{parameter}" for parameter in parameters]
+            problem = f"there is no such option{did_you_mean(f'{prefix}{name}', known)}"
             raise ConfigError(f"{prefix}{name}", value, problem)
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and options.get(name, "???") == "???":
@@ -156,7 +160,7 @@ def typed(value: Any, annotation: Any, key: str) -> Any:
                 problem += f" (there are: {', '.join(map(str, literals))})"
         else:
             problem = f"must be {' or '.join(_describe(kind) for kind in kinds)}"
-        raise ConfigError(key, value, problem) from error
+        raise ConfigError(key, render(value), problem) from error
 
 
 _WORDS = {False: ("no", "off", "none", "false"), True: ("yes", "on", "true")}
@@ -273,21 +277,24 @@ def diffusion(config: Config, facts: Facts) -> GaussianDiffusion:
 def network(config: Config, facts: Facts, process: GaussianDiffusion) -> nn.Module:
     """The network, its channels, size and classes taken from the data and the process.
 
-    A process with label dropout adds one class that stands for "no class".
+    A process with label dropout adds one class that stands for "no class". The initial weights
+    are a function of the config's seed, the same on every process.
     """
     channels, *size = facts.shape
     classes = facts.num_classes
     if classes is not None and process.label_dropout > 0:
         classes += 1
-    return build(
-        config["model"],
-        "model",
-        channels,
-        process.output_channels(channels),
-        tuple(size),
-        classes,
-        process.self_condition,
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix(config["seed"], _INITIAL))
+        return build(
+            config["model"],
+            "model",
+            channels,
+            process.output_channels(channels),
+            tuple(size),
+            classes,
+            process.self_condition,
+        )
 
 
 def sampler(node: Config, steps: int | None = None) -> Sampler:

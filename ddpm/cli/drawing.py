@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from ddpm.cli import app
 from ddpm.data import Codec
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, require
+from ddpm.progress import progress
 from ddpm.samplers.base import OnStep
 from ddpm.training import checkpoint, launch
 from ddpm.training.run import new_name
@@ -128,12 +128,9 @@ class Trained:
         labels = [labels for _, labels in everyone if labels is not None]
         return raw, torch.cat(labels) if labels else None
 
-    @contextmanager
-    def progress(self, calls: int, what: str) -> Iterator[tqdm]:
+    def progress(self, calls: int, what: str) -> tqdm:
         """A bar over the calls of the network, with the time that is left."""
-        off = not self.accelerator.is_main_process
-        with tqdm(total=calls, desc=what, unit="call", disable=off, dynamic_ncols=True) as bar:
-            yield bar
+        return progress(calls, what, "call", shown=self.accelerator.is_main_process)
 
 
 class Trajectory:

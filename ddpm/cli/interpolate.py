@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ddpm.cli import app
-from ddpm.errors import require
+from ddpm.errors import ConfigError, require
 
 
 def main() -> None:
@@ -41,11 +41,11 @@ def interpolate(
     require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
     trained = Trained.load(ckpt, weights, device, precision)
     codec, last = trained.facts.codec, trained.diffusion.num_steps - 1
-    read = [end if isinstance(end, int) else codec.read(end) for end in (a, b)]
+    read = [_end(codec, key, given) for key, given in (("a", a), ("b", b))]
     if t is None:
         t = last if any(isinstance(end, int) for end in read) else last // 2
     require(
-        0 <= t <= last, "t", t, f"the model was trained with {last + 1} steps; take 0 to {last}"
+        0 <= t <= last, "t", t, f"the process has {last + 1} steps; take 0 to {last}"
     )
     ends = trained.classes(classes)
     if ends is not None:
@@ -71,6 +71,16 @@ def interpolate(
         codec.picture(frames, columns=num_frames).save(folder / "strip.png")
     app.say(trained.accelerator, f"done: {folder} (look at strip.png)")
     trained.accelerator.end_training()
+
+
+def _end(codec: Any, key: str, given: int | str) -> Any:
+    """A seed as it is, or the content of a file."""
+    if isinstance(given, int):
+        return given
+    try:
+        return codec.read(given)
+    except ConfigError as error:
+        raise ConfigError(key, given, error.problem) from error
 
 
 if __name__ == "__main__":

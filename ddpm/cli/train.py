@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli import app
-from ddpm.errors import ConfigError
+from ddpm.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -98,13 +98,16 @@ def _what_to_train(
     from ddpm.training import checkpoint
     from ddpm.training.run import Run, check_same
 
+    if name is not None:
+        problem = "is the name of one folder, without / in it; its parent is out="
+        require(bool(name) and Path(name).name == name, "name", name, problem)
     if resume is None:
         number = app.job_number()
         path = Path(out) / (name if number is None else f"{name}-{number}") if name else None
         if path is None or not (path / "config.yaml").exists():
             return asked, None, None
     else:
-        path = Path(resume).resolve()
+        path = checkpoint.readable(Path(resume).resolve())
         if not (path / "config.yaml").exists():
             problem = "there is no run; give the folder of one, such as outputs/latest"
             raise ConfigError("resume", resume, problem)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -68,8 +69,11 @@ class Checkpoint:
         return safetensors.torch.load_file(self.folder / WEIGHTS[which])
 
     def state(self) -> dict[str, Any]:
-        """Optimizer and counters, on the CPU."""
-        return torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
+        """Optimizer and counters, on the CPU; only tensors and plain data are read."""
+        try:
+            return torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise _damaged(self.folder, f"{STATE} holds what is not safe to read") from error
 
 
 def save(
@@ -170,15 +174,16 @@ def find(path: str, warn: Callable[[str], None]) -> Checkpoint:
         ConfigError: there is none, or it is damaged.
     """
     place = Path(path)
-    if not place.exists():
+    if not place.exists():  # also where latest points to a run that was deleted
         problem = "there is no such run or checkpoint; look into outputs/ or train one first"
         raise ConfigError("ckpt", path, problem)
     if place.is_file():
         problem = "is a file; give the folder of a run or of a checkpoint (step-00001000)"
         raise ConfigError("ckpt", path, problem)
-    if _NAME.fullmatch(place.resolve().name) or (place / MANIFEST).exists():
-        return load(place.resolve())
-    found = newest(place.resolve(), warn)
+    place = readable(place.resolve())
+    if _NAME.fullmatch(place.name) or (place / MANIFEST).exists():
+        return load(place)
+    found = newest(place, warn)
     if found is None:
         raise ConfigError("ckpt", path, "holds no checkpoint; give a run folder of ddpm-train")
     return found
@@ -199,6 +204,11 @@ def prune(run: Path, keep_last: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     for leftover in (run / FOLDER).glob(".tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def readable(place: Path) -> Path:
+    """A resolved path as a person would type it, from where they are."""
+    return place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
 
 
 def _damaged(folder: Path, reason: str) -> ConfigError:

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ddpm.data import Dataset
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, require
+from ddpm.progress import progress
 from ddpm.seeding import mix
 from ddpm.training import checkpoint
 from ddpm.training.ema import EMA
@@ -176,14 +176,9 @@ class Trainer:
         meter = Meter(accelerator, self.diffusion.num_steps)
         batches = self.feed.batches(self.step)
         loss = math.nan
-        with tqdm(
-            total=self.max_steps,
-            initial=self.step,
-            desc="training",
-            unit="step",
-            disable=not accelerator.is_main_process,
-            dynamic_ncols=True,
-            smoothing=0.05,
+        shown = accelerator.is_main_process
+        with progress(
+            self.max_steps, "training", "step", initial=self.step, shown=shown
         ) as bar:
             while self.step < self.max_steps:
                 norm = self._optimizer_step(batches, meter, run)

@@ -1,0 +1,116 @@
+"""Array files: reading them without running anything they hold, and writing files whole or not."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ddpm.errors import ConfigError
+
+SUFFIXES = (".npy", ".npz", ".pt")
+_LABELS = ("labels", "arr_1")
+
+
+def read_arrays(path: str, key: str | None, want_labels: bool) -> tuple[Any, Any]:
+    """The array of values in an .npy, .npz or .pt file as float32, and the labels beside it.
+
+    In a file of named arrays the values are ``key``, or "arr_0", or the only one; the labels are
+    "labels" or "arr_1", and None unless wanted. Pickled objects are refused. Raises ConfigError.
+    """
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        raise ConfigError("path", path, "no such file")
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise ConfigError("path", path, f"unknown kind of file; save it as one of {known}")
+    try:
+        if suffix == ".pt":
+            held = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            held = np.load(path, allow_pickle=False)
+        values, labels = _pick(held, path, key, want_labels)
+        return _as_float(values, path), None if labels is None else np.asarray(labels)
+    except ConfigError:
+        raise
+    except pickle.UnpicklingError as error:
+        problem = "holds more than tensors, or is damaged; save a tensor, or a dict of tensors"
+        raise ConfigError("path", path, problem) from error
+    except Exception as error:  # damaged zip, header or pickle: each has errors of its own
+        reason = str(error).split("\n")[0]
+        raise ConfigError("path", path, f"cannot be read ({reason}); save it anew") from error
+
+
+def _pick(held: Any, path: str, key: str | None, want_labels: bool) -> tuple[Any, Any]:
+    """The values, and the labels if wanted, in what a file holds: one array, or named ones."""
+    if isinstance(held, (np.ndarray, torch.Tensor)):
+        if key is not None:
+            raise ConfigError("key", key, f"{path} holds one array without a name; omit data.key")
+        if want_labels:
+            remedy = "save an .npz with the arrays arr_0 and labels"
+            raise ConfigError("class_cond", True, f"{path} holds no labels; {remedy}")
+        return held, None
+    if not isinstance(held, Mapping):
+        raise ConfigError("path", path, f"holds a {type(held).__name__}; save a tensor")
+    names = [str(name) for name in held]
+    labels_name = next((name for name in _LABELS if name in names), None)
+    if want_labels and labels_name is None:
+        remedy = f"name them labels (there are: {', '.join(names)})"
+        raise ConfigError("class_cond", True, f"{path} holds no labels; {remedy}")
+    values_name = _values_name(names, path, key)
+    return held[values_name], held[labels_name] if want_labels else None
+
+
+def _values_name(names: list[str], path: str, key: str | None) -> str:
+    if key is None:
+        others = [name for name in names if name not in _LABELS]
+        if "arr_0" in others or len(others) == 1:
+            return "arr_0" if "arr_0" in others else others[0]
+        problem = f"which array of {path}? set data.key to one of: {', '.join(names) or '(none)'}"
+        raise ConfigError("key", None, problem)
+    if key not in names:
+        raise ConfigError("key", key, f"not in {path} (there are: {', '.join(names) or 'none'})")
+    return key
+
+
+def _as_float(values: Any, path: str) -> npt.NDArray[np.float32]:
+    if isinstance(values, torch.Tensor):
+        values = values.detach()  # float(): not all float types have a counterpart in numpy
+        values = values.numpy() if values.is_complex() else values.float().numpy()
+    values = np.asarray(values)
+    if values.dtype.kind not in "fiub":
+        raise ConfigError("path", path, f"holds values of type {values.dtype}; save real numbers")
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32)
+    bad = int(single.size - np.isfinite(single).sum())
+    if bad:
+        problem = f"{bad} of its {single.size} values are NaN or infinite; remove or replace them"
+        raise ConfigError("path", path, problem)
+    return single
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write to, which becomes ``path`` once all went well: never half a file.
+
+    Makes the folder. Raises ConfigError naming ``path`` if the file system refuses.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield aside
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror or error}); free space or write elsewhere"
+        raise ConfigError("path", str(path), problem) from error

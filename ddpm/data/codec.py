@@ -1,0 +1,254 @@
+"""Codecs: raw data to model space and back, and to and from files; nothing else rescales."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from ddpm.data.arrays import read_arrays, replacing
+from ddpm.data.decoding import quiet_about_size, read_pixels
+from ddpm.data.pictures import grid, plots, save_gif
+from ddpm.errors import ConfigError, did_you_mean
+
+
+class Codec(ABC):
+    """What has to be known of the data once training is over, saved as JSON in the checkpoint.
+
+    A subclass names its ``kind``; its constructor takes what :meth:`state` gives, less the kind.
+    """
+
+    kind: ClassVar[str]
+    """The name under which :func:`codec_from_state` finds the class."""
+    formats: ClassVar[tuple[str, ...]]
+    """The file formats that :meth:`write` knows."""
+    default_format: ClassVar[str]
+    bounds: tuple[float, float] = (-1.0, 1.0)
+    """The range of the data in model space, for clipping."""
+    shape: tuple[int, ...]
+    """Shape of one item, ``(C, *spatial)``."""
+    _kinds: ClassVar[dict[str, type[Codec]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        kind = cls.__dict__.get("kind")
+        if kind is not None:
+            taken = Codec._kinds.setdefault(kind, cls)
+            if taken.__qualname__ != cls.__qualname__:
+                raise TypeError(f"{cls.__qualname__}: {taken.__qualname__} is already '{kind}'")
+
+    @abstractmethod
+    def encode(self, raw: torch.Tensor) -> torch.Tensor:
+        """Raw ``(B, *shape)`` to model space: float32 within ``bounds``, on the same device."""
+
+    @abstractmethod
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
+        """Model space ``(B, *shape)``, any float type, to raw data on the same device."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What :func:`codec_from_state` needs to make this codec again, as plain JSON."""
+
+    @abstractmethod
+    def read(self, path: str) -> torch.Tensor:
+        """One raw item ``(C, *spatial)`` from a user's file; raises ConfigError (key ``path``)."""
+
+    @abstractmethod
+    def picture(self, raw: torch.Tensor, *, columns: int | None = None) -> Image.Image:
+        """A picture of the raw batch ``(N, *shape)``, N at least 1, of so many columns."""
+
+    @abstractmethod
+    def array(self, raw: torch.Tensor) -> npt.NDArray[Any]:
+        """The raw batch ``(N, *shape)`` as the array that :meth:`write` puts into files."""
+
+    def write(
+        self,
+        raw: torch.Tensor,
+        folder: Path,
+        *,
+        format: str,
+        labels: torch.Tensor | None = None,
+        first: int = 0,
+    ) -> list[Path]:
+        """Write the raw batch ``(N, *shape)`` below ``folder``, and tell which files it became.
+
+        ``npz``: samples.npz with arr_0 and, given labels ``(N,)``, arr_1 in int64. ``npy``:
+        samples.npy. Both are replaced if there. ``first`` is the number of the first item in
+        formats of one file an item. Raises ConfigError for an unknown format (key ``format``) and
+        for what the file system refuses (key ``path``).
+        """
+        array = self.array(raw)
+        if format == "npz":
+            arrays = [array] if labels is None else [array, labels.cpu().numpy().astype(np.int64)]
+            return [_save(folder / "samples.npz", lambda file: np.savez(file, *arrays))]
+        if format == "npy":
+            return [_save(folder / "samples.npy", lambda file: np.save(file, array))]
+        raise ConfigError("format", format, f"unknown{did_you_mean(format, self.formats)}")
+
+    def animate(
+        self,
+        frames: Iterable[torch.Tensor],
+        path: Path,
+        *,
+        duration_ms: int = 100,
+        hold_ms: int = 2000,
+        columns: int | None = None,
+    ) -> Path:
+        """Write raw batches ``(N, *shape)`` as a GIF of their pictures; the last stays longer."""
+        save_gif([self.picture(raw, columns=columns) for raw in frames], path, duration_ms, hold_ms)
+        return path
+
+
+def _save(path: Path, save: Callable[[Any], None]) -> Path:
+    with replacing(path) as aside, open(aside, "wb") as file:
+        save(file)
+    return path
+
+
+def codec_from_state(state: Mapping[str, Any]) -> Codec:
+    """The codec whose :meth:`Codec.state` this is; raises ConfigError (key ``codec``)."""
+    if not isinstance(state, Mapping) or "kind" not in state:
+        raise ConfigError("codec", state, "not the state of a codec: it has no 'kind'")
+    options = {name: value for name, value in state.items() if name != "kind"}
+    known = Codec._kinds
+    kind = known.get(str(state["kind"]))
+    if kind is None:
+        hint = did_you_mean(str(state["kind"]), known)
+        raise ConfigError("codec", state["kind"], f"unknown kind of data{hint}")
+    try:
+        inspect.signature(kind).bind(**options)
+        return kind(**options)
+    except (TypeError, ValueError, ConfigError) as error:
+        raise ConfigError("codec", dict(state), f"malformed: {error}") from error
+
+
+def _checked_shape(shape: Iterable[int], names: str) -> tuple[int, ...]:
+    sizes = tuple(shape)
+    whole = all(type(size) is int and size > 0 for size in sizes)
+    if not whole or len(sizes) != len(names.split()):
+        raise ConfigError("shape", sizes, f"must be positive whole numbers ({names})")
+    return sizes
+
+
+class ImageCodec(Codec):
+    """Images: raw uint8 0..255 is -1..1 in model space.
+
+    ``shape`` is (channels, height, width); pictures in files have 1 channel (grey) or 3 (RGB).
+    """
+
+    kind = "images"
+    formats = ("png", "npz", "npy")
+    default_format = "png"
+
+    def __init__(self, shape: Iterable[int]) -> None:
+        self.shape = _checked_shape(shape, "channels height width")
+
+    def encode(self, raw: torch.Tensor) -> torch.Tensor:
+        """Raw uint8 ``(B, C, H, W)`` to float32 in -1..1."""
+        return raw.float() / 127.5 - 1
+
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
+        """Model space to uint8: the nearest of the 256 values, clamped to 0 and 255."""
+        return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+    def state(self) -> dict[str, Any]:
+        """Kind and shape."""
+        return {"kind": self.kind, "shape": list(self.shape)}
+
+    def read(self, path: str) -> torch.Tensor:
+        """A picture file as uint8 ``(C, H, W)``, scaled to cover that and cut at the centre."""
+        self._need_picture_channels("path", path, "train on grey or RGB images")
+        channels, height, width = self.shape
+        with quiet_about_size():
+            _, pixels = read_pixels(str(Path(path).expanduser()), channels, (height, width))
+        return torch.from_numpy(pixels.copy())
+
+    def picture(self, raw: torch.Tensor, *, columns: int | None = None) -> Image.Image:
+        """A grid; see :func:`ddpm.data.pictures.grid`."""
+        return grid(raw.detach().cpu().numpy(), columns)
+
+    def array(self, raw: torch.Tensor) -> npt.NDArray[np.uint8]:
+        """Channels last, as programs that evaluate samples expect: uint8 ``(N, H, W, C)``."""
+        return np.ascontiguousarray(raw.cpu().numpy().transpose(0, 2, 3, 1))
+
+    def write(
+        self,
+        raw: torch.Tensor,
+        folder: Path,
+        *,
+        format: str,
+        labels: torch.Tensor | None = None,
+        first: int = 0,
+    ) -> list[Path]:
+        """As :meth:`Codec.write`; ``png`` writes images/00000.png and so on, from ``first``."""
+        if format != "png":
+            return super().write(raw, folder, format=format, labels=labels, first=first)
+        self._need_picture_channels("format", format, "use format=npz")
+        paths = []
+        for number, pixels in enumerate(self.array(raw), start=first):
+            path = Path(folder) / "images" / f"{number:05d}.png"
+            with replacing(path) as aside:
+                image = Image.fromarray(pixels[:, :, 0] if self.shape[0] == 1 else pixels)
+                image.save(aside, "PNG")
+            paths.append(path)
+        return paths
+
+    def _need_picture_channels(self, key: str, value: str, remedy: str) -> None:
+        channels = self.shape[0]
+        if channels not in (1, 3):
+            problem = f"a picture holds 1 or 3 channels, these images have {channels}; {remedy}"
+            raise ConfigError(key, value, problem)
+
+
+class SequenceCodec(Codec):
+    """Sequences: raw float32 from ``low`` to ``high`` is -1..1 in model space; never clamped.
+
+    ``shape`` is (channels, length).
+    """
+
+    kind = "sequences"
+    formats = ("npy", "npz")
+    default_format = "npy"
+
+    def __init__(self, shape: Iterable[int], low: float, high: float) -> None:
+        self.shape = _checked_shape(shape, "channels length")
+        self.low, self.high = float(low), float(high)
+        if not -np.inf < self.low < self.high < np.inf:
+            raise ConfigError("low", self.low, f"must be finite and less than high={self.high}")
+
+    def encode(self, raw: torch.Tensor) -> torch.Tensor:
+        """Raw ``(B, C, L)`` to float32, ``low`` to -1 and ``high`` to 1."""
+        return (raw.float() - self.low) / (self.high - self.low) * 2 - 1
+
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
+        """Model space to raw float32 ``(B, C, L)``."""
+        return (x.float() + 1) / 2 * (self.high - self.low) + self.low
+
+    def state(self) -> dict[str, Any]:
+        """Kind, shape and range."""
+        shape = list(self.shape)
+        return {"kind": self.kind, "shape": shape, "low": self.low, "high": self.high}
+
+    def read(self, path: str) -> torch.Tensor:
+        """An .npy, .npz or .pt file of ``(C, L)``, or ``(L,)`` for one channel, as float32."""
+        values, _ = read_arrays(str(path), None, want_labels=False)
+        item = values[None] if values.ndim == 1 else values
+        if item.shape != self.shape:
+            problem = f"has the shape {values.shape}, but the model's sequences {self.shape}"
+            raise ConfigError("path", str(path), f"{problem} (channels, length); cut it to that")
+        return torch.from_numpy(item)
+
+    def picture(self, raw: torch.Tensor, *, columns: int | None = None) -> Image.Image:
+        """Line plots of the first 16; see :func:`ddpm.data.pictures.plots`."""
+        return plots(raw.detach().cpu().numpy(), self.low, self.high, columns)
+
+    def array(self, raw: torch.Tensor) -> npt.NDArray[np.float32]:
+        """As it is: float32 ``(N, C, L)``."""
+        return raw.cpu().numpy()

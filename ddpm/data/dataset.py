@@ -1,0 +1,44 @@
+"""What training asks of a data set, whoever wrote it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+
+from ddpm.data.codec import Codec
+
+
+class Dataset(ABC):
+    """A finite, indexable set of items of one shape; the contract between data and training.
+
+    A subclass takes its configuration as keyword-only constructor parameters, whose annotations
+    are the schema of its config node, and sets the attributes below. Nothing here holds state that
+    changes, and nothing draws from a random generator: an item is a function of ``(index, key)``.
+    """
+
+    shape: tuple[int, ...]
+    """Shape of one item, ``(C, *spatial)``."""
+    num_classes: int | None
+    """How many classes the labels count; None for a data set without labels."""
+    class_names: list[str] | None
+    """The name of each class, in the order of the labels; None for a data set without labels."""
+    codec: Codec
+    """What carries raw items to model space and back."""
+    in_memory: bool
+    """Whether :meth:`fetch` is a cheap look-up, so that workers would only cost."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of items."""
+
+    @abstractmethod
+    def fetch(
+        self, indices: Sequence[int], keys: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Items ``indices`` as a new raw batch ``(B, *shape)``, and their labels.
+
+        ``keys`` holds one augmentation seed in ``[0, 2**63)`` for each item. Images are uint8,
+        sequences float32; labels are int64 ``(B,)`` in ``[0, num_classes)``, or None.
+        """

@@ -1,0 +1,168 @@
+"""Image files to arrays: the one place that opens a picture.
+
+JPEG, PNG, WebP and BMP, whatever the suffix says; of an animation, the first frame. The picture is
+turned as its EXIF orientation says (where this stands before the pixels; broken EXIF is ignored).
+Transparency is laid on white, so that the colours hidden under it do not show. CMYK and palettes
+are converted, 16-bit grey is scaled down. Colour profiles are ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from ddpm.errors import ConfigError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MAX_PIXELS = 64_000_000
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+Pixels = npt.NDArray[np.uint8]
+
+
+class Header(NamedTuple):
+    """What a file says of its picture before any pixel is decoded."""
+
+    height: int
+    width: int
+    grey: bool
+    """Whether it is stored without colour; WebP always stores colour."""
+
+
+def read_header(path: str) -> Header:
+    """Size, as it will be shown, and colour of the picture at ``path``; decodes no pixels."""
+    with _opened(path) as image:
+        return _header(image)
+
+
+def read_pixels(
+    path: str, channels: int, size: tuple[int, int] | None = None
+) -> tuple[Header, Pixels]:
+    """The picture at ``path`` as uint8 ``(channels, height, width)``, fitted to ``size``.
+
+    ``channels`` is 1 (grey) or 3 (RGB); ``size`` is (height, width), or None for the picture's.
+    Raises ConfigError, naming the file, for one that is damaged, too large or no picture.
+    """
+    with _opened(path) as image:
+        header = _header(image)
+        turn = _TURNS.get(_orientation(image))
+        plain = _without_alpha(image).convert("L" if channels == 1 else "RGB")
+        if turn is not None:
+            plain = plain.transpose(turn)
+        pixels = np.asarray(fit(plain, size or (header.height, header.width)))
+    return header, pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scale ``image`` (L or RGB) to cover ``size`` (height, width), and cut to it at the centre.
+
+    Both directions are scaled alike; bicubic, antialiased.
+    """
+    height, width = size
+    if image.size == (width, height):
+        return image
+    scale = min(image.width / width, image.height / height)
+    left = (image.width - scale * width) / 2
+    top = (image.height - scale * height) / 2
+    # rounding must not push the box over the edge
+    box = (
+        max(left, 0.0),
+        max(top, 0.0),
+        min(left + scale * width, float(image.width)),
+        min(top + scale * height, float(image.height)),
+    )
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
+@contextmanager
+def quiet_about_size() -> Iterator[None]:
+    """Keep Pillow's warnings on large pictures to itself: they are refused here anyway.
+
+    Changes a process-wide filter, so it is for the main thread, around the threads that decode.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    """An image file, open; whatever goes wrong with it becomes a ConfigError that names it."""
+    remedy = "remove the file or re-encode it"
+    try:
+        if not os.path.isfile(path):  # opening a pipe would wait for ever
+            raise ConfigError("path", path, "no such file")
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _too_large(path, f"{image.width}x{image.height} pixels")
+            yield image
+    except ConfigError:
+        raise
+    except UnidentifiedImageError as error:
+        what = "holds no JPEG, PNG, WebP or BMP picture"
+        raise ConfigError("path", path, f"{what}; {remedy}") from error
+    except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
+        raise ConfigError("path", path, f"cannot be opened ({error.strerror})") from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, "too many pixels") from error
+    except Exception as error:  # the decoders raise nearly everything on damaged files
+        raise ConfigError("path", path, f"is damaged ({error}); {remedy}") from error
+
+
+def _too_large(path: str, size: str) -> ConfigError:
+    limit = f"the limit is {MAX_PIXELS // 1_000_000} million"
+    return ConfigError("path", path, f"has {size}, {limit}; remove the file or scale it down")
+
+
+def _header(image: Image.Image) -> Header:
+    width, height = image.size
+    if _orientation(image) in (5, 6, 7, 8):
+        width, height = height, width
+    return Header(height, width, _is_grey(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation as far as it stands in the header; 1 (upright) where unreadable."""
+    try:
+        # not image.getexif(): that of PNG decodes the pixels to look behind them
+        return int(Image.Image.getexif(image).get(_ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def _is_grey(image: Image.Image) -> bool:
+    if image.mode == "P" and image.palette is not None:
+        order, data = image.palette.getdata()
+        colours = np.frombuffer(bytes(data), np.uint8).reshape(-1, len(order))[:, :3]
+        return bool((colours == colours[:, :1]).all())
+    return image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    """The picture in 8 bits, with what is transparent laid on white."""
+    if image.mode.startswith("I"):  # 16 bits of grey
+        values = np.asarray(image).astype(np.float64)
+        if "transparency" in image.info:
+            values[values == image.info["transparency"]] = 65535
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image
+    canvas = Image.new("RGBA", image.size, "white")
+    canvas.alpha_composite(image.convert("RGBA"))
+    return canvas

@@ -1,0 +1,89 @@
+"""Batches as pictures: grids of images, small line plots of sequences, and animations of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ddpm.data.arrays import replacing
+
+MAX_PANELS = 16
+_BACKGROUND = 225
+_PADDING = 2
+_MIN_CELL = 64
+
+
+def grid(images: npt.NDArray[np.uint8], columns: int | None = None) -> Image.Image:
+    """Images ``(N, C, H, W)`` side by side, row after row, near to a square.
+
+    Small ones are enlarged by a whole factor, each pixel to a square. One channel gives a grey
+    picture and three a coloured one; of any other number, the channels stand side by side in grey.
+    """
+    number, channels, height, width = images.shape
+    if channels not in (1, 3):
+        images = images.transpose(0, 2, 1, 3).reshape(number, 1, height, channels * width)
+    factor = math.ceil(_MIN_CELL / max(height, width))
+    cells = images.repeat(factor, axis=2).repeat(factor, axis=3).transpose(0, 2, 3, 1)
+    high, wide = cells.shape[1:3]
+    columns = min(columns or math.ceil(math.sqrt(number)), number)
+    rows = math.ceil(number / columns)
+    step_down, step_right = high + _PADDING, wide + _PADDING
+    area = (rows * step_down + _PADDING, columns * step_right + _PADDING, cells.shape[3])
+    canvas = np.full(area, _BACKGROUND, np.uint8)
+    for place, cell in enumerate(cells):
+        top = _PADDING + place // columns * step_down
+        left = _PADDING + place % columns * step_right
+        canvas[top : top + high, left : left + wide] = cell
+    return Image.fromarray(canvas[:, :, 0] if canvas.shape[2] == 1 else canvas)
+
+
+def plots(
+    sequences: npt.NDArray[np.float32], low: float, high: float, columns: int | None = None
+) -> Image.Image:
+    """Sequences ``(N, C, L)`` as line plots, a panel for each of the first 16, a colour a channel.
+
+    All panels show the range from ``low`` to ``high`` and a little more, so that pictures of the
+    same data can be compared; what lies further out is cut off.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = sequences[:MAX_PANELS]
+    columns = min(columns or math.ceil(math.sqrt(len(shown))), len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(2.4 * columns + 0.8, 1.6 * rows + 0.8), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    margin = 0.05 * (high - low)
+    for number, panel in enumerate(panels):
+        if number >= len(shown):
+            panel.set_axis_off()
+            continue
+        for channel, values in enumerate(shown[number]):
+            panel.plot(values, color=f"C{channel % 10}", linewidth=1.0, label=f"channel {channel}")
+        panel.set_ylim(low - margin, high + margin)
+        panel.tick_params(labelsize=7, labelbottom=number + columns >= len(shown))
+    figure.supxlabel("position", fontsize=9)
+    figure.supylabel("value", fontsize=9)
+    if 1 < shown.shape[1] <= 10:
+        handles, names = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper right", ncols=5, fontsize=7)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def save_gif(frames: Sequence[Image.Image], path: Path, duration_ms: int, hold_ms: int) -> None:
+    """Write ``frames``, of one size, as a GIF that repeats for ever and holds its last frame.
+
+    Frames that equal the one before are merged with it; the time they are shown stays.
+    """
+    times = [duration_ms] * (len(frames) - 1) + [hold_ms]
+    with replacing(path) as aside:
+        frames[0].save(
+            aside, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0
+        )

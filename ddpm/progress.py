@@ -1,0 +1,35 @@
+"""Progress bars that also suit a log file."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+
+def progress(total: int, what: str, unit: str, *, initial: int = 0, shown: bool = True) -> tqdm:
+    """A bar on the error stream with the rate and the time that is left.
+
+    In a terminal it moves twice a second; in a file it writes a line every ten seconds. It shows
+    up once a second has passed, so short work stays silent.
+
+    Args:
+        total: units in all.
+        what: the work, for the bar's head.
+        unit: what is counted.
+        initial: units that were done before.
+        shown: False on all processes but the main one.
+    """
+    seconds = 0.5 if sys.stderr.isatty() else 10.0
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=what,
+        unit=unit,
+        disable=not shown,
+        dynamic_ncols=True,
+        mininterval=seconds,
+        maxinterval=max(seconds, 10.0),
+        delay=1.0,
+        smoothing=0.05,
+    )

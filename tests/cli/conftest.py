@@ -1,0 +1,67 @@
+"""Commands run as a user types them, in this process and in an empty folder."""
+
+import importlib
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+
+@dataclass
+class Ended:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """What the command said of a mistake: its one line."""
+        lines = [x for x in self.err.strip().splitlines() if not x.startswith("warning: ")]
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """``command("train", "name=a", ...)`` gives the exit status and what was printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def run(name: str, *arguments: str) -> Ended:
+        from hydra.core.global_hydra import GlobalHydra
+
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", [f"ddpm-{name}", *arguments])
+        capsys.readouterr()
+        status = 0
+        try:
+            importlib.import_module(f"ddpm.cli.{name}").main()
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        captured = capsys.readouterr()
+        return Ended(status, captured.out, captured.err)
+
+    return run
+
+
+TINY = (
+    "model.dim=8",
+    "trainer.batch_size=8",
+    "trainer.preview_every=0",
+    "trainer.log_every=1",
+    "trainer.lr_warmup=0",
+)
+
+
+@pytest.fixture
+def tiny():
+    """Options that make the default run small."""
+    return TINY
+
+
+@pytest.fixture
+def trained(command, tiny):
+    """The path of a tiny run of two steps on the digits."""
+    ended = command("train", "name=tiny", "trainer.max_steps=2", *tiny)
+    assert ended.status == 0, ended.err
+    return "outputs/tiny"

@@ -1,0 +1,269 @@
+"""Each mistake gives one line that names the key, the value and the remedy, and exit status 1."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+TRAIN = [
+    # (options, the whole line after "ddpm-train: ")
+    ("trainer.max_step=5", "trainer.max_step=5: there is no such option; did you mean 'trainer.max_steps'?"),
+    ("batch_size=5", "batch_size=5: there is no such option; did you mean 'trainer.batch_size'?"),
+    ("sede=5", "sede=5: there is no such option; did you mean 'seed'?"),
+    ("+trainer.max_stepz=1", "trainer.max_stepz=1: there is no such option; did you mean 'trainer.max_steps'?"),
+    ("+sede=1", "sede=1: there is no such option; did you mean 'seed'?"),
+    ("trainer.max_steps=abc", "trainer.max_steps=abc: must be a whole number"),
+    ("trainer.max_steps=1.5", "trainer.max_steps=1.5: must be a whole number"),
+    ("trainer.max_steps=true", "trainer.max_steps=true: must be a whole number"),
+    ("trainer.max_steps=0", "trainer.max_steps=0: must be at least 1"),
+    ("trainer.lr=fast", "trainer.lr=fast: must be a number"),
+    ("trainer.lr=null", "trainer.lr=null: must be a number"),
+    ("trainer.lr=-1", "trainer.lr=-1.0: must be above 0"),
+    ("trainer.keep_last=1", "trainer.keep_last=1: must be at least 2: the last may be damaged"),
+    ("model.dim_mults=4", "model.dim_mults=4: must be a list, each a whole number, like [1,2]"),
+    ("trainer.precision=fp8", "trainer.precision=fp8: there is no such choice (there are: bf16, fp16, no)"),
+    ("objective.loss=l3", "objective.loss=l3: there is no such choice (there are: huber, l1, l2)"),
+    ("objective.min_snr_gamma=-1", "objective.min_snr_gamma=-1.0: must be above 0, or null"),
+    ("model=unett", "model=unett: there is no such choice (there are: iddpm_unet, unet, unet1d); did you mean 'unet'?"),
+    ("data=folder", "data.path: is missing; add data.path=..."),
+    ("data=folder data.path=nowhere", "data.path=nowhere: no such folder; set data.path to a folder of images"),
+    ("model.dim_mults=[1,2,4,8,16]", "model.dim_mults=[1,2,4,8,16]: 5 levels halve the size 4 times, but 8x8 is not divisible by 16; set data.image_size to a multiple of 16 or shorten dim_mults"),
+    ("model=iddpm_unet model.model_channels=20", "model.model_channels=20: GroupNorm has 32 groups; make it a multiple of 32"),
+    ("model=unet1d", "model.dims=1: unet1d is a sequence network but the data are images of 8x8; use model=unet"),
+    ("schedule=linear schedule.num_steps=10", "schedule.num_steps=10: beta at step 5 is 1.116, outside (0, 1); take more steps, other schedule parameters, or schedule=cosine"),
+    ("schedule.num_steps=0", "schedule.num_steps=0: needs at least 1 step"),
+    ("sampler.steps=2000", "sampler.steps=2000: the process has 1000 steps; take 1 to 1000"),
+    ("diffusion.label_dropout=0.1", "diffusion.label_dropout=0.1: there are no labels to drop; add data.class_cond=true, or leave it at 0"),
+    ("trainer.batch_size=7 trainer.accumulate=2", "trainer.batch_size=7: must be a multiple of 2 (accumulate 2 x 1 processes)"),
+    ("seed=null", "seed=null: must be a whole number"),
+    ("name=a/b", "name=a/b: is the name of one folder, without / in it; its parent is out="),
+    ("resume=nowhere", "resume=nowhere: there is no run; give the folder of one, such as outputs/latest"),
+    ("data._target_=os.system", "data._target_=os.system: is not among what ddpm exports; classes of your own come through plugins=[their.module]"),
+    ("plugins=[no_such_module]", "plugins=[no_such_module]: cannot import no_such_module (No module named 'no_such_module'); is it on PYTHONPATH?"),
+    ("name=a=b", "name=a=b: cannot be read; quote values with = , or spaces: 'key=\"the value\"'"),
+]  # fmt: skip
+
+SAMPLE = [
+    ("model=unet", "model=unet: the model comes from the checkpoint; leave it out"),
+    ("model.dim=3", "model.dim=3: the model comes from the checkpoint; leave it out"),
+    ("+schedule=linear", "schedule: the schedule comes from the checkpoint; leave it out"),
+    ("sampler.etta=2", "sampler.etta=2: there is no such option; did you mean 'sampler.eta'?"),
+    ("sampler.eta=2", "sampler.eta=2.0: must be between 0 (deterministic) and 1 (ancestral)"),
+    ("sampler=ddimm", "sampler=ddimm: there is no such choice (there are: ddim, ddpm); did you mean 'ddim'?"),
+    ("steps=0", "sampler.steps=0: must be at least 1; null = the default"),
+    ("steps=1001", "steps=1001: the process has 1000 steps; take 1 to 1000"),
+    ("num_samples=0", "num_samples=0: must be at least 1"),
+    ("classes=[3]", "classes=[3]: the model knows no classes; leave it out, or train with data.class_cond=true"),
+    ("guidance=3", "guidance=3.0: the model was not trained to be guided; train with data.class_cond=true diffusion.label_dropout=0.1, or leave guidance at 1"),
+    ("format=jpg", "format=jpg: there is no such choice; did you mean 'png'? (there are: png, npz, npy)"),
+    ("weights=emma", "weights=emma: there is no such choice; did you mean 'ema'? (there are: ema, raw)"),
+    ("precision=fp16", "precision=fp16: fp16 needs a GPU; on a CPU take bf16, or no for float32"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "line"), TRAIN, ids=[options for options, _ in TRAIN])
+def test_train(command, options, line):
+    if "precision=fp16" in options and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU: fp16 is allowed")
+    ended = command("train", *options.split())
+    assert (ended.status, ended.line) == (1, f"ddpm-train: {line}")
+    assert os.listdir() == [], "a refused run left something behind"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A tiny run that the mistakes below leave as it is."""
+    import sys
+
+    from hydra.core.global_hydra import GlobalHydra
+
+    from ddpm.cli import train
+    from tests.cli.conftest import TINY
+
+    place = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["t", f"out={place}", "name=a", "trainer.max_steps=2", *TINY])
+        GlobalHydra.instance().clear()
+        train.main()
+    return place / "a"
+
+
+@pytest.mark.parametrize(("options", "line"), SAMPLE, ids=[options for options, _ in SAMPLE])
+def test_sample(command, run, options, line):
+    if "precision=fp16" in options and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU: fp16 is allowed")
+    ended = command("sample", f"ckpt={run}", *options.split())
+    assert (ended.status, ended.line) == (1, f"ddpm-sample: {line}")
+    assert os.listdir() == [] and not (run / "generated").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ("a=1", "b: is missing; add b=..."),
+        ("a=1 b=no.png", "b=no.png: no such file"),
+        ("a=1 b=2 t=1000", "t=1000: the process has 1000 steps; take 0 to 999"),
+        ("a=1 b=2 num_frames=1", "num_frames=1: must be at least 2, the two ends"),
+    ],
+)
+def test_interpolate(command, run, options, line):
+    ended = command("interpolate", f"ckpt={run}", *options.split())
+    assert (ended.status, ended.line) == (1, f"ddpm-interpolate: {line}")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_half_precision_and_gpu_that_are_not_there(command):
+    ended = command("train", "trainer.precision=fp16")
+    remedy = "fp16 needs a GPU; on a CPU take bf16, or no for float32"
+    assert ended.line == f"ddpm-train: trainer.precision=fp16: {remedy}"
+    ended = command("train", "device=cuda")
+    remedy = "this machine has no GPU that torch can use; take device=auto or device=cpu"
+    assert ended.line == f"ddpm-train: device=cuda: {remedy}"
+
+
+def picture(path, mode="RGB", size=(16, 16)):
+    Path(path).parent.mkdir(exist_ok=True)
+    Image.new(mode, size, 100).save(path)
+
+
+def test_folders_that_cannot_be_trained_on(command):
+    Path("imgs").mkdir()
+    ended = command("train", "data=folder", "data.path=imgs")
+    assert ended.status == 1 and ended.line.startswith("ddpm-train: data.path=imgs: holds no images (.jpg")
+    picture("imgs/a.png")
+    picture("imgs/b.png", mode="L")
+    ended = command("train", "data=folder", "data.path=imgs")
+    assert ended.line.startswith("ddpm-train: data.color=auto: ") and "data.color=rgb" in ended.line
+    Path("imgs/b.png").write_bytes(Path("imgs/a.png").read_bytes()[:40])
+    ended = command("train", "data=folder", "data.path=imgs")
+    assert ended.status == 1 and "imgs/b.png" in ended.line
+    assert sorted(os.listdir()) == ["imgs"]
+
+
+def test_images_on_a_sequence_network_and_back(command):
+    np.save("waves.npy", np.zeros((4, 2, 32), dtype=np.float32) + np.arange(32))
+    ended = command("train", "data=sequence", "data.path=waves.npy")
+    assert ended.status == 1 and "use model=unet1d" in ended.line
+
+
+def test_fewer_samples_than_a_batch_train_with_a_word(command, tiny):
+    for name in "abc":
+        picture(f"imgs/{name}.png")
+    ended = command("train", "data=folder", "data.path=imgs", "trainer.max_steps=2", *tiny)
+    assert ended.status == 0
+    assert "3 samples of 3x16x16 (fewer than a batch: each batch holds some of them twice)" in ended.out
+
+
+def test_places_that_cannot_be_written(command, run, tiny):
+    Path("file").touch()
+    ended = command("train", "out=file", "trainer.max_steps=2", *tiny)
+    assert ended.status == 1 and ended.line.startswith("ddpm-train: out=file/")
+    assert ended.line.endswith("choose another folder with out=")
+    ended = command("sample", f"ckpt={run}", "out=file", "steps=2")
+    assert ended.line.startswith("ddpm-sample: out=file: cannot be written")
+    assert os.listdir() == ["file"] and not Path("file").read_bytes()
+
+
+def damaged(trained, change):
+    """The line about a run whose only checkpoint was changed."""
+    folder = Path(trained, "checkpoints/step-00000002")
+    change(folder)
+    return folder
+
+
+def replaced(folder, name, content):
+    """Change a file and its entry in the manifest: what an attacker would do."""
+    import hashlib
+
+    (folder / name).write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["files"][name] = entry
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", ["config.json", "ema.safetensors", "model.safetensors", "state.pt"])
+@pytest.mark.parametrize("length", [0, 1, 100, -1])
+def test_truncated_checkpoints(command, trained, name, length):
+    path = damaged(trained, lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:length])) / name
+    ended = command("sample", f"ckpt={trained}", "steps=2")
+    assert ended.status == 1
+    reason = f"is damaged: {name} is not what was written; take another checkpoint"
+    assert ended.line == f"ddpm-sample: ckpt={path.parent}: {reason}"
+
+
+def test_a_checkpoint_of_another_version(command, trained):
+    def change(folder):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+
+    damaged(trained, change)
+    ended = command("sample", f"ckpt={trained}")
+    assert ended.status == 1 and "is of format 99, this ddpm reads format 1" in ended.line
+
+
+def test_checkpoints_that_are_not_there(command, run):
+    ended = command("sample", "ckpt=nowhere")
+    assert ended.line.startswith("ddpm-sample: ckpt=nowhere: there is no such run or checkpoint")
+    Path("empty").mkdir()
+    ended = command("sample", "ckpt=empty")
+    assert ended.line.startswith("ddpm-sample: ckpt=empty: holds no checkpoint")
+    file = run / "checkpoints/step-00000002/ema.safetensors"
+    ended = command("sample", f"ckpt={file}")
+    assert "is a file; give the folder of a run" in ended.line
+
+
+class Evil:
+    def __reduce__(self):
+        return Path.touch, (Path("pwned"),)
+
+
+def test_nothing_in_a_malicious_checkpoint_is_executed(command, trained):
+    folder = Path(trained, "checkpoints/step-00000002")
+    header = json.loads((folder / "config.json").read_text())
+    for target in ("os.system", "torch.load", "ddpm.training.checkpoint.os.system", "ddpm.data.codec.Path"):
+        header["config"]["model"]["_target_"] = target
+        replaced(folder, "config.json", json.dumps(header).encode())
+        ended = command("sample", f"ckpt={trained}", "steps=2")
+        assert ended.status == 1 and f"model._target_={target}: is not among" in ended.line
+    header["config"]["model"]["_target_"] = "ddpm.models.UNet"
+    header["config"]["model"]["dim"] = "${oc.env:HOME}"
+    replaced(folder, "config.json", json.dumps(header).encode())
+    ended = command("sample", f"ckpt={trained}", "steps=2")
+    assert ended.line == "ddpm-sample: model.dim=${oc.env:HOME}: must be a whole number"
+
+
+def test_nothing_in_a_malicious_state_is_executed(command, trained):
+    folder = Path(trained, "checkpoints/step-00000002")
+    for content in (pickle.dumps(Evil()), b"not a pickle at all"):
+        replaced(folder, "state.pt", content)
+        ended = command("train", f"resume={trained}", "trainer.max_steps=4")
+        assert ended.status == 1 and "state.pt" in ended.line
+    assert not Path("pwned").exists()
+
+
+def test_weights_that_do_not_fit(command, trained):
+    folder = Path(trained, "checkpoints/step-00000002")
+    header = json.loads((folder / "config.json").read_text())
+    header["config"]["model"]["dim"] = 16
+    replaced(folder, "config.json", json.dumps(header).encode())
+    ended = command("sample", f"ckpt={trained}", "steps=2")
+    assert ended.status == 1 and "its weights do not fit its config" in ended.line
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights(command, tiny):
+    ended = command(
+        "train", "name=nan", "trainer.max_steps=50", "trainer.lr=1e30", "trainer.clip_grad_norm=null",
+        "trainer.checkpoint_every=1", *tiny,
+    )  # fmt: skip
+    assert ended.status == 1
+    assert "is not finite; nothing of it was kept, the last good checkpoint is" in ended.err
+    for path in Path("outputs/nan/checkpoints").iterdir():
+        from safetensors.torch import load_file
+
+        assert all(v.isfinite().all() for v in load_file(path / "model.safetensors").values())

@@ -1,0 +1,116 @@
+"""A run that goes on is the run that was never stopped, bit for bit on a CPU."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm.training import checkpoint
+
+HARD = (
+    "data.class_cond=true",
+    "diffusion.label_dropout=0.2",
+    "diffusion.self_condition=true",
+    "diffusion.offset_noise=0.1",
+    "model.dropout=0.1",
+    "trainer.accumulate=2",
+    "trainer.lr_warmup=5",
+    "trainer.lr_decay=constant",
+)
+
+
+def last(run):
+    found = checkpoint.newest(Path(run), pytest.fail)
+    assert found is not None
+    return found
+
+
+def assert_equal(one, other):
+    for which in ("raw", "ema"):
+        a, b = one.weights(which), other.weights(which)
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.equal(a[name], b[name]), (which, name)
+    mine, theirs = one.state(), other.state()
+    assert mine["ema"] == theirs["ema"] and mine["num_updates"] == theirs["num_updates"]
+    for a, b in zip(
+        mine["optimizer"]["state"].values(), theirs["optimizer"]["state"].values(), strict=True
+    ):
+        assert all(torch.equal(a[key], b[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
+
+
+@pytest.mark.parametrize("again", ["resume=outputs/cut", "name=cut"])
+@pytest.mark.parametrize("options", [(), HARD], ids=["default", "hard"])
+def test_twenty_steps_are_ten_and_ten(command, tiny, options, again):
+    assert command("train", "name=whole", "trainer.max_steps=20", *tiny, *options).status == 0
+    assert command("train", "name=cut", "trainer.max_steps=10", *tiny, *options).status == 0
+    typed = () if again.startswith("resume") else (*tiny, *options)
+    ended = command("train", again, "trainer.max_steps=20", *typed)
+    assert ended.status == 0, ended.err
+    assert "from step 10 to step 20" in ended.out
+    assert last("outputs/whole").step == last("outputs/cut").step == 20
+    assert_equal(last("outputs/whole"), last("outputs/cut"))
+    whole, cut = (
+        [
+            {k: v for k, v in json.loads(line).items() if k != "samples_per_second"}
+            for line in Path(f"outputs/{name}/metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "cut")
+    )
+    assert whole == cut and [record["step"] for record in cut] == list(range(1, 21))
+
+
+def test_the_seed_matters(command, tiny):
+    for seed in (0, 1):
+        options = (f"name=s{seed}", f"seed={seed}", "trainer.max_steps=2", *tiny)
+        assert command("train", *options).status == 0
+    a, b = (last(f"outputs/s{seed}").weights("raw") for seed in (0, 1))
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_damaged_checkpoint_is_passed_over(command, tiny):
+    options = ("name=a", "trainer.checkpoint_every=2", *tiny)
+    assert command("train", "trainer.max_steps=4", *options).status == 0
+    weights = Path("outputs/a/checkpoints/step-00000004/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    ended = command("train", "trainer.max_steps=6", *options)
+    assert ended.status == 0
+    assert "from step 2 to step 6" in ended.out
+    assert "model.safetensors is not what was written" in ended.err
+    assert command("train", "name=b", "trainer.max_steps=6", *options[1:]).status == 0
+    assert_equal(last("outputs/a"), last("outputs/b"))
+
+
+def test_a_run_that_lost_all_its_checkpoints_does_not_start_again(command, trained):
+    Path(trained, "checkpoints/step-00000002/manifest.json").write_text("{")
+    ended = command("train", f"resume={trained}", "trainer.max_steps=4")
+    assert ended.status == 1
+    assert "is damaged: its manifest.json cannot be read" in ended.line
+
+
+def test_a_finished_run_says_so(command, trained):
+    ended = command("train", f"resume={trained}")
+    assert ended.status == 0
+    assert "is done: 2 steps" in ended.out
+
+
+def test_other_options_are_refused_with_their_names(command, trained):
+    ended = command("train", f"resume={trained}", "trainer.lr=0.5", "schedule=linear", "seed=3")
+    assert ended.status == 1
+    for part in (
+        "name=tiny: is a run with other options: ",
+        "schedule._target_ (ddpm.diffusion.cosine there, ddpm.diffusion.linear here)",
+        "seed (0 there, 3 here)",
+        "trainer.lr (0.001 there, 0.5 here)",
+    ):
+        assert part in ended.line
+
+
+def test_only_the_newest_checkpoints_are_kept(command, tiny):
+    options = ("trainer.max_steps=10", "trainer.checkpoint_every=2", "trainer.keep_last=2")
+    assert command("train", "name=a", *options, *tiny).status == 0
+    assert [path.name for path in checkpoint.listed(Path("outputs/a"))] == [
+        "step-00000010",
+        "step-00000008",
+    ]
