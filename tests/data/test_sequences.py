@@ -1,0 +1,188 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm.data import Sequences
+from ddpm.errors import ConfigError
+
+VALUES = np.random.default_rng(0).normal(3, 5, (7, 2, 10)).astype(np.float32)
+
+
+def save(path: Path, **arrays: np.ndarray) -> str:
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+    else:
+        torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
+    return str(path)
+
+
+def test_the_measured_range_is_that_of_the_values_and_becomes_the_bounds(tmp_path: Path):
+    np.save(tmp_path / "a.npy", VALUES)
+    data = Sequences(path=str(tmp_path / "a.npy"))
+    assert (len(data), data.shape, data.in_memory) == (7, (2, 10), True)
+    assert (data.num_classes, data.class_names) == (None, None)
+    state = data.codec.state()
+    assert (state["low"], state["high"]) == (float(VALUES.min()), float(VALUES.max()))
+    raw, labels = data.fetch([6, 0, 6], [1, 2, 3])
+    assert labels is None
+    assert np.array_equal(raw.numpy(), VALUES[[6, 0, 6]])
+    x = data.codec.encode(torch.from_numpy(VALUES))
+    assert (float(x.min()), float(x.max())) == (-1.0, 1.0)
+    assert torch.allclose(data.codec.decode(x), torch.from_numpy(VALUES), atol=1e-5)
+
+
+def test_the_declared_range_is_kept(tmp_path: Path):
+    np.save(tmp_path / "a.npy", VALUES)
+    data = Sequences(path=str(tmp_path / "a.npy"), low=-100, high=60)
+    state = data.codec.state()
+    assert (state["low"], state["high"]) == (-100.0, 60.0)
+    assert data.codec.encode(torch.full((1, 2, 10), -20.0)).unique().tolist() == [0.0]
+    half = Sequences(path=str(tmp_path / "a.npy"), low=-100).codec.state()
+    assert (half["low"], half["high"]) == (-100.0, float(VALUES.max()))
+
+
+def test_two_axes_are_one_channel_and_integers_become_floats(tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.arange(12).reshape(3, 4))
+    data = Sequences(path=str(tmp_path / "a.npy"))
+    assert data.shape == (1, 4)
+    raw, _ = data.fetch([2], [0])
+    assert raw.dtype == torch.float32
+    assert raw.tolist() == [[[8.0, 9.0, 10.0, 11.0]]]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt"])
+@pytest.mark.parametrize(
+    ("names", "key"),
+    [(["arr_0"], None), (["waves"], None), (["arr_0", "other"], None), (["b", "a"], "a")],
+)
+def test_the_array_is_the_named_one_or_the_first_or_the_only_one(tmp_path, suffix, names, key):
+    wanted = key or names[0]
+    arrays = {name: VALUES if name == wanted else VALUES * 2 for name in names}
+    data = Sequences(path=save(tmp_path / f"a{suffix}", **arrays), key=key)
+    assert np.array_equal(data.fetch(range(7), range(7))[0].numpy(), VALUES)
+
+
+def test_a_bare_tensor_is_read_in_any_float_type(tmp_path: Path):
+    torch.save(torch.from_numpy(VALUES).to(torch.bfloat16).requires_grad_(), tmp_path / "a.PT")
+    data = Sequences(path=str(tmp_path / "a.PT"))
+    assert np.allclose(data.fetch([0], [0])[0], VALUES[:1], rtol=0.01)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt"])
+@pytest.mark.parametrize("name", ["labels", "arr_1"])
+def test_labels_come_from_the_array_beside(tmp_path: Path, suffix: str, name: str):
+    numbers = np.array([2, 0, 1, 2, 3, 3, 0])
+    path = save(tmp_path / f"a{suffix}", arr_0=VALUES, **{name: numbers})
+    data = Sequences(path=path, class_cond=True)
+    assert (data.num_classes, data.class_names) == (4, ["0", "1", "2", "3"])
+    _, labels = data.fetch([4, 0], [0, 0])
+    assert labels is not None
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [3, 2]
+    assert Sequences(path=path).fetch([4], [0])[1] is None
+
+
+def test_labels_may_be_names(tmp_path: Path):
+    names = np.array(["up", "down", "up", "up", "flat", "up", "up"])
+    data = Sequences(path=save(tmp_path / "a.npz", x=VALUES, labels=names), class_cond=True)
+    assert (data.num_classes, data.class_names) == (3, ["down", "flat", "up"])
+    assert data.fetch([0, 1, 4], [0, 0, 0])[1].tolist() == [2, 0, 1]  # pyright: ignore
+
+
+BROKEN = VALUES.copy()
+BROKEN[0, 0, :3] = [np.nan, np.inf, -np.inf]
+SEVEN = np.zeros(7, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "said"),
+    [
+        ({"x": VALUES[0, 0]}, {}, "path=FILE: has the shape (10,); it must be (N, channels,"),
+        ({"x": VALUES[None]}, {}, "path=FILE: has the shape (1, 7, 2, 10); it must be"),
+        ({"x": VALUES[:0]}, {}, "path=FILE: has the shape (0, 2, 10); it must be"),
+        ({"x": BROKEN}, {}, "path=FILE: 3 of its 140 values are NaN or infinite; remove or"),
+        ({"x": VALUES * 1j}, {}, "path=FILE: holds values of type complex64; save real numbers"),
+        ({"x": np.full((2, 3), 4.0)}, {}, "low: there is no range from 4 to 4 for the values"),
+        ({"x": VALUES}, {"low": -1.0}, "low=-1.0: FILE holds values down to -8.82652; lower"),
+        ({"x": VALUES}, {"high": 2.0}, "high=2.0: FILE holds values up to 13.012; raise"),
+        ({"a": VALUES, "b": VALUES}, {}, "key: which array of FILE? set data.key to one of: a, b"),
+        ({"a": VALUES}, {"key": "b"}, "key=b: not in FILE (there are: a)"),
+        ({"a": VALUES}, {"class_cond": True}, "class_cond=true: FILE holds no labels; name them"),
+        ({"a": VALUES, "labels": SEVEN[:3]}, {"class_cond": True}, "class_cond=true: FILE holds "
+         "labels of shape (3,); they must be (7,)"),
+        ({"a": VALUES, "labels": SEVEN - 1}, {"class_cond": True}, "class_cond=true: FILE holds "
+         "labels that are not whole numbers from 0"),
+        ({"a": VALUES, "labels": SEVEN + 0.5}, {"class_cond": True}, "class_cond=true: FILE holds "
+         "labels that are not whole numbers from 0"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".npz", ".pt"])
+def test_a_file_that_is_no_set_of_sequences_is_told_in_a_line(
+    tmp_path, arrays, options, said, suffix
+):
+    path = save(tmp_path / f"a{suffix}", **arrays)
+    with pytest.raises(ConfigError) as caught:
+        Sequences(path=path, **options)
+    assert str(caught.value).replace(path, "FILE").startswith(said)
+
+
+def test_a_file_of_one_array_has_no_names_and_no_labels(tmp_path: Path):
+    np.save(tmp_path / "a.npy", VALUES)
+    path = str(tmp_path / "a.npy")
+    with pytest.raises(ConfigError, match="holds one array without a name; omit"):
+        Sequences(path=path, key="x")
+    with pytest.raises(ConfigError, match="holds no labels; save an "):
+        Sequences(path=path, class_cond=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.npy", None, "no such file"),
+        ("a.csv", b"1,2", "unknown kind of file; save it as one of .npy, .npz, .pt"),
+        ("a.npy", b"", "cannot be read ("),
+        ("a.npy", b"\x93NUMPY\x01\x00garbage", "cannot be read ("),
+        ("a.npz", b"PK\x03\x04 and no more", "cannot be read ("),
+        ("a.pt", b"PK\x03\x04 and no more", "cannot be read ("),
+    ],
+)
+def test_files_that_cannot_be_read_are_told_in_a_line(tmp_path: Path, name, content, said):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        Sequences(path=str(path))
+    assert str(caught.value).startswith(f"path={path}: {said}")
+    assert "\n" not in str(caught.value)
+
+
+class Malice:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("name", ["a.pt", "zip.pt", "a.npy", "pickle.npy", "a.npz"])
+def test_nothing_in_a_file_is_run(tmp_path: Path, name: str):
+    mark, path = tmp_path / "ran", tmp_path / name
+    malice = Malice(mark)
+    if name == "zip.pt":
+        torch.save({"x": malice}, path)
+    elif name == "a.npy":
+        np.save(path, np.array([malice], dtype=object), allow_pickle=True)
+    elif name == "a.npz":
+        np.savez(path, np.array([malice], dtype=object))
+    else:
+        path.write_bytes(pickle.dumps(malice))
+    with pytest.raises(ConfigError) as caught:
+        Sequences(path=str(path))
+    assert caught.value.key == "path"
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(malice))  # it would have
+    assert mark.exists()
