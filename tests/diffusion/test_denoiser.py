@@ -1,0 +1,153 @@
+"""Denoisers: clips against numpy, re-derived noise, guidance by its formula."""
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm.diffusion import Denoiser, GaussianDiffusion, Guided, PredNoise, PredV, PredX0, cosine
+from ddpm.errors import ConfigError
+
+SCHEDULE = cosine(num_steps=100)
+
+
+def draws(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Classes:
+    """A network whose answer depends on the class, and that keeps what it was asked."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, x_t, time, **cond):
+        self.calls.append((x_t, time, cond))
+        shift = cond["y"].float().reshape(-1, *[1] * (x_t.ndim - 1))
+        return 0.3 * x_t + 0.1 * shift
+
+
+@pytest.mark.parametrize("spatial", [(), (9,), (4, 5), (2, 3, 4)])
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (-2.0, 4.0)])
+def test_clips_are_numpys(spatial, bounds):
+    sizes = torch.tensor([0.3, 3, 6, 15]).reshape(4, 1, *[1] * len(spatial))
+    x0 = sizes * draws(4, 3, *spatial)
+    x_t = draws(4, 3, *spatial, seed=1)
+    diffusion = GaussianDiffusion(SCHEDULE, PredX0())
+    low, high = bounds
+    middle, half = (low + high) / 2, (high - low) / 2
+    flat = x0.double().reshape(4, -1).numpy() - middle
+    limit = np.maximum(np.quantile(np.abs(flat), 0.9, axis=1), half)[:, None]
+    expected = {
+        "none": flat + middle,
+        "static": np.clip(flat + middle, low, high),
+        "dynamic": middle + np.clip(flat, -limit, limit) * half / limit,
+    }
+    assert limit.min() == half
+    assert limit.max() > half
+    for clip, want in expected.items():
+        denoiser = Denoiser(
+            lambda x, t: x0, diffusion, bounds=bounds, clip=clip, dynamic_quantile=0.9
+        )
+        believed = denoiser(x_t, 60)
+        want = torch.from_numpy(want).float().reshape(x0.shape)
+        torch.testing.assert_close(believed.x0, want, rtol=1e-6, atol=1e-6)
+        a, s = SCHEDULE.signal_noise(60)
+        torch.testing.assert_close(a * believed.x0 + s * believed.eps, x_t, rtol=1e-5, atol=1e-6)
+
+
+def test_dynamic_clip_leaves_what_is_within_the_bounds():
+    x0 = draws(2, 3, 5).clamp(-0.99, 0.99)
+    denoiser = Denoiser(lambda x, t: x0, GaussianDiffusion(SCHEDULE, PredX0()), clip="dynamic")
+    torch.testing.assert_close(denoiser(x0, 5).x0, x0)
+
+
+@pytest.mark.parametrize("objective", [PredNoise, PredX0, PredV])
+def test_an_unclipped_belief_is_the_objectives_inverse(objective):
+    x_t, output = draws(2, 3, 2, 6)
+    denoiser = Denoiser(lambda x, t: output, GaussianDiffusion(SCHEDULE, objective()), clip="none")
+    a, s = SCHEDULE.signal_noise(40)
+    x0, eps = {
+        PredNoise: ((x_t - s * output) / a, output),
+        PredX0: (output, (x_t - a * output) / s),
+        PredV: (a * x_t - s * output, s * x_t + a * output),
+    }[objective]
+    believed = denoiser(x_t, 40)
+    torch.testing.assert_close(believed.x0, x0, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(believed.eps, eps, rtol=1e-5, atol=1e-5)
+
+
+def test_a_denoiser_passes_labels_time_and_the_previous_estimate():
+    network = Classes()
+    denoiser = Denoiser(network, GaussianDiffusion(SCHEDULE, PredV(), self_condition=True))
+    x_t, known, y = draws(3, 2, 6), draws(3, 2, 6, seed=1), torch.tensor([4, 0, 2])
+    denoiser(x_t, 17, known, y=y)
+    denoiser(x_t, 17, y=y)
+    (seen, time, cond), (_, _, first) = network.calls
+    assert seen is x_t
+    assert time.tolist() == [17, 17, 17]
+    assert cond["y"] is y
+    assert cond["x_self_cond"] is known
+    assert not first["x_self_cond"].any()
+
+
+@pytest.mark.parametrize("objective", [PredNoise, PredX0, PredV])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_guidance_is_its_formula_in_noise(objective, scale):
+    network, null = Classes(), 10
+    denoiser = Denoiser(network, GaussianDiffusion(SCHEDULE, objective()), clip="none")
+    x_t, y = draws(3, 2, 6), torch.tensor([4, 0, 7])
+    wanted = denoiser(x_t, 40, y=y).eps
+    without = denoiser(x_t, 40, y=torch.full((3,), null)).eps
+    assert (wanted - without).abs().min() > 0.1
+    network.calls.clear()
+    guided = Guided(denoiser, null_label=null, scale=scale)(x_t, 40, y=y)
+    expected = without + scale * (wanted - without)
+    torch.testing.assert_close(guided.eps, expected, rtol=1e-4, atol=1e-5)
+    a, s = SCHEDULE.signal_noise(40)
+    torch.testing.assert_close(a * guided.x0 + s * guided.eps, x_t, rtol=1e-5, atol=1e-5)
+    ((seen, time, cond),) = network.calls  # once, with twice the batch
+    assert torch.equal(seen, torch.cat([x_t, x_t]))
+    assert time.tolist() == [40] * 6
+    assert cond["y"].tolist() == [4, 0, 7, null, null, null]
+
+
+@pytest.mark.parametrize("clip", ["none", "static", "dynamic"])
+def test_scale_1_is_the_plain_denoiser_and_0_the_null_label(clip):
+    denoiser = Denoiser(Classes(), GaussianDiffusion(SCHEDULE, PredNoise()), clip=clip)
+    x_t, y = 3 * draws(3, 2, 6), torch.tensor([4, 0, 7])
+    for scale, labels in ((1.0, y), (0.0, torch.full((3,), 10))):
+        guided = Guided(denoiser, null_label=10, scale=scale)(x_t, 40, y=y)
+        plain = denoiser(x_t, 40, y=labels)
+        torch.testing.assert_close(guided.x0, plain.x0, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(guided.eps, plain.eps, rtol=1e-5, atol=1e-5)
+
+
+def test_guidance_clips_what_it_has_guided():
+    denoiser = Denoiser(Classes(), GaussianDiffusion(SCHEDULE, PredX0()), clip="static")
+    x_t, y = torch.zeros(1, 1, 2), torch.tensor([2])
+    guided = Guided(denoiser, null_label=5, scale=3.0)(x_t, 40, y=y)
+    # 0.5 + 3 (0.2 - 0.5)
+    assert guided.x0.flatten().tolist() == pytest.approx([-0.4, -0.4], abs=1e-6)
+    guided = Guided(denoiser, null_label=20, scale=0.5)(x_t, 40, y=y)
+    # 2 + 0.5 (0.2 - 2) = 1.1, clipped; of clipped answers it would be 0.6
+    assert guided.x0.flatten().tolist() == [1.0, 1.0]
+
+
+def test_guidance_without_labels_asks_for_no_class_and_doubles_the_estimate():
+    network = Classes()
+    diffusion = GaussianDiffusion(SCHEDULE, PredNoise(), self_condition=True)
+    guided = Guided(Denoiser(network, diffusion, clip="none"), null_label=3, scale=2.0)
+    x_t, known = draws(2, 1, 4), draws(2, 1, 4, seed=1)
+    believed = guided(x_t, 9, known)
+    ((_, _, cond),) = network.calls
+    assert cond["y"].tolist() == [3, 3, 3, 3]
+    assert torch.equal(cond["x_self_cond"], torch.cat([known, known]))
+    torch.testing.assert_close(believed.eps, 0.3 * x_t + 0.3)
+    assert guided.diffusion is diffusion
+
+
+def test_a_negative_scale_is_refused():
+    denoiser = Denoiser(Classes(), GaussianDiffusion(SCHEDULE, PredNoise()))
+    with pytest.raises(ConfigError) as caught:
+        Guided(denoiser, null_label=1, scale=-0.5)
+    assert str(caught.value) == "guidance=-0.5: must be 0 or above; 1 is off"

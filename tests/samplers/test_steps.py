@@ -1,0 +1,223 @@
+"""What the update rules compute in one step, and what the loop hands on between them."""
+
+import math
+
+import pytest
+import torch
+
+from ddpm.diffusion import (
+    Denoiser,
+    GaussianDiffusion,
+    Prediction,
+    PredV,
+    PredX0,
+    cosine,
+    linear,
+    sigmoid,
+)
+from ddpm.errors import ConfigError
+from ddpm.interop import import_network
+from ddpm.samplers import DDIM, DDPM
+from tests.oracle import Oracle, normal
+from tests.reference_cases import filled, load_case, relative_error
+
+ONE, ZERO = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+
+
+def update(sampler, schedule, t, s, x0, eps, fresh):
+    """x_s for a belief in x0 and eps, with ``fresh`` as the step's noise."""
+    denoiser = Denoiser(lambda x, time: x, GaussianDiffusion(schedule, PredX0()))
+    a, noise = schedule.signal_noise(t)
+    x_t = a * x0 + noise * eps
+    return sampler.step(lambda x, t: Prediction(x0, eps), x_t, t, s, denoiser, lambda x: fresh)
+
+
+@pytest.mark.parametrize("make", [linear, cosine, sigmoid])
+def test_coefficients_of_every_rule_for_pairs_near_and_far(make):
+    """x_s is linear in (x0, eps, fresh noise): each coefficient is its paper's."""
+    schedule = make(num_steps=60)
+    alpha_bar = schedule.alpha_bar.tolist()
+    for t in range(1, 60, 7):
+        for s in range(t):
+            at, as_ = alpha_bar[t], alpha_bar[s]
+            small = (1 - as_) / (1 - at) * (1 - at / as_)
+            spread = {
+                DDPM(variance="fixed_small"): (small, small),
+                DDPM(variance="fixed_large"): (1 - at / as_, small),
+                DDIM(): (0, 0),
+                DDIM(eta=0.3): (0.09 * small, 0.09 * small),
+                DDIM(eta=1.0): (small, small),
+            }
+            for sampler, (fresh, left_out) in spread.items():
+                of_x0, of_eps, of_fresh = (
+                    update(sampler, schedule, t, s, *unit).item()
+                    for unit in ((ONE, ZERO, ZERO), (ZERO, ONE, ZERO), (ZERO, ZERO, ONE))
+                )
+                assert of_x0 == pytest.approx(math.sqrt(as_), rel=1e-9)
+                assert of_eps == pytest.approx(math.sqrt(1 - as_ - left_out), rel=1e-8, abs=1e-9)
+                assert of_fresh == pytest.approx(math.sqrt(fresh), rel=1e-9)
+
+
+@pytest.mark.parametrize("sampler", [DDPM(), DDPM(variance="fixed_large"), DDIM(), DDIM(eta=1.0)])
+def test_the_last_step_gives_the_believed_x0_without_noise(sampler):
+    x0 = torch.tensor([0.25, -0.5], dtype=torch.float64)
+    for t in (0, 5, 19):
+        out = update(sampler, cosine(num_steps=20), t, -1, x0, x0 + 1, 100 * x0)
+        assert torch.equal(out, x0)
+
+
+def test_variance_of_the_process_holds_unless_the_sampler_has_its_own():
+    schedule = linear(num_steps=50)
+    small, large = 0.0, 0.0
+    for own, expected in ((None, "fixed_large"), ("fixed_small", "fixed_small")):
+        process = GaussianDiffusion(schedule, PredX0(), variance="fixed_large")
+        denoiser = Denoiser(lambda x, time: x, process, clip="none")
+        out = DDPM(variance=own).step(
+            lambda x, t: Prediction(ZERO, ZERO), ZERO, 30, 20, denoiser, torch.ones_like
+        )
+        small, large = process.posterior_variance(30, 20), process.step_variance(30, 20)
+        expected = {"fixed_small": small, "fixed_large": large}[expected]
+        assert out.item() == pytest.approx(math.sqrt(expected), rel=1e-12)
+    assert large / small > 1.1  # far enough apart to be told from each other
+
+
+def test_ddim_with_eta_1_stays_real_where_alpha_bar_is_all_but_1():
+    """The share of noise that is kept is 1e-30 here, and rounding takes it below 0."""
+    schedule = sigmoid(num_steps=1000, tau=0.1)
+    process = GaussianDiffusion(schedule, PredX0())
+    denoiser = Denoiser(lambda x, time: torch.zeros_like(x), process)
+    out = DDIM(steps=2, eta=1.0).sample(
+        denoiser, torch.ones(1, 1, 2), randn_like=torch.zeros_like, start=831
+    )
+    assert out.dtype == torch.float32
+    assert out.tolist() == [[[0.0, 0.0]]]
+
+
+@pytest.mark.parametrize("sampler", [DDPM(steps=5), DDIM(steps=5), DDPM(), DDIM(steps=5, eta=1.0)])
+def test_the_first_question_is_at_start(sampler):
+    oracle = Oracle(cosine(num_steps=100), (1, 4))
+    denoiser, asked = oracle.denoiser("pred_v")
+    x = normal(1)(torch.empty(2, 1, 4))
+    done = []
+    sampler.sample(
+        denoiser,
+        x,
+        randn_like=normal(2),
+        start=37,
+        on_step=lambda i, n, x0: done.append((i, n, x0.shape)),
+    )
+    assert asked[0] == 37
+    assert asked == [t for t, _ in sampler.timesteps(37)]
+    assert done == [(i + 1, len(asked), x.shape) for i in range(len(asked))]
+    asked.clear()
+    sampler.sample(denoiser, x, randn_like=normal(2))
+    assert asked[0] == 99
+
+
+@pytest.mark.parametrize("sampler", [DDPM(), DDIM(steps=100), DDIM(steps=100, eta=0.4)])
+def test_a_walk_in_two_parts_is_the_whole_walk(sampler):
+    oracle = Oracle(cosine(num_steps=100), (1, 4))
+    denoiser, _ = oracle.denoiser("pred_noise")
+    x = normal(1)(torch.empty(2, 1, 4))
+    whole = sampler.sample(denoiser, x, randn_like=normal(3))
+    randn_like = normal(3)
+    middle = sampler.sample(denoiser, x, randn_like=randn_like, stop=40)
+    assert (middle - whole).abs().max() > 0.05
+    rest = sampler.sample(denoiser, middle, randn_like=randn_like, start=40)
+    assert torch.equal(rest, whole)
+
+
+def test_the_walk_hands_each_belief_to_the_next_question():
+    process = GaussianDiffusion(cosine(num_steps=30), PredX0(), self_condition=True)
+    asked, known, answers, told = [], [], [], []
+
+    def network(x_t, time, x_self_cond):
+        asked.append(x_t)
+        known.append(x_self_cond)
+        answers.append(x_t * 2 + 0.1)
+        return answers[-1]
+
+    result = DDIM(steps=4).sample(
+        Denoiser(network, process, clip="static"),
+        normal(4)(torch.empty(2, 1, 5)),
+        randn_like=normal(5),
+        on_step=lambda done, total, x: told.append(x),
+    )
+    assert len(asked) == len(told) == 4
+    assert not known[0].any()
+    for i in range(3):
+        assert torch.equal(known[i + 1], answers[i].clamp(-1, 1))
+        assert torch.equal(told[i], asked[i + 1])
+    assert told[3] is result
+    assert any((answer.abs() > 1).any() for answer in answers[:3])
+
+
+def test_labels_reach_the_network():
+    process = GaussianDiffusion(cosine(num_steps=30), PredV())
+    seen = []
+
+    def network(x_t, time, y):
+        seen.append(y)
+        return x_t
+
+    y = torch.tensor([3, 1])
+    DDPM(steps=3).sample(Denoiser(network, process), torch.ones(2, 1, 5), randn_like=normal(5), y=y)
+    assert [labels is y for labels in seen] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: DDPM(steps=0), "steps=0: must be at least 1; null = the default"),
+        (lambda: DDIM(steps=-3), "steps=-3: must be at least 1; null = the default"),
+        (
+            lambda: DDIM(eta=1.5),
+            "eta=1.5: must be between 0 (deterministic) and 1 (ancestral)",
+        ),
+        (
+            lambda: DDIM(eta=-0.1),
+            "eta=-0.1: must be between 0 (deterministic) and 1 (ancestral)",
+        ),
+        (
+            lambda: DDPM(dynamic_quantile=0.0),
+            "dynamic_quantile=0.0: must be above 0 and at most 1",
+        ),
+        (
+            lambda: DDIM(dynamic_quantile=1.01),
+            "dynamic_quantile=1.01: must be above 0 and at most 1",
+        ),
+    ],
+)
+def test_refused(make, line):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("name", ["fixed_large_x0", "hybrid", "respaced", "vlb"])
+def test_a_ddim_step_of_improved_diffusion(name):
+    meta, case = load_case(f"iddpm_process_{name}")
+    schedule = {"linear": linear, "cosine": cosine}[meta["schedule"]](num_steps=meta["timesteps"])
+    process = GaussianDiffusion(schedule, PredX0())
+    stride = {None: 1, "ddim50": 20}[meta["respacing"]]
+    for row, step in enumerate(case["t"].tolist()):
+        x_t, x0 = case["x_t"][row : row + 1], case["pred_x0"][row : row + 1]
+        denoiser = Denoiser(lambda x, time, x0=x0: x0, process)
+        t, s = step * stride, (step - 1) * stride if step > 0 else -1
+        out = DDIM().step(denoiser, x_t, t, s, denoiser, torch.randn_like)
+        # The original takes 1 - alpha_bar_s of a float32 alpha_bar_s: wrong in its third digit
+        # where s is small. With the same rounding ours is the same.
+        alpha_bar = schedule.alpha_bar_at(s)
+        rounding = (1 - alpha_bar.float()).double().sqrt() - (1 - alpha_bar).sqrt()
+        out = out + rounding * denoiser(x_t, t).eps
+        assert relative_error(out[0], case["ddim_prev"][row]) < 1e-5, row
+
+
+def test_a_whole_ddim_run_of_denoising_diffusion_pytorch():
+    meta, case = load_case("unet_ddim")
+    weights = filled(meta["state_dict"])
+    network = import_network("denoising-diffusion-pytorch", meta["kwargs"], weights).eval()
+    process = GaussianDiffusion(sigmoid(num_steps=meta["timesteps"]), PredV())
+    sampler = DDIM(steps=meta["sampling_timesteps"], spacing="trailing")
+    sample = sampler.sample(Denoiser(network, process), case["x_T"], randn_like=torch.randn_like)
+    assert relative_error((sample + 1) / 2, case["sample"]) < 1e-4

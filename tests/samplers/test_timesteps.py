@@ -1,0 +1,110 @@
+"""Time grids: they chain, they have the asked length, they are the originals'."""
+
+from itertools import pairwise
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm.samplers import DDIM, DDPM
+from ddpm.samplers.base import Spacing, spaced
+from tests.reference_cases import load_case
+
+SPACINGS = get_args(Spacing)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize(
+    ("start", "stop"), [(49, -1), (30, -1), (0, -1), (49, 0), (49, 7), (20, 19)]
+)
+def test_pairs_chain_from_start_to_stop_in_the_asked_number_of_steps(spacing, start, stop):
+    for steps in range(1, 51):
+        pairs = DDPM(steps=steps, spacing=spacing).timesteps(start, stop)
+        assert len(pairs) == min(steps, start - stop)
+        assert pairs[0][0] == start
+        assert pairs[-1][1] == stop
+        assert all(t > s for t, s in pairs)
+        assert all(type(node) is int for pair in pairs for node in pair)
+        assert all(before[1] == after[0] for before, after in pairwise(pairs))
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_all_steps_by_default_for_ddpm_and_100_for_ddim(spacing):
+    everything = [(t, t - 1) for t in range(299, -1, -1)]
+    assert DDPM(spacing=spacing).timesteps(299) == everything
+    assert DDPM(steps=300, spacing=spacing).timesteps(299) == everything
+    assert len(DDIM(spacing=spacing).timesteps(299)) == 100
+    assert DDIM(spacing=spacing).timesteps(49) == everything[-50:]
+
+
+def test_where_start_and_stop_are_one_there_is_nothing_to_do():
+    assert DDPM(steps=5).timesteps(10, 10) == []
+
+
+def test_uniform_is_improved_diffusions_respacing():
+    meta, _ = load_case("iddpm_respacing")
+    seen = 0
+    for num_steps, sections, kept in meta["cases"]:
+        # A single count. Others are strides from 0 that never ask at T-1, and sections of
+        # different density; its "1" asks at step 0 about pure noise, where ours asks at T-1.
+        if isinstance(sections, list) and len(sections) == 1:
+            pairs = DDPM(steps=sections[0], spacing="uniform").timesteps(num_steps - 1)
+            assert [t for t, _ in reversed(pairs)] == kept
+            seen += 1
+    assert seen == 2
+    assert DDPM(steps=1, spacing="uniform").timesteps(999) == [(999, -1)]
+
+
+@pytest.mark.parametrize("num_steps", [50, 1000])
+def test_uniform_rounds_ties_as_improved_diffusion_does(num_steps):
+    for count in range(2, num_steps + 1):
+        stride, position, kept = (num_steps - 1) / (count - 1), 0.0, []
+        for _ in range(count):
+            kept.append(round(position))
+            position += stride
+        assert spaced(0, num_steps - 1, count, "uniform") == kept, count
+
+
+def test_trailing_is_denoising_diffusion_pytorchs():
+    meta, _ = load_case("unet_ddim")
+    pairs = DDIM(steps=meta["sampling_timesteps"], spacing="trailing").timesteps(999)
+    assert [pairs[0][0], *(s for _, s in pairs)] == meta["times"]
+
+
+@pytest.mark.parametrize("num_steps", [50, 1000])
+def test_trailing_is_a_truncated_linspace(num_steps):
+    for steps in range(1, num_steps + 1):
+        pairs = DDIM(steps=steps, spacing="trailing").timesteps(num_steps - 1)
+        nodes = np.array([-1, *(t for t, _ in reversed(pairs))])
+        original = torch.linspace(-1, num_steps - 1, steps=steps + 1).int().numpy()
+        if num_steps == 50 or num_steps % steps == 0:
+            np.testing.assert_array_equal(nodes, original)
+        else:  # its float32 falls short of a whole number here and there
+            assert set(nodes - original) <= {0, 1}
+            assert (nodes - original).mean() < 0.2
+
+
+def test_quadratic_is_denser_near_the_data():
+    nodes = spaced(0, 999, 50, "quadratic")
+    grid = np.linspace(0, 999**0.5, 50) ** 2
+    free = np.diff(grid, prepend=-1) > 1.5  # where neighbours do not fall on one step
+    np.testing.assert_array_equal(np.array(nodes)[free][:-1], np.floor(grid[free])[:-1])
+    assert free.sum() > 40
+    gaps = np.diff(nodes)
+    assert gaps.min() >= 1
+    assert np.all(np.diff(gaps) >= -1)
+    # t < u holds a share sqrt(u / T) of the nodes.
+    assert sum(node < 250 for node in nodes) == pytest.approx(25, abs=1)
+    assert sum(node < 90 for node in nodes) == pytest.approx(15, abs=1)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize(("first", "last"), [(0, 49), (7, 49), (3, 3), (5, 6)])
+def test_spaced_are_different_integers_from_first_to_last(spacing, first, last):
+    assert spaced(first, last, 1, spacing) == [last]
+    for count in range(2, last - first + 2):
+        nodes = spaced(first, last, count, spacing)
+        assert len(nodes) == count
+        assert (nodes[0], nodes[-1]) == (first, last)
+        assert np.diff(nodes).min() >= 1
