@@ -33,6 +33,9 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
         command: imports and returns the function to call with the root's options. It is called
             only when there is work to do, so that ``--help`` does not wait for torch.
     """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(usage(config_name))
+        return
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import hydra
@@ -63,6 +66,36 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
         sys.exit(130)
     if failures:
         sys.exit(1)
+
+
+def usage(config_name: str) -> str:
+    """The text of ``--help``: the root config, which explains itself, and what the groups hold."""
+    place = config_dir()
+    lines = (place / f"{config_name}.yaml").read_text(encoding="utf-8").splitlines()
+    about = [line.removeprefix("# ") for line in lines if line.startswith("#")]
+    groups = {name for line in lines if (name := line.strip(" -").partition(":")[0])}
+    parts = [
+        f"  {folder.name}={'|'.join(sorted(path.stem for path in folder.glob('*.yaml')))}"
+        for folder in sorted(place.iterdir())
+        if folder.name in groups and folder.is_dir()
+    ]
+    options = [f"  {line}" for line in lines if re.match(r"[a-z]\w*: ", line)]
+    return "\n".join(
+        [
+            f"usage: ddpm-{config_name} [option=value | group=choice | group.option=value] ...",
+            "",
+            *about,
+            "",
+            "groups, and the choices in them:",
+            *parts,
+            "",
+            "options at their defaults:",
+            *options,
+            "",
+            "--cfg job shows all options of the groups as composed; -m runs a sweep over values",
+            "given with commas; --hydra-help lists the flags of Hydra.",
+        ]
+    )
 
 
 def _run(config: Any, command: Command) -> float | None:

@@ -30,6 +30,8 @@ class Codec(ABC):
     formats: ClassVar[tuple[str, ...]]
     """The file formats that :meth:`write` knows."""
     default_format: ClassVar[str]
+    unit: ClassVar[str] = "item"
+    """What one item is called where a rate is told: ``img``."""
     bounds: tuple[float, float] = (-1.0, 1.0)
     """The range of the data in model space, for clipping."""
     shape: tuple[int, ...]
@@ -144,6 +146,7 @@ class ImageCodec(Codec):
     """
 
     kind = "images"
+    unit = "img"
     formats = ("png", "npz", "npy")
     default_format = "png"
 
@@ -214,6 +217,7 @@ class SequenceCodec(Codec):
     """
 
     kind = "sequences"
+    unit = "seq"
     formats = ("npy", "npz")
     default_format = "npy"
 

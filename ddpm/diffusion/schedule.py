@@ -38,6 +38,8 @@ class Schedule:
             raise ConfigError("num_steps", len(betas), problem)
         self.betas = betas
         self.alpha_bar = torch.cumprod(1 - betas, dim=0)
+        gone = "so much noise that float64 has no signal left at the end; take smaller betas"
+        require(bool(self.alpha_bar[-1] > 0), "num_steps", len(betas), gone)
         clean_first = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar])
         self._tables = {torch.device("cpu"): clean_first}
 
@@ -104,6 +106,7 @@ def linear(*, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float =
 def cosine(*, num_steps: int = 1000, offset: float = 0.008) -> Schedule:
     """The cosine schedule of Nichol & Dhariwal 2021, equation 17, betas capped at 0.999."""
     _check_steps(num_steps)
+    require(offset >= 0, "offset", offset, "must be 0 or above")
     time = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
     return Schedule(
         betas_from_alpha_bar(torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2)

@@ -43,7 +43,8 @@ class Sampler(ABC):
         clip: Literal["none", "static", "dynamic"] = "static",
         dynamic_quantile: float = 0.995,
     ) -> None:
-        require(steps is None or steps >= 1, "steps", steps, "must be at least 1; null = the default")
+        good = steps is None or steps >= 1
+        require(good, "steps", steps, "must be at least 1; null = the default")
         good = 0 < dynamic_quantile <= 1
         require(good, "dynamic_quantile", dynamic_quantile, "must be above 0 and at most 1")
         self.steps = steps

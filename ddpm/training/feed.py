@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ddpm.data import Dataset as Data
+from ddpm.errors import ConfigError
 from ddpm.seeding import mix_array
 
 Batch = tuple[Tensor, Tensor | None]
@@ -93,7 +94,10 @@ class Feed:
             # A loader draws a seed when it starts: not from the generator that training uses.
             generator=torch.Generator(),
         )
-        return iter(loader)
+        for fetched in loader:
+            if isinstance(fetched, ConfigError):
+                raise fetched.under("data")
+            yield fetched
 
     def plan(self, step: int) -> list[list[Item]]:
         """The micro-batches of this process at one optimizer step."""
@@ -115,14 +119,20 @@ class _Plan(Sampler[list[Item]]):
 
 
 class _Fetch(Dataset[Any]):
-    """Hands a whole micro-batch to the data at once."""
+    """Hands a whole micro-batch to the data at once.
+
+    A user's mistake comes back as a value: raised in a worker it would lose its one line.
+    """
 
     def __init__(self, data: Data) -> None:
         self.data = data
 
-    def __getitems__(self, items: list[Item]) -> Batch:
-        return self.data.fetch([index for index, _ in items], [key for _, key in items])
+    def __getitems__(self, items: list[Item]) -> Batch | ConfigError:
+        try:
+            return self.data.fetch([index for index, _ in items], [key for _, key in items])
+        except ConfigError as error:
+            return error
 
 
-def _unchanged(batch: Batch) -> Batch:
+def _unchanged(batch: Batch | ConfigError) -> Batch | ConfigError:
     return batch

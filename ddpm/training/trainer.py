@@ -187,9 +187,8 @@ class Trainer:
                 if self.step % self.log_every == 0 or self.step == self.max_steps:
                     record = self._record(meter, norm)
                     loss = record["loss"]
-                    bar.set_postfix_str(
-                        f"loss {loss:.4f}, {record['samples_per_second']:.0f} img/s"
-                    )
+                    speed = f"{record['samples_per_second']:.0f} {self.data.codec.unit}/s"
+                    bar.set_postfix_str(f"loss {loss:.4f}, {speed}", refresh=False)
                     if accelerator.is_main_process:
                         run.log(record)
                 last = self.step == self.max_steps

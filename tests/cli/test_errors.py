@@ -134,7 +134,9 @@ def picture(path, mode="RGB", size=(16, 16)):
 def test_folders_that_cannot_be_trained_on(command):
     Path("imgs").mkdir()
     ended = command("train", "data=folder", "data.path=imgs")
-    assert ended.status == 1 and ended.line.startswith("ddpm-train: data.path=imgs: holds no images (.jpg")
+    assert ended.status == 1 and ended.line.startswith(
+        "ddpm-train: data.path=imgs: holds no images (.jpg"
+    )
     picture("imgs/a.png")
     picture("imgs/b.png", mode="L")
     ended = command("train", "data=folder", "data.path=imgs")
@@ -156,7 +158,10 @@ def test_fewer_samples_than_a_batch_train_with_a_word(command, tiny):
         picture(f"imgs/{name}.png")
     ended = command("train", "data=folder", "data.path=imgs", "trainer.max_steps=2", *tiny)
     assert ended.status == 0
-    assert "3 samples of 3x16x16 (fewer than a batch: each batch holds some of them twice)" in ended.out
+    assert (
+        "3 samples of 3x16x16 (fewer than a batch: each batch holds some of them twice)"
+        in ended.out
+    )
 
 
 def test_places_that_cannot_be_written(command, run, tiny):
@@ -187,10 +192,18 @@ def replaced(folder, name, content):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("name", ["config.json", "ema.safetensors", "model.safetensors", "state.pt"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "ema.safetensors", "model.safetensors", "state.pt"]
+)
 @pytest.mark.parametrize("length", [0, 1, 100, -1])
 def test_truncated_checkpoints(command, trained, name, length):
-    path = damaged(trained, lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:length])) / name
+    path = (
+        damaged(
+            trained,
+            lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:length]),
+        )
+        / name
+    )
     ended = command("sample", f"ckpt={trained}", "steps=2")
     assert ended.status == 1
     reason = f"is damaged: {name} is not what was written; take another checkpoint"
@@ -226,7 +239,12 @@ class Evil:
 def test_nothing_in_a_malicious_checkpoint_is_executed(command, trained):
     folder = Path(trained, "checkpoints/step-00000002")
     header = json.loads((folder / "config.json").read_text())
-    for target in ("os.system", "torch.load", "ddpm.training.checkpoint.os.system", "ddpm.data.codec.Path"):
+    for target in (
+        "os.system",
+        "torch.load",
+        "ddpm.training.checkpoint.os.system",
+        "ddpm.data.codec.Path",
+    ):
         header["config"]["model"]["_target_"] = target
         replaced(folder, "config.json", json.dumps(header).encode())
         ended = command("sample", f"ckpt={trained}", "steps=2")

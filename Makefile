@@ -1,0 +1,47 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install format lint type test test-slow clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+# Made once; again only when pyproject.toml is newer than the stamp.
+$(STAMP): pyproject.toml
+	@echo "setting up $(VENV) (once; 6 GB, a few minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+install: $(STAMP)  ## set up .venv with the package and the development tools
+
+demo: $(STAMP)  ## train on the bundled digits, sample, interpolate: the whole tool in minutes on a CPU
+	$(BIN)/ddpm-train name=demo
+	$(BIN)/ddpm-sample ckpt=outputs/demo
+	$(BIN)/ddpm-interpolate ckpt=outputs/demo a=1 b=2
+	@echo "pictures:"; find outputs/demo -name loss.png -o -name grid.png -o -name strip.png | sort | sed 's/^/  /'
+
+format: $(STAMP)  ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: $(STAMP)  ## style, mistakes, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+
+type: $(STAMP)  ## check the types
+	$(BIN)/pyright
+
+test: $(STAMP)  ## run the tests that take minutes in all
+	$(BIN)/pytest -n 2 -q -m "not slow"
+
+test-slow: $(STAMP)  ## run the tests that train
+	$(BIN)/pytest -n 2 -q -m slow
+
+clean:  ## remove what is built and cached; runs in outputs/ and .venv stay
+	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

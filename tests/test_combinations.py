@@ -1,0 +1,165 @@
+"""Every model, objective, schedule and sampler of the groups composes, trains and samples."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from ddpm import generation, instantiate
+from ddpm.cli.app import config_dir
+from ddpm.training import launch
+from ddpm.training.run import Run
+
+CONFIGS = config_dir()
+SMALL = {
+    "unet": ["data=digits", "model.dim=8", "model.dim_mults=[1,2]"],
+    "unet1d": ["data=sequence", "model.dim=8", "model.dim_mults=[1,2]"],
+    "iddpm_unet": [
+        "data=digits",
+        "model.model_channels=32",
+        "model.channel_mult=[1,1]",
+        "model.num_res_blocks=1",
+        "model.attention_resolutions=[2]",
+    ],
+}
+
+
+def names(group):
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def composed(*overrides):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+        return instantiate.plain(compose("train", overrides=list(overrides)))
+
+
+@pytest.fixture(scope="module")
+def waves(tmp_path_factory):
+    path = tmp_path_factory.mktemp("waves") / "waves.npy"
+    phase = np.random.default_rng(0).uniform(0, 2 * np.pi, (16, 1, 1))
+    np.save(path, np.sin(phase + np.arange(16) / 2).astype(np.float32))
+    return path
+
+
+def built(config):
+    accelerator = launch.accelerator("cpu", "no", key="trainer.precision")
+    data = instantiate.dataset(config)
+    facts = instantiate.Facts.of(data)
+    process = instantiate.diffusion(config, facts)
+    network = instantiate.network(config, facts, process)
+    return instantiate.trainer(config, network, process, data, accelerator), facts, process
+
+
+def test_the_groups_are_those_that_are_tested():
+    assert names("model") == sorted(SMALL)
+    assert {"linear", "cosine", "sigmoid"} == set(names("schedule"))
+    assert {"pred_noise", "pred_v", "pred_x0"} == set(names("objective"))
+    assert {"ddim", "ddpm"} == set(names("sampler"))
+    assert {"digits", "cifar", "folder", "sequence"} == set(names("data"))
+
+
+@pytest.mark.parametrize("schedule", names("schedule"))
+@pytest.mark.parametrize("objective", names("objective"))
+@pytest.mark.parametrize("model", names("model"))
+def test_two_steps_and_samples(tmp_path, waves, model, objective, schedule):
+    config = composed(
+        f"model={model}",
+        *SMALL[model],
+        f"objective={objective}",
+        f"schedule={schedule}",
+        "trainer.batch_size=4",
+        "trainer.max_steps=2",
+        "trainer.lr_warmup=0",
+        *([f"data.path={waves}"] if model == "unet1d" else []),
+    )
+    trainer, facts, process = built(config)
+    before = [p.clone() for p in trainer.network.parameters()]
+    run = Run(tmp_path / "run")
+    run.create("")
+    loss = trainer.fit(run, {"config": config, **facts.state()})
+    assert np.isfinite(loss) and trainer.step == 2
+    assert any(
+        not torch.equal(p, q) for p, q in zip(before, trainer.network.parameters(), strict=True)
+    )
+    for sampler in names("sampler"):
+        node = yaml.safe_load((CONFIGS / "sampler" / f"{sampler}.yaml").read_text())
+        walk = instantiate.sampler(node, 3)
+        source = generation.source(
+            trainer.ema.model, process, walk, facts.codec, device=torch.device("cpu")
+        )
+        ((raw, _),) = generation.generate(source, range(2), seed=0, batch_size=2)
+        assert tuple(raw.shape) == (2, *facts.shape) and raw.float().isfinite().all()
+
+
+VALUES = [
+    ("diffusion.variance=fixed_large",),
+    ("diffusion.offset_noise=0.1",),
+    ("diffusion.self_condition=true",),
+    ("diffusion.rescale_timesteps=true",),
+    ("data.class_cond=true", "diffusion.label_dropout=0.1"),
+    ("data.image_size=12",),
+    ("objective.loss=l1",),
+    ("objective.loss=huber",),
+    ("objective.weighting=noise",),
+    ("objective.min_snr_gamma=5",),
+    ("trainer.lr_decay=cosine", "trainer.lr_warmup=1"),
+    ("trainer.weight_decay=0.01", "trainer.adam_betas=[0.8,0.99]"),
+    ("trainer.clip_grad_norm=null",),
+    ("trainer.ema_warmup=false", "trainer.ema_decay=0.5"),
+    ("trainer.accumulate=2",),
+    ("trainer.precision=bf16",),
+    ("trainer.channels_last=true",),
+    ("trainer.num_workers=1",),
+    ("schedule.num_steps=1",),
+    ("schedule=sigmoid", "schedule.start=0", "schedule.end=2", "schedule.tau=0.5"),
+    ("schedule=linear", "schedule.beta_end=0.01"),
+]
+
+
+@pytest.mark.parametrize("model", ["unet", "iddpm_unet"])
+@pytest.mark.parametrize("options", VALUES, ids=lambda options: " ".join(options))
+def test_every_option_trains(tmp_path, options, model):
+    base = [f"model={model}", *SMALL[model], "trainer.batch_size=4", "trainer.max_steps=2"]
+    config = composed(*base, *options)
+    precision = config["trainer"]["precision"] or "no"
+    accelerator = launch.accelerator(
+        "cpu",
+        precision,
+        key="trainer.precision",
+        accumulate=config["trainer"]["accumulate"],
+    )
+    data = instantiate.dataset(config)
+    facts = instantiate.Facts.of(data)
+    process = instantiate.diffusion(config, facts)
+    network = instantiate.network(config, facts, process)
+    trainer = instantiate.trainer(config, network, process, data, accelerator)
+    run = Run(tmp_path / "run")
+    run.create("")
+    assert np.isfinite(trainer.fit(run, {"config": config, **facts.state()}))
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
+def test_yamls_list_every_option_at_its_default(path):
+    """A YAML is the list of what can be set: none forgotten, and none with another default."""
+    node = yaml.safe_load(path.read_text())
+    if not isinstance(node, dict) or "_target_" not in node:
+        return
+    target = instantiate._exported(node.pop("_target_"), "")
+    import inspect
+
+    parameters = inspect.signature(target).parameters.values()
+    options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert node.keys() == options.keys()
+    for name, default in options.items():
+        value = tuple(node[name]) if isinstance(node[name], list) else node[name]
+        assert value == ("???" if default is inspect.Parameter.empty else default) or (
+            (path.stem, name) in {("unet1d", "dims"), ("unet1d", "full_attn")}
+        ), name
