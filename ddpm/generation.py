@@ -17,7 +17,7 @@ from ddpm.samplers import Sampler
 from ddpm.samplers.base import OnStep
 from ddpm.seeding import mix
 
-Autocast = Callable[[], AbstractContextManager[object]]
+Autocast = Callable[[], AbstractContextManager[None]]
 Mode = Literal["slerp", "linear"]
 
 

@@ -1,8 +1,5 @@
 """Every model, objective, schedule and sampler of the groups composes, trains and samples."""
 
-import itertools
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch

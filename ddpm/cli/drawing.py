@@ -63,7 +63,7 @@ class Trained:
             device=self.accelerator.device,
             guidance=guidance,
             num_classes=self.facts.num_classes,
-            autocast=self.accelerator.autocast,
+            autocast=lambda: self.accelerator.autocast(),
         )
 
     def classes(self, asked: list[int | str] | int | str | None) -> list[int] | None:

@@ -44,9 +44,7 @@ def interpolate(
     read = [_end(codec, key, given) for key, given in (("a", a), ("b", b))]
     if t is None:
         t = last if any(isinstance(end, int) for end in read) else last // 2
-    require(
-        0 <= t <= last, "t", t, f"the process has {last + 1} steps; take 0 to {last}"
-    )
+    require(0 <= t <= last, "t", t, f"the process has {last + 1} steps; take 0 to {last}")
     ends = trained.classes(classes)
     if ends is not None:
         problem = "the model is class-conditional; say classes=[3], or [3,7] for the two ends"

@@ -51,7 +51,7 @@ class Previews:
             self.sampler,
             self.facts.codec,
             device=accelerator.device,
-            autocast=accelerator.autocast,
+            autocast=lambda: accelerator.autocast(),
         )
         classes = None if self.facts.num_classes is None else range(self.facts.num_classes)
         mine = range(trainer.preview_samples)[

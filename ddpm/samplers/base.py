@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Denoises, Prediction
+from ddpm.diffusion import Clip, Denoises, Prediction
 from ddpm.errors import require
 
 Spacing = Literal["uniform", "quadratic", "trailing"]
@@ -40,7 +40,7 @@ class Sampler(ABC):
         *,
         steps: int | None = None,
         spacing: Spacing = "uniform",
-        clip: Literal["none", "static", "dynamic"] = "static",
+        clip: Clip = "static",
         dynamic_quantile: float = 0.995,
     ) -> None:
         good = steps is None or steps >= 1
@@ -49,7 +49,8 @@ class Sampler(ABC):
         require(good, "dynamic_quantile", dynamic_quantile, "must be above 0 and at most 1")
         self.steps = steps
         self.spacing: Spacing = spacing
-        self.clip, self.dynamic_quantile = clip, dynamic_quantile
+        self.clip: Clip = clip
+        self.dynamic_quantile = dynamic_quantile
 
     @abstractmethod
     def step(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from ddpm.diffusion import Denoises
+from ddpm.diffusion import Clip, Denoises
 from ddpm.errors import require
 from ddpm.samplers.base import Denoise, RandnLike, Sampler, Spacing
 
@@ -29,7 +29,7 @@ class DDIM(Sampler):
         *,
         steps: int | None = None,
         spacing: Spacing = "uniform",
-        clip: Literal["none", "static", "dynamic"] = "static",
+        clip: Clip = "static",
         dynamic_quantile: float = 0.995,
         eta: float = 0.0,
     ) -> None:

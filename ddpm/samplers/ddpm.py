@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ddpm.diffusion import Denoises
+from ddpm.diffusion import Clip, Denoises
 from ddpm.samplers.base import Denoise, RandnLike, Sampler, Spacing
 
 
@@ -26,7 +26,7 @@ class DDPM(Sampler):
         *,
         steps: int | None = None,
         spacing: Spacing = "uniform",
-        clip: Literal["none", "static", "dynamic"] = "static",
+        clip: Clip = "static",
         dynamic_quantile: float = 0.995,
         variance: Literal["fixed_small", "fixed_large"] | None = None,
     ) -> None:

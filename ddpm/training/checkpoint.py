@@ -140,7 +140,7 @@ def load(folder: Path) -> Checkpoint:
         header = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         known = isinstance(header["config"], dict) and isinstance(header["step"], int)
     except (ValueError, KeyError, TypeError):
-        known = False
+        header, known = {}, False
     if not known:
         raise _damaged(folder, f"{CONFIG} cannot be read")
     return Checkpoint(folder, header)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from ema_pytorch import EMA as LibraryEMA
 from torch import Tensor, nn
+
+_COUNTERS = ("step", "initted")
 
 
 class EMA:
@@ -36,7 +37,9 @@ class EMA:
     @property
     def model(self) -> nn.Module:
         """The averaged network, always in eval mode."""
-        return self._ema.ema_model
+        averaged = self._ema.ema_model
+        assert isinstance(averaged, nn.Module)
+        return averaged
 
     @property
     def decay(self) -> float:
@@ -49,11 +52,12 @@ class EMA:
 
     def state(self) -> dict[str, int]:
         """The counters; the weights are ``model.state_dict()``."""
-        return {"step": int(self._ema.step), "initted": int(self._ema.initted)}
+        counters = dict(self._ema.named_buffers(recurse=False))
+        return {name: int(counters[name]) for name in _COUNTERS}
 
     def load(self, state: dict[str, int], weights: dict[str, Tensor]) -> None:
         """Take counters and weights from a checkpoint."""
         self.model.load_state_dict(weights)
-        with torch.no_grad():
-            self._ema.step.fill_(state["step"])
-            self._ema.initted.fill_(bool(state["initted"]))
+        counters = dict(self._ema.named_buffers(recurse=False))
+        for name in _COUNTERS:
+            counters[name].fill_(state[name])

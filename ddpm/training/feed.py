@@ -134,5 +134,5 @@ class _Fetch(Dataset[Any]):
             return error
 
 
-def _unchanged(batch: Batch | ConfigError) -> Batch | ConfigError:
+def _unchanged(batch: Any) -> Any:
     return batch

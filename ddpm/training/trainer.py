@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from ddpm.training import checkpoint
 from ddpm.training.ema import EMA
 from ddpm.training.feed import Batch, Feed
 from ddpm.training.launch import Precision
+from ddpm.training.meter import Meter
 from ddpm.training.run import Run
 
 Preview = Callable[["Trainer"], None]
@@ -89,36 +89,27 @@ class Trainer:
         compile: bool = False,
         channels_last: bool = False,
     ) -> None:
-        processes = accelerator.num_processes
-        for key, value in (
-            ("max_steps", max_steps),
-            ("batch_size", batch_size),
-            ("accumulate", accumulate),
-            ("log_every", log_every),
-            ("checkpoint_every", checkpoint_every),
-            ("preview_samples", preview_samples),
+        for key, value, least in (
+            ("max_steps", max_steps, 1),
+            ("batch_size", batch_size, 1),
+            ("accumulate", accumulate, 1),
+            ("lr_warmup", lr_warmup, 0),
+            ("log_every", log_every, 1),
+            ("preview_every", preview_every, 0),
+            ("preview_samples", preview_samples, 1),
+            ("checkpoint_every", checkpoint_every, 1),
+            ("keep_last", keep_last, 2),  # the last may be damaged
         ):
-            require(value >= 1, key, value, "must be at least 1")
-        for key, value in (("lr_warmup", lr_warmup), ("preview_every", preview_every)):
-            require(value >= 0, key, value, "must be 0 or above")
+            require(value >= least, key, value, f"must be at least {least}")
         require(lr > 0, "lr", lr, "must be above 0")
-        require(
-            keep_last >= 2, "keep_last", keep_last, "must be at least 2: the last may be damaged"
-        )
         require(0 <= ema_decay < 1, "ema_decay", ema_decay, "must be in [0, 1)")
-        require(
-            clip_grad_norm is None or clip_grad_norm > 0,
-            "clip_grad_norm",
-            clip_grad_norm,
-            "must be above 0, or null for none",
-        )
-        share = accumulate * processes
-        require(
-            batch_size % share == 0,
-            "batch_size",
-            batch_size,
-            f"must be a multiple of {share} (accumulate {accumulate} x {processes} processes)",
-        )
+        limit = clip_grad_norm
+        good = limit is None or limit > 0
+        require(good, "clip_grad_norm", limit, "must be above 0, or null for none")
+        processes = accelerator.num_processes
+        parts = accumulate * processes
+        problem = f"must be a multiple of {parts} (accumulate {accumulate} x {processes} processes)"
+        require(batch_size % parts == 0, "batch_size", batch_size, problem)
         self.max_steps, self.batch_size, self.accumulate = max_steps, batch_size, accumulate
         self.lr, self.lr_warmup, self.lr_decay = lr, lr_warmup, lr_decay
         self.clip_grad_norm, self.log_every = clip_grad_norm, log_every
@@ -136,9 +127,10 @@ class Trainer:
             num_workers=num_workers,
             pin_memory=accelerator.device.type == "cuda",
         )
-        layout = torch.channels_last if channels_last and len(data.shape) == 3 else None
-        self.memory_format = layout or torch.preserve_format
-        self.network = model.to(accelerator.device, memory_format=self.memory_format)
+        self.layout = torch.contiguous_format
+        if channels_last and len(data.shape) == 3:
+            self.layout = torch.channels_last
+        self.network = model.to(accelerator.device).to(memory_format=self.layout)  # pyright: ignore
         self.ema = EMA(self.network, decay=ema_decay, warmup=ema_warmup)
         if compile:
             self.network.compile()
@@ -177,9 +169,7 @@ class Trainer:
         batches = self.feed.batches(self.step)
         loss = math.nan
         shown = accelerator.is_main_process
-        with progress(
-            self.max_steps, "training", "step", initial=self.step, shown=shown
-        ) as bar:
+        with progress(self.max_steps, "training", "step", initial=self.step, shown=shown) as bar:
             while self.step < self.max_steps:
                 norm = self._optimizer_step(batches, meter, run)
                 self.step += 1
@@ -215,7 +205,8 @@ class Trainer:
                 meter.add(losses.detach(), t)
                 if accelerator.sync_gradients:
                     limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
-                    norm = accelerator.clip_grad_norm_(self.network.parameters(), limit)
+                    found = accelerator.clip_grad_norm_(self.network.parameters(), limit)
+                    norm = torch.as_tensor(found)
                     self._check_finite(norm, run)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -232,7 +223,7 @@ class Trainer:
         accelerator, diffusion, device = self.accelerator, self.diffusion, self.accelerator.device
         raw, labels = (None if x is None else x.to(device, non_blocking=True) for x in batch)
         assert raw is not None
-        x0 = self.data.codec.encode(raw).contiguous(memory_format=self._layout)
+        x0 = self.data.codec.encode(raw).contiguous(memory_format=self.layout)
         torch.manual_seed(mix(self.seed, self.step, micro, accelerator.process_index))
         t = torch.randint(0, diffusion.num_steps, (len(x0),), device=device)
         noise = diffusion.noise(x0)
@@ -242,11 +233,6 @@ class Trainer:
         heads = mix(self.seed, self.step, micro, accelerator.num_processes, _COIN) % 2 == 0
         estimator = self.network if diffusion.self_condition and heads else None
         return diffusion.loss(self.model, x0, t, noise, estimator, **cond), t
-
-    @property
-    def _layout(self) -> torch.memory_format:
-        known = self.memory_format is not torch.preserve_format
-        return self.memory_format if known else torch.contiguous_format
 
     def _with_dropout(self, labels: Tensor) -> Tensor:
         """Labels, some of them replaced by the one that stands for "no class"."""
@@ -324,40 +310,3 @@ class Trainer:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.num_updates = state["step"], state["num_updates"]
-
-
-class Meter:
-    """Means since the last reading, kept on the device so that no step waits for them.
-
-    Args:
-        accelerator: whose processes are averaged over.
-        num_steps: T, cut into four quarters.
-    """
-
-    def __init__(self, accelerator: Accelerator, num_steps: int) -> None:
-        self.accelerator, self.num_steps = accelerator, num_steps
-        self._clear()
-
-    def _clear(self) -> None:
-        self.sums = torch.zeros(2, 4, dtype=torch.float64, device=self.accelerator.device)
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Leave the time until now out of the speed."""
-        self.began, self.counted = time.perf_counter(), 0
-
-    def add(self, losses: Tensor, t: Tensor) -> None:
-        """Take the losses (B,) of steps t (B,)."""
-        quarter = t * 4 // self.num_steps
-        both = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)])
-        self.sums.index_add_(1, quarter, both)
-        self.counted += len(losses)
-
-    def read(self) -> dict[str, float | None]:
-        """Mean loss, the same by quarter of t (None where none was drawn), samples a second."""
-        total, count = self.accelerator.reduce(self.sums, reduction="sum").tolist()
-        speed = self.counted * self.accelerator.num_processes / (time.perf_counter() - self.began)
-        quarters = {f"loss_q{i}": total[i] / count[i] if count[i] else None for i in range(4)}
-        loss = sum(total) / sum(count)
-        self._clear()
-        return {"loss": loss, **quarters, "samples_per_second": speed}

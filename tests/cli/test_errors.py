@@ -24,7 +24,7 @@ TRAIN = [
     ("trainer.lr=fast", "trainer.lr=fast: must be a number"),
     ("trainer.lr=null", "trainer.lr=null: must be a number"),
     ("trainer.lr=-1", "trainer.lr=-1.0: must be above 0"),
-    ("trainer.keep_last=1", "trainer.keep_last=1: must be at least 2: the last may be damaged"),
+    ("trainer.keep_last=1", "trainer.keep_last=1: must be at least 2"),
     ("model.dim_mults=4", "model.dim_mults=4: must be a list, each a whole number, like [1,2]"),
     ("trainer.precision=fp8", "trainer.precision=fp8: there is no such choice (there are: bf16, fp16, no)"),
     ("objective.loss=l3", "objective.loss=l3: there is no such choice (there are: huber, l1, l2)"),

@@ -1,0 +1,49 @@
+"""Running means of the loss."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class Meter:
+    """Means since the last reading, kept on the device so that no step waits for them.
+
+    Args:
+        accelerator: whose processes are averaged over.
+        num_steps: T, cut into four quarters.
+    """
+
+    def __init__(self, accelerator: Accelerator, num_steps: int) -> None:
+        self.accelerator, self.num_steps = accelerator, num_steps
+        self._clear()
+
+    def _clear(self) -> None:
+        self.sums = torch.zeros(2, 4, dtype=torch.float64, device=self.accelerator.device)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave the time until now out of the speed."""
+        self.began, self.counted = time.perf_counter(), 0
+
+    def add(self, losses: Tensor, t: Tensor) -> None:
+        """Take the losses (B,) of steps t (B,)."""
+        quarter = t * 4 // self.num_steps
+        both = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)])
+        self.sums.index_add_(1, quarter, both)
+        self.counted += len(losses)
+
+    def read(self) -> dict[str, Any]:
+        """Mean loss, the same by quarter of t (None where none was drawn), samples a second."""
+        reduced = self.accelerator.reduce(self.sums, reduction="sum")
+        assert isinstance(reduced, Tensor)
+        total, count = reduced.tolist()
+        speed = self.counted * self.accelerator.num_processes / (time.perf_counter() - self.began)
+        quarters = {f"loss_q{i}": total[i] / count[i] if count[i] else None for i in range(4)}
+        loss = sum(total) / sum(count)
+        self._clear()
+        return {"loss": loss, **quarters, "samples_per_second": speed}
