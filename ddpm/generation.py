@@ -223,7 +223,7 @@ def interpolate(
         x_t = a * torch.lerp(x0_a, x0_b, share) + s * between(eps_a, eps_b, share, mode)
         nearer = (share.flatten() > 0.5).long().cpu()
         y = None if classes is None else torch.tensor(classes)[nearer]
-        noise = SampleNoise([seed] * len(share))
+        noise = SampleNoise([mix(seed, 2)] * len(share))
         x = source.walk(x_t, noise, start=t, y=y, on_step=on_step)
         frames.append(source.codec.decode(x).cpu())
     return torch.cat(frames)

@@ -42,12 +42,12 @@ def plain(config: Any) -> dict[str, Any]:
     Raises:
         ConfigError: required options that are missing, or an interpolation that leads nowhere.
     """
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        first = missing[0]
-        others = f" (so are {', '.join(missing[1:])})" if missing[1:] else ""
-        raise ConfigError(first, None, f"is missing{others}; add {first}=...")
     try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            first = missing[0]
+            others = f" (so are {', '.join(missing[1:])})" if missing[1:] else ""
+            raise ConfigError(first, None, f"is missing{others}; add {first}=...")
         resolved = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         problem = f"cannot be resolved: {str(error).splitlines()[0]}"
@@ -104,6 +104,11 @@ def build(node: Config, key: str, *runtime: object) -> Any:
     target = _exported(node["_target_"], f"{key}._target_")
     options = {name: value for name, value in node.items() if name != "_target_"}
     checked = check(options, target, key)
+    try:
+        inspect.signature(target).bind(*runtime, **checked)
+    except TypeError as error:
+        problem = f"cannot stand here; choose one with {key}=..."
+        raise ConfigError(f"{key}._target_", node["_target_"], problem) from error
     try:
         return target(*runtime, **checked)
     except ConfigError as error:

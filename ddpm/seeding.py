@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+_WORD = 2**64 - 1
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -23,7 +24,8 @@ def mix_array(*keys: int | npt.ArrayLike) -> npt.NDArray[np.uint64]:
     with np.errstate(over="ignore"):
         state = np.uint64(len(keys))
         for key in keys:
-            word = np.asarray(key).astype(np.int64).astype(np.uint64)
+            key = key & _WORD if isinstance(key, int) else key  # of any size
+            word = np.asarray(key).astype(np.uint64)
             state = (state ^ word) + _GOLDEN
             state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -13,6 +13,7 @@ from typing import Any
 from ddpm.errors import ConfigError
 
 Command = Callable[..., float | None]
+_NO_CHOICE = "Config group override must be a string"  # Hydra's bare ValueError for data=null
 _FROM_CHECKPOINT = ("model", "diffusion", "schedule", "objective", "data", "trainer")
 
 
@@ -56,7 +57,10 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(
             job
         )()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        composing = isinstance(error, HydraException | OmegaConfBaseException)
+        if not composing and _NO_CHOICE not in str(error):
+            raise
         if os.environ.get("DDPM_DEBUG"):
             raise
         _tell(config_name, explain(config_name, error, sys.argv[1:]))
@@ -172,6 +176,10 @@ def explain(config_name: str, error: Exception, arguments: list[str]) -> str:
         if config_name != "train" and group in _FROM_CHECKPOINT:
             return f"{said}: {_not_here(group)}"
         return f"{said}: there is no such option{_near(config_name, key, arguments)}"
+    if _NO_CHOICE in told:
+        empty = (key for key, value in typed.items() if (config_dir() / key).is_dir() and value)
+        group = next((key for key in empty if typed[key].lower() in ("null", "none", "~")), "group")
+        return f"{group}=null: must be one of its choices; --help lists them"
     choice = re.search(r"Could not find '([^']+)'", told)
     if choice:
         group, _, name = choice[1].rpartition("/")

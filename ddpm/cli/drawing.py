@@ -117,9 +117,12 @@ class Trained:
         return folder
 
     def share(self, count: int) -> range:
-        """Which of ``count`` samples this process draws: neighbours, equally many."""
+        """Which of ``count`` samples this process draws: neighbours, equally many.
+
+        Where they do not go round, the main process has one: it makes the pictures.
+        """
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        return range(count * rank // world, count * (rank + 1) // world)
+        return range(-(-count * rank // world), -(-count * (rank + 1) // world))
 
     def gather(self, parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
         """Raw data (N, ...) and labels of all processes, in order, on each of them."""

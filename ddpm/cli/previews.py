@@ -58,14 +58,13 @@ class Previews:
             accelerator.process_index :: accelerator.num_processes
         ]
         drawn = [
-            raw
+            item
             for raw, _ in generation.generate(
                 source, mine, seed=self.seed, batch_size=trainer.batch_size, classes=classes
             )
+            for item in raw
         ]
-        parts = gather_object(
-            [(index, raw) for index, raw in zip(mine, torch.cat(drawn), strict=True)]
-        )
+        parts = gather_object(list(zip(mine, drawn, strict=True)))
         if accelerator.is_main_process:
             grid = torch.stack([raw for _, raw in sorted(parts, key=lambda part: part[0])])
             path = self.run.samples / f"step-{trainer.step:08d}.png"

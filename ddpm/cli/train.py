@@ -83,7 +83,11 @@ def train(
     accelerator.wait_for_everyone()
     app.say(accelerator, _summary(training, network, facts, run))
     header = {"ddpm": __version__, "config": config, **facts.state()}
-    loss = training.fit(run, header, previews)
+    try:
+        loss = training.fit(run, header, previews)
+    except KeyboardInterrupt:
+        app.warn(f"stopped at step {training.step}; go on with: ddpm-train resume={run.path}")
+        raise
     app.say(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
     app.say(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
     accelerator.end_training()
@@ -100,7 +104,9 @@ def _what_to_train(
 
     if name is not None:
         problem = "is the name of one folder, without / in it; its parent is out="
-        require(bool(name) and Path(name).name == name, "name", name, problem)
+        require(name not in ("", "..") and Path(name).name == name, "name", name, problem)
+        problem = f"is the link to the last run; to go on with that, take resume={out}/latest"
+        require(name != "latest", "name", name, problem)
     if resume is None:
         number = app.job_number()
         path = Path(out) / (name if number is None else f"{name}-{number}") if name else None

@@ -94,6 +94,7 @@ def save(
     final = folder / f"step-{header['step']:08d}"
     aside = folder / f".tmp-{final.name}-{os.getpid()}"
     try:
+        shutil.rmtree(aside, ignore_errors=True)  # of a crash: in a container, ids come again
         aside.mkdir(parents=True)
         (aside / CONFIG).write_text(json.dumps(header, indent=1), encoding="utf-8")
         for which, tensors in (("raw", raw), ("ema", ema)):
@@ -224,8 +225,13 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 def _put_in_place(aside: Path, final: Path) -> None:
     if final.exists():
         stale = final.with_name(f".tmp-stale-{final.name}-{os.getpid()}")
+        shutil.rmtree(stale, ignore_errors=True)
         final.rename(stale)
-        aside.rename(final)
+        try:
+            aside.rename(final)
+        except OSError:
+            stale.rename(final)
+            raise
         shutil.rmtree(stale, ignore_errors=True)
     else:
         aside.rename(final)

@@ -11,17 +11,19 @@ _COUNTERS = ("step", "initted")
 class EMA:
     """An average of a network's parameters that warms up; buffers are copied.
 
-    The decay of update n is ``min(decay, 1 - (1 + n)**(-2/3))``, ema-pytorch's warm-up: 0.954 at
-    100 updates, 0.99 at 1,000, 0.9978 at 10,000. Without it the average would be mostly the
-    initial weights for the first ``1 / (1 - decay)`` updates.
+    The decay of update n = 0, 1, ... is ``min(decay, 1 - (1 + n)**(-2/3))``, ema-pytorch's
+    warm-up: 0, a copy, at the first, 0.954 at the 100th, 0.99 at the 1,000th, 0.9978 at the
+    10,000th. Without it the average would be mostly the first weights for ``1 / (1 - decay)``
+    updates.
 
     Args:
         model: the bare network, before any wrapper.
         decay: the final decay per update, in [0, 1).
-        warmup: False uses ``decay`` from the first update on.
+        warmup: False uses ``decay`` from the second update on; the first is a copy all the same.
     """
 
     def __init__(self, model: nn.Module, *, decay: float, warmup: bool = True) -> None:
+        self._network = model
         self._ema = LibraryEMA(
             model,
             beta=decay,
@@ -49,6 +51,9 @@ class EMA:
     def update(self) -> None:
         """Take one step of the network into the average."""
         self._ema.update()
+        # The library passes over buffers of whole numbers, such as a count of batches.
+        for kept, current in zip(self.model.buffers(), self._network.buffers(), strict=True):
+            kept.copy_(current)
 
     def state(self) -> dict[str, int]:
         """The counters; the weights are ``model.state_dict()``."""

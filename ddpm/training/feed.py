@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ddpm.data import Dataset as Data
-from ddpm.errors import ConfigError
+from ddpm.errors import ConfigError, require
 from ddpm.seeding import mix_array
 
 Batch = tuple[Tensor, Tensor | None]
@@ -77,6 +77,8 @@ class Feed:
         num_workers: int | None = None,
         pin_memory: bool = False,
     ) -> None:
+        good = num_workers is None or num_workers >= 0
+        require(good, "num_workers", num_workers, "must be at least 0; null = what suits the data")
         self.data, self.order = data, Order(len(data), seed)
         self.batch_size, self.accumulate = batch_size, accumulate
         self.rank, self.world = rank, world

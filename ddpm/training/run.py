@@ -56,6 +56,7 @@ class Run:
             aside.write_text(config_yaml, encoding="utf-8")
             aside.replace(self.config_file)
             latest = self.path.parent / f".latest-{os.getpid()}"
+            latest.unlink(missing_ok=True)
             latest.symlink_to(self.path.name)
             latest.replace(self.path.parent / "latest")
         except OSError as error:

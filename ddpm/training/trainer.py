@@ -101,7 +101,11 @@ class Trainer:
             ("keep_last", keep_last, 2),  # the last may be damaged
         ):
             require(value >= least, key, value, f"must be at least {least}")
-        require(lr > 0, "lr", lr, "must be above 0")
+        require(0 < lr < math.inf, "lr", lr, "must be above 0")
+        good = 0 <= weight_decay < math.inf
+        require(good, "weight_decay", weight_decay, "must be 0 (off) or above")
+        good = all(0 <= beta < 1 for beta in adam_betas)
+        require(good, "adam_betas", adam_betas, "must both be in [0, 1)")
         require(0 <= ema_decay < 1, "ema_decay", ema_decay, "must be in [0, 1)")
         limit = clip_grad_norm
         good = limit is None or limit > 0
@@ -210,12 +214,14 @@ class Trainer:
                     self._check_finite(norm, run)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-        if accelerator.optimizer_step_was_skipped:
-            self._skipped += 1
-        else:
+        # Not accelerator.optimizer_step_was_skipped: a fused optimizer skips inside its kernel, out
+        # of Accelerate's sight. Without a scaler, what is not finite was refused above.
+        if torch.isfinite(norm):
             self.ema.update()
             self.num_updates += 1
             self._skipped = 0
+        else:
+            self._skipped += 1
         return norm
 
     def _losses(self, batch: Batch, micro: int) -> tuple[Tensor, Tensor]:
@@ -277,7 +283,7 @@ class Trainer:
         return float(self.accelerator.scaler.get_scale())
 
     def save(self, run: Run, header: dict[str, Any]) -> None:
-        """Write a checkpoint of this step, unless the run has a good one; prune older ones."""
+        """Write a checkpoint of this step, and prune older ones."""
         accelerator = self.accelerator
         if accelerator.is_main_process:
             scaler = accelerator.scaler

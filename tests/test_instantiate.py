@@ -1,0 +1,290 @@
+"""From a config to objects: types, names, and what a config may not reach."""
+
+from typing import Any, Literal
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ddpm import instantiate
+from ddpm.diffusion import GaussianDiffusion, PredV, cosine
+from ddpm.errors import ConfigError
+from ddpm.instantiate import build, check, typed
+
+Choice = Literal["no", "fp16", "yes"]
+GOOD = [
+    (int, 3, 3),
+    (int, 1e5, 100_000),
+    (int, "7", 7),
+    (int | None, None, None),
+    (float, 1, 1.0),
+    (float, "1e-4", 1e-4),
+    (float | None, None, None),
+    (bool, True, True),
+    (bool, False, False),
+    (str, "a", "a"),
+    (str, 12, "12"),
+    (str | None, None, None),
+    (Choice, "fp16", "fp16"),
+    (Choice, False, "no"),  # YAML's bare no
+    (Choice, True, "yes"),
+    (Choice | None, None, None),
+    (Literal["none", "static"], False, "none"),
+    (tuple[int, ...], [1, 2, 4], (1, 2, 4)),
+    (tuple[float, float], [0, 1], (0.0, 1.0)),
+    (list[str], ["a", "b"], ["a", "b"]),
+    (bool | tuple[bool, ...] | None, True, True),
+    (bool | tuple[bool, ...] | None, [True, False], (True, False)),
+    (int | tuple[int, int] | None, [8, 12], (8, 12)),
+    (int | str, 3, 3),
+    (int | str, "3", "3"),
+    (list[int | str] | int | str | None, [3, "cat"], [3, "cat"]),
+    (dict[str, Any], {"a": 1}, {"a": 1}),
+]
+BAD = [
+    (int, True, "k=true: must be a whole number"),
+    (int, 1.5, "k=1.5: must be a whole number"),
+    (int, "many", "k=many: must be a whole number"),
+    (int, None, "k=null: must be a whole number"),
+    (int | None, "x", "k=x: must be a whole number or null"),
+    (float, False, "k=false: must be a number"),
+    (float, [1], "k=[1]: must be a number"),
+    (bool, 3, "k=3: must be true or false"),
+    (str, ["a"], "k=[a]: must be text"),
+    (str, True, "k=true: must be text"),
+    (
+        Choice,
+        "fp15",
+        "k=fp15: there is no such choice; did you mean 'fp16'? (there are: no, fp16, yes)",
+    ),
+    (Choice, "zzzz", "k=zzzz: there is no such choice (there are: fp16, no, yes)"),
+    (Choice, 3, "k=3: must be one of no, fp16, yes"),
+    (Literal["a", "b"], True, "k=true: must be one of a, b"),
+    (tuple[float, float], [0.9], "k=[0.9]: must be 2 entries, each a number, like [1,2]"),
+    (tuple[int, ...], 4, "k=4: must be a list, each a whole number, like [1,2]"),
+    (tuple[int, ...], [1, "b"], "k=[1,b]: must be a list, each a whole number, like [1,2]"),
+    (list[str], "a", "k=a: must be a list, each text, like [1,2]"),
+    (dict[str, Any], 3, "k=3: must be a group of options"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("annotation", "value", "expected"), GOOD, ids=str)
+def test_values_that_are_taken(annotation, value, expected):
+    found = typed(value, annotation, "k")
+    assert found == expected and type(found) is type(expected)
+
+
+@pytest.mark.parametrize(("annotation", "value", "line"), BAD, ids=str)
+def test_values_that_are_refused(annotation, value, line):
+    with pytest.raises(ConfigError) as caught:
+        typed(value, annotation, "k")
+    assert str(caught.value) == line
+
+
+def target(runtime: int, *, size: int, rate: float = 0.5, mode: Literal["a", "b"] = "a") -> None:
+    """A function with one supplied argument and three options."""
+
+
+def refusal(function, *arguments):
+    with pytest.raises(ConfigError) as caught:
+        function(*arguments)
+    return str(caught.value)
+
+
+def test_check():
+    assert check({"size": 1e1, "rate": 2}, target) == {"size": 10, "rate": 2.0}
+    assert type(check({"size": 1e1}, target)["size"]) is int
+    assert refusal(check, {}, target, "g") == "g.size: is missing; add g.size=..."
+    assert refusal(check, {"size": "???"}, target) == "size: is missing; add size=..."
+    line = "g.sise=1: there is no such option; did you mean 'g.size'?"
+    assert refusal(check, {"sise": 1}, target, "g") == line
+    # What code supplies is no option.
+    assert refusal(check, {"runtime": 1, "size": 1}, target).startswith("runtime=1: there is no")
+    assert refusal(check, {"size": 1, "mode": "c"}, target, "g").startswith("g.mode=c: there is no")
+
+
+FORBIDDEN = [
+    "os.system",
+    "builtins.eval",
+    "eval",
+    "",
+    "ddpm.data.codec.Codec",
+    "ddpm.data.codec.np.load",
+    "ddpm.data.codec_from_state.__globals__",
+    "ddpm.data.Codec.__init_subclass__",
+    "ddpm.data.__all__",
+    "ddpm.data.__loader__.load_module",
+    "ddpm.data.__name__",
+    "ddpm.data.images.os.system",
+    "ddpm.instantiate.load_plugins",
+    "ddpm.training.checkpoint.save",
+    "ddpm.training.trainer",
+    "ddpm.diffusion",
+    "torch.load",
+    "hydra.utils.instantiate",
+    ".ddpm.data.Digits",
+    "ddpm.data.Digits ",
+    "ddpm.data..Digits",
+]
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_only_what_is_exported_can_be_named(name):
+    line = refusal(build, {"_target_": name}, "data")
+    assert line.startswith(f"data._target_={name}: is not among what ddpm exports")
+
+
+@pytest.mark.parametrize("node", [None, {}, {"_target_": None}, {"_target_": ["a"]}, "a", 3])
+def test_a_node_without_a_target(node):
+    assert refusal(build, node, "data") == "data: is missing; choose one with data=..."
+
+
+@pytest.mark.parametrize(
+    ("name", "runtime"),
+    [
+        ("ddpm.data.codec_from_state", ()),
+        ("ddpm.diffusion.GaussianDiffusion", ()),
+        ("ddpm.diffusion.cosine", (1, 2)),
+    ],
+)
+def test_a_target_of_another_kind(name, runtime):
+    line = refusal(build, {"_target_": name}, "data", *runtime)
+    assert line == f"data._target_={name}: cannot stand here; choose one with data=..."
+
+
+def test_a_refusal_of_the_constructor_names_its_place():
+    node = {"_target_": "ddpm.diffusion.cosine", "num_steps": 0}
+    assert refusal(build, node, "schedule") == "schedule.num_steps=0: needs at least 1 step"
+    assert build({**node, "num_steps": 7}, "schedule").num_steps == 7
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    (tmp_path / "mine_for_a_test.py").write_text(
+        "__all__ = ['Mine', 'number']\nnumber = 3\n"
+        "class Mine:\n    def __init__(self, *, size: int = 1): self.size = size\n"
+        "class Hidden: pass\n"
+    )
+    (tmp_path / "bare_for_a_test.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "mine_for_a_test"
+    instantiate.load_plugins([])
+
+
+def test_plugins_export_as_packages_do(plugin):
+    node = {"_target_": f"{plugin}.Mine", "size": 1e1}
+    assert "is not among what ddpm exports" in refusal(build, node, "data")
+    instantiate.load_plugins([plugin])
+    assert build(node, "data").size == 10
+    for name in ("Hidden", "number", "__all__"):
+        line = refusal(build, {"_target_": f"{plugin}.{name}"}, "data")
+        assert "is not among what ddpm exports" in line
+    instantiate.load_plugins([])
+    assert "is not among what ddpm exports" in refusal(build, node, "data")
+    line = refusal(instantiate.load_plugins, ["bare_for_a_test"])
+    assert line.startswith("plugins=[bare_for_a_test]: bare_for_a_test has no __all__")
+
+
+def test_a_config_survives_yaml_and_nothing_in_it_is_evaluated():
+    config = {
+        "seed": 0,
+        "trainer": {"precision": "no", "lr": 1e-4, "adam_betas": [0.9, 0.999], "clip": None},
+        "data": {"path": "${oc.env:HOME}", "flip": False, "key": "1e5", "name": "yes"},
+        "model": {"empty": "", "dims": ["${seed}", 2], "deep": {"a": {"b": "12"}}},
+    }
+    again = instantiate.from_yaml(instantiate.to_yaml(config))
+    assert again == config
+    assert type(again["data"]["key"]) is str and type(again["trainer"]["lr"]) is float
+
+
+def test_plain_resolves_and_refuses_what_is_missing():
+    config = OmegaConf.create({"a": 1, "b": {"c": "${a}"}})
+    assert instantiate.plain(config) == {"a": 1, "b": {"c": 1}}
+    missing = OmegaConf.create({"b": {"c": "???"}, "a": "???"})
+    assert refusal(instantiate.plain, missing) == "a: is missing (so are b.c); add a=..."
+    line = refusal(instantiate.plain, OmegaConf.create({"b": {"c": "${nowhere}"}}))
+    assert line.startswith("b.c: cannot be resolved: ") and "nowhere" in line
+
+
+MODEL = {"_target_": "ddpm.models.UNet", "dim": 8, "dim_mults": [1, 2]}
+
+
+def facts(num_classes=None):
+    from ddpm.data import ImageCodec
+
+    names = None if num_classes is None else [str(n) for n in range(num_classes)]
+    return instantiate.Facts((1, 8, 8), num_classes, names, ImageCodec((1, 8, 8)))
+
+
+def weights(seed, before=0):
+    torch.manual_seed(before)
+    torch.rand(before)
+    process = GaussianDiffusion(cosine(), PredV())
+    made = instantiate.network({"seed": seed, "model": MODEL}, facts(), process)
+    return made.state_dict()
+
+
+def equal(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_initial_weights_are_a_function_of_the_seed():
+    assert equal(weights(0), weights(0, before=5))
+    assert not equal(weights(0), weights(1))
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    process = GaussianDiffusion(cosine(), PredV())
+    instantiate.network({"seed": 0, "model": MODEL}, facts(), process)
+    assert torch.equal(torch.rand(2), expected), "the random state of the caller was touched"
+
+
+@pytest.mark.parametrize(("dropout", "known"), [(0.0, 4), (0.1, 5)])
+def test_label_dropout_adds_one_class(dropout, known):
+    process = GaussianDiffusion(cosine(), PredV(), label_dropout=dropout)
+    net = instantiate.network({"seed": 0, "model": MODEL}, facts(4), process)
+    tables = [m for m in net.modules() if isinstance(m, torch.nn.Embedding)]
+    assert [table.num_embeddings for table in tables] == [known]
+    bare = instantiate.network({"seed": 0, "model": MODEL}, facts(None), process)
+    assert not any(isinstance(m, torch.nn.Embedding) for m in bare.modules())
+
+
+def test_label_dropout_without_labels_is_refused():
+    config = {
+        "schedule": {"_target_": "ddpm.diffusion.cosine"},
+        "objective": {"_target_": "ddpm.diffusion.PredV"},
+        "diffusion": {"_target_": "ddpm.diffusion.GaussianDiffusion", "label_dropout": 0.1},
+    }
+    line = refusal(instantiate.diffusion, config, facts(None))
+    assert line.startswith("diffusion.label_dropout=0.1: there are no labels to drop")
+    assert instantiate.diffusion(config, facts(4)).label_dropout == 0.1
+
+
+def test_steps_win_over_the_sampler_s_own():
+    node = {"_target_": "ddpm.samplers.DDIM", "steps": 7}
+    assert instantiate.sampler(node).steps == 7
+    assert instantiate.sampler(node, 3).steps == 3 and node["steps"] == 7
+    assert refusal(instantiate.sampler, node, 0).startswith("sampler.steps=0: must be at least 1")
+
+
+def test_trainer_options_have_the_defaults_of_those_not_given():
+    options = instantiate.trainer_options(
+        {"trainer": {"_target_": "x", "lr": 1, "precision": False}}
+    )
+    assert (options["lr"], options["precision"], options["max_steps"]) == (1.0, "no", 100_000)
+    line = refusal(instantiate.trainer_options, {"trainer": {"lrr": 1}})
+    assert line == "trainer.lrr=1: there is no such option; did you mean 'trainer.lr'?"
+
+
+def test_facts_are_restored_from_their_state():
+    for known in (facts(), facts(3)):
+        again = instantiate.Facts.restored(known.state())
+        assert (again.shape, again.num_classes, again.class_names) == (
+            known.shape,
+            known.num_classes,
+            known.class_names,
+        )
+        assert again.codec.state() == known.codec.state()
+    state = facts().state()
+    del state["num_classes"]
+    assert "has no 'num_classes'" in refusal(instantiate.Facts.restored, state)

@@ -1,0 +1,265 @@
+"""Checkpoints: complete or not there."""
+
+import errno
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm.errors import ConfigError
+from ddpm.training import checkpoint
+
+
+def content(step):
+    torch.manual_seed(step)
+    raw = {"a.weight": torch.randn(3, 4), "b": torch.arange(5), "c": torch.tensor(1.5)}
+    return {
+        "raw": raw,
+        "ema": {name: value + 1 for name, value in raw.items()},
+        "state": {"step": step, "optimizer": {"state": {0: {"exp_avg": torch.randn(2)}}}},
+    }
+
+
+def write(run, step, **header):
+    header = {"step": step, "config": {"seed": 1}, **header}
+    return checkpoint.save(run / checkpoint.FOLDER, header, **content(step))
+
+
+def hidden(run):
+    return [path.name for path in (run / checkpoint.FOLDER).iterdir() if path.name[0] == "."]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_what_was_saved_is_read(tmp_path):
+    folder = write(tmp_path, 7, shape=[1, 8, 8])
+    assert folder == tmp_path / "checkpoints/step-00000007"
+    found = checkpoint.load(folder)
+    assert found.step == 7 and found.config == {"seed": 1} and found.run == tmp_path
+    assert found.header["shape"] == [1, 8, 8]
+    expected = content(7)
+    assert same(found.weights("raw"), expected["raw"])
+    assert same(found.weights("ema"), expected["ema"])
+    assert same(found.state()["optimizer"]["state"][0], expected["state"]["optimizer"]["state"][0])
+    assert hidden(tmp_path) == []
+
+
+def test_tensors_with_channels_last_are_saved(tmp_path):
+    image = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    assert not image.is_contiguous()
+    weights = {"w": image}
+    header = {"step": 1, "config": {}}
+    folder = checkpoint.save(tmp_path, header, raw=weights, ema=weights, state={})
+    assert torch.equal(checkpoint.load(folder).weights("raw")["w"], image)
+
+
+def fails_at(monkeypatch, owner, name, call, error=None):
+    """Make the ``call``-th call of a function raise."""
+    original, calls = getattr(owner, name), []
+
+    def failing(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == call:
+            raise error or OSError(errno.EIO, "Input/output error")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, failing)
+    return calls
+
+
+STEPS = [
+    (Path, "mkdir", 1),
+    (Path, "write_text", 1),  # config.json
+    (checkpoint.safetensors.torch, "save_file", 1),
+    (checkpoint.safetensors.torch, "save_file", 2),
+    (torch, "save", 1),
+    (Path, "write_text", 2),  # the manifest
+    *[(os, "fsync", call) for call in range(1, 7)],  # five files and the folder
+    (os, "rename", 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"), STEPS, ids=[f"{name}-{call}" for _, name, call in STEPS]
+)
+def test_a_disk_that_fails_leaves_the_older_ones_and_nothing_else(
+    tmp_path, monkeypatch, owner, name, call
+):
+    write(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        calls = fails_at(patch, owner, name, call)
+        with pytest.raises(ConfigError) as caught:
+            write(tmp_path, 2)
+        assert len(calls) == call
+    line = str(caught.value)
+    assert line.startswith(f"out={tmp_path}/checkpoints/step-00000002: cannot be written: ")
+    assert "Input/output error" in line and "\n" not in line
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    found = checkpoint.newest(tmp_path, pytest.fail)
+    assert found is not None and same(found.weights("raw"), content(1)["raw"])
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_what_stood_there_stays_when_it_cannot_be_replaced(tmp_path, monkeypatch, call):
+    write(tmp_path, 1, note="old")
+    with monkeypatch.context() as patch:
+        fails_at(patch, os, "rename", call)
+        with pytest.raises(ConfigError):
+            write(tmp_path, 1, note="new")
+    assert checkpoint.load(tmp_path / "checkpoints/step-00000001").header["note"] == "old"
+    assert hidden(tmp_path) == []
+    write(tmp_path, 1, note="new")
+    assert checkpoint.load(tmp_path / "checkpoints/step-00000001").header["note"] == "new"
+    assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        RuntimeError("[enforce fail at inline_container.cc:626] . unexpected pos\nNo space left"),
+    ],
+)
+def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, error):
+    fails_at(monkeypatch, torch, "save", 1, error)
+    with pytest.raises(ConfigError) as caught:
+        write(tmp_path, 2)
+    assert "No space left" in str(caught.value) and "\n" not in str(caught.value)
+    assert caught.value.key == "out"
+
+
+def test_what_a_killed_process_of_the_same_id_left_is_no_obstacle(tmp_path):
+    """In a container the training is process 1, every time."""
+    left = tmp_path / f"checkpoints/.tmp-step-00000003-{os.getpid()}"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    (left / "more").write_bytes(b"half")
+    found = checkpoint.load(write(tmp_path, 3))
+    assert {path.name for path in found.folder.iterdir()} == {
+        "config.json",
+        "ema.safetensors",
+        "manifest.json",
+        "model.safetensors",
+        "state.pt",
+    }
+
+
+def test_pruning_keeps_the_newest_and_sweeps_up(tmp_path):
+    for step in (3, 10, 200, 99_999_999, 100_000_000):
+        write(tmp_path, step)
+    (tmp_path / "checkpoints/.tmp-step-00000011-1").mkdir()
+    (tmp_path / "checkpoints/notes").mkdir()
+    checkpoint.prune(tmp_path, 2)
+    names = [path.name for path in checkpoint.listed(tmp_path)]
+    assert names == ["step-100000000", "step-99999999"]
+    assert hidden(tmp_path) == [] and (tmp_path / "checkpoints/notes").is_dir()
+
+
+DAMAGE = {
+    "manifest.json": "it has no manifest.json",
+    "config.json": "config.json is missing",
+    "state.pt": "state.pt is missing",
+    "model.safetensors": "model.safetensors is missing",
+    "ema.safetensors": "ema.safetensors is missing",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_newest_passes_over_what_is_damaged_and_says_so(tmp_path, name):
+    for step in (1, 2):
+        write(tmp_path, step)
+    (tmp_path / "checkpoints/step-00000002" / name).unlink()
+    warnings = []
+    found = checkpoint.newest(tmp_path, warnings.append)
+    assert found is not None and found.step == 1
+    place = tmp_path / "checkpoints/step-00000002"
+    told = (
+        f"ckpt={place}: is damaged: {DAMAGE[name]}; take another checkpoint; taking the one before"
+    )
+    assert warnings == [told]
+
+
+def test_one_changed_bit_is_noticed(tmp_path):
+    folder = write(tmp_path, 1)
+    for name in ("config.json", "state.pt", "model.safetensors", "ema.safetensors"):
+        good = (folder / name).read_bytes()
+        (folder / name).write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        with pytest.raises(ConfigError, match=f"{name} is not what was written"):
+            checkpoint.load(folder)
+        (folder / name).write_bytes(good)
+    assert checkpoint.load(folder).step == 1
+
+
+def test_all_damaged_is_refused_and_none_is_none(tmp_path):
+    assert checkpoint.newest(tmp_path, pytest.fail) is None
+    for step in (1, 2):
+        (write(tmp_path, step) / "state.pt").unlink()
+    with pytest.raises(ConfigError, match=r"step-00000001: is damaged: state.pt is missing"):
+        checkpoint.newest(tmp_path, lambda _: None)
+
+
+def test_another_format_is_told(tmp_path):
+    folder = write(tmp_path, 1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
+    with pytest.raises(ConfigError, match="is of format 2, this ddpm reads format 1"):
+        checkpoint.load(folder)
+
+
+def test_a_state_that_would_run_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    header = {"step": 1, "config": {}}
+    found = checkpoint.load(checkpoint.save(tmp_path, header, raw={}, ema={}, state={"x": Evil()}))
+    with pytest.raises(ConfigError, match=r"state.pt holds what is not safe to read"):
+        found.state()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_find(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "outputs/a"
+    for step in (1, 2):
+        write(run, step)
+    (tmp_path / "outputs/latest").symlink_to("a")
+    for path, step in (
+        ("outputs/a", 2),
+        ("outputs/latest", 2),
+        ("outputs/a/checkpoints/step-00000001", 1),
+        (str(run), 2),
+    ):
+        found = checkpoint.find(path, pytest.fail)
+        assert found.step == step and found.run == Path("outputs/a")
+    shutil.copytree(run / "checkpoints/step-00000001", tmp_path / "elsewhere/mine")
+    moved = checkpoint.find("elsewhere/mine", pytest.fail)
+    assert moved.step == 1 and moved.run == Path("elsewhere")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "outputs/gone").symlink_to("deleted")
+    for path, told in (
+        ("nowhere", "ckpt=nowhere: there is no such run or checkpoint"),
+        ("outputs/gone", "ckpt=outputs/gone: there is no such run or checkpoint"),
+        ("empty", "ckpt=empty: holds no checkpoint"),
+        ("outputs/a/checkpoints/step-00000001/config.json", "is a file; give the folder"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            checkpoint.find(path, pytest.fail)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])
+def test_files_have_the_usual_mode(tmp_path, mask):
+    old = os.umask(mask)
+    try:
+        folder = write(tmp_path, 1)
+    finally:
+        os.umask(old)
+    for path in folder.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask, path.name
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o777 & ~mask

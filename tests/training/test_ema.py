@@ -1,0 +1,126 @@
+"""The average against its closed form."""
+
+import pytest
+import torch
+from torch import nn
+
+from ddpm.training import EMA
+
+
+class Scalar(nn.Module):
+    """A parameter, a buffer of each kind, and a frozen one."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.register_buffer("scale", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("count", torch.tensor(0))
+
+    def at(self, value):
+        with torch.no_grad():
+            self.weight.fill_(value)
+            self.scale.fill_(10 * value)
+            self.count.fill_(int(100 * value))
+        return self
+
+
+def averaged(ema):
+    return float(ema.model.weight)
+
+
+VALUES = [1.0, -2.0, 0.5, 3.0, -1.0, 4.0, 0.0, 2.0, -3.0, 1.5]
+
+
+def closed_form(values, decays):
+    """The weighted sum of all values: each with its (1 - decay), shrunk by what came after."""
+    total = 0.0
+    for k, (value, decay) in enumerate(zip(values, decays, strict=True)):
+        share = 1 - decay
+        for later in decays[k + 1 :]:
+            share *= later
+        total += share * value
+    return total
+
+
+@pytest.mark.parametrize("final", [0.5, 0.9999])
+def test_warm_up(final):
+    """Update n has the decay min(final, 1 - (1 + n)^(-2/3)), n from 0."""
+    net = Scalar().at(7.0)
+    ema = EMA(net, decay=final)
+    decays = [min(final, 1 - (1 + n) ** (-2 / 3)) for n in range(len(VALUES))]
+    for n, value in enumerate(VALUES):
+        net.at(value)
+        ema.update()
+        assert ema.decay == pytest.approx(decays[n], abs=1e-6)
+        assert averaged(ema) == pytest.approx(closed_form(VALUES[: n + 1], decays[: n + 1]), 1e-5)
+
+
+@pytest.mark.parametrize(("n", "decay"), [(100, 0.954), (1000, 0.99), (10_000, 0.9978)])
+def test_the_documented_decays(n, decay):
+    net = Scalar()
+    ema = EMA(net, decay=0.9999)
+    ema.load({"step": n - 1, "initted": 1}, net.state_dict())
+    ema.update()
+    assert ema.decay == pytest.approx(decay, abs=5e-4)
+
+
+def test_without_warm_up_the_decay_is_constant_from_the_second_update_on():
+    net = Scalar().at(7.0)
+    ema = EMA(net, decay=0.75, warmup=False)
+    decays = [0.0] + [0.75] * (len(VALUES) - 1)
+    for n, value in enumerate(VALUES):
+        net.at(value)
+        ema.update()
+        assert ema.decay == pytest.approx(decays[n])
+    assert averaged(ema) == pytest.approx(closed_form(VALUES, decays), rel=1e-9)
+
+
+def test_buffers_are_copied():
+    net = Scalar()
+    ema = EMA(net, decay=0.9, warmup=False)
+    for value in VALUES:
+        ema.update()
+        net.at(value)
+        ema.update()
+        assert float(ema.model.scale) == 10 * value
+        assert int(ema.model.count) == 100 * value
+    assert averaged(ema) != VALUES[-1]
+
+
+def test_going_on_from_a_state_is_equal_bit_for_bit():
+    def steps(net, ema, start, end):
+        for step in range(start, end):
+            torch.manual_seed(step)
+            with torch.no_grad():
+                net.weight.add_(torch.randn_like(net.weight))
+            ema.update()
+
+    whole = nn.Linear(5, 7)
+    cut = nn.Linear(5, 7)
+    cut.load_state_dict(whole.state_dict())
+    one, other = EMA(whole, decay=0.99), EMA(cut, decay=0.99)
+    steps(whole, one, 0, 20)
+    steps(cut, other, 0, 8)
+    state, weights = other.state(), {k: v.clone() for k, v in other.model.state_dict().items()}
+    assert state == {"step": 8, "initted": 1}
+    fresh = nn.Linear(5, 7)
+    fresh.load_state_dict(cut.state_dict())
+    again = EMA(fresh, decay=0.99)
+    again.load(state, weights)
+    steps(fresh, again, 8, 20)
+    assert again.state() == one.state() and again.decay == one.decay
+    assert torch.equal(again.model.weight, one.model.weight)
+
+
+def test_the_averaged_network_stays_in_eval_mode_and_apart():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).train()
+    ema = EMA(net, decay=0.9)
+    for _ in range(3):
+        net.train()
+        ema.update()
+        assert not any(module.training for module in ema.model.modules())
+        assert all(module.training for module in net.modules())
+    assert not any(p.requires_grad for p in ema.model.parameters())
+    with torch.no_grad():
+        net[0].weight.add_(1)
+    assert not torch.equal(net[0].weight, ema.model[0].weight)

@@ -1,0 +1,148 @@
+"""The order of the data: a function of the seed, whatever the processes and micro-batches."""
+
+from itertools import chain, islice
+
+import pytest
+import torch
+
+from ddpm.data import Dataset, ImageCodec
+from ddpm.errors import ConfigError
+from ddpm.seeding import mix
+from ddpm.training.feed import Feed, Order
+
+
+class Numbers(Dataset):
+    """Item i is the number i; the label is its key, folded; item ``bad`` cannot be read."""
+
+    num_classes, class_names, in_memory = None, None, True
+
+    def __init__(self, count, bad=None):
+        self.count, self.bad = count, bad
+        self.shape = (1, 1, 1)
+        self.codec = ImageCodec(self.shape)
+
+    def __len__(self):
+        return self.count
+
+    def fetch(self, indices, keys):
+        if self.bad in indices:
+            raise ConfigError("path", f"{self.bad}.png", "is damaged; remove it")
+        raw = torch.tensor(indices, dtype=torch.int64).reshape(-1, 1, 1, 1)
+        return raw, torch.tensor([key % 1009 for key in keys])
+
+
+def stream(feed, step, count):
+    """Indices and keys of the next ``count`` micro-batches from ``step`` on."""
+    batches = list(islice(feed.batches(step), count))
+    return [raw.flatten().tolist() for raw, _ in batches], [y.tolist() for _, y in batches]
+
+
+def test_each_epoch_is_a_permutation_of_its_own():
+    order = Order(10, seed=3)
+    epochs = [[index for index, _ in order.items(10 * epoch, 10)] for epoch in range(20)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 20
+    other = [index for index, _ in Order(10, seed=4).items(0, 10)]
+    assert other != epochs[0]
+
+
+def test_every_place_of_an_epoch_is_equally_likely():
+    order = Order(4, seed=0)
+    first = torch.tensor([order.items(4 * epoch, 1)[0][0] for epoch in range(4000)])
+    counts = first.bincount(minlength=4)
+    assert (counts - 1000).abs().max() < 5 * (4000 * 0.25 * 0.75) ** 0.5
+
+
+@pytest.mark.parametrize("start", [0, 3, 9, 10, 17, 1000])
+def test_items_are_a_window_of_one_stream(start):
+    whole = Order(10, seed=1).items(0, 1100)
+    assert Order(10, seed=1).items(start, 35) == whole[start : start + 35]
+
+
+def test_batches_cross_the_ends_of_epochs():
+    indices, _ = stream(Feed(Numbers(10), seed=0, batch_size=4), 0, 5)
+    assert [len(batch) for batch in indices] == [4] * 5
+    flat = list(chain(*indices))
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
+
+
+def test_data_smaller_than_the_batch():
+    indices, _ = stream(Feed(Numbers(3), seed=0, batch_size=8), 0, 3)
+    flat = list(chain(*indices))
+    assert [len(batch) for batch in indices] == [8] * 3
+    assert all(sorted(flat[k : k + 3]) == [0, 1, 2] for k in range(0, 24, 3))
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 7])
+def test_a_stream_from_a_step_is_the_tail_of_the_whole(step):
+    def feed():
+        return Feed(Numbers(7), seed=2, batch_size=6, accumulate=2)
+
+    indices, keys = stream(feed(), 0, 24)
+    tail = stream(feed(), step, 24 - 2 * step)
+    assert tail == (indices[2 * step :], keys[2 * step :])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_order_is_the_same_for_any_number_of_processes(world, accumulate):
+    """Micro-batch by micro-batch, the shares of all ranks put together are the one order."""
+    expected = Order(13, seed=5).items(3 * 16, 5 * 16)
+    ranks = [
+        Feed(Numbers(13), seed=5, batch_size=16, accumulate=accumulate, rank=rank, world=world)
+        for rank in range(world)
+    ]
+    shares = [stream(feed, 3, 5 * accumulate) for feed in ranks]
+    size = 16 // (world * accumulate)
+    assert all(len(batch) == size for indices, _ in shares for batch in indices)
+    together = [
+        pair
+        for micro in range(5 * accumulate)
+        for indices, keys in shares
+        for pair in zip(indices[micro], keys[micro], strict=True)
+    ]
+    assert together == [(index, key % 1009) for index, key in expected]
+
+
+def test_keys_are_functions_of_seed_epoch_and_index():
+    for start, count in ((0, 7), (5, 20)):
+        for place, (index, key) in enumerate(Order(7, seed=6).items(start, count), start=start):
+            assert key == mix(6, place // 7, index)
+    keys = [key for _, key in Order(7, seed=6).items(0, 700)]
+    assert len(set(keys)) == 700
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers):
+    def feed(num_workers):
+        return Feed(Numbers(9), seed=0, batch_size=4, accumulate=2, num_workers=num_workers)
+
+    assert stream(feed(workers), 3, 8) == stream(feed(0), 3, 8)
+
+
+def test_the_feed_draws_nothing_from_the_random_state_of_training():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    stream(Feed(Numbers(9), seed=0, batch_size=4, num_workers=1), 0, 3)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_in_the_data_keeps_its_one_line(workers):
+    feed = Feed(Numbers(9, bad=5), seed=0, batch_size=9, num_workers=workers)
+    with pytest.raises(ConfigError) as caught:
+        next(feed.batches(0))
+    assert str(caught.value) == "data.path=5.png: is damaged; remove it"
+
+
+@pytest.mark.parametrize(("in_memory", "workers"), [(True, 0), (False, 2)])
+def test_workers_by_default_are_for_data_that_are_not_in_memory(in_memory, workers):
+    data = Numbers(9)
+    data.in_memory = in_memory
+    assert Feed(data, seed=0, batch_size=4).num_workers == workers
+
+
+def test_fewer_than_no_workers_are_refused():
+    with pytest.raises(ConfigError, match="num_workers=-1: must be at least 0"):
+        Feed(Numbers(9), seed=0, batch_size=4, num_workers=-1)

@@ -1,0 +1,64 @@
+"""Processes and devices: as asked for, or refused."""
+
+import pytest
+import torch
+
+from ddpm.errors import ConfigError
+from ddpm.training import launch
+
+
+def refusal(*arguments, **options):
+    with pytest.raises(ConfigError) as caught:
+        launch.accelerator(*arguments, key="trainer.precision", **options)
+    return str(caught.value)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = "device=cuda: this machine has no GPU that torch can use; take device=auto or device=cpu"
+    assert refusal("cuda", "no") == line
+    assert refusal("cuda", "fp16") == line
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu"), [("cpu", False), ("auto", False), ("cpu", True)], ids=str
+)
+def test_fp16_needs_a_gpu(monkeypatch, device, gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    remedy = "fp16 needs a GPU; on a CPU take bf16, or no for float32"
+    assert refusal(device, "fp16") == f"trainer.precision=fp16: {remedy}"
+
+
+def autocast_dtype(accelerator):
+    with accelerator.autocast():
+        return torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype
+
+
+def test_each_job_of_a_sweep_has_its_own_precision_and_accumulation():
+    for precision, accumulate, dtype in (
+        ("bf16", 4, torch.bfloat16),
+        ("no", 1, torch.float32),
+        ("bf16", 2, torch.bfloat16),
+    ):
+        made = launch.accelerator("cpu", precision, key="p", accumulate=accumulate)
+        assert made.mixed_precision == precision and made.device.type == "cpu"
+        assert made.gradient_accumulation_steps == accumulate
+        assert autocast_dtype(made) == dtype
+
+
+def test_processes_that_do_not_know_of_each_other(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert refusal("auto", "no") == (
+        "device=auto: the launcher started 2 processes but they found 1; "
+        "on a machine without GPUs set ACCELERATE_USE_CPU=true"
+    )
+
+
+def test_a_variable_that_would_win_over_the_option(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "3")
+    assert refusal("cpu", "no", accumulate=2) == (
+        "trainer.accumulate=2: the variable ACCELERATE_GRADIENT_ACCUMULATION_STEPS "
+        "says otherwise; unset it"
+    )
+    made = launch.accelerator("cpu", "no", key="p", accumulate=3)
+    assert made.gradient_accumulation_steps == 3

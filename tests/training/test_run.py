@@ -1,0 +1,118 @@
+"""Run folders."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from ddpm.errors import ConfigError
+from ddpm.training.run import FREE_KEYS, Run, check_same, flat, new_name
+
+
+def logged(run, *steps):
+    for step in steps:
+        run.log({"step": step, "loss": 1 / step, "loss_q0": None, "loss_q1": 0.5})
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = Run(tmp_path / "outputs/a")
+    made.create("seed: 0\n")
+    return made
+
+
+def test_create_makes_the_folder_and_the_link(run):
+    latest = run.path.parent / "latest"
+    assert latest.is_symlink() and latest.readlink().name == "a"
+    assert run.config_file.read_text() == "seed: 0\n" and run.samples.is_dir()
+    other = Run(run.path.parent / "b")
+    other.create("seed: 1\n")
+    assert latest.readlink().name == "b"
+    run.create("seed: 2\n")
+    assert latest.readlink().name == "a" and run.config_file.read_text() == "seed: 2\n"
+    assert sorted(path.name for path in run.path.parent.iterdir()) == ["a", "b", "latest"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "samples"]
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot be written \(Not a directory\)"):
+        Run(tmp_path / "file/a").create("")
+
+
+def test_rewind_forgets_what_comes_after(run):
+    logged(run, 2, 4, 6, 8)
+    run.rewind(5)
+    assert [record["step"] for record in run.metrics()] == [2, 4]
+    logged(run, 6)
+    assert [record["step"] for record in run.metrics()] == [2, 4, 6]
+    run.rewind(6)
+    assert [record["step"] for record in run.metrics()] == [2, 4, 6]
+    run.rewind(0)
+    assert run.metrics_file.read_text() == ""
+    assert not run.metrics_file.with_suffix(".tmp").exists()
+
+
+@pytest.mark.parametrize("lost", range(1, 20))
+def test_a_line_that_a_crash_cut_short_is_left_out(run, lost):
+    logged(run, 2, 4)
+    text = run.metrics_file.read_text()
+    run.metrics_file.write_text(text[:-lost])
+    kept = [2, 4] if lost == 1 else [2]  # without its newline a line is still whole
+    assert [record["step"] for record in run.metrics()] == kept
+    run.rewind(100)
+    logged(run, 6)
+    lines = run.metrics_file.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [*kept, 6]
+
+
+def test_flat():
+    nested = {"seed": 1, "model": {"dim": 8, "dim_mults": (1, 2)}, "none": None, "empty": {}}
+    assert flat(nested) == {"seed": 1, "model.dim": 8, "model.dim_mults": [1, 2], "none": None}
+
+
+def test_every_differing_key_is_named(run):
+    stored = {"seed": 0, "model": {"dim": 8, "full_attn": None}, "trainer": {"lr": 1e-3}}
+    asked = {"seed": 1, "model": {"dim": 8, "dropout": 0.1}, "trainer": {"lr": 0.5}}
+    asked["model"]["full_attn"] = [True, False]
+    with pytest.raises(ConfigError) as caught:
+        check_same(stored, asked, run.path)
+    assert str(caught.value) == (
+        "name=a: is a run with other options: model.dropout (null there, 0.1 here), "
+        "model.full_attn (null there, [true,false] here), seed (0 there, 1 here), "
+        "trainer.lr (0.001 there, 0.5 here); leave them, or take a new name="
+    )
+
+
+@pytest.mark.parametrize("key", sorted(FREE_KEYS))
+def test_what_changes_no_result_may_differ(run, key):
+    def config(value):
+        made = {"seed": 0, "data": {"split": "train"}, "trainer": {"lr": 1.0}}
+        group, _, option = key.rpartition(".")
+        (made[group] if group else made)[option] = value
+        return made
+
+    check_same(config(1), config(2), run.path)
+    check_same({**config(1), "seed": 0.0}, config(None), run.path)
+
+
+def test_lists_and_tuples_are_the_same_and_a_missing_key_is_null(run):
+    check_same({"a": {"b": (1, 2), "c": None}}, {"a": {"b": [1, 2]}}, run.path)
+
+
+def test_new_name(tmp_path):
+    assert new_name(tmp_path / "nowhere", "a") == "a"
+    for expected in ("a", "a-2", "a-3"):
+        assert new_name(tmp_path, "a") == expected
+        (tmp_path / expected).mkdir()
+    (tmp_path / "a-2").rmdir()
+    assert new_name(tmp_path, "a") == "a-2"
+
+
+def test_the_plot(run):
+    assert run.plot() is None and not (run.path / "loss.png").exists()
+    logged(run, 1, 2, 3)
+    assert run.plot() == run.path / "loss.png"
+    picture = Image.open(run.path / "loss.png").convert("RGB")
+    assert picture.size == (840, 480)
+    assert len(picture.getcolors(1 << 20)) > 10, "nothing was drawn"

@@ -1,0 +1,438 @@
+"""The loop, with numbers: rates, gradients, what is skipped, what is logged."""
+
+import json
+import math
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ddpm.data import Dataset, ImageCodec
+from ddpm.diffusion import GaussianDiffusion, PredNoise, cosine
+from ddpm.errors import ConfigError
+from ddpm.training import Trainer, checkpoint, launch
+from ddpm.training.run import Run
+
+
+class Plain(ImageCodec):
+    """Raw data are what the model sees."""
+
+    kind = None
+
+    def encode(self, raw: Tensor) -> Tensor:
+        return raw.float()
+
+
+class Points(Dataset):
+    """Item i is a picture of one number, drawn once; with labels, of class i % 3."""
+
+    class_names, in_memory = None, True
+
+    def __init__(self, count=64, num_classes=None):
+        generator = torch.Generator().manual_seed(0)
+        self.values = torch.randn(count, 1, 2, 2, generator=generator)
+        self.shape, self.num_classes = (1, 2, 2), num_classes
+        self.codec = Plain(self.shape)
+
+    def __len__(self):
+        return len(self.values)
+
+    def fetch(self, indices, keys):
+        labels = None if self.num_classes is None else torch.tensor(indices) % self.num_classes
+        return self.values[torch.tensor(indices)], labels
+
+
+class Fit(GaussianDiffusion):
+    """A loss without randomness: how far the network takes the data from twice themselves."""
+
+    def __init__(self, num_steps=4, **options):
+        super().__init__(cosine(num_steps=num_steps), PredNoise(), **options)
+        self.calls = []
+
+    def loss(self, model, x0, t, noise, estimator=None, **cond):
+        self.calls.append({"x0": x0, "t": t, "noise": noise, "estimator": estimator, **cond})
+        return (model(x0) - 2 * x0).square().flatten(1).mean(1)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 1)
+        nn.init.constant_(self.layer.weight, 0.5)
+        nn.init.constant_(self.layer.bias, -0.25)
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def values(self):
+        return torch.cat([p.detach().flatten() for p in self.parameters()])
+
+
+def trainer(process=None, net=None, data=None, seed=0, **options):
+    options = {"lr_warmup": 0, "batch_size": 8, "max_steps": 4, "clip_grad_norm": None, **options}
+    accumulate = options.get("accumulate", 1)
+    made = launch.accelerator("cpu", "no", key="precision", accumulate=accumulate)
+    return Trainer(net or Net(), process or Fit(), data or Points(), made, seed, **options)
+
+
+def folder(path):
+    made = Run(path)
+    made.create("")
+    return made
+
+
+@pytest.fixture
+def run(tmp_path):
+    return folder(tmp_path / "a")
+
+
+HEADER = {"config": {}}
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ({"lr_warmup": 0}, {0: 1, 1: 1, 99: 1}),
+        ({"lr_warmup": 4}, {0: 0.2, 1: 0.4, 2: 0.6, 3: 0.8, 4: 1, 5: 1, 99: 1}),
+        (
+            {"lr_warmup": 0, "lr_decay": "cosine", "max_steps": 10},
+            {0: 1, 5: 0.5, 2: (1 + math.cos(math.pi / 5)) / 2, 10: 0, 11: 0},
+        ),
+        (
+            {"lr_warmup": 4, "lr_decay": "cosine", "max_steps": 12},
+            {0: 0.2, 3: 0.8, 4: 1, 8: 0.5, 6: (1 + math.cos(math.pi / 4)) / 2, 12: 0, 20: 0},
+        ),
+        ({"lr_warmup": 20, "lr_decay": "cosine", "max_steps": 10}, {0: 1 / 21, 9: 10 / 21}),
+    ],
+)
+def test_learning_rate(options, rates):
+    training = trainer(lr=3e-4, **options)
+    for update, share in rates.items():
+        assert training.learning_rate(update) == pytest.approx(3e-4 * share, abs=1e-12), update
+
+
+def test_the_optimizer_takes_the_rate_of_its_step(run):
+    training = trainer(lr=1e-2, lr_warmup=2, lr_decay="cosine", max_steps=6, log_every=1)
+    used = []
+    real = training.optimizer.step
+    training.optimizer.step = lambda: (
+        used.append(training.optimizer.param_groups[0]["lr"]),
+        real(),
+    )
+    training.fit(run, HEADER)
+    assert used == [training.learning_rate(update) for update in range(6)]
+    assert used == pytest.approx([record["lr"] for record in run.metrics()])
+    assert used[0] == pytest.approx(1e-2 / 3) and used[5] < used[3]
+
+
+def gradients(run, **options):
+    """The gradients that the optimizer sees at each step."""
+    training = trainer(**options)
+    seen = []
+    real = training.optimizer.step
+
+    def step():
+        if training.accelerator.sync_gradients:
+            seen.append(torch.cat([p.grad.flatten() for p in training.network.parameters()]))
+            seen[-1] = seen[-1].clone()
+        real()
+
+    training.optimizer.step = step
+    training.fit(run, HEADER)
+    return training, seen
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 8])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(run, tmp_path, accumulate):
+    options = {"batch_size": 16, "lr": 1e-2}
+    whole, expected = gradients(run, **options)
+    cut, found = gradients(folder(tmp_path / "b"), accumulate=accumulate, **options)
+    assert len(found) == len(expected) == 4
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(cut.network.values(), whole.network.values(), rtol=0, atol=1e-6)
+    assert len(cut.diffusion.calls) == 4 * accumulate and cut.num_updates == 4
+    torch.testing.assert_close(cut.ema.model.values(), whole.ema.model.values(), rtol=0, atol=1e-6)
+
+
+def test_the_gradient_is_that_of_the_mean_loss(run):
+    training, found = gradients(run, max_steps=1)
+    x = torch.cat([call["x0"] for call in training.diffusion.calls])
+    left = 0.5 * x - 0.25 - 2 * x  # what the fresh network answers, less the target
+    expected = torch.stack([(2 * left * x).mean(), (2 * left).mean()])
+    torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.1, 1000.0])
+def test_clipping(run, tmp_path, share):
+    """Above the limit a gradient is scaled down to it; the norm before it is what is logged."""
+    _, free = gradients(run, max_steps=1)
+    norm = float(free[0].norm())
+    limit = share * norm
+    other = folder(tmp_path / "b")
+    _, clipped = gradients(other, max_steps=1, clip_grad_norm=limit)
+    expected = free[0] * min(1.0, share)
+    torch.testing.assert_close(clipped[0], expected, rtol=1e-4, atol=0)
+    assert run.metrics()[0]["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert other.metrics()[0]["grad_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+class Breaks(Fit):
+    """Gives a loss that is not a number from a step on."""
+
+    def __init__(self, first, value=math.nan):
+        super().__init__()
+        self.first, self.value = first, value
+
+    def loss(self, model, x0, t, noise, estimator=None, **cond):
+        losses = super().loss(model, x0, t, noise, estimator, **cond)
+        return losses * self.value if len(self.calls) > self.first else losses
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_reaches_nothing(run, value, clip):
+    training = trainer(
+        Breaks(2, value), max_steps=9, lr=0.1, checkpoint_every=1, clip_grad_norm=clip
+    )
+    with pytest.raises(ConfigError) as caught:
+        training.fit(run, HEADER)
+    (good, *_) = checkpoint.listed(run.path)
+    assert str(caught.value) == (
+        "trainer.lr=0.1: the gradient of step 3 is not finite; nothing of it was kept, the last "
+        f"good checkpoint is {good}; lower trainer.lr, or take trainer.precision=bf16 or no"
+    )
+    kept = checkpoint.load(good)
+    assert kept.step == training.step == training.num_updates == 2
+    for which, network in (("raw", training.network), ("ema", training.ema.model)):
+        for name, value in kept.weights(which).items():
+            assert torch.equal(value, network.state_dict()[name])
+    assert training.ema.state()["step"] == 2
+
+
+def test_without_a_checkpoint_the_line_says_so(run):
+    with pytest.raises(ConfigError, match=r"of step 1 is not finite.*there is no checkpoint yet"):
+        trainer(Breaks(0)).fit(run, HEADER)
+
+
+def with_scaler(process, **options):
+    """A trainer that scales its loss as fp16 does, on a CPU."""
+    training = trainer(process, **options)
+    accelerator, optimizer = training.accelerator, training.optimizer
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=10**6)
+    accelerator.scaler, accelerator.native_amp = scaler, True
+    accelerator.state._mixed_precision = "fp16"
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    training.optimizer = AcceleratedOptimizer(optimizer.optimizer, scaler=scaler)
+    accelerator._optimizers = [training.optimizer]
+    return training
+
+
+class Overflows(Fit):
+    """Its gradient overflows in some of the steps."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = steps
+
+    def loss(self, model, x0, t, noise, estimator=None, **cond):
+        losses = super().loss(model, x0, t, noise, estimator, **cond)
+        return losses * (math.inf if len(self.calls) - 1 in self.steps else 1.0)
+
+
+def test_the_scaler_of_fp16_skips_and_nothing_follows_the_skipped(run, tmp_path):
+    """Weights, average and rate are those of a run without the two steps that overflowed."""
+    options = {"lr": 0.05, "lr_warmup": 3, "batch_size": 64, "clip_grad_norm": 1.0, "log_every": 1}
+    training = with_scaler(Overflows({0, 3}), max_steps=6, **options)
+    training.fit(run, HEADER)
+    assert training.step == 6 and training.num_updates == 4 == training.ema.state()["step"]
+    assert training._skipped == 0
+    assert [record["loss_scale"] for record in run.metrics()] == [512, 512, 512, 256, 256, 256]
+    clean = trainer(max_steps=4, **options)  # the batch is all of the data: its order is no matter
+    clean.fit(folder(tmp_path / "b"), HEADER)
+    torch.testing.assert_close(training.network.values(), clean.network.values(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        training.ema.model.values(), clean.ema.model.values(), rtol=1e-5, atol=0
+    )
+
+
+def test_a_scaler_that_does_not_help_is_stopped(run):
+    training = with_scaler(Overflows(range(200)), max_steps=200)
+    before = training.network.values().clone()
+    with pytest.raises(ConfigError, match="the gradient of step 101 is not finite"):
+        training.fit(run, HEADER)
+    assert torch.equal(training.network.values(), before) and training.num_updates == 0
+
+
+class Constant(Fit):
+    """The loss of a sample is its step t + 1."""
+
+    def loss(self, model, x0, t, noise, estimator=None, **cond):
+        super().loss(model, x0, t, noise, estimator, **cond)
+        return t + 1 + 0 * model(x0).flatten(1).mean(1)
+
+
+def test_the_loss_by_quarter(run):
+    process = Constant(num_steps=8)
+    training = trainer(process, batch_size=32, accumulate=2, max_steps=5, log_every=2)
+    returned = training.fit(run, HEADER)
+    records = run.metrics()
+    assert [record["step"] for record in records] == [2, 4, 5]
+    drawn = [call["t"] for call in process.calls]
+    for record, steps in zip(records, (drawn[0:4], drawn[4:8], drawn[8:10]), strict=True):
+        t = torch.cat(steps)
+        assert len(t) == 16 * len(steps)
+        assert record["loss"] == pytest.approx((t + 1).double().mean().item())
+        for quarter in range(4):
+            inside = t[(t >= 2 * quarter) & (t < 2 * quarter + 2)]
+            found = record[f"loss_q{quarter}"]
+            assert found == (
+                pytest.approx((inside + 1).double().mean().item()) if len(inside) else None
+            )
+    assert returned == records[-1]["loss"]
+    assert records[0].keys() == {
+        "step", "samples", "loss", "loss_q0", "loss_q1", "loss_q2", "loss_q3",
+        "samples_per_second", "grad_norm", "lr", "ema_decay",
+    }  # fmt: skip
+    assert [record["samples"] for record in records] == [64, 128, 160]
+    assert [record["ema_decay"] for record in records] == pytest.approx(
+        [1 - n ** (-2 / 3) for n in (2, 4, 5)], abs=1e-6
+    )
+
+
+def test_a_quarter_without_a_step_is_null(run):
+    trainer(Constant(num_steps=1), max_steps=1).fit(run, HEADER)
+    (record,) = run.metrics()
+    assert record["loss_q0"] == 1 and record["loss_q1"] is None
+    assert '"loss_q3": null' in run.metrics_file.read_text()
+
+
+def test_steps_are_drawn_evenly_from_0_to_the_last(run):
+    process = Fit(num_steps=4)
+    trainer(process, batch_size=512, max_steps=8).fit(run, HEADER)
+    counts = torch.cat([call["t"] for call in process.calls]).bincount(minlength=4)
+    assert len(counts) == 4 and (counts - 1024).abs().max() < 5 * (4096 * 0.25 * 0.75) ** 0.5
+
+
+def test_the_speed_leaves_previews_out(run, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    class Slow(Fit):
+        def loss(self, *args, **cond):
+            clock[0] += 2.0
+            return super().loss(*args, **cond)
+
+    def preview(_):
+        clock[0] += 1000.0
+
+    training = trainer(Slow(), batch_size=8, max_steps=6, log_every=3, preview_every=2)
+    training.fit(run, HEADER, preview)
+    assert clock[0] == 6 * 2 + 3 * 1000
+    assert [record["samples_per_second"] for record in run.metrics()] == [4.0, 4.0]
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0, []), (2, [2, 4, 5]), (5, [5]), (100, [5])])
+def test_previews_come_at_their_steps_and_leave_the_network_training(run, every, expected):
+    steps = []
+
+    def preview(training):
+        steps.append(training.step)
+        training.network.eval()
+
+    training = trainer(max_steps=5, preview_every=every)
+    training.fit(run, HEADER, preview)
+    assert steps == expected and training.network.training
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.9])
+def test_label_dropout(run, share):
+    process = Fit(label_dropout=share)
+    training = trainer(process, data=Points(num_classes=3), batch_size=512, max_steps=8)
+    training.fit(run, HEADER)
+    labels = torch.cat([call["y"] for call in process.calls])
+    null = (labels == 3).sum().item()
+    assert abs(null - share * 4096) <= 5 * (4096 * share * (1 - share)) ** 0.5
+    assert labels.max() <= 3 and (labels[labels < 3] >= 0).all()
+
+
+def test_labels_that_are_kept_are_those_of_their_samples(run):
+    data, process = Points(num_classes=3), Fit(label_dropout=0.5)
+    trainer(process, data=data, max_steps=2).fit(run, HEADER)
+    for call in process.calls:
+        for x0, y in zip(call["x0"], call["y"], strict=True):
+            index = int((data.values == x0).flatten(1).all(1).nonzero())
+            assert int(y) in (index % 3, 3)
+
+
+def test_without_labels_there_is_no_y(run):
+    process = Fit()
+    trainer(process, max_steps=1).fit(run, HEADER)
+    assert all("y" not in call and call["estimator"] is None for call in process.calls)
+
+
+def coins(training, monkeypatch, rank, count):
+    """In which steps a rank self-conditions, of ``count``."""
+    monkeypatch.setattr(type(training.accelerator), "process_index", rank)
+    process, batch = training.diffusion, next(training.feed.batches(0))
+    process.calls.clear()
+    for step in range(count):
+        training.step = step
+        training._losses(batch, 0)
+    assert all(call["estimator"] in (None, training.network) for call in process.calls)
+    return [call["estimator"] is not None for call in process.calls]
+
+
+def test_the_coin_of_self_conditioning_is_fair_and_the_same_for_all_ranks(monkeypatch):
+    training = trainer(Fit(self_condition=True))
+    ranks = [coins(training, monkeypatch, rank, 400) for rank in range(2)]
+    drawn = [call["t"].tolist() for call in training.diffusion.calls]
+    assert ranks[0] == ranks[1]
+    assert abs(sum(ranks[0]) - 200) < 50
+    coins(training, monkeypatch, 0, 400)
+    assert drawn != [call["t"].tolist() for call in training.diffusion.calls], "ranks draw alike"
+
+
+def test_the_randomness_of_a_step_is_a_function_of_seed_step_and_micro_step(tmp_path):
+    def drawn(seed, before):
+        torch.manual_seed(before)
+        process = Fit(num_steps=1000)
+        place = folder(tmp_path / f"{seed}-{before}")
+        trainer(process, seed=seed, accumulate=2).fit(place, HEADER)
+        return [(call["t"].tolist(), call["noise"].tolist()) for call in process.calls]
+
+    first = drawn(0, 1)
+    assert first == drawn(0, 2) and first != drawn(1, 1)
+    assert len({str(t) for t, _ in first}) == 8, "micro-batches draw alike"
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"max_steps": 0}, "max_steps=0: must be at least 1"),
+        ({"lr": math.inf}, "lr=inf: must be above 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0: must be 0 (off) or above"),
+        ({"adam_betas": (0.9, 1.0)}, "adam_betas=[0.9,1.0]: must both be in [0, 1)"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0: must be in [0, 1)"),
+        ({"clip_grad_norm": 0.0}, "clip_grad_norm=0.0: must be above 0, or null for none"),
+        (
+            {"num_workers": -1},
+            "num_workers=-1: must be at least 0; null = what suits the data",
+        ),
+        (
+            {"batch_size": 6, "accumulate": 4},
+            "batch_size=6: must be a multiple of 4 (accumulate 4 x 1 processes)",
+        ),
+    ],
+)
+def test_refusals(options, line):
+    with pytest.raises(ConfigError) as caught:
+        trainer(**options)
+    assert str(caught.value) == line
+
+
+def test_checkpoints_come_at_their_steps_and_at_the_end(run):
+    trainer(max_steps=7, checkpoint_every=3, keep_last=9).fit(run, HEADER)
+    assert [path.name[-1] for path in checkpoint.listed(run.path)] == ["7", "6", "3"]
+    assert json.loads((run.path / "checkpoints/step-00000003/config.json").read_text())["step"] == 3
