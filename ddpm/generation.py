@@ -15,7 +15,7 @@ from ddpm.diffusion import Denoiser, Denoises, GaussianDiffusion, Guided
 from ddpm.errors import ConfigError, require
 from ddpm.samplers import Sampler
 from ddpm.samplers.base import OnStep
-from ddpm.seeding import mix
+from ddpm.seeding import For, mix
 
 Autocast = Callable[[], AbstractContextManager[None]]
 Mode = Literal["slerp", "linear"]
@@ -170,7 +170,7 @@ def generate(
     """
     for first in range(0, len(indices), batch_size):
         batch = indices[first : first + batch_size]
-        noise = SampleNoise([mix(seed, index) for index in batch])
+        noise = SampleNoise([mix(seed, For.SAMPLE, index) for index in batch])
         labels = (
             None if classes is None else torch.tensor([classes[i % len(classes)] for i in batch])
         )
@@ -212,7 +212,7 @@ def interpolate(
     """
     labels = classes or (None, None)
     (x0_a, eps_a), (x0_b, eps_b) = (
-        _split(source, end, t, mix(seed, place if mode == "slerp" else 0), label)
+        _split(source, end, t, mix(seed, For.END, place if mode == "slerp" else 0), label)
         for place, (end, label) in enumerate(zip(ends, labels, strict=True))
     )
     a, s = source.diffusion.schedule.signal_noise(t)
@@ -223,7 +223,7 @@ def interpolate(
         x_t = a * torch.lerp(x0_a, x0_b, share) + s * between(eps_a, eps_b, share, mode)
         nearer = (share.flatten() > 0.5).long().cpu()
         y = None if classes is None else torch.tensor(classes)[nearer]
-        noise = SampleNoise([mix(seed, 2)] * len(share))
+        noise = SampleNoise([mix(seed, For.FRAMES)] * len(share))
         x = source.walk(x_t, noise, start=t, y=y, on_step=on_step)
         frames.append(source.codec.decode(x).cpu())
     return torch.cat(frames)
@@ -236,7 +236,7 @@ def _split(
     if isinstance(end, Tensor):
         x0 = source.codec.encode(end.unsqueeze(0).to(source.device))
         return x0, SampleNoise([seed]).like(x0)
-    noise = SampleNoise([mix(end, 0)])
+    noise = SampleNoise([mix(end, For.SAMPLE, 0)])
     y = None if label is None else torch.tensor([label])
     x_t = source.walk(noise.draw(source.codec.shape), noise, stop=t, y=y)
     with torch.inference_mode(), source.autocast():

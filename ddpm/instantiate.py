@@ -26,14 +26,13 @@ from ddpm.data import Codec, Dataset, codec_from_state
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, did_you_mean, render
 from ddpm.samplers import Sampler
-from ddpm.seeding import mix
+from ddpm.seeding import For, mix
 from ddpm.training import Trainer
 from ddpm.training.checkpoint import Checkpoint
 
 PACKAGES = ("ddpm.data", "ddpm.diffusion", "ddpm.models", "ddpm.samplers", "ddpm.training")
 Config = Mapping[str, Any]
 _plugins: list[str] = []
-_INITIAL = 7  # sets the key of the initial weights apart from a step's
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -290,7 +289,7 @@ def network(config: Config, facts: Facts, process: GaussianDiffusion) -> nn.Modu
     if classes is not None and process.label_dropout > 0:
         classes += 1
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mix(config["seed"], _INITIAL))
+        torch.manual_seed(mix(config["seed"], For.WEIGHTS))
         return build(
             config["model"],
             "model",

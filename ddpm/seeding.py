@@ -1,15 +1,32 @@
 """Random numbers that are functions of names, not of history.
 
-Whatever is random is keyed by what it is for: ``mix(seed, step, micro_step, rank)`` for a training
-step, ``mix(seed, image)`` for a sample, ``mix(seed, epoch, index)`` for an augmentation. So a
+Whatever is random is keyed by what it is for: ``mix(seed, For.STEP, step, micro_step, rank)`` for
+a training step, ``mix(seed, For.SAMPLE, index)`` for a sample, ``mix(seed, For.AUGMENTATION, epoch,
+index)`` for an augmentation. So a
 resumed run, another batch size or another number of workers draws the same numbers, and no state
 of a random generator has to be stored.
 """
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 import numpy.typing as npt
+
+
+class For(IntEnum):
+    """What a random number is for; the second key, so that no two purposes share a stream."""
+
+    ORDER = 1
+    AUGMENTATION = 2
+    WEIGHTS = 3
+    STEP = 4
+    SELF_CONDITIONING = 5
+    SAMPLE = 6
+    END = 7
+    FRAMES = 8
+
 
 _WORD = 2**64 - 1
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

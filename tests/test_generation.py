@@ -10,7 +10,7 @@ from ddpm.diffusion import Denoiser, GaussianDiffusion, Guided, PredV, cosine
 from ddpm.errors import ConfigError
 from ddpm.generation import SampleNoise, between
 from ddpm.samplers import DDIM, DDPM
-from ddpm.seeding import mix
+from ddpm.seeding import For, mix
 from tests.oracle import Oracle
 
 T = 200
@@ -77,7 +77,7 @@ def test_a_sample_is_a_function_of_seed_and_index(sampler):
 def test_a_deterministic_sample_is_the_flow_from_its_noise():
     source, net = perfect(DDIM(clip="none", steps=T))
     raw, _ = drawn(source, [4], 1, seed=9)
-    x = SampleNoise([mix(9, 4)]).draw(SHAPE)
+    x = SampleNoise([mix(9, For.SAMPLE, 4)]).draw(SHAPE)
     a, s = net.oracle.schedule.signal_noise(0)
     exact, _ = net.oracle.predict(net.oracle.flow(x, T - 1, 0), a, s)
     torch.testing.assert_close(encoded(raw), exact, rtol=0, atol=0.03)
@@ -199,7 +199,7 @@ def test_the_middle_is_the_closed_form(t):
     source, net = perfect(DDIM(steps=1, clip="none"))
     ends = data_ends()
     frames = generation.interpolate(source, ends, t=t, mode="linear", **OPTIONS)
-    eps = SampleNoise([mix(1, 0)]).draw(SHAPE)
+    eps = SampleNoise([mix(1, For.END, 0)]).draw(SHAPE)
     a, s = source.diffusion.schedule.signal_noise(t)
     for frame, share in enumerate((0, 0.25, 0.5, 0.75, 1)):
         x_t = a * torch.lerp(encoded(ends[0]), encoded(ends[1]), share)[None] + s * eps
@@ -214,7 +214,7 @@ def test_slerp_gives_each_end_a_noise_of_its_own():
     frames = generation.interpolate(source, ends, t=t, mode="slerp", **OPTIONS)
     a, s = source.diffusion.schedule.signal_noise(t)
     for frame, place in ((0, 0), (4, 1)):
-        eps = SampleNoise([mix(1, place)]).draw(SHAPE)
+        eps = SampleNoise([mix(1, For.END, place)]).draw(SHAPE)
         exact, _ = net.oracle.predict(a * encoded(ends[place])[None] + s * eps, a, s)
         torch.testing.assert_close(encoded(frames[frame : frame + 1]), exact, rtol=0, atol=1e-4)
 

@@ -114,6 +114,11 @@ def _run(config: Any, command: Command) -> float | None:
     load_plugins(checked["plugins"])
     try:
         return command(**checked)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        problem = f"{error.strerror}; mend that, then run the same command again"
+        raise ConfigError(str(error.filename), None, problem) from error
     except ConfigError:
         if os.environ.get("DDPM_DEBUG"):
             import traceback

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Literal
 
 import torch
@@ -41,15 +42,17 @@ def accelerator(
     # In a sweep several jobs run in this process, each with its own precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     made = Accelerator(
-        cpu=device == "cpu",
+        # One process without a GPU: not on Apple's, which has no float64.
+        cpu=device == "cpu" or (on_cpu and world == 1),
         mixed_precision=precision,
         gradient_accumulation_steps=accumulate,
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         ],
     )
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != made.num_processes:
         problem = (
             f"the launcher started {world} processes but they found {made.num_processes}; "

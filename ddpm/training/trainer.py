@@ -14,7 +14,7 @@ from ddpm.data import Dataset
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, require
 from ddpm.progress import progress
-from ddpm.seeding import mix
+from ddpm.seeding import For, mix
 from ddpm.training import checkpoint
 from ddpm.training.ema import EMA
 from ddpm.training.feed import Batch, Feed
@@ -23,7 +23,6 @@ from ddpm.training.meter import Meter
 from ddpm.training.run import Run
 
 Preview = Callable[["Trainer"], None]
-_COIN = 1  # sets the self-conditioning coin's key apart from a step's
 
 
 class Trainer:
@@ -230,13 +229,14 @@ class Trainer:
         raw, labels = (None if x is None else x.to(device, non_blocking=True) for x in batch)
         assert raw is not None
         x0 = self.data.codec.encode(raw).contiguous(memory_format=self.layout)
-        torch.manual_seed(mix(self.seed, self.step, micro, accelerator.process_index))
+        at = self.step, micro
+        torch.manual_seed(mix(self.seed, For.STEP, *at, accelerator.process_index))
         t = torch.randint(0, diffusion.num_steps, (len(x0),), device=device)
         noise = diffusion.noise(x0)
         cond: dict[str, Tensor] = {}
         if labels is not None:
             cond["y"] = self._with_dropout(labels)
-        heads = mix(self.seed, self.step, micro, accelerator.num_processes, _COIN) % 2 == 0
+        heads = mix(self.seed, For.SELF_CONDITIONING, *at) % 2 == 0
         estimator = self.network if diffusion.self_condition and heads else None
         return diffusion.loss(self.model, x0, t, noise, estimator, **cond), t
 
