@@ -38,7 +38,6 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
         print(usage(config_name))
         return
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
