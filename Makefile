@@ -22,7 +22,7 @@ demo: $(STAMP)  ## train on the bundled digits, sample, interpolate: the whole t
 	$(BIN)/ddpm-train name=demo
 	$(BIN)/ddpm-sample ckpt=outputs/demo
 	$(BIN)/ddpm-interpolate ckpt=outputs/demo a=1 b=2
-	@echo "pictures:"; find outputs/demo -name loss.png -o -name grid.png -o -name strip.png | sort | sed 's/^/  /'
+	@echo "look at:"; find outputs/demo -name "*.png" -not -path "*/images/*" | sort | sed 's/^/  /'
 
 format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .

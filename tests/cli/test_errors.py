@@ -262,7 +262,7 @@ def test_nothing_in_a_malicious_checkpoint_is_executed(command, trained):
 
 def test_nothing_in_a_malicious_state_is_executed(command, trained):
     folder = Path(trained, "checkpoints/step-00000002")
-    for content in (pickle.dumps(Evil()), b"not a pickle at all"):
+    for content in (pickle.dumps(Evil(), protocol=2), b"not a pickle at all"):
         replaced(folder, "state.pt", content)
         ended = command("train", f"resume={trained}", "trainer.max_steps=4")
         assert ended.status == 1 and "state.pt" in ended.line

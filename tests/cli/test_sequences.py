@@ -15,12 +15,12 @@ def test_samples_peak_where_the_data_do(command):
     np.save("waves.npy", sines(512, cycles=3, seed=0))
     ended = command(
         "train", "data=sequence", "data.path=waves.npy", "model=unet1d", "model.dim=16",
-        "model.dim_mults=[1,2]", "trainer.max_steps=300", "trainer.batch_size=32", "name=w",
-        "trainer.lr=2e-3", "trainer.lr_warmup=20", "trainer.preview_every=300", "sampler.steps=10",
+        "model.dim_mults=[1,2]", "trainer.max_steps=600", "trainer.batch_size=32", "name=w",
+        "trainer.lr=2e-3", "trainer.lr_warmup=20", "trainer.preview_every=600", "sampler.steps=10",
         "trainer.preview_samples=4", "trainer.ema_decay=0.99", "trainer.log_every=50",
     )  # fmt: skip
     assert ended.status == 0, ended.err
-    assert Image.open("outputs/w/samples/step-00000300.png").width > 300
+    assert Image.open("outputs/w/samples/step-00000600.png").width > 300
     ended = command("sample", "ckpt=outputs/w", "num_samples=32", "steps=50", "out=s")
     assert ended.status == 0, ended.err
     drawn = np.load("s/samples.npy")
