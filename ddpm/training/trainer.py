@@ -100,11 +100,6 @@ class Trainer:
             ("keep_last", keep_last, 2),  # the last may be damaged
         ):
             require(value >= least, key, value, f"must be at least {least}")
-        require(0 < lr < math.inf, "lr", lr, "must be above 0")
-        good = 0 <= weight_decay < math.inf
-        require(good, "weight_decay", weight_decay, "must be 0 (off) or above")
-        good = all(0 <= beta < 1 for beta in adam_betas)
-        require(good, "adam_betas", adam_betas, "must both be in [0, 1)")
         require(0 <= ema_decay < 1, "ema_decay", ema_decay, "must be in [0, 1)")
         limit = clip_grad_norm
         good = limit is None or limit > 0
@@ -137,13 +132,7 @@ class Trainer:
         self.ema = EMA(self.network, decay=ema_decay, warmup=ema_warmup)
         if compile:
             self.network.compile()
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=lr,
-            betas=adam_betas,
-            weight_decay=weight_decay,
-            fused=True,
-        )
+        optimizer = _adamw(self.network, lr, adam_betas, weight_decay)
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
 
     def learning_rate(self, update: int) -> float:
@@ -316,3 +305,17 @@ class Trainer:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.num_updates = state["step"], state["num_updates"]
+
+
+def _adamw(
+    network: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
+    """The optimizer, or a refusal of what it cannot work with."""
+    require(0 < lr < math.inf, "lr", lr, "must be above 0")
+    good = 0 <= weight_decay < math.inf
+    require(good, "weight_decay", weight_decay, "must be 0 (off) or above")
+    good = all(0 <= beta < 1 for beta in betas)
+    require(good, "adam_betas", betas, "must both be in [0, 1)")
+    return torch.optim.AdamW(
+        network.parameters(), lr=lr, betas=betas, weight_decay=weight_decay, fused=True
+    )
