@@ -207,7 +207,7 @@ def _exported(target: str, key: str) -> Callable[..., Any]:
         module = importlib.import_module(package)
         if name in module.__all__:
             found = getattr(module, name)
-            if callable(found):
+            if callable(found) and not inspect.isabstract(found):
                 return found
     problem = (
         "is not among what ddpm exports; classes of your own come through plugins=[their.module]"
@@ -240,8 +240,10 @@ class Facts:
     def restored(cls, header: Config) -> Facts:
         """The facts that a checkpoint kept."""
         try:
-            shape, classes = tuple(header["shape"]), header["num_classes"]
-            names, codec = header["class_names"], header["codec"]
+            shape = typed(header["shape"], tuple[int, ...], "config.json: shape")
+            classes = typed(header["num_classes"], int | None, "config.json: num_classes")
+            names = typed(header["class_names"], list[str] | None, "config.json: class_names")
+            codec = header["codec"]
         except (KeyError, TypeError) as error:
             raise ConfigError(
                 "ckpt", None, f"its config.json has no {error}; take another"
@@ -305,7 +307,12 @@ def sampler(node: Config, steps: int | None = None) -> Sampler:
     """The sampler of a node; ``steps``, where given, wins over the node's own."""
     if steps is not None:
         node = {**node, "steps": steps}
-    return build(node, "sampler")
+    try:
+        return build(node, "sampler")
+    except ConfigError as error:
+        if steps is None or error.key != "sampler.steps":
+            raise
+        raise ConfigError("steps", steps, error.problem) from error
 
 
 def trainer_options(config: Config) -> dict[str, Any]:

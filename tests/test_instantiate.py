@@ -264,7 +264,9 @@ def test_steps_win_over_the_sampler_s_own():
     node = {"_target_": "ddpm.samplers.DDIM", "steps": 7}
     assert instantiate.sampler(node).steps == 7
     assert instantiate.sampler(node, 3).steps == 3 and node["steps"] == 7
-    assert refusal(instantiate.sampler, node, 0).startswith("sampler.steps=0: must be at least 1")
+    assert refusal(instantiate.sampler, node, 0).startswith("steps=0: must be at least 1")
+    bad = {**node, "steps": 0}
+    assert refusal(instantiate.sampler, bad).startswith("sampler.steps=0: must be at least 1")
 
 
 def test_trainer_options_have_the_defaults_of_those_not_given():

@@ -37,6 +37,7 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(usage(config_name))
         return
+    sys.argv[1:] = [readable(argument, sys.argv[1:]) for argument in sys.argv[1:]]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     import hydra
     from hydra.errors import HydraException
@@ -64,11 +65,32 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
             raise
         _tell(config_name, explain(config_name, error, sys.argv[1:]))
         sys.exit(1)
-    except KeyboardInterrupt:
-        _tell(config_name, "interrupted")
+    except KeyboardInterrupt as stopped:
+        _tell(config_name, str(stopped) or "interrupted")
         sys.exit(130)
+    except BrokenPipeError:  # who read our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if failures:
         sys.exit(1)
+
+
+def readable(argument: str, arguments: list[str]) -> str:
+    """An argument as Hydra's grammar reads it.
+
+    Values with characters that it knows only in quotes are quoted: accents, ``~``, ``=``, and
+    parentheses other than those of its functions. Beside ``resume``, options may be those of
+    groups that are not the default ones, so they are marked as additions.
+    """
+    key, equals, value = argument.partition("=")
+    if not equals or key.startswith("-"):
+        return argument
+    if "." in key and key[0].isalpha() and any(a.startswith("resume=") for a in arguments):
+        key = f"++{key}"
+    strange = not value.isascii() or re.search(r"[~=]", value)
+    called = re.fullmatch(r"\w+\(.*\)", value)
+    if (strange or ("(" in value and not called)) and value[0] not in "'\"[{":
+        value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f"{key}={value}"
 
 
 def usage(config_name: str) -> str:
@@ -113,11 +135,11 @@ def _run(config: Any, command: Command) -> float | None:
     load_plugins(checked["plugins"])
     try:
         return command(**checked)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        if error.filename is None:
-            raise
         problem = f"{error.strerror}; mend that, then run the same command again"
-        raise ConfigError(str(error.filename), None, problem) from error
+        raise ConfigError(str(error.filename or "out"), None, problem) from error
     except ConfigError:
         if os.environ.get("DDPM_DEBUG"):
             import traceback

@@ -21,7 +21,7 @@ from ddpm.errors import ConfigError, require
 from ddpm.progress import progress
 from ddpm.samplers.base import OnStep
 from ddpm.training import checkpoint, launch
-from ddpm.training.run import new_name
+from ddpm.training.run import new_folder
 
 GRID = 64  # samples in grid.png
 FRAMES = 50  # pictures in a trajectory, at most
@@ -80,7 +80,7 @@ class Trained:
         if asked is None:
             return list(range(count))
         wanted = asked if isinstance(asked, list) else [asked]
-        numbers = [names.index(str(c)) if str(c) in names else c for c in wanted]
+        numbers = [names.index(c) if isinstance(c, str) and c in names else c for c in wanted]
         for number in numbers:
             if not isinstance(number, int) or not 0 <= number < count:
                 known = f" or {', '.join(names)}" if names else ""
@@ -102,10 +102,11 @@ class Trained:
         Raises:
             ConfigError: it cannot be written.
         """
-        parent = self.checkpoint.run / "generated"
-        folder = Path(out) if out is not None else parent / new_name(parent, default)
-        (told,) = broadcast_object_list([str(folder)])
-        folder = Path(told)
+        folder = None if out is None else Path(out)
+        if folder is None and self.accelerator.is_main_process:
+            folder = new_folder(self.checkpoint.run / "generated", default)
+        (folder,) = broadcast_object_list([folder])
+        assert isinstance(folder, Path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".probe-{self.accelerator.process_index}"
@@ -134,6 +135,13 @@ class Trained:
     def progress(self, calls: int, what: str) -> tqdm:
         """A bar over the calls of the network, with the time that is left."""
         return progress(calls, what, "call", shown=self.accelerator.is_main_process)
+
+
+def drop_stale(folder: Path, count: int) -> None:
+    """Delete the images that an earlier, larger call left in ``folder``: evaluators read all."""
+    for path in (folder / "images").glob("*.png"):
+        if path.stem.isdecimal() and int(path.stem) >= count:
+            path.unlink()
 
 
 class Trajectory:

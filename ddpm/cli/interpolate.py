@@ -35,7 +35,7 @@ def interpolate(
 ) -> None:
     """Draw the frames and write them with a strip of all."""
     from ddpm import generation
-    from ddpm.cli.drawing import Trained, label, on_step
+    from ddpm.cli.drawing import Trained, drop_stale, label, on_step
 
     require(num_frames >= 2, "num_frames", num_frames, "must be at least 2, the two ends")
     require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
@@ -43,7 +43,7 @@ def interpolate(
     codec, last = trained.facts.codec, trained.diffusion.num_steps - 1
     read = [_end(codec, key, given) for key, given in (("a", a), ("b", b))]
     if t is None:
-        t = last if any(isinstance(end, int) for end in read) else last // 2
+        t = last if all(isinstance(end, int) for end in read) else last // 2
     require(0 <= t <= last, "t", t, f"the process has {last + 1} steps; take 0 to {last}")
     ends = trained.classes(classes)
     if ends is not None:
@@ -66,6 +66,7 @@ def interpolate(
         )
     if trained.accelerator.is_main_process:
         codec.write(frames, folder, format=codec.default_format)
+        drop_stale(folder, num_frames)
         codec.picture(frames, columns=num_frames).save(folder / "strip.png")
     app.say(trained.accelerator, f"done: {folder} (look at strip.png)")
     trained.accelerator.end_training()

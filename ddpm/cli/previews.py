@@ -38,7 +38,6 @@ class Previews:
         seed: int,
         run: Run,
     ) -> None:
-        generation.check_steps(sampler, diffusion, "sampler.steps")
         self.sampler, self.diffusion, self.facts = sampler, diffusion, facts
         self.accelerator, self.seed, self.run = accelerator, seed, run
 

@@ -32,7 +32,7 @@ def sample(
     plugins: list[str],
 ) -> None:
     """Draw samples and write them, each process its share."""
-    from ddpm.cli.drawing import GRID, Trained, Trajectory, label, on_step
+    from ddpm.cli.drawing import GRID, Trained, Trajectory, drop_stale, label, on_step
     from ddpm.generation import generate
 
     require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
@@ -65,6 +65,7 @@ def sample(
     if trained.accelerator.is_main_process:
         if chosen != "png":
             codec.write(raw, folder, format=chosen, labels=labels)
+        drop_stale(folder, num_samples if chosen == "png" else 0)
         codec.picture(raw[:GRID]).save(folder / "grid.png")
         if film is not None:
             codec.animate(film.frames, folder / "trajectory.gif")

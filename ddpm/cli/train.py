@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli import app
-from ddpm.errors import ConfigError, require
+from ddpm.errors import ConfigError, did_you_mean, require
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,7 +43,10 @@ def train(
     """Train, or go on with a run; returns the last logged loss, for sweeps."""
     from ddpm import __version__, instantiate
     from ddpm.cli.previews import Previews
+    from ddpm.generation import check_steps
     from ddpm.training import launch
+    from ddpm.training.checkpoint import listed
+    from ddpm.training.run import check_same
 
     asked = {
         "seed": seed,
@@ -67,6 +70,11 @@ def train(
     walk = instantiate.sampler(config["sampler"])
     network = instantiate.network(config, facts, process)
     training = instantiate.trainer(config, network, process, samples, accelerator)
+    check_steps(walk, process, "sampler.steps")
+    key = "name" if resume is None else "resume"
+    if found is not None:
+        known = {name: found.header.get(name) for name in facts.state()}
+        check_same({"data": known}, {"data": facts.state()}, key, found.run)
     if run is None:
         run = _new_run(accelerator, name, out)
     previews = Previews(walk, process, facts, accelerator, seed=config["seed"], run=run)
@@ -86,8 +94,10 @@ def train(
     try:
         loss = training.fit(run, header, previews)
     except KeyboardInterrupt:
-        app.warn(f"stopped at step {training.step}; go on with: ddpm-train resume={run.path}")
-        raise
+        kept = listed(run.path)
+        place = f"from {kept[0].name}" if kept else "from the start, there is no checkpoint yet"
+        remedy = f"ddpm-train resume={run.path} goes on {place}"
+        raise KeyboardInterrupt(f"stopped at step {training.step}; {remedy}") from None
     app.say(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
     app.say(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
     accelerator.end_training()
@@ -126,7 +136,10 @@ def _what_to_train(
     )
     if resume is not None:
         asked = _with_overrides(stored, asked)
-    check_same(stored, asked, path)
+    check_same(stored, asked, "name" if resume is None else "resume", path)
+    longer = stored["trainer"].get("max_steps") != asked["trainer"].get("max_steps")
+    if longer and asked["trainer"].get("lr_decay") == "cosine":
+        app.warn("lr_decay=cosine ends at max_steps: with another one this is not the same run")
     return asked, run, found
 
 
@@ -140,10 +153,15 @@ def _with_overrides(stored: Node, asked: Node) -> Node:
         group, _, option = key.partition(".")
         if group in _NOT_OF_THE_RUN:
             continue
-        if not option:
-            merged[group] = asked.get(group)
-        elif isinstance(merged.get(group), dict):
-            merged[group][option] = asked[group].get(option)
+        if not isinstance(merged.get(group), dict):
+            merged[group] = asked[group]
+        elif option:
+            known = [f"{group}.{name}" for name in merged[group]]
+            problem = f"there is no such option{did_you_mean(key, known)}"
+            require(key in known, key, asked[group][option], problem)
+            merged[group][option] = asked[group][option]
+        elif asked[group]["_target_"] != merged[group]["_target_"]:
+            merged[group] = asked[group]
     return merged
 
 
@@ -151,17 +169,18 @@ def _new_run(accelerator: Accelerator, name: str | None, out: str) -> Run:
     """A folder for a new run: chosen by the main process and told to the others."""
     from accelerate.utils import broadcast_object_list
 
-    from ddpm.training.run import Run, new_name
+    from ddpm.training.run import Run, new_folder
 
     number = app.job_number()
+    chosen = None
     if name:
-        chosen = name if number is None else f"{name}-{number}"
-    else:
-        groups = app.choices()
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        chosen = new_name(Path(out), f"{stamp}-{groups['model']}-{groups['data']}")
+        chosen = Path(out, name if number is None else f"{name}-{number}")
+    elif accelerator.is_main_process:
+        groups, stamp = app.choices(), time.strftime("%Y%m%d-%H%M%S")
+        chosen = new_folder(Path(out), f"{stamp}-{groups['model']}-{groups['data']}")
     (told,) = broadcast_object_list([chosen])
-    return Run(Path(out) / told)
+    assert isinstance(told, Path)
+    return Run(told)
 
 
 def _summary(trainer: Any, model: Any, facts: Any, run: Run) -> str:
@@ -171,7 +190,7 @@ def _summary(trainer: Any, model: Any, facts: Any, run: Run) -> str:
     classes = f", {facts.num_classes} classes" if facts.num_classes is not None else ""
     start = f" from step {trainer.step}" if trainer.step else ""
     few = len(trainer.data) < trainer.batch_size
-    note = " (fewer than a batch: each batch holds some of them twice)" if few else ""
+    note = " (fewer than a batch: each batch holds some of them more than once)" if few else ""
     return (
         f"training{start} to step {trainer.max_steps} on {trainer.accelerator.device}: "
         f"{weights:,} parameters, {len(trainer.data):,} samples of {size}{classes}{note}\n"

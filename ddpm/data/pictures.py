@@ -45,7 +45,9 @@ def grid(images: npt.NDArray[np.uint8], columns: int | None = None) -> Image.Ima
 def plots(
     sequences: npt.NDArray[np.float32], low: float, high: float, columns: int | None = None
 ) -> Image.Image:
-    """Sequences ``(N, C, L)`` as line plots, a panel for each of the first 16, a colour a channel.
+    """Sequences ``(N, C, L)`` as line plots, a panel each, a colour a channel.
+
+    Without a number of columns, which a strip of frames has, only the first 16 are shown.
 
     All panels show the range from ``low`` to ``high`` and a little more, so that pictures of the
     same data can be compared; what lies further out is cut off.
@@ -53,7 +55,7 @@ def plots(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = sequences[:MAX_PANELS]
+    shown = sequences if columns else sequences[:MAX_PANELS]
     columns = min(columns or math.ceil(math.sqrt(len(shown))), len(shown))
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(2.4 * columns + 0.8, 1.6 * rows + 0.8), dpi=100, layout="constrained")

@@ -18,6 +18,7 @@ import os
 import pickle
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,12 +67,16 @@ class Checkpoint:
 
     def weights(self, which: str) -> dict[str, Tensor]:
         """The state dict of the ``raw`` or the ``ema`` weights, on the CPU."""
-        return safetensors.torch.load_file(self.folder / WEIGHTS[which])
+        try:
+            return safetensors.torch.load_file(self.folder / WEIGHTS[which])
+        except safetensors.SafetensorError as error:
+            raise _damaged(self.folder, f"{WEIGHTS[which]} cannot be read") from error
 
     def state(self) -> dict[str, Any]:
         """Optimizer and counters, on the CPU; only tensors and plain data are read."""
         try:
-            return torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):
+                return torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise _damaged(self.folder, f"{STATE} holds what is not safe to read") from error
 
@@ -164,7 +169,7 @@ def newest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
         except ConfigError as error:
             if folder == folders[-1]:
                 raise
-            warn(f"{error}; taking the one before")
+            warn(f"{folder}: {error.problem.partition('; ')[0]}; taking the one before")
     return None
 
 

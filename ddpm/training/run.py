@@ -13,10 +13,6 @@ from ddpm.errors import ConfigError, render
 # What may differ when a run goes on: none of it changes what is computed.
 FREE_KEYS = frozenset(
     {
-        "name",
-        "out",
-        "resume",
-        "device",
         "data.path",
         "data.download",
         "data.cache_mb",
@@ -116,13 +112,25 @@ class Run:
         return target
 
 
-def new_name(parent: Path, wanted: str) -> str:
-    """``wanted``, or with the first of the endings -2, -3, ... that is not taken yet."""
-    name, number = wanted, 1
-    while (parent / name).exists():
-        number += 1
-        name = f"{wanted}-{number}"
-    return name
+def new_folder(parent: Path, wanted: str) -> Path:
+    """Make the folder ``wanted``, or with the first of the endings -2, -3, ... that is free.
+
+    Raises:
+        ConfigError: the place cannot be written.
+    """
+    folder, number = parent / wanted, 1
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:  # of an earlier run, or of one that starts at the same time
+                number += 1
+                folder = parent / f"{wanted}-{number}"
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror}); choose another folder with out="
+        raise ConfigError("out", str(folder), problem) from error
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -136,8 +144,14 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], run: Path) -> None:
-    """Refuse to go on with a run under another config.
+def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], key: str, run: Path) -> None:
+    """Refuse to go on with a run under another config, or on other data.
+
+    Args:
+        stored: of the run.
+        asked: what it would go on with.
+        key: the option to blame.
+        run: the run's folder.
 
     Raises:
         ConfigError: names every differing key with both values; see ``FREE_KEYS``.
@@ -150,6 +164,6 @@ def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], run: Path) -
     ]
     if differing:
         problem = (
-            f"is a run with other options: {', '.join(differing)}; leave them, or take a new name="
+            f"is a run with other options: {', '.join(differing)}; leave them, or start a new run"
         )
-        raise ConfigError("name", run.name, problem)
+        raise ConfigError(key, str(run) if key == "resume" else run.name, problem)

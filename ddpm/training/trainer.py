@@ -176,6 +176,7 @@ class Trainer:
                 last = self.step == self.max_steps
                 if last or self.step % self.checkpoint_every == 0:
                     self.save(run, header)
+                    meter.restart_clock()
                 if preview and self.preview_every and (last or self.step % self.preview_every == 0):
                     preview(self)
                     self.network.train()

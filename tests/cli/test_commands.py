@@ -124,6 +124,41 @@ def test_npz_as_evaluators_read_it(command, tiny):
     assert ended.line.startswith("ddpm-sample: classes=[10]: the model knows the classes 0 to 9")
 
 
+def test_a_smaller_call_leaves_no_images_of_a_larger_one(command, trained):
+    for count in (5, 2):
+        options = (f"num_samples={count}", "steps=2", "out=s")
+        assert command("sample", f"ckpt={trained}", *options).status == 0
+        assert len(list(Path("s/images").iterdir())) == count
+
+
+def test_numbers_are_numbers_and_words_are_names(command, tiny):
+    for name in ("1", "2", "10"):
+        Path("imgs", name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(f"imgs/{name}/a.png")
+    options = ("data=folder", "data.path=imgs", "data.class_cond=true", "model.dim_mults=[1,2]")
+    assert command("train", "name=n", "trainer.max_steps=1", *options, *tiny).status == 0
+    for classes, labels in (("[0,1]", [0, 1]), ("['1','10']", [0, 1]), ("2", [2, 2])):
+        options = (f"classes={classes}", "format=npz", "num_samples=2", "steps=1", "out=s")
+        ended = command("sample", "ckpt=outputs/n", *options)
+        assert ended.status == 0, ended.err
+        with np.load("s/samples.npz") as file:
+            assert file["arr_1"].tolist() == labels
+
+
+def test_paths_of_any_characters(command, trained):
+    for out in ("grün (1)", "a=b", "~x"):
+        options = (f"out={out}", "num_samples=1", "steps=1")
+        ended = command("sample", f"ckpt={trained}", *options)
+        assert ended.status == 0, ended.err
+        assert Path(out, "grid.png").exists()
+
+
+def test_a_sweep_of_samples_makes_no_stray_folder(command, trained):
+    ended = command("sample", "-m", f"ckpt={trained}", "seed=0,1", "steps=1", "num_samples=1")
+    assert ended.status == 0, ended.err
+    assert sorted(path.name for path in Path().iterdir()) == ["outputs"]
+
+
 def test_trajectory(command, trained):
     ended = command(
         "sample",

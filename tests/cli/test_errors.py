@@ -49,7 +49,7 @@ TRAIN = [
     ("resume=nowhere", "resume=nowhere: there is no run; give the folder of one, such as outputs/latest"),
     ("data._target_=os.system", "data._target_=os.system: is not among what ddpm exports; classes of your own come through plugins=[their.module]"),
     ("plugins=[no_such_module]", "plugins=[no_such_module]: cannot import no_such_module (No module named 'no_such_module'); is it on PYTHONPATH?"),
-    ("name=a=b", "name=a=b: cannot be read; quote values with = , or spaces: 'key=\"the value\"'"),
+    ("name='a", "name='a: cannot be read; quote values with = , or spaces: 'key=\"the value\"'"),
 ]  # fmt: skip
 
 SAMPLE = [
@@ -59,7 +59,7 @@ SAMPLE = [
     ("sampler.etta=2", "sampler.etta=2: there is no such option; did you mean 'sampler.eta'?"),
     ("sampler.eta=2", "sampler.eta=2.0: must be between 0 (deterministic) and 1 (ancestral)"),
     ("sampler=ddimm", "sampler=ddimm: there is no such choice (there are: ddim, ddpm); did you mean 'ddim'?"),
-    ("steps=0", "sampler.steps=0: must be at least 1; null = the default"),
+    ("steps=0", "steps=0: must be at least 1; null = the default"),
     ("steps=1001", "steps=1001: the process has 1000 steps; take 1 to 1000"),
     ("num_samples=0", "num_samples=0: must be at least 1"),
     ("classes=[3]", "classes=[3]: the model knows no classes; leave it out, or train with data.class_cond=true"),
@@ -163,7 +163,7 @@ def test_fewer_samples_than_a_batch_train_with_a_word(command, tiny):
     ended = command("train", "data=folder", "data.path=imgs", "trainer.max_steps=2", *tiny)
     assert ended.status == 0
     assert (
-        "3 samples of 3x16x16 (fewer than a batch: each batch holds some of them twice)"
+        "3 samples of 3x16x16 (fewer than a batch: each batch holds some of them more than once)"
         in ended.out
     )
 

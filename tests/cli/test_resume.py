@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,12 +100,78 @@ def test_other_options_are_refused_with_their_names(command, trained):
     ended = command("train", f"resume={trained}", "trainer.lr=0.5", "schedule=linear", "seed=3")
     assert ended.status == 1
     for part in (
-        "name=tiny: is a run with other options: ",
+        "resume=outputs/tiny: is a run with other options: ",
         "schedule._target_ (ddpm.diffusion.cosine there, ddpm.diffusion.linear here)",
         "seed (0 there, 3 here)",
         "trainer.lr (0.001 there, 0.5 here)",
     ):
         assert part in ended.line
+
+
+def waves(path, channels=1, scale=1.0):
+    phase = np.random.default_rng(0).uniform(0, 6, (12, channels, 1))
+    np.save(path, (scale * np.sin(phase + np.arange(16) / 2)).astype(np.float32))
+
+
+SEQUENCES = ("data=sequence", "model=unet1d", "model.dim_mults=[1,2]", "name=w")
+
+
+def test_a_moved_data_set_is_named_alone(command, tiny):
+    waves("a.npy")
+    options = ("data.path=a.npy", "trainer.max_steps=2", *SEQUENCES, *tiny)
+    assert command("train", *options).status == 0
+    Path("a.npy").rename("b.npy")
+    ended = command("train", "resume=outputs/w", "data.path=b.npy", "trainer.max_steps=4")
+    assert ended.status == 0, ended.err
+    assert last("outputs/w").config["data"]["path"] == "b.npy"
+    ended = command("train", "resume=outputs/w", "data.pat=b.npy")
+    assert ended.line == (
+        "ddpm-train: data.pat=b.npy: there is no such option; did you mean 'data.path'?"
+    )
+
+
+def test_other_data_are_refused(command, tiny):
+    waves("a.npy")
+    options = ("data.path=a.npy", "trainer.max_steps=2", *SEQUENCES, *tiny)
+    assert command("train", *options).status == 0
+    for change, difference in (
+        ({"scale": 10.0}, "data.codec.high (0."),
+        ({"channels": 2}, "data.shape ([1,16] there, [2,16] here)"),
+    ):
+        waves("b.npy", **change)
+        ended = command("train", "resume=outputs/w", "data.path=b.npy", "trainer.max_steps=4")
+        assert ended.status == 1
+        assert ended.line.startswith("ddpm-train: resume=outputs/w: is a run with other options: ")
+        assert difference in ended.line
+    assert last("outputs/w").step == 2
+
+
+def test_cosine_decay_to_another_end_warns(command, tiny):
+    options = ("name=c", "trainer.lr_decay=cosine", *tiny)
+    assert command("train", "trainer.max_steps=2", *options).status == 0
+    ended = command("train", "trainer.max_steps=3", *options)
+    assert ended.status == 0 and "with another one this is not the same run" in ended.err
+
+
+def test_an_interrupted_run_says_where_it_goes_on(command, tiny, monkeypatch):
+    from ddpm.training import Trainer
+
+    losses, calls = Trainer._losses, []
+
+    def interrupted(self, *arguments):
+        calls.append(None)
+        if len(calls) in (2, 7):
+            raise KeyboardInterrupt
+        return losses(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_losses", interrupted)
+    options = ("name=i", "trainer.max_steps=9", "trainer.checkpoint_every=3", *tiny)
+    ended = command("train", *options)
+    assert ended.status == 130
+    assert "stopped at step 1; ddpm-train resume=outputs/i goes on from the start" in ended.err
+    ended = command("train", *options)
+    assert "stopped at step 4; ddpm-train resume=outputs/i goes on from step-00000003" in ended.err
+    assert command("train", "resume=outputs/i").status == 0 and last("outputs/i").step == 9
 
 
 def test_only_the_newest_checkpoints_are_kept(command, tiny):

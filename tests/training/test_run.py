@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ddpm.errors import ConfigError
-from ddpm.training.run import FREE_KEYS, Run, check_same, flat, new_name
+from ddpm.training.run import FREE_KEYS, Run, check_same, flat, new_folder
 
 
 def logged(run, *steps):
@@ -76,11 +76,11 @@ def test_every_differing_key_is_named(run):
     asked = {"seed": 1, "model": {"dim": 8, "dropout": 0.1}, "trainer": {"lr": 0.5}}
     asked["model"]["full_attn"] = [True, False]
     with pytest.raises(ConfigError) as caught:
-        check_same(stored, asked, run.path)
+        check_same(stored, asked, "name", run.path)
     assert str(caught.value) == (
         "name=a: is a run with other options: model.dropout (null there, 0.1 here), "
         "model.full_attn (null there, [true,false] here), seed (0 there, 1 here), "
-        "trainer.lr (0.001 there, 0.5 here); leave them, or take a new name="
+        "trainer.lr (0.001 there, 0.5 here); leave them, or start a new run"
     )
 
 
@@ -92,21 +92,23 @@ def test_what_changes_no_result_may_differ(run, key):
         (made[group] if group else made)[option] = value
         return made
 
-    check_same(config(1), config(2), run.path)
-    check_same({**config(1), "seed": 0.0}, config(None), run.path)
+    check_same(config(1), config(2), "name", run.path)
+    check_same({**config(1), "seed": 0.0}, config(None), "name", run.path)
 
 
 def test_lists_and_tuples_are_the_same_and_a_missing_key_is_null(run):
-    check_same({"a": {"b": (1, 2), "c": None}}, {"a": {"b": [1, 2]}}, run.path)
+    check_same({"a": {"b": (1, 2), "c": None}}, {"a": {"b": [1, 2]}}, "name", run.path)
 
 
-def test_new_name(tmp_path):
-    assert new_name(tmp_path / "nowhere", "a") == "a"
+def test_new_folders_are_claimed_by_making_them(tmp_path):
     for expected in ("a", "a-2", "a-3"):
-        assert new_name(tmp_path, "a") == expected
-        (tmp_path / expected).mkdir()
-    (tmp_path / "a-2").rmdir()
-    assert new_name(tmp_path, "a") == "a-2"
+        assert new_folder(tmp_path / "runs", "a") == tmp_path / "runs" / expected
+        assert (tmp_path / "runs" / expected).is_dir()
+    (tmp_path / "runs/a-2").rmdir()
+    assert new_folder(tmp_path / "runs", "a").name == "a-2"
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="choose another folder with out="):
+        new_folder(tmp_path / "file", "a")
 
 
 def test_the_plot(run):
