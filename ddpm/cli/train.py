@@ -45,7 +45,6 @@ def train(
     from ddpm.cli.previews import Previews
     from ddpm.generation import check_steps
     from ddpm.training import launch
-    from ddpm.training.checkpoint import listed
     from ddpm.training.run import check_same
 
     asked = {
@@ -91,17 +90,24 @@ def train(
     accelerator.wait_for_everyone()
     app.say(accelerator, _summary(training, network, facts, run))
     header = {"ddpm": __version__, "config": config, **facts.state()}
+    loss = _fit(training, run, header, previews)
+    app.say(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
+    app.say(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
+    accelerator.end_training()
+    return loss
+
+
+def _fit(training: Any, run: Run, header: Node, previews: Any) -> float:
+    """Train; told to stop, say where the run would go on."""
+    from ddpm.training.checkpoint import listed
+
     try:
-        loss = training.fit(run, header, previews)
+        return training.fit(run, header, previews)
     except KeyboardInterrupt:
         kept = listed(run.path)
         place = f"from {kept[0].name}" if kept else "from the start, there is no checkpoint yet"
         remedy = f"ddpm-train resume={run.path} goes on {place}"
         raise KeyboardInterrupt(f"stopped at step {training.step}; {remedy}") from None
-    app.say(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
-    app.say(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
-    accelerator.end_training()
-    return loss
 
 
 def _what_to_train(
