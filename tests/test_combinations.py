@@ -45,7 +45,13 @@ def waves(tmp_path_factory):
 
 
 def built(config):
-    accelerator = launch.accelerator("cpu", "no", key="trainer.precision")
+    options = instantiate.trainer_options(config)
+    accelerator = launch.accelerator(
+        "cpu",
+        options["precision"],
+        key="trainer.precision",
+        accumulate=options["accumulate"],
+    )
     data = instantiate.dataset(config)
     facts = instantiate.Facts.of(data)
     process = instantiate.diffusion(config, facts)
@@ -124,18 +130,7 @@ VALUES = [
 def test_every_option_trains(tmp_path, options, model):
     base = [f"model={model}", *SMALL[model], "trainer.batch_size=4", "trainer.max_steps=2"]
     config = composed(*base, *options)
-    precision = config["trainer"]["precision"] or "no"
-    accelerator = launch.accelerator(
-        "cpu",
-        precision,
-        key="trainer.precision",
-        accumulate=config["trainer"]["accumulate"],
-    )
-    data = instantiate.dataset(config)
-    facts = instantiate.Facts.of(data)
-    process = instantiate.diffusion(config, facts)
-    network = instantiate.network(config, facts, process)
-    trainer = instantiate.trainer(config, network, process, data, accelerator)
+    trainer, facts, _ = built(config)
     run = Run(tmp_path / "run")
     run.create("")
     assert np.isfinite(trainer.fit(run, {"config": config, **facts.state()}))

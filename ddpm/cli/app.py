@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
         try:
             return _run(config, command())
         except ConfigError as error:
+            if os.environ.get("DDPM_DEBUG"):
+                traceback.print_exc()
             _tell(config_name, str(error))
             failures.append(error)
         return None
@@ -140,12 +143,6 @@ def _run(config: Any, command: Command) -> float | None:
     except OSError as error:
         problem = f"{error.strerror}; mend that, then run the same command again"
         raise ConfigError(str(error.filename or "out"), None, problem) from error
-    except ConfigError:
-        if os.environ.get("DDPM_DEBUG"):
-            import traceback
-
-            traceback.print_exc()
-        raise
 
 
 def overrides() -> list[str]:

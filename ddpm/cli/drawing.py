@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -21,7 +20,7 @@ from ddpm.errors import ConfigError, require
 from ddpm.progress import progress
 from ddpm.samplers.base import OnStep
 from ddpm.training import checkpoint, launch
-from ddpm.training.run import new_folder
+from ddpm.training.run import new_folder, unwritable
 
 GRID = 64  # samples in grid.png
 FRAMES = 50  # pictures in a trajectory, at most
@@ -113,24 +112,8 @@ class Trained:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            problem = f"cannot be written ({error.strerror}); choose another folder with out="
-            raise ConfigError("out", str(folder), problem) from error
+            raise unwritable(folder, error) from error
         return folder
-
-    def share(self, count: int) -> range:
-        """Which of ``count`` samples this process draws: neighbours, equally many.
-
-        Where they do not go round, the main process has one: it makes the pictures.
-        """
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        return range(-(-count * rank // world), -(-count * (rank + 1) // world))
-
-    def gather(self, parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
-        """Raw data (N, ...) and labels of all processes, in order, on each of them."""
-        everyone = gather_object(parts)
-        raw = torch.cat([raw for raw, _ in everyone])
-        labels = [labels for _, labels in everyone if labels is not None]
-        return raw, torch.cat(labels) if labels else None
 
     def progress(self, calls: int, what: str) -> tqdm:
         """A bar over the calls of the network, with the time that is left."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from ddpm import generation
+from ddpm.cli.shares import gather, share
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.instantiate import Facts
 from ddpm.samplers import Sampler
@@ -53,18 +52,14 @@ class Previews:
             autocast=lambda: accelerator.autocast(),
         )
         classes = None if self.facts.num_classes is None else range(self.facts.num_classes)
-        mine = range(trainer.preview_samples)[
-            accelerator.process_index :: accelerator.num_processes
-        ]
-        drawn = [
-            item
-            for raw, _ in generation.generate(
-                source, mine, seed=self.seed, batch_size=trainer.batch_size, classes=classes
-            )
-            for item in raw
-        ]
-        parts = gather_object(list(zip(mine, drawn, strict=True)))
+        drawn = generation.generate(
+            source,
+            share(accelerator, trainer.preview_samples),
+            seed=self.seed,
+            batch_size=trainer.batch_size,
+            classes=classes,
+        )
+        grid, _ = gather(list(drawn))
         if accelerator.is_main_process:
-            grid = torch.stack([raw for _, raw in sorted(parts, key=lambda part: part[0])])
             path = self.run.samples / f"step-{trainer.step:08d}.png"
             self.facts.codec.picture(grid).save(path)

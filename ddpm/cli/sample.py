@@ -33,6 +33,7 @@ def sample(
 ) -> None:
     """Draw samples and write them, each process its share."""
     from ddpm.cli.drawing import GRID, Trained, Trajectory, drop_stale, label, on_step
+    from ddpm.cli.shares import gather, share
     from ddpm.generation import generate
 
     require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
@@ -44,7 +45,7 @@ def sample(
     folder = trained.folder(out, f"step-{step:08d}-{label(sampler)}-{calls}-seed-{seed}")
     app.say(trained.accelerator, f"drawing {num_samples} samples of step {step} into {folder}")
     film = Trajectory(codec, calls) if trajectory else None
-    mine, kept = trained.share(num_samples), []
+    mine, kept = share(trained.accelerator, num_samples), []
     with trained.progress(-(-len(mine) // batch_size) * calls, "sampling") as bar:
         batches = generate(
             source,
@@ -61,7 +62,7 @@ def sample(
             if chosen != "png" or first < GRID:
                 kept.append((raw, labels))
             first += len(raw)
-    raw, labels = trained.gather(kept)
+    raw, labels = gather(kept)
     if trained.accelerator.is_main_process:
         if chosen != "png":
             codec.write(raw, folder, format=chosen, labels=labels)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ddpm.training.run import Run
 
 Node = dict[str, Any]
-_NOT_OF_THE_RUN = {"name", "out", "resume", "device", "plugins"}
 
 
 def main() -> None:
@@ -124,8 +123,7 @@ def _what_to_train(
         problem = f"is the link to the last run; to go on with that, take resume={out}/latest"
         require(name != "latest", "name", name, problem)
     if resume is None:
-        number = app.job_number()
-        path = Path(out) / (name if number is None else f"{name}-{number}") if name else None
+        path = _named(name, out)
         if path is None or not (path / "config.yaml").exists():
             return asked, None, None
     else:
@@ -157,7 +155,7 @@ def _with_overrides(stored: Node, asked: Node) -> Node:
     for override in app.overrides():
         key = override.lstrip("+~").partition("=")[0]
         group, _, option = key.partition(".")
-        if group in _NOT_OF_THE_RUN:
+        if group not in asked:  # name, out, resume and the like are not of the run
             continue
         if not isinstance(merged.get(group), dict):
             merged[group] = asked[group]
@@ -171,17 +169,20 @@ def _with_overrides(stored: Node, asked: Node) -> Node:
     return merged
 
 
+def _named(name: str | None, out: str) -> Path | None:
+    """The folder of a run that was given a name; in a sweep, with the job's number behind it."""
+    number = app.job_number()
+    return None if name is None else Path(out, name if number is None else f"{name}-{number}")
+
+
 def _new_run(accelerator: Accelerator, name: str | None, out: str) -> Run:
     """A folder for a new run: chosen by the main process and told to the others."""
     from accelerate.utils import broadcast_object_list
 
     from ddpm.training.run import Run, new_folder
 
-    number = app.job_number()
-    chosen = None
-    if name:
-        chosen = Path(out, name if number is None else f"{name}-{number}")
-    elif accelerator.is_main_process:
+    chosen = _named(name, out)
+    if chosen is None and accelerator.is_main_process:
         groups, stamp = app.choices(), time.strftime("%Y%m%d-%H%M%S")
         chosen = new_folder(Path(out), f"{stamp}-{groups['model']}-{groups['data']}")
     (told,) = broadcast_object_list([chosen])

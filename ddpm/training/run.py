@@ -56,8 +56,7 @@ class Run:
             latest.symlink_to(self.path.name)
             latest.replace(self.path.parent / "latest")
         except OSError as error:
-            problem = f"cannot be written ({error.strerror}); choose another folder with out="
-            raise ConfigError("out", str(self.path), problem) from error
+            raise unwritable(self.path, error) from error
 
     def log(self, record: Mapping[str, float | int]) -> None:
         """Append one line to ``metrics.jsonl``."""
@@ -112,6 +111,12 @@ class Run:
         return target
 
 
+def unwritable(folder: Path, error: OSError) -> ConfigError:
+    """The mistake of an output folder that the file system refuses."""
+    problem = f"cannot be written ({error.strerror}); choose another folder with out="
+    return ConfigError("out", str(folder), problem)
+
+
 def new_folder(parent: Path, wanted: str) -> Path:
     """Make the folder ``wanted``, or with the first of the endings -2, -3, ... that is free.
 
@@ -129,8 +134,7 @@ def new_folder(parent: Path, wanted: str) -> Path:
                 number += 1
                 folder = parent / f"{wanted}-{number}"
     except OSError as error:
-        problem = f"cannot be written ({error.strerror}); choose another folder with out="
-        raise ConfigError("out", str(folder), problem) from error
+        raise unwritable(folder, error) from error
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -190,7 +190,7 @@ class Trainer:
         accelerator, optimizer = self.accelerator, self.optimizer
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(self.num_updates)
-        norm = torch.zeros(())
+        norm, finite = torch.zeros(()), True
         for micro in range(self.accumulate):
             with accelerator.accumulate(self.model):
                 losses, t = self._losses(next(batches), micro)
@@ -200,12 +200,12 @@ class Trainer:
                     limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
                     found = accelerator.clip_grad_norm_(self.network.parameters(), limit)
                     norm = torch.as_tensor(found)
-                    self._check_finite(norm, run)
+                    finite = self._is_finite(norm, run)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         # Not accelerator.optimizer_step_was_skipped: a fused optimizer skips inside its kernel, out
         # of Accelerate's sight. Without a scaler, what is not finite was refused above.
-        if torch.isfinite(norm):
+        if finite:
             self.ema.update()
             self.num_updates += 1
             self._skipped = 0
@@ -239,14 +239,15 @@ class Trainer:
         dropped = torch.rand(len(labels), device=labels.device) < share
         return torch.where(dropped, self.data.num_classes, labels)
 
-    def _check_finite(self, norm: Tensor, run: Run) -> None:
-        """Stop before a gradient that is not finite reaches the weights.
+    def _is_finite(self, norm: Tensor, run: Run) -> bool:
+        """Whether the gradient is; without a scaler, stop before one that is not is used.
 
         The scaler of fp16 skips such steps itself and lowers its scale; it is stopped when that
         has not helped for long.
         """
-        if torch.isfinite(norm) or (self.accelerator.scaler is not None and self._skipped < 100):
-            return
+        finite = bool(torch.isfinite(norm))
+        if finite or (self.accelerator.scaler is not None and self._skipped < 100):
+            return finite
         good = checkpoint.listed(run.path)
         kept = f"the last good checkpoint is {good[0]}" if good else "there is no checkpoint yet"
         problem = (
