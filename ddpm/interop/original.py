@@ -23,7 +23,7 @@ class Described:
     """Our network for some constructor arguments of an original.
 
     Attributes:
-        target: our class.
+        target: our class, a :class:`Network`.
         channels: of the data.
         out_channels: of the answer.
         size: the smallest that the levels can halve; constructors check one, and take all such.
@@ -32,7 +32,7 @@ class Described:
         options: the keyword-only options of ``target``, which a config's model node holds.
     """
 
-    target: type[Network]
+    target: type[Any]
     channels: int
     out_channels: int
     size: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""The parts of the improved-diffusion U-Net, and the plan that says which parts there are."""
+"""The parts of OpenAI's two U-Nets, and the plan that says which parts there are."""
 
 from __future__ import annotations
 
@@ -67,7 +67,11 @@ def _maybe_checkpoint(enabled: bool, function: Callable[..., Tensor], *inputs: T
 
 
 class ResBlock(nn.Module):
-    """Two convolutions around a residual, told the time by a shift or by a scale and a shift."""
+    """Two convolutions around a residual, told the time by a shift or by a scale and a shift.
+
+    ``resample``, a module without parameters, changes the size of both branches: of the residual
+    after its first norm and before its first convolution (Brock 2018, "BigGAN").
+    """
 
     def __init__(
         self,
@@ -79,6 +83,7 @@ class ResBlock(nn.Module):
         dropout: float,
         use_scale_shift_norm: bool,
         use_checkpoint: bool,
+        resample: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.use_scale_shift_norm, self.use_checkpoint = use_scale_shift_norm, use_checkpoint
@@ -95,16 +100,18 @@ class ResBlock(nn.Module):
             nn.Dropout(dropout),
             zero_module(conv_nd(dims, out_channels, out_channels, 3, padding=1)),
         )
+        self.resample = nn.Identity() if resample is None else resample
         self.skip_connection: nn.Module = nn.Identity()
         if out_channels != channels:
             self.skip_connection = conv_nd(dims, channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Take ``(B, channels, *spatial)`` and ``(B, E)`` to ``(B, out_channels, *spatial)``."""
+        """Take ``(B, channels, *spatial)`` and ``(B, E)`` to ``(B, out_channels, *resampled)``."""
         return _maybe_checkpoint(self.use_checkpoint, self._forward, x, embedding)
 
     def _forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.in_layers(x)
+        norm, activation, conv = self.in_layers
+        h = conv(self.resample(activation(norm(x))))
         told = self.emb_layers(embedding).to(h.dtype)
         told = told.reshape(*told.shape, *(1,) * (h.ndim - 2))
         if self.use_scale_shift_norm:
@@ -113,15 +120,22 @@ class ResBlock(nn.Module):
             h = self.out_layers[1:](h)
         else:
             h = self.out_layers(h + told)
-        return self.skip_connection(x) + h
+        return self.skip_connection(self.resample(x)) + h
 
 
 class AttentionBlock(nn.Module):
-    """Softmax attention between all positions, around a residual."""
+    """Softmax attention between all positions, around a residual.
 
-    def __init__(self, channels: int, num_heads: int, *, use_checkpoint: bool) -> None:
+    The channels of ``qkv`` are heads x (q, k, v) x channels of a head, from the outside in, or
+    (q, k, v) x heads x channels of a head where ``qkv_outside``; weights don't show which.
+    """
+
+    def __init__(
+        self, channels: int, num_heads: int, *, qkv_outside: bool, use_checkpoint: bool
+    ) -> None:
         super().__init__()
         self.num_heads, self.use_checkpoint = num_heads, use_checkpoint
+        self.qkv_outside = qkv_outside
         self.norm = GroupNorm(NUM_GROUPS, channels)
         self.qkv = conv_nd(1, channels, 3 * channels, 1)
         self.proj_out = zero_module(conv_nd(1, channels, channels, 1))
@@ -132,9 +146,10 @@ class AttentionBlock(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(2)
-        qkv = self.qkv(self.norm(flat))
-        # The channels of qkv are heads x (q, k, v) x channels of a head, from the outside in.
-        q, k, v = qkv.unflatten(1, (self.num_heads, 3, -1)).transpose(-1, -2).unbind(2)
+        axis = 1 if self.qkv_outside else 2
+        split = (3, self.num_heads, -1) if self.qkv_outside else (self.num_heads, 3, -1)
+        qkv = self.qkv(self.norm(flat)).unflatten(1, split)
+        q, k, v = qkv.transpose(-1, -2).unbind(axis)
         h = attend(q, k, v).transpose(-1, -2).flatten(1, 2)
         return (flat + self.proj_out(h)).reshape(x.shape)
 
@@ -157,18 +172,27 @@ class Plan:
     model_channels: int
     num_res_blocks: int
     attention_rates: tuple[int, ...]
-    channel_mult: tuple[int, ...]
+    channel_mult: tuple[float, ...]
+    scale_stem: bool
     dropout: float
     conv_resample: bool
+    resblock_updown: bool
     num_heads: int
     num_heads_upsample: int
+    num_head_channels: int | None
+    use_new_attention_order: bool
     use_scale_shift_norm: bool
     use_checkpoint: bool
 
     @property
     def widths(self) -> list[int]:
         """The channels of each level."""
-        return [self.model_channels * mult for mult in self.channel_mult]
+        return [int(self.model_channels * mult) for mult in self.channel_mult]
+
+    @property
+    def stem_channels(self) -> int:
+        """The channels that the first convolution gives."""
+        return self.widths[0] if self.scale_stem else self.model_channels
 
     @property
     def embedding_channels(self) -> int:
@@ -179,7 +203,13 @@ class Plan:
         """Whether a level, which is downsampled 2**level times, has attention."""
         return 2**level in self.attention_rates
 
-    def residual(self, channels: int, out_channels: int) -> ResBlock:
+    def heads(self, channels: int, num_heads: int) -> int:
+        """How many heads a level of so many channels has: ``num_heads``, or as many as fit."""
+        return num_heads if self.num_head_channels is None else channels // self.num_head_channels
+
+    def residual(
+        self, channels: int, out_channels: int, resample: nn.Module | None = None
+    ) -> ResBlock:
         """A residual block."""
         return ResBlock(
             self.dims,
@@ -189,16 +219,27 @@ class Plan:
             dropout=self.dropout,
             use_scale_shift_norm=self.use_scale_shift_norm,
             use_checkpoint=self.use_checkpoint,
+            resample=resample,
         )
 
     def attention(self, channels: int, num_heads: int) -> AttentionBlock:
         """An attention block."""
-        return AttentionBlock(channels, num_heads, use_checkpoint=self.use_checkpoint)
+        return AttentionBlock(
+            channels,
+            self.heads(channels, num_heads),
+            qkv_outside=self.use_new_attention_order,
+            use_checkpoint=self.use_checkpoint,
+        )
 
     def downsample(self, channels: int) -> nn.Module:
         """The way to the next coarser level."""
+        if self.resblock_updown:
+            plain = Downsample(self.dims, channels, use_conv=False)
+            return self.residual(channels, channels, plain)
         return Downsample(self.dims, channels, self.conv_resample)
 
     def upsample(self, channels: int) -> nn.Module:
         """The way to the next finer level."""
+        if self.resblock_updown:
+            return self.residual(channels, channels, Upsample(self.dims, channels, use_conv=False))
         return Upsample(self.dims, channels, self.conv_resample)

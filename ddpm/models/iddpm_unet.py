@@ -1,10 +1,14 @@
 """The U-Net of "Improved Denoising Diffusion Probabilistic Models" (Nichol and Dhariwal, 2021).
 
-Its parameters have the names of improved-diffusion's ``UNetModel``, so that checkpoints of the one
-are checkpoints of the other.
+With the options that "Diffusion Models Beat GANs on Image Synthesis" (Dhariwal and Nichol, 2021)
+added. Its parameters have the names of the ``UNetModel`` of improved-diffusion and of
+guided-diffusion, so that checkpoints of the one are checkpoints of the other.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +30,7 @@ from ddpm.models.layers import (
 
 def _make_encoder(plan: Plan, in_channels: int) -> tuple[nn.ModuleList, list[int]]:
     """The blocks from the finest level to the coarsest, and the channels each of them gives."""
-    width = plan.model_channels
+    width = plan.stem_channels
     blocks: list[nn.Module] = [
         TimestepSequential(conv_nd(plan.dims, in_channels, width, 3, padding=1))
     ]
@@ -72,13 +76,18 @@ def _make_decoder(plan: Plan, given: list[int]) -> nn.ModuleList:
 
 
 class IDDPMUNet(Network):
-    """The U-Net of improved-diffusion: ``(B, channels, *spatial)`` to ``(B, out_channels, ...)``.
+    """OpenAI's U-Net: ``(B, channels, *spatial)`` to ``(B, out_channels, *spatial)``.
 
     Works on one, two and three spatial axes; of three the first is never resampled. ``size`` is
     only checked, the network takes every size that its levels can halve. Residual blocks and
     attention come per level of ``channel_mult``, with attention where the downsampling rate is
-    among ``attention_resolutions``; ``num_heads_upsample`` of None or -1 stands for ``num_heads``.
-    Raises ConfigError for settings that no network can have. (Nichol and Dhariwal, 2021.)
+    among ``attention_resolutions``. A level has ``num_heads`` heads, on the way up
+    ``num_heads_upsample`` (None or -1: as many), or heads of ``num_head_channels`` where that is
+    given (neither None nor -1), which then decides alone. Levels are resampled by convolutions
+    (``conv_resample``), by means and repeats, or in residual blocks (``resblock_updown``, which
+    decides alone). ``scale_stem`` gives the first convolution the channels of the first level
+    instead of ``model_channels``. Raises ConfigError for settings that no network can have.
+    (Nichol and Dhariwal, 2021; Dhariwal and Nichol, 2021.)
     """
 
     def __init__(
@@ -92,11 +101,15 @@ class IDDPMUNet(Network):
         model_channels: int = 128,
         num_res_blocks: int = 2,
         attention_resolutions: tuple[int, ...] = (2, 4),
-        channel_mult: tuple[int, ...] = (1, 2, 2, 2),
+        channel_mult: tuple[float, ...] = (1, 2, 2, 2),
+        scale_stem: bool = False,
         dropout: float = 0.0,
         conv_resample: bool = True,
+        resblock_updown: bool = False,
         num_heads: int = 4,
         num_heads_upsample: int | None = None,
+        num_head_channels: int | None = None,
+        use_new_attention_order: bool = False,
         use_scale_shift_norm: bool = True,
         use_checkpoint: bool = False,
         dims: int | None = None,
@@ -106,15 +119,17 @@ class IDDPMUNet(Network):
             model_channels=model_channels,
             num_res_blocks=num_res_blocks,
             attention_rates=tuple(attention_resolutions),
-            channel_mult=tuple(channel_mult),
+            channel_mult=tuple(int(n) if n == int(n) else n for n in channel_mult),
+            scale_stem=scale_stem,
             dropout=dropout,
             conv_resample=conv_resample,
+            resblock_updown=resblock_updown,
             num_heads=num_heads,
-            num_heads_upsample=(
-                num_heads
-                if num_heads_upsample is None or num_heads_upsample == -1
-                else num_heads_upsample
-            ),
+            num_heads_upsample=num_heads
+            if num_heads_upsample in (None, -1)
+            else num_heads_upsample,
+            num_head_channels=None if num_head_channels == -1 else num_head_channels,
+            use_new_attention_order=use_new_attention_order,
             use_scale_shift_norm=use_scale_shift_norm,
             use_checkpoint=use_checkpoint,
         )
@@ -136,7 +151,7 @@ class IDDPMUNet(Network):
         self.input_blocks, given = _make_encoder(plan, self.in_channels)
         self.middle_block = _make_middle(plan)
         self.output_blocks = _make_decoder(plan, given)
-        # The original's last convolution takes model_channels and so needs channel_mult[0] == 1.
+        # improved-diffusion's last convolution takes model_channels: it needs channel_mult[0] == 1.
         width = plan.widths[0]
         self.out = nn.Sequential(
             GroupNorm(NUM_GROUPS, width),
@@ -211,27 +226,31 @@ def _check(plan: Plan, size: tuple[int, ...]) -> None:
         f"the data are {describe_size(size)}, which has {len(size)} spatial axes; "
         "leave dims=null or choose other data",
     )
+    mult = cast("Sequence[int]", plan.channel_mult)  # or fractions: here only compared and shown
     check_positive(
-        model_channels=plan.model_channels,
-        num_res_blocks=plan.num_res_blocks,
-        channel_mult=plan.channel_mult,
-        num_heads=plan.num_heads,
-        num_heads_upsample=plan.num_heads_upsample,
+        model_channels=plan.model_channels, num_res_blocks=plan.num_res_blocks, channel_mult=mult
     )
     check_dropout(plan.dropout)
-    require(
-        plan.model_channels % NUM_GROUPS == 0,
-        "model_channels",
-        plan.model_channels,
-        f"GroupNorm has {NUM_GROUPS} groups; make it a multiple of {NUM_GROUPS}",
-    )
-    _check_attention(plan, size)
-    kept = resample_factor(plan.dims).count(1)
-    check_halvings("channel_mult", plan.channel_mult, size, kept)
+    _check_widths(plan)
+    _check_rates(plan, size)
+    _check_heads(plan)
+    check_halvings("channel_mult", mult, size, resample_factor(plan.dims).count(1))
 
 
-def _check_attention(plan: Plan, size: tuple[int, ...]) -> None:
-    """Raise ConfigError for rates that no level has and heads that do not divide the channels."""
+def _check_widths(plan: Plan) -> None:
+    """Raise ConfigError for channels that GroupNorm cannot put into groups."""
+    groups = f"GroupNorm has {NUM_GROUPS} groups"
+    uneven = [n for n in (plan.stem_channels, *plan.widths) if n == 0 or n % NUM_GROUPS]
+    if plan.model_channels % NUM_GROUPS:
+        problem = f"{groups}; make it a multiple of {NUM_GROUPS}"
+        require(not uneven, "model_channels", plan.model_channels, problem)
+    elif uneven:
+        problem = f"makes {uneven[0]} channels, but {groups}; make them multiples of {NUM_GROUPS}"
+        require(False, "channel_mult", plan.channel_mult, problem)
+
+
+def _check_rates(plan: Plan, size: tuple[int, ...]) -> None:
+    """Raise ConfigError for rates of attention that no level has."""
     rates = [2**level for level in range(len(plan.widths))]
     asked = plan.attention_rates
     if any(rate not in rates for rate in asked):
@@ -240,15 +259,24 @@ def _check_attention(plan: Plan, size: tuple[int, ...]) -> None:
         if len(meant) == len(asked) and all(rate in rates for rate in meant):
             problem += f"; did you mean these resolutions? They are the rates {render(meant)}"
         require(False, "attention_resolutions", asked, problem)
+
+
+def _check_heads(plan: Plan) -> None:
+    """Raise ConfigError for heads that do not divide the channels."""
     attending = {width for level, width in enumerate(plan.widths) if plan.attends(level)}
-    for key, heads, widths in (
-        ("num_heads", plan.num_heads, {*attending, plan.widths[-1]}),
+    everywhere = {*attending, plan.widths[-1]}
+    asked = [
+        ("num_heads", plan.num_heads, everywhere),
         ("num_heads_upsample", plan.num_heads_upsample, attending),
-    ):
+    ]
+    if plan.num_head_channels is not None:
+        asked = [("num_head_channels", plan.num_head_channels, everywhere)]
+    for key, number, widths in asked:
+        check_positive(**{key: number})
         for width in sorted(widths):
             require(
-                width % heads == 0,
+                width % number == 0,
                 key,
-                heads,
+                number,
                 f"does not divide the {width} channels of a level with attention; choose a divisor",
             )
