@@ -7,15 +7,20 @@ from ddpm.data.dataset import Dataset
 from ddpm.data.folder import Folder
 from ddpm.data.images import CIFAR10, Digits
 from ddpm.data.sequences import Sequences
+from ddpm.data.video_codec import Condition, VideoCodec
+from ddpm.data.videos import Videos
 
 __all__ = [
     "CIFAR10",
     "Codec",
+    "Condition",
     "Dataset",
     "Digits",
     "Folder",
     "ImageCodec",
     "SequenceCodec",
     "Sequences",
+    "VideoCodec",
+    "Videos",
     "codec_from_state",
 ]

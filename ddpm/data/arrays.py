@@ -20,10 +20,20 @@ _LABELS = ("labels", "arr_1")
 
 
 def read_arrays(path: str, key: str | None, want_labels: bool) -> tuple[Any, Any]:
-    """The array of values in an .npy, .npz or .pt file as float32, and the labels beside it.
+    """As :func:`load_arrays`, with the values as float32, none of them NaN or infinite."""
+    values, labels = load_arrays(path, key, want_labels)
+    return as_float(values, path), labels
+
+
+def load_arrays(
+    path: str, key: str | None, want_labels: bool, *, mapped: bool = False
+) -> tuple[npt.NDArray[Any], Any]:
+    """The array of values in an .npy, .npz or .pt file, and the labels beside it.
 
     In a file of named arrays the values are ``key``, or "arr_0", or the only one; the labels are
-    "labels" or "arr_1", and None unless wanted. Pickled objects are refused. Raises ConfigError.
+    "labels" or "arr_1", and None unless wanted. ``mapped``: an .npy file stays on the disk and is
+    read where it is looked at. The values are real numbers; pickled objects are refused. Raises
+    ConfigError.
     """
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
@@ -36,9 +46,10 @@ def read_arrays(path: str, key: str | None, want_labels: bool) -> tuple[Any, Any
         if suffix == ".pt":
             held = torch.load(path, map_location="cpu", weights_only=True)
         else:
-            held = np.load(path, allow_pickle=False)
+            mode = "r" if mapped and suffix == ".npy" else None
+            held = np.load(path, mmap_mode=mode, allow_pickle=False)
         values, labels = _pick(held, path, key, want_labels)
-        return _as_float(values, path), None if labels is None else np.asarray(labels)
+        return _as_numbers(values, path), None if labels is None else np.asarray(labels)
     except ConfigError:
         raise
     except pickle.UnpicklingError as error:
@@ -81,20 +92,84 @@ def _values_name(names: list[str], path: str, key: str | None) -> str:
     return key
 
 
-def _as_float(values: Any, path: str) -> npt.NDArray[np.float32]:
+def _as_numbers(values: Any, path: str) -> npt.NDArray[Any]:
     if isinstance(values, torch.Tensor):
         values = values.detach()  # float(): not all float types have a counterpart in numpy
-        values = values.numpy() if values.is_complex() else values.float().numpy()
-    values = np.asarray(values)
+        values = values.float().numpy() if values.is_floating_point() else values.numpy()
+    values = np.asanyarray(values)
     if values.dtype.kind not in "fiub":
         raise ConfigError("path", path, f"holds values of type {values.dtype}; save real numbers")
+    return values
+
+
+def as_float(values: npt.NDArray[Any], path: str) -> npt.NDArray[np.float32]:
+    """Values as float32; raises ConfigError, naming the file, where some are not finite there."""
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)
-    bad = int(single.size - np.isfinite(single).sum())
-    if bad:
-        problem = f"{bad} of its {single.size} values are NaN or infinite; remove or replace them"
-        raise ConfigError("path", path, problem)
+    _refuse(single.size - int(np.isfinite(single).sum()), single.size, path)
     return single
+
+
+def measured_range(values: npt.NDArray[Any], path: str) -> tuple[float, float]:
+    """The least and the greatest of ``values``, as float32, looking at one item at a time.
+
+    Raises ConfigError, naming the file, where some are not finite.
+    """
+    least, most, bad = np.inf, -np.inf, 0
+    for item in values:
+        with np.errstate(over="ignore"):
+            single = np.asarray(item, np.float32)
+        low, high = float(single.min()), float(single.max())
+        if not np.isfinite([low, high]).all():
+            bad += single.size - int(np.isfinite(single).sum())
+        least, most = min(least, low), max(most, high)
+    _refuse(bad, values.size, path)
+    return least, most
+
+
+def _refuse(bad: int, of: int, path: str) -> None:
+    if bad:
+        problem = f"{bad} of its {of} values are NaN or infinite; remove or replace them"
+        raise ConfigError("path", path, problem)
+
+
+def declared_range(
+    measured: tuple[float, float], path: str, low: float | None, high: float | None
+) -> tuple[float, float]:
+    """The declared range where there is one, checked against the measured one; else that.
+
+    Raises ConfigError (key ``low`` or ``high``).
+    """
+    least, most = measured
+    low_end, high_end = least if low is None else low, most if high is None else high
+    if low is not None and np.float32(least) < np.float32(low):
+        raise ConfigError("low", low, f"{path} holds values down to {least:g}; lower data.low")
+    if high is not None and np.float32(most) > np.float32(high):
+        raise ConfigError("high", high, f"{path} holds values up to {most:g}; raise data.high")
+    if low_end >= high_end:
+        problem = f"there is no range from {low_end:g} to {high_end:g}"
+        remedy = "set data.low below data.high, around all values"
+        raise ConfigError("low", low, f"{problem} for the values of {path}; {remedy}")
+    return low_end, high_end
+
+
+def array_classes(
+    labels: Any, path: str, count: int, what: str
+) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Labels as class numbers, and the names of the classes: sorted, or "0", "1" and so on.
+
+    ``what`` is what one of the ``count`` items is called. Raises ConfigError (key ``class_cond``).
+    """
+    if labels.shape != (count,):
+        problem = f"{path} holds labels of shape {labels.shape}; they must be ({count},)"
+        raise ConfigError("class_cond", True, f"{problem}, one for each {what}")
+    if labels.dtype.kind == "U":
+        names, numbers = np.unique(labels, return_inverse=True)
+        return numbers.astype(np.int64), [str(name) for name in names]
+    if labels.dtype.kind not in "iu" or labels.min() < 0:
+        problem = f"{path} holds labels that are not whole numbers from 0, nor names"
+        raise ConfigError("class_cond", True, f"{problem}; save them as integers")
+    return labels.astype(np.int64), [str(number) for number in range(int(labels.max()) + 1)]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from PIL import Image
 from ddpm.data.arrays import read_arrays, replacing
 from ddpm.data.decoding import quiet_about_size, read_pixels
 from ddpm.data.pictures import grid, plots, save_gif
+from ddpm.data.scaling import Bytes, Range
 from ddpm.errors import ConfigError, did_you_mean
 
 
@@ -30,12 +31,21 @@ class Codec(ABC):
     formats: ClassVar[tuple[str, ...]]
     """The file formats that :meth:`write` knows."""
     default_format: ClassVar[str]
+    also: ClassVar[tuple[str, ...]] = ()
+    """Formats that samples are written in beside the default one, where none is asked for."""
+    folders: ClassVar[Mapping[str, str]] = {}
+    """Formats of one file an item, and the folder of each."""
     unit: ClassVar[str] = "item"
     """What one item is called where a rate is told: ``img``."""
     bounds: tuple[float, float] = (-1.0, 1.0)
     """The range of the data in model space, for clipping."""
     shape: tuple[int, ...]
     """Shape of one item, ``(C, *spatial)``."""
+    given: torch.Tensor | None = None
+    """Bool, broadcasts to ``shape``: True where entries are given clean, as a condition, in
+    training and in sampling; None where nothing is."""
+    given_channels: tuple[int, ...] = ()
+    """The channels that are given whole."""
     _kinds: ClassVar[dict[str, type[Codec]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -61,6 +71,14 @@ class Codec(ABC):
     @abstractmethod
     def read(self, path: str) -> torch.Tensor:
         """One raw item ``(C, *spatial)`` from a user's file; raises ConfigError (key ``path``)."""
+
+    def read_given(self, path: str) -> torch.Tensor:
+        """Raw items ``(N, *shape)`` from a user's file that holds what is ``given``.
+
+        Entries that are not given have any valid value. Raises ConfigError (key ``path``).
+        """
+        problem = "nothing is given to this model; it was trained without a condition"
+        raise ConfigError("path", str(path), problem)
 
     @abstractmethod
     def picture(self, raw: torch.Tensor, *, columns: int | None = None) -> Image.Image:
@@ -107,6 +125,18 @@ class Codec(ABC):
         save_gif([self.picture(raw, columns=columns) for raw in frames], path, duration_ms, hold_ms)
         return path
 
+    def film(
+        self, raw: torch.Tensor, path: Path, *, columns: int | None = None, duration_ms: int = 100
+    ) -> Path | None:
+        """Write data that move in time as one GIF of the raw batch ``(N, *shape)`` moving.
+
+        Gives the path; of data that do not move, None, and writes nothing.
+        """
+        return None
+
+    def _item_path(self, folder: Path, format: str, number: int) -> Path:
+        return Path(folder) / self.folders[format] / f"{number:05d}.{format}"
+
 
 def _save(path: Path, save: Callable[[Any], None]) -> Path:
     with replacing(path) as aside, open(aside, "wb") as file:
@@ -131,7 +161,8 @@ def codec_from_state(state: Mapping[str, Any]) -> Codec:
         raise ConfigError("codec", dict(state), f"malformed: {error}") from error
 
 
-def _checked_shape(shape: Iterable[int], names: str) -> tuple[int, ...]:
+def checked_shape(shape: Iterable[int], names: str) -> tuple[int, ...]:
+    """``shape`` as a tuple of as many sizes as there are ``names``; raises ConfigError."""
     sizes = tuple(shape)
     whole = all(type(size) is int and size > 0 for size in sizes)
     if not whole or len(sizes) != len(names.split()):
@@ -149,17 +180,19 @@ class ImageCodec(Codec):
     unit = "img"
     formats = ("png", "npz", "npy")
     default_format = "png"
+    folders = {"png": "images"}
+    _scaling = Bytes()
 
     def __init__(self, shape: Iterable[int]) -> None:
-        self.shape = _checked_shape(shape, "channels height width")
+        self.shape = checked_shape(shape, "channels height width")
 
     def encode(self, raw: torch.Tensor) -> torch.Tensor:
         """Raw uint8 ``(B, C, H, W)`` to float32 in -1..1."""
-        return raw.float() / 127.5 - 1
+        return self._scaling.encode(raw)
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
         """Model space to uint8: the nearest of the 256 values, clamped to 0 and 255."""
-        return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return self._scaling.decode(x)
 
     def state(self) -> dict[str, Any]:
         """Kind and shape."""
@@ -196,7 +229,7 @@ class ImageCodec(Codec):
         self._need_picture_channels("format", format, "use format=npz")
         paths = []
         for number, pixels in enumerate(self.array(raw), start=first):
-            path = Path(folder) / "images" / f"{number:05d}.png"
+            path = self._item_path(folder, format, number)
             with replacing(path) as aside:
                 image = Image.fromarray(pixels[:, :, 0] if self.shape[0] == 1 else pixels)
                 image.save(aside, "PNG")
@@ -222,18 +255,17 @@ class SequenceCodec(Codec):
     default_format = "npy"
 
     def __init__(self, shape: Iterable[int], low: float, high: float) -> None:
-        self.shape = _checked_shape(shape, "channels length")
+        self.shape = checked_shape(shape, "channels length")
         self.low, self.high = float(low), float(high)
-        if not -np.inf < self.low < self.high < np.inf:
-            raise ConfigError("low", self.low, f"must be finite and less than high={self.high}")
+        self._scaling = Range(self.low, self.high)
 
     def encode(self, raw: torch.Tensor) -> torch.Tensor:
         """Raw ``(B, C, L)`` to float32, ``low`` to -1 and ``high`` to 1."""
-        return (raw.float() - self.low) / (self.high - self.low) * 2 - 1
+        return self._scaling.encode(raw)
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
         """Model space to raw float32 ``(B, C, L)``."""
-        return (x.float() + 1) / 2 * (self.high - self.low) + self.low
+        return self._scaling.decode(x)
 
     def state(self) -> dict[str, Any]:
         """Kind, shape and range."""

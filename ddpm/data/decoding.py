@@ -4,25 +4,31 @@ JPEG, PNG, WebP and BMP, whatever the suffix says; of an animation, the first fr
 turned as its EXIF orientation says (where this stands before the pixels; broken EXIF is ignored).
 Transparency is laid on white, so that the colours hidden under it do not show. CMYK and palettes
 are converted, 16-bit grey is scaled down. Colour profiles are ignored.
+
+Of GIFs all frames can be read, composed one after the other as the file says (partial frames,
+disposal, palettes of their own); how long each is shown is ignored.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from ddpm.data.gifs import compose, read_layout
 from ddpm.errors import ConfigError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 64_000_000
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_PICTURES = (("JPEG", "PNG", "WEBP", "BMP"), "JPEG, PNG, WebP or BMP picture")
+_GIFS = (("GIF",), "GIF")
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,6 +49,31 @@ class Header(NamedTuple):
     width: int
     grey: bool
     """Whether it is stored without colour; WebP always stores colour."""
+    num_frames: int = 1
+    """How many frames a GIF has."""
+
+
+def must_agree(
+    first: tuple[str, Header], other: tuple[str, Header], *, any_size: bool, any_color: bool
+) -> None:
+    """Raise ConfigError if two files, given by name and header, do not belong into one set.
+
+    ``any_size`` and ``any_color``: they may differ in that, because the user said what to take.
+    """
+    (name, one), (other_name, another) = first, other
+    if not any_size and one[:2] != another[:2]:
+        side = min(*one[:2], *another[:2])
+        sizes = f"{name} is {_size(one)}, {other_name} is {_size(another)}"
+        remedy = f"resize them to one size, such as data.image_size={side}"
+        raise ConfigError("image_size", None, f"the images differ in size: {sizes}; {remedy}")
+    if not any_color and one.grey != another.grey:
+        grey, rgb = (name, other_name) if one.grey else (other_name, name)
+        problem = f"{grey} is grey but {rgb} is in colour"
+        raise ConfigError("color", "auto", f"{problem}; set data.color=rgb or data.color=grey")
+
+
+def _size(header: Header) -> str:
+    return f"{header.width} wide and {header.height} high"
 
 
 def read_header(path: str) -> Header:
@@ -62,15 +93,50 @@ def read_pixels(
     with _opened(path) as image:
         header = _header(image)
         turn = _TURNS.get(_orientation(image))
-        plain = _without_alpha(image).convert("L" if channels == 1 else "RGB")
+        plain = _plain(image, channels)
         if turn is not None:
             plain = plain.transpose(turn)
-        pixels = np.asarray(fit(plain, size or (header.height, header.width)))
-    return header, pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+        pixels = _pixels(plain, size or (header.height, header.width))
+    return header, pixels
+
+
+def read_gif_header(path: str) -> Header:
+    """Size, colour and number of frames of the GIF at ``path``; decodes no pixels.
+
+    Raises ConfigError, naming the file, also for one that does not reach its end.
+    """
+    with _opened(path, _GIFS) as image:
+        frames = read_layout(Path(path).read_bytes())
+        grey = all(frame.grey for frame in frames)
+        return Header(image.height, image.width, grey, len(frames))
+
+
+def read_gif_frames(
+    path: str, channels: int, wanted: Sequence[int], size: tuple[int, int]
+) -> Pixels:
+    """The frames ``wanted`` of the GIF at ``path``: uint8 ``(channels, frames, height, width)``.
+
+    They are composed, converted and fitted each like a picture of :func:`read_pixels`.
+    """
+    with _opened(path, _GIFS) as image:
+        frames = read_layout(Path(path).read_bytes())[: max(wanted) + 1]
+        seen = enumerate(compose(frames, image.size))
+        read = {at: _pixels(_plain(each, channels), size) for at, each in seen if at in wanted}
+        return np.stack([read[index] for index in wanted], axis=1)
+
+
+def _plain(image: Image.Image, channels: int) -> Image.Image:
+    return _without_alpha(image).convert("L" if channels == 1 else "RGB")
+
+
+def _pixels(plain: Image.Image, size: tuple[int, int]) -> Pixels:
+    """An image (L or RGB), fitted to ``size``, as ``(channels, height, width)``."""
+    pixels = np.asarray(fit(plain, size))
+    return pixels[None] if plain.mode == "L" else pixels.transpose(2, 0, 1)
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale ``image`` (L or RGB) to cover ``size`` (height, width), and cut to it at the centre.
+    """Scale ``image`` (L, RGB or F) to cover ``size`` (height, width), and cut to it at the centre.
 
     Both directions are scaled alike; bicubic, antialiased.
     """
@@ -102,21 +168,21 @@ def quiet_about_size() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Image.Image]:
+def _opened(path: str, kind: tuple[tuple[str, ...], str] = _PICTURES) -> Iterator[Image.Image]:
     """An image file, open; whatever goes wrong with it becomes a ConfigError that names it."""
+    formats, called = kind
     remedy = "remove the file or re-encode it"
     try:
         if not os.path.isfile(path):  # opening a pipe would wait for ever
             raise ConfigError("path", path, "no such file")
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(path, f"{image.width}x{image.height} pixels")
             yield image
     except ConfigError:
         raise
     except UnidentifiedImageError as error:
-        what = "holds no JPEG, PNG, WebP or BMP picture"
-        raise ConfigError("path", path, f"{what}; {remedy}") from error
+        raise ConfigError("path", path, f"holds no {called}; {remedy}") from error
     except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
         raise ConfigError("path", path, f"cannot be opened ({error.strerror})") from error
     except Image.DecompressionBombError as error:

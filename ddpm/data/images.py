@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ddpm.data.codec import ImageCodec
+from ddpm.data.codec import Codec, ImageCodec
 from ddpm.data.dataset import Dataset
 from ddpm.data.decoding import fit
 from ddpm.errors import ConfigError, require
@@ -20,16 +20,15 @@ from ddpm.seeding import mix_array
 _FLIP = 1  # what the key is mixed with to decide on a flip
 
 
-class ImageSet(Dataset):
-    """Images in memory with labels and flips; a subclass may look its pixels up otherwise."""
+class PixelSet(Dataset):
+    """Images or videos in memory with labels and flips; a subclass may look them up otherwise."""
 
     _pixels: torch.Tensor | None
     _labels: torch.Tensor | None
     _flip: bool
 
-    def _set_up(self, shape: tuple[int, ...], *, flip: bool) -> None:
-        self.shape, self._flip = shape, flip
-        self.codec = ImageCodec(shape)
+    def _set_up(self, codec: Codec, *, flip: bool) -> None:
+        self.shape, self.codec, self._flip = codec.shape, codec, flip
         self.num_classes = self.class_names = self._labels = self._pixels = None
         self.in_memory = False
 
@@ -47,7 +46,7 @@ class ImageSet(Dataset):
     def fetch(
         self, indices: Sequence[int], keys: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Raw uint8 ``(B, C, H, W)``, mirrored left to right where the key says so, and labels."""
+        """Raw ``(B, *shape)``, mirrored left to right where the key says so, and labels."""
         where = torch.as_tensor(indices, dtype=torch.int64)
         raw = self._look_up(where)
         if self._flip:
@@ -83,7 +82,7 @@ def _fitted(
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
-class Digits(ImageSet):
+class Digits(PixelSet):
     """The 1797 handwritten digits, grey and 8x8, that come with scikit-learn: no download.
 
     ``image_size`` resizes them; ``class_cond`` gives the digit as the label.
@@ -100,13 +99,13 @@ class Digits(ImageSet):
         values, digits = load_digits(return_X_y=True)
         images = np.rint(np.asarray(values) * (255 / 16)).astype(np.uint8)  # stored as 0..16
         pixels = _fitted(images.reshape(-1, 8, 8, 1), image_size)
-        self._set_up(tuple(pixels.shape[1:]), flip=False)
+        self._set_up(ImageCodec(pixels.shape[1:]), flip=False)
         self._set_pixels(pixels)
         if class_cond:
             self._set_labels([int(digit) for digit in digits], [str(n) for n in range(10)])
 
 
-class CIFAR10(ImageSet):
+class CIFAR10(PixelSet):
     """CIFAR-10, 32x32 in colour: 50,000 images to train on or 10,000 to test with.
 
     ``path`` is the folder that holds cifar-10-batches-py, checked against the published MD5 sums;
@@ -127,7 +126,7 @@ class CIFAR10(ImageSet):
         target_size(image_size)
         images, labels, names = _read_cifar10(root, split == "train", download)
         pixels = _fitted(images, image_size)
-        self._set_up(tuple(pixels.shape[1:]), flip=flip)
+        self._set_up(ImageCodec(pixels.shape[1:]), flip=flip)
         self._set_pixels(pixels)
         if class_cond:
             self._set_labels(labels, names)

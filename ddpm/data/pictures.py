@@ -24,9 +24,8 @@ def grid(images: npt.NDArray[np.uint8], columns: int | None = None) -> Image.Ima
     Small ones are enlarged by a whole factor, each pixel to a square. One channel gives a grey
     picture and three a coloured one; of any other number, the channels stand side by side in grey.
     """
-    number, channels, height, width = images.shape
-    if channels not in (1, 3):
-        images = images.transpose(0, 2, 1, 3).reshape(number, 1, height, channels * width)
+    number, _, height, width = images.shape
+    images = visible(images)
     factor = math.ceil(_MIN_CELL / max(height, width))
     cells = images.repeat(factor, axis=2).repeat(factor, axis=3).transpose(0, 2, 3, 1)
     high, wide = cells.shape[1:3]
@@ -40,6 +39,19 @@ def grid(images: npt.NDArray[np.uint8], columns: int | None = None) -> Image.Ima
         left = _PADDING + place % columns * step_right
         canvas[top : top + high, left : left + wide] = cell
     return Image.fromarray(canvas[:, :, 0] if canvas.shape[2] == 1 else canvas)
+
+
+def visible(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Images ``(N, C, H, W)`` with 1 or 3 channels: of other numbers, all side by side in one."""
+    number, channels, height, width = images.shape
+    if channels in (1, 3):
+        return images
+    return images.transpose(0, 2, 1, 3).reshape(number, 1, height, channels * width)
+
+
+def as_image(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    """Pixels ``(C, H, W)`` of 1 or 3 channels as a grey or a coloured image."""
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
 def plots(

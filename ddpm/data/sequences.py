@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from ddpm.data.arrays import read_arrays
+from ddpm.data.arrays import array_classes, declared_range, read_arrays
 from ddpm.data.codec import SequenceCodec
 from ddpm.data.dataset import Dataset
 from ddpm.errors import ConfigError
@@ -46,10 +44,11 @@ class Sequences(Dataset):
             raise ConfigError("path", path, f"{problem}, or (N, length)")
         self._values = torch.from_numpy(np.ascontiguousarray(values))
         self.shape = tuple(self._values.shape[1:])
-        self.codec = SequenceCodec(self.shape, *_range(self._values, path, low, high))
+        measured = float(self._values.min()), float(self._values.max())
+        self.codec = SequenceCodec(self.shape, *declared_range(measured, path, low, high))
         self.num_classes = self.class_names = self._labels = None
         if class_cond:
-            numbers, self.class_names = _classes(labels, path, len(self))
+            numbers, self.class_names = array_classes(labels, path, len(self), "sequence")
             self._labels, self.num_classes = torch.from_numpy(numbers), len(self.class_names)
 
     def __len__(self) -> int:
@@ -61,34 +60,3 @@ class Sequences(Dataset):
         """Raw float32 ``(B, C, L)`` and labels; there is no augmentation, so keys are not used."""
         where = torch.as_tensor(indices, dtype=torch.int64)
         return self._values[where], None if self._labels is None else self._labels[where]
-
-
-def _range(
-    values: torch.Tensor, path: str, low: float | None, high: float | None
-) -> tuple[float, float]:
-    """The declared range where there is one, checked against the values; else the measured one."""
-    least, most = float(values.min()), float(values.max())
-    low_end, high_end = least if low is None else low, most if high is None else high
-    if low is not None and bool((values < low).any()):
-        raise ConfigError("low", low, f"{path} holds values down to {least:g}; lower data.low")
-    if high is not None and bool((values > high).any()):
-        raise ConfigError("high", high, f"{path} holds values up to {most:g}; raise data.high")
-    if low_end >= high_end:
-        problem = f"there is no range from {low_end:g} to {high_end:g}"
-        remedy = "set data.low below data.high, around all values"
-        raise ConfigError("low", low, f"{problem} for the values of {path}; {remedy}")
-    return low_end, high_end
-
-
-def _classes(labels: Any, path: str, count: int) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Labels as class numbers, and the names of the classes: sorted, or "0", "1" and so on."""
-    if labels.shape != (count,):
-        problem = f"{path} holds labels of shape {labels.shape}; they must be ({count},)"
-        raise ConfigError("class_cond", True, f"{problem}, one for each sequence")
-    if labels.dtype.kind == "U":
-        names, numbers = np.unique(labels, return_inverse=True)
-        return numbers.astype(np.int64), [str(name) for name in names]
-    if labels.dtype.kind not in "iu" or labels.min() < 0:
-        problem = f"{path} holds labels that are not whole numbers from 0, nor names"
-        raise ConfigError("class_cond", True, f"{problem}; save them as integers")
-    return labels.astype(np.int64), [str(number) for number in range(int(labels.max()) + 1)]

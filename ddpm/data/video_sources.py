@@ -1,0 +1,240 @@
+"""Where videos come from: GIFs and folders of pictures, and array files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ddpm.data.arrays import SUFFIXES as ARRAYS
+from ddpm.data.arrays import array_classes, declared_range, load_arrays, measured_range
+from ddpm.data.decoding import (
+    SUFFIXES,
+    Header,
+    Pixels,
+    fit,
+    must_agree,
+    read_gif_frames,
+    read_gif_header,
+    read_header,
+    read_pixels,
+)
+from ddpm.data.files import find_files, folder_classes, visit_all
+from ddpm.errors import ConfigError, require
+
+Size = tuple[int, int] | None
+Order = Literal["ncfhw", "nfchw"]
+GIF = ".gif"
+_CHANNELS = range(1, 5)  # what an axis of channels is taken to have, where nobody says
+
+
+def must_be_array(path: str, others: str) -> None:
+    """Raise ConfigError unless ``path`` ends as arrays do; ``others`` could have stood there."""
+    if not path.lower().endswith(ARRAYS):
+        what = "is" if os.path.exists(path) else "does not exist, and is"
+        problem = f"{what} none of {others}, {', '.join(ARRAYS)}; name one of those"
+        raise ConfigError("path", path, problem)
+
+
+class Source(Protocol):
+    """Videos of one size, whole, of any length."""
+
+    lengths: list[int]
+    """The number of frames of each."""
+    channels: int
+    size: tuple[int, int]
+    """Height and width of what :meth:`read` gives."""
+    limits: tuple[float, float] | None
+    """The range of float32 values; None for uint8."""
+
+    def name(self, video: int) -> str:
+        """What a video is called in messages."""
+        ...
+
+    def labels(self) -> tuple[list[int], list[str]]:
+        """The class of each video, and the classes' names; raises ConfigError."""
+        ...
+
+    def read(self, video: int, wanted: range) -> npt.NDArray[Any]:
+        """Some frames of a video: uint8 or float32 ``(C, F, H, W)``."""
+        ...
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """One video: a GIF, or a folder that directly holds pictures.
+
+    Attributes:
+        path: of the GIF or the folder.
+        frames: the pictures' names, ``2.png`` before ``10.png``; none for a GIF.
+    """
+
+    path: str
+    frames: tuple[str, ...] = ()
+
+    @classmethod
+    def at(cls, path: str) -> VideoFile:
+        """The video at ``path``; raises ConfigError if there is none."""
+        path = os.path.expanduser(path)
+        if not os.path.isdir(path):
+            return cls(path)
+        inside = [
+            name for name in find_files(path, SUFFIXES, "frames") if not os.path.dirname(name)
+        ]
+        if not inside:
+            problem = "its pictures are in folders below it; give the folder of one video"
+            raise ConfigError("path", path, problem)
+        return cls(path, tuple(sorted(inside, key=_natural)))
+
+    @property
+    def files(self) -> list[str]:
+        """The GIF, or the pictures."""
+        return [os.path.join(self.path, name) for name in self.frames] or [self.path]
+
+    def length(self) -> int:
+        """The number of frames."""
+        return len(self.frames) or read_gif_header(self.path).num_frames
+
+    def read(self, channels: int, wanted: Sequence[int], size: tuple[int, int]) -> Pixels:
+        """Some frames as uint8 ``(channels, F, H, W)``, each fitted to ``size``."""
+        if not self.frames:
+            return read_gif_frames(self.path, channels, wanted, size)
+        files = self.files
+        return np.stack([read_pixels(files[at], channels, size)[1] for at in wanted], axis=1)
+
+
+def _natural(name: str) -> tuple[list[int | str], str]:
+    """A key that sorts by the numbers in names: words and numbers take turns."""
+    parts = re.split("([0-9]+)", name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+
+
+class VideoFiles:
+    """All GIFs, and all folders that hold pictures, in a folder and the folders below it.
+
+    Raises ConfigError for whatever keeps them from becoming one set, naming the file.
+    """
+
+    limits: tuple[float, float] | None = None
+
+    def __init__(self, root: str, image_size: Size, color: str) -> None:
+        self._root = os.path.expanduser(root)
+        found: dict[str, list[str]] = {}
+        for file in find_files(self._root, (GIF, *SUFFIXES), "videos"):
+            folder, name = os.path.split(file)
+            if file.lower().endswith(GIF):
+                found[file] = []
+            else:
+                found.setdefault(folder or ".", []).append(name)
+        self._names = list(found)
+        self._videos = [
+            VideoFile(os.path.join(self._root, name), tuple(sorted(frames, key=_natural)))
+            for name, frames in found.items()
+        ]
+        headers = self._headers(any_size=image_size is not None, any_color=color != "auto")
+        first = headers[0][0]
+        grey = first.grey if color == "auto" else color == "grey"
+        self.channels, self.size = 1 if grey else 3, image_size or first[:2]
+        self.lengths = [len(each) if len(each) > 1 else each[0].num_frames for each in headers]
+
+    def _headers(self, *, any_size: bool, any_color: bool) -> list[list[Header]]:
+        """The headers of each video's files, all of one size and colour where that has to be."""
+        files = [file for video in self._videos for file in video.files]
+        headers = [self._header(files[0])] * len(files)
+        first = os.path.relpath(files[0], self._root), headers[0]
+
+        def look(index: int) -> None:
+            headers[index] = self._header(files[index])
+            other = os.path.relpath(files[index], self._root), headers[index]
+            must_agree(first, other, any_size=any_size, any_color=any_color)
+
+        visit_all(len(files), look, "looking at videos")
+        left = iter(headers)
+        return [[next(left) for _ in video.files] for video in self._videos]
+
+    @staticmethod
+    def _header(file: str) -> Header:
+        return read_gif_header(file) if file.lower().endswith(GIF) else read_header(file)
+
+    def name(self, video: int) -> str:
+        """The path of the GIF or the folder, below the root."""
+        return self._names[video]
+
+    def labels(self) -> tuple[list[int], list[str]]:
+        """The class of each video, the first folder above it, and the classes' names."""
+        return folder_classes(self._names)
+
+    def read(self, video: int, wanted: range) -> Pixels:
+        """As :meth:`Source.read`, uint8."""
+        return self._videos[video].read(self.channels, wanted, self.size)
+
+
+@dataclass
+class VideoArray:
+    """An .npy, .npz or .pt file of ``(N, C, F, H, W)`` or ``(N, F, C, H, W)``.
+
+    uint8 stays that, everything else becomes float32. An .npy file stays on the disk.
+    """
+
+    path: str
+    key: str | None
+    order: Order | None
+    class_cond: bool
+    image_size: Size
+    low: float | None
+    high: float | None
+    limits: tuple[float, float] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        values, self._labels = load_arrays(self.path, self.key, self.class_cond, mapped=True)
+        if values.ndim != 5 or 0 in values.shape:
+            problem = f"has the shape {values.shape}; it must be (N, channels, frames, height,"
+            raise ConfigError("path", self.path, f"{problem} width), or (N, frames, channels, ...)")
+        order = self.order or _order(values.shape, self.path)
+        self._values = values if order == "ncfhw" else values.swapaxes(1, 2)
+        number, self.channels, length, height, width = self._values.shape
+        self.size = self.image_size or (height, width)
+        self.lengths = [length] * number
+        if values.dtype == np.uint8:
+            for end, value in (("low", self.low), ("high", self.high)):
+                problem = f"{self.path} holds uint8, which is 0 to 255; omit it, or save float32"
+                require(value is None, end, value, problem)
+        else:
+            measured = measured_range(values, self.path)
+            self.limits = declared_range(measured, self.path, self.low, self.high)
+
+    def name(self, video: int) -> str:
+        """Its number, and the file."""
+        return f"video {video} of {self.path}"
+
+    def labels(self) -> tuple[list[int], list[str]]:
+        """The class of each video, from the labels in the file, and the classes' names."""
+        numbers, names = array_classes(self._labels, self.path, len(self.lengths), "video")
+        return numbers.tolist(), names
+
+    def read(self, video: int, wanted: range) -> npt.NDArray[Any]:
+        """As :meth:`Source.read`; resized values stay within the range."""
+        frames = self._values[video][:, wanted.start : wanted.stop : wanted.step]
+        frames = frames if self.limits is None else frames.astype(np.float32)
+        if self.size == frames.shape[2:]:
+            return frames
+        planes = [fit(Image.fromarray(each), self.size) for row in frames for each in row]
+        fitted = np.stack([np.asarray(each) for each in planes])
+        fitted = fitted.reshape(*frames.shape[:2], *self.size)
+        return fitted if self.limits is None else fitted.clip(*self.limits)
+
+
+def _order(shape: tuple[int, ...], path: str) -> Order:
+    """The order of axes, where the shape tells: one of axes 1, 2 may be channels, one may not."""
+    first, second = shape[1] in _CHANNELS, shape[2] in _CHANNELS
+    if first == second:
+        which = "both axes 1 and 2" if first else "neither of axes 1 and 2"
+        problem = f"{path} has the shape {shape}, in which {which} could be 1 to 4 channels; set"
+        raise ConfigError("order", None, f"{problem} data.order=ncfhw or data.order=nfchw")
+    return "ncfhw" if first else "nfchw"

@@ -1,0 +1,73 @@
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm.data import Digits, Videos
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "moving_digits.py"
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def run(name: str, *options: str) -> Path:
+        path = tmp_path / name
+        monkeypatch.setattr("sys.argv", ["moving_digits.py", "--out", str(path), *options])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        return path
+
+    return run
+
+
+def test_digits_move_straight_bounce_and_stay_whole(make):
+    path = make("a.npz", "--num", "20", "--frames", "30", "--size", "20")
+    data = Videos(path=str(path), class_cond=True)
+    assert (len(data), data.shape, data.num_classes) == (20, (1, 30, 20, 20), 10)
+    raw, labels = data.fetch(range(20), [0] * 20)
+    bundled, names = Digits(class_cond=True).fetch(range(1797), [0] * 1797)
+    assert labels is not None and names is not None
+    bounced = 0
+    for video, label in zip(raw[:, 0], labels, strict=True):
+        rows, columns = video[0].sum(1).nonzero().flatten(), video[0].sum(0).nonzero().flatten()
+        seen = video[0, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        whole = seen.sum()
+        assert video.sum((1, 2)).unique().tolist() == [int(whole)]  # in every frame
+        sums = bundled[names == label].sum((1, 2, 3))
+        assert (sums == whole).any()
+        masses = video.float() / whole
+        x = (masses.sum(1) * torch.arange(20)).sum(1).numpy()
+        y = (masses.sum(2) * torch.arange(20)).sum(1).numpy()
+        steps = np.hypot(np.diff(x), np.diff(y))
+        assert 0 < steps.max() <= 2 + 2**0.5  # each place is rounded
+        assert steps.sum() > 0.5 * 29
+        bounced += bool((np.diff(y) > 0).any() and (np.diff(y) < 0).any())
+    assert bounced > 10
+
+
+def test_the_same_options_give_the_same_file(make):
+    one = make("a.npz", "--num", "4").read_bytes()
+    assert make("b.npz", "--num", "4").read_bytes() == one
+    assert make("c.npz", "--num", "4", "--seed", "1").read_bytes() != one
+    with np.load(make("d.npz", "--num", "3", "--digits", "2", "--frames", "5")) as held:
+        assert held.files == ["arr_0"]  # two digits are not one class
+        assert (held["arr_0"].shape, held["arr_0"].dtype) == ((3, 1, 5, 16, 16), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--size", "8"], "a digit is 8 wide and needs room to move; at least 9"),
+        (["--num", "0"], "must be at least 1"),
+        (["--seed", "-1"], "--seed at least 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(make, capsys, options, said):
+    with pytest.raises(SystemExit):
+        make("a.npz", *options)
+    assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        make("a.npy")
+    assert "the name must end in .npz" in capsys.readouterr().err
