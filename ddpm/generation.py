@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from ddpm.data import Codec
 from ddpm.diffusion import Denoiser, Denoises, GaussianDiffusion, Guided
 from ddpm.errors import ConfigError, require
-from ddpm.samplers import Sampler
+from ddpm.samplers import DDIM, Sampler
 from ddpm.samplers.base import OnStep
 from ddpm.seeding import For, mix
 
 Autocast = Callable[[], AbstractContextManager[None]]
-Mode = Literal["slerp", "linear"]
+Mode = Literal["slerp", "linear", "ddim"]
+REFINE = 3  # network calls of an inverted step beyond its first
 
 
 class SampleNoise:
@@ -68,7 +69,9 @@ class Source:
 
     def calls(self, start: int | None = None) -> int:
         """Steps of one walk from ``start`` (default T-1) to clean data."""
-        return len(self.sampler.timesteps(self.diffusion.num_steps - 1 if start is None else start))
+        total = self.diffusion.num_steps
+        at = total - 1 if start is None else start
+        return len(self.sampler.timesteps(at, num_steps=total))
 
     def walk(
         self,
@@ -78,6 +81,7 @@ class Source:
         start: int | None = None,
         stop: int = -1,
         y: Tensor | None = None,
+        known: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """x_stop from x at ``start``, see :meth:`Sampler.sample`."""
@@ -89,6 +93,7 @@ class Source:
                 start=start,
                 stop=stop,
                 y=None if y is None else y.to(self.device),
+                known=None if known is None else known.to(self.device),
                 on_step=on_step,
             )
 
@@ -101,6 +106,7 @@ def source(
     *,
     device: torch.device,
     guidance: float = 1.0,
+    guidance_rescale: float = 0.0,
     num_classes: int | None = None,
     autocast: Autocast = nullcontext,
 ) -> Source:
@@ -113,6 +119,7 @@ def source(
         codec: of its data.
         device: where to sample.
         guidance: scale of classifier-free guidance; 1 = off.
+        guidance_rescale: see :class:`Guided`; 0 = off.
         num_classes: of a class-conditional network.
         autocast: makes the context of half precision.
 
@@ -135,15 +142,26 @@ def source(
             )
             raise ConfigError("guidance", guidance, problem)
         assert isinstance(denoiser, Denoiser)
-        denoiser = Guided(denoiser, null_label=num_classes, scale=guidance)
+        denoiser = Guided(
+            denoiser, null_label=num_classes, scale=guidance, rescale=guidance_rescale
+        )
     return Source(denoiser, sampler, codec, device, autocast)
 
 
 def check_steps(sampler: Sampler, diffusion: GaussianDiffusion, key: str) -> None:
-    """Refuse more sampling steps than the process has; ``key`` is the option to blame."""
+    """Refuse sampling steps that the process does not have; ``key`` is the option to blame."""
     steps, most = sampler.steps, diffusion.num_steps
     problem = f"the process has {most} steps; take 1 to {most}"
-    require(steps is None or steps <= most, key, steps, problem)
+    require(not isinstance(steps, int) or steps <= most, key, steps, problem)
+    try:
+        first = sampler.timesteps(most - 1)[0][0]
+    except ConfigError as error:
+        raise ConfigError(key, steps, error.problem) from error
+    problem = (
+        f"begins at step {first}, but the schedule leaves no signal at step {most - 1} "
+        "(zero_terminal_snr), which is where to begin; take a plain number of steps"
+    )
+    require(first == most - 1 or not diffusion.schedule.ends_in_noise, key, steps, problem)
 
 
 def generate(
@@ -153,6 +171,7 @@ def generate(
     seed: int,
     batch_size: int,
     classes: Sequence[int] | None = None,
+    known: Tensor | None = None,
     on_step: OnStep | None = None,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Draw samples batch by batch; sample i is a function of (seed, i) and its class alone.
@@ -163,6 +182,7 @@ def generate(
         seed: of all of them.
         batch_size: how many at once.
         classes: sample i gets ``classes[i % len(classes)]``; None for an unconditional model.
+        known: raw data (N, C, *spatial); sample i is given the given entries of ``known[i % N]``.
         on_step: see :meth:`Sampler.sample`.
 
     Yields:
@@ -174,7 +194,12 @@ def generate(
         labels = (
             None if classes is None else torch.tensor([classes[i % len(classes)] for i in batch])
         )
-        x = source.walk(noise.draw(source.codec.shape), noise, y=labels, on_step=on_step)
+        clean = None
+        if known is not None:
+            clean = source.codec.encode(known[[i % len(known) for i in batch]])
+        x = source.walk(
+            noise.draw(source.codec.shape), noise, y=labels, known=clean, on_step=on_step
+        )
         yield source.codec.decode(x).cpu(), labels
 
 
@@ -197,58 +222,115 @@ def interpolate(
     passes, and what the network believes of it. Between the ends x0 goes linearly and eps along
     the sphere (``slerp``) or along the chord, its length restored (``linear``), so that every
     frame has as much noise as step t has; then each is denoised from t. (Ho et al. 2020,
-    section 4.3, for shared noise.)
+    section 4.3, for shared noise.) Entries that are given go linearly too.
+
+    With ``ddim`` an end is the x_t from which the deterministic walk leads to it, and frames go
+    along the sphere between the two x_t (Song et al. 2020, section 5.3): the ends are kept.
 
     Args:
         source: what to draw from.
         ends: each raw data (C, *spatial), or the seed of a sample.
         t: the step that both are noised to, 0..T-1.
         num_frames: at least 2, the ends among them.
-        mode: how the noise goes.
+        mode: how the noise is chosen and goes.
         seed: of the noise of data, and of a stochastic sampler's, the same for all frames.
         batch_size: frames at once.
         classes: of the two ends, of a conditional model; a frame has its nearer end's.
-        on_step: see :meth:`Sampler.sample`.
+        on_step: see :meth:`Sampler.sample`; for ``ddim`` also :meth:`DDIM.invert`.
+
+    Raises:
+        ConfigError: ``ddim`` with another sampler, or with noise in its steps; a seed as an end
+            of a model that is given part of the data.
     """
+    _check_mode(source, ends, mode)
     labels = classes or (None, None)
-    (x0_a, eps_a), (x0_b, eps_b) = (
-        _split(source, end, t, mix(seed, For.END, place if mode == "slerp" else 0), label)
-        for place, (end, label) in enumerate(zip(ends, labels, strict=True))
+    seeds = [mix(seed, For.END, place if mode == "slerp" else 0) for place in (0, 1)]
+    point = _invert if mode == "ddim" else _split
+    (x0_a, noise_a), (x0_b, noise_b) = (
+        point(source, end, t, own, label, on_step)
+        for end, own, label in zip(ends, seeds, labels, strict=True)
     )
-    a, s = source.diffusion.schedule.signal_noise(t)
+    a, s = (0.0, 1.0) if mode == "ddim" else source.diffusion.schedule.signal_noise(t)
     frames: list[Tensor] = []
     for first in range(0, num_frames, batch_size):
         share = torch.linspace(0, 1, num_frames)[first : first + batch_size]
         share = share.reshape(-1, *[1] * (x0_a.ndim - 1)).to(source.device)
-        x_t = a * torch.lerp(x0_a, x0_b, share) + s * between(eps_a, eps_b, share, mode)
+        clean = torch.lerp(x0_a, x0_b, share)
+        x_t = a * clean + s * between(noise_a, noise_b, share, mode)
         nearer = (share.flatten() > 0.5).long().cpu()
         y = None if classes is None else torch.tensor(classes)[nearer]
         noise = SampleNoise([mix(seed, For.FRAMES)] * len(share))
-        x = source.walk(x_t, noise, start=t, y=y, on_step=on_step)
+        known = clean if source.diffusion.given else None
+        x = source.walk(x_t, noise, start=t, y=y, known=known, on_step=on_step)
         frames.append(source.codec.decode(x).cpu())
     return torch.cat(frames)
 
 
+def _check_mode(source: Source, ends: Sequence[Tensor | int], mode: Mode) -> None:
+    """Refuse what cannot be interpolated so."""
+    sampler = source.sampler
+    if mode == "ddim":
+        good = isinstance(sampler, DDIM) and sampler.eta == 0
+        problem = "walks back along the deterministic way; take sampler=ddim sampler.eta=0"
+        require(good, "mode", mode, problem)
+    if source.diffusion.given:
+        problem = "a seed has no entries to give, which this model needs; take files for a and b"
+        for key, end in zip("ab", ends, strict=True):
+            require(isinstance(end, Tensor), key, end, problem)
+
+
 def _split(
-    source: Source, end: Tensor | int, t: int, seed: int, label: int | None
+    source: Source,
+    end: Tensor | int,
+    t: int,
+    seed: int,
+    label: int | None,
+    on_step: OnStep | None,
 ) -> tuple[Tensor, Tensor]:
     """Clean data and noise of one end at step t, both (1, C, *spatial) on the device."""
     if isinstance(end, Tensor):
         x0 = source.codec.encode(end.unsqueeze(0).to(source.device))
         return x0, SampleNoise([seed]).like(x0)
-    noise = SampleNoise([mix(end, For.SAMPLE, 0)])
-    y = None if label is None else torch.tensor([label])
-    x_t = source.walk(noise.draw(source.codec.shape), noise, stop=t, y=y)
+    x_t, y = _passed(source, end, t, label)
     with torch.inference_mode(), source.autocast():
         believed = source.denoiser(x_t, t, y=None if y is None else y.to(source.device))
     return believed.x0, believed.eps
 
 
+def _invert(
+    source: Source,
+    end: Tensor | int,
+    t: int,
+    seed: int,
+    label: int | None,
+    on_step: OnStep | None,
+) -> tuple[Tensor, Tensor]:
+    """Clean data and x_t of one end, both (1, C, *spatial) on the device; a seed has only x_t."""
+    if not isinstance(end, Tensor):
+        x_t = _passed(source, end, t, label)[0].to(source.device)
+        return torch.zeros_like(x_t), x_t
+    assert isinstance(source.sampler, DDIM)
+    x0 = source.codec.encode(end.unsqueeze(0).to(source.device))
+    y = None if label is None else torch.tensor([label], device=source.device)
+    with source.autocast():
+        x_t = source.sampler.invert(
+            source.denoiser, x0, start=t, y=y, refine=REFINE, on_step=on_step
+        )
+    return x0, x_t
+
+
+def _passed(source: Source, seed: int, t: int, label: int | None) -> tuple[Tensor, Tensor | None]:
+    """The x_t that the first sample of a seed passes, and its label, both of a batch of one."""
+    noise = SampleNoise([mix(seed, For.SAMPLE, 0)])
+    y = None if label is None else torch.tensor([label])
+    return source.walk(noise.draw(source.codec.shape), noise, stop=t, y=y), y
+
+
 def between(a: Tensor, b: Tensor, share: Tensor, mode: Mode) -> Tensor:
     """Between two noises (1, ...) at shares (N, 1, ...): along the sphere, or along the chord.
 
-    The chord's points get the length that lies between the two lengths, so that both ways give
-    noise of the right size.
+    The chord (``linear``) has its points brought to the length that lies between the two lengths,
+    so that both ways give noise of the right size.
     """
     size_a, size_b = a.norm(), b.norm()
     if mode == "linear":

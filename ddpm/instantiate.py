@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
@@ -24,8 +25,9 @@ from torch import nn
 
 from ddpm.data import Codec, Dataset, codec_from_state
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.errors import ConfigError, did_you_mean, render
+from ddpm.errors import ConfigError, did_you_mean, render, require
 from ddpm.samplers import Sampler
+from ddpm.samplers.base import Steps
 from ddpm.seeding import For, mix
 from ddpm.training import Trainer
 from ddpm.training.checkpoint import Checkpoint
@@ -141,9 +143,16 @@ def check(options: Config, target: Callable[..., Any], key: str = "") -> dict[st
 def typed(value: Any, annotation: Any, key: str) -> Any:
     """``value`` as the annotation's type: 1e5 is a whole number, a list a tuple.
 
+    A dataclass with keyword-only fields is made of a group of options, see :func:`check`.
+
     Raises:
         ConfigError: it is of another type, or not one of the choices.
     """
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        if isinstance(value, Mapping):
+            return annotation(**check(value, annotation, key))
+        require(isinstance(value, annotation), key, render(value), "must be a group of options")
+        return value
     kinds = _kinds(annotation)
     literals = [
         choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)
@@ -273,7 +282,14 @@ def diffusion(config: Config, facts: Facts) -> GaussianDiffusion:
     """
     schedule = build(config["schedule"], "schedule")
     objective = build(config["objective"], "objective")
-    made: GaussianDiffusion = build(config["diffusion"], "diffusion", schedule, objective)
+    try:
+        made: GaussianDiffusion = build(
+            config["diffusion"], "diffusion", schedule, objective, facts.codec.given
+        )
+    except ConfigError as error:  # a mistake of the schedule that only shows with the objective
+        raise ConfigError(
+            re.sub(r"^diffusion\.(?=schedule\.)", "", error.key), error.value, error.problem
+        ) from error
     if made.label_dropout > 0 and facts.num_classes is None:
         problem = "there are no labels to drop; add data.class_cond=true, or leave it at 0"
         raise ConfigError("diffusion.label_dropout", made.label_dropout, problem)
@@ -303,7 +319,7 @@ def network(config: Config, facts: Facts, process: GaussianDiffusion) -> nn.Modu
         )
 
 
-def sampler(node: Config, steps: int | None = None) -> Sampler:
+def sampler(node: Config, steps: Steps | list[int] = None) -> Sampler:
     """The sampler of a node; ``steps``, where given, wins over the node's own."""
     if steps is not None:
         node = {**node, "steps": steps}
@@ -331,7 +347,10 @@ def trainer(
     accelerator: object,
 ) -> Trainer:
     """The trainer of a config."""
-    return build(config["trainer"], "trainer", model, process, data, accelerator, config["seed"])
+    node = config.get("timesteps", {"_target_": "ddpm.diffusion.Uniform"})  # older runs have none
+    timesteps = build(node, "timesteps", process.num_steps)
+    runtime = (model, process, data, accelerator, config["seed"], timesteps)
+    return build(config["trainer"], "trainer", *runtime)
 
 
 def trained(

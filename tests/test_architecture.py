@@ -11,7 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ddpm"
 RANK_FREE = ["diffusion", "samplers", "training", "generation.py"]
-HEIGHT_OR_WIDTH = re.compile(r"(^|_)(height|width|heights|widths)(_|$)", re.IGNORECASE)
+# A bin of values has a width too.
+HEIGHT_OR_WIDTH = re.compile(r"(^|(?<!bin)_)(height|width|heights|widths)(_|$)", re.IGNORECASE)
 COPY_FOR_A_RANK = re.compile(r"[123]_?d(_|$)|[123]D|^(one|two|three)_d(_|$)", re.IGNORECASE)
 RANK_LETTERS = re.compile(r"^(b|n)?c?t?d?hw$")
 

@@ -1,5 +1,8 @@
 """Every model, objective, schedule and sampler of the groups composes, trains and samples."""
 
+import inspect
+from typing import get_type_hints
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +67,9 @@ def test_the_groups_are_those_that_are_tested():
     assert {"linear", "cosine", "sigmoid"} == set(names("schedule"))
     assert {"pred_noise", "pred_v", "pred_x0"} == set(names("objective"))
     assert {"ddim", "ddpm"} == set(names("sampler"))
-    assert {"digits", "cifar", "folder", "sequence"} == set(names("data"))
+    assert {"digits", "cifar", "folder", "sequence", "video"} == set(names("data"))
+    assert {"ddpm", "iddpm", "iddpm_vlb"} == set(names("diffusion"))
+    assert {"uniform", "loss_second_moment"} == set(names("timesteps"))
 
 
 @pytest.mark.parametrize("schedule", names("schedule"))
@@ -102,6 +107,14 @@ def test_two_steps_and_samples(tmp_path, waves, model, objective, schedule):
 
 VALUES = [
     ("diffusion.variance=fixed_large",),
+    ("diffusion=iddpm",),
+    ("diffusion=iddpm", "objective=pred_noise", "diffusion.vlb_weight=1"),
+    ("diffusion=iddpm", "diffusion.variance=learned", "diffusion.self_condition=true"),
+    ("diffusion=iddpm_vlb", "timesteps.history_per_term=1", "schedule.num_steps=2"),
+    ("diffusion=iddpm_vlb", "timesteps=uniform", "diffusion.bin_width=0.1"),
+    ("diffusion.loss=vlb", "timesteps=loss_second_moment", "timesteps.uniform_prob=0.5"),
+    ("schedule.zero_terminal_snr=true",),
+    ("schedule.max_beta=0.9999",),
     ("diffusion.offset_noise=0.1",),
     ("diffusion.self_condition=true",),
     ("diffusion.rescale_timesteps=true",),
@@ -136,6 +149,15 @@ def test_every_option_trains(tmp_path, options, model):
     assert np.isfinite(trainer.fit(run, {"config": config, **facts.state()}))
 
 
+# A choice that is a variant of another one's class.
+OWN_VALUES = {
+    ("unet1d", "dims"),
+    ("unet1d", "full_attn"),
+    *((name, option) for name in ("iddpm", "iddpm_vlb") for option in ("variance", "loss")),
+    *((name, "rescale_timesteps") for name in ("iddpm", "iddpm_vlb")),
+}
+
+
 @pytest.mark.parametrize(
     "path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}"
 )
@@ -144,14 +166,15 @@ def test_yamls_list_every_option_at_its_default(path):
     node = yaml.safe_load(path.read_text())
     if not isinstance(node, dict) or "_target_" not in node:
         return
+    node.pop("defaults", None)
     target = instantiate._exported(node.pop("_target_"), "")
-    import inspect
-
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     parameters = inspect.signature(target).parameters.values()
     options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert node.keys() == options.keys()
     for name, default in options.items():
-        value = tuple(node[name]) if isinstance(node[name], list) else node[name]
-        assert value == ("???" if default is inspect.Parameter.empty else default) or (
-            (path.stem, name) in {("unet1d", "dims"), ("unet1d", "full_attn")}
-        ), name
+        if default is inspect.Parameter.empty:
+            assert node[name] == "???", name
+        else:
+            value = instantiate.typed(node[name], hints[name], name)
+            assert value == default or (path.stem, name) in OWN_VALUES, name

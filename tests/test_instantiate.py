@@ -1,5 +1,6 @@
 """From a config to objects: types, names, and what a config may not reach."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
@@ -79,6 +80,29 @@ def test_values_that_are_refused(annotation, value, line):
     with pytest.raises(ConfigError) as caught:
         typed(value, annotation, "k")
     assert str(caught.value) == line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A group of options, one of them without a default."""
+
+    size: int
+    names: tuple[str, ...] = ()
+
+
+def test_a_dataclass_is_made_of_a_group_of_options():
+    assert typed({"size": 1e1, "names": ["a", 2]}, Group, "k") == Group(size=10, names=("a", "2"))
+    assert typed({"size": 3}, Group, "k") == Group(size=3)
+    assert typed(Group(size=3), Group, "k") == Group(size=3)
+    for value, line in [
+        ({}, "k.size: is missing; add k.size=..."),
+        ({"size": True}, "k.size=true: must be a whole number"),
+        ({"size": 1, "names": 2}, "k.names=2: must be a list, each text, like [1,2]"),
+        ({"size": 1, "name": 2}, "k.name=2: there is no such option; did you mean 'k.names'?"),
+        ([1], "k=[1]: must be a group of options"),
+        (None, "k=null: must be a group of options"),
+    ]:
+        assert refusal(typed, value, Group, "k") == line
 
 
 def target(runtime: int, *, size: int, rate: float = 0.5, mode: Literal["a", "b"] = "a") -> None:

@@ -15,7 +15,7 @@ from ddpm.errors import ConfigError
 
 Command = Callable[..., float | None]
 _NO_CHOICE = "Config group override must be a string"  # Hydra's bare ValueError for data=null
-_FROM_CHECKPOINT = ("model", "diffusion", "schedule", "objective", "data", "trainer")
+_FROM_CHECKPOINT = ("model", "diffusion", "schedule", "objective", "timesteps", "data", "trainer")
 
 
 def config_dir() -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from ddpm.data import Codec
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, require
 from ddpm.progress import progress
-from ddpm.samplers.base import OnStep
+from ddpm.samplers.base import OnStep, Steps
 from ddpm.training import checkpoint, launch
 from ddpm.training.run import new_folder, unwritable
 
@@ -51,7 +51,11 @@ class Trained:
         return cls(accelerator, found, network.to(accelerator.device), diffusion, facts)
 
     def source(
-        self, sampler: Mapping[str, Any], steps: int | None, guidance: float
+        self,
+        sampler: Mapping[str, Any],
+        steps: Steps | list[int],
+        guidance: float,
+        guidance_rescale: float,
     ) -> generation.Source:
         """What to draw from, with the sampler of a config node."""
         return generation.source(
@@ -61,6 +65,7 @@ class Trained:
             self.facts.codec,
             device=self.accelerator.device,
             guidance=guidance,
+            guidance_rescale=guidance_rescale,
             num_classes=self.facts.num_classes,
             autocast=lambda: self.accelerator.autocast(),
         )
@@ -88,12 +93,37 @@ class Trained:
         require(bool(numbers), "classes", asked, "name at least one, or leave it out")
         return [int(number) for number in numbers]
 
-    def format(self, asked: str | None) -> str:
-        """The format to write in, one of those that the data can be written in."""
+    def given(self, path: str | None) -> Tensor | None:
+        """What a model is given, raw data (N, C, *spatial) of the user's file.
+
+        Raises:
+            ConfigError: a model that is given nothing, one that needs it, or a file that does not
+                fit.
+        """
+        codec = self.facts.codec
+        if codec.given is None:
+            problem = "the model is given nothing; leave it out, or train with data.condition"
+            require(path is None, "condition", path, problem)
+            return None
+        if path is None:
+            problem = "is missing: the model is given part of the data; name a file that holds it"
+            raise ConfigError("condition", None, problem)
+        try:
+            return codec.read_given(path)
+        except ConfigError as error:
+            raise ConfigError("condition", path, error.problem) from error
+
+    def formats(self, asked: str | None) -> tuple[list[str], list[str]]:
+        """The formats to write: those of one file a sample, and those of one file for all.
+
+        By default what suits the data, and what keeps their exact values beside it.
+        """
         codec = self.facts.codec
         problem = f"these samples can be written as {', '.join(codec.formats)}"
         require(asked is None or asked in codec.formats, "format", asked, problem)
-        return asked or codec.default_format
+        wanted = [codec.default_format, *codec.also] if asked is None else [asked]
+        singly = [each for each in wanted if each in codec.folders]
+        return singly, [each for each in wanted if each not in codec.folders]
 
     def folder(self, out: str | None, default: str) -> Path:
         """The folder to write to, made by the main process: ``out``, or a new one in the run.
@@ -120,11 +150,13 @@ class Trained:
         return progress(calls, what, "call", shown=self.accelerator.is_main_process)
 
 
-def drop_stale(folder: Path, count: int) -> None:
-    """Delete the images that an earlier, larger call left in ``folder``: evaluators read all."""
-    for path in (folder / "images").glob("*.png"):
-        if path.stem.isdecimal() and int(path.stem) >= count:
-            path.unlink()
+def drop_stale(codec: Codec, folder: Path, count: int, written: Sequence[str]) -> None:
+    """Delete the files that an earlier, larger call left in ``folder``: evaluators read all."""
+    for format, name in codec.folders.items():
+        kept = count if format in written else 0
+        for path in (folder / name).glob(f"*.{format}"):
+            if path.stem.isdecimal() and int(path.stem) >= kept:
+                path.unlink()
 
 
 class Trajectory:

@@ -20,13 +20,14 @@ def interpolate(
     b: int | str,
     t: int | None,
     num_frames: int,
-    mode: Literal["slerp", "linear"],
+    mode: Literal["slerp", "linear", "ddim"],
     sampler: dict[str, Any],
-    steps: int | None,
+    steps: int | str | list[int] | None,
     batch_size: int,
     seed: int,
     classes: list[int | str] | int | str | None,
     guidance: float,
+    guidance_rescale: float,
     weights: Literal["ema", "raw"],
     out: str | None,
     device: Literal["auto", "cpu", "cuda"],
@@ -43,16 +44,22 @@ def interpolate(
     codec, last = trained.facts.codec, trained.diffusion.num_steps - 1
     read = [_end(codec, key, given) for key, given in (("a", a), ("b", b))]
     if t is None:
-        t = last if all(isinstance(end, int) for end in read) else last // 2
+        seeds = all(isinstance(end, int) for end in read)
+        t = last if seeds or mode == "ddim" else last // 2
     require(0 <= t <= last, "t", t, f"the process has {last + 1} steps; take 0 to {last}")
     ends = trained.classes(classes)
     if ends is not None:
         problem = "the model is class-conditional; say classes=[3], or [3,7] for the two ends"
         require(classes is not None and len(ends) <= 2, "classes", classes, problem)
-    source = trained.source(sampler, steps, guidance)
+    if mode == "ddim":
+        sampler = {**sampler, "clip": "none"}  # a clipped step has no inverse
+    source = trained.source(sampler, steps, guidance, guidance_rescale)
     folder = trained.folder(out, f"interpolation-{label(sampler)}-t-{t}-{mode}-seed-{seed}")
     app.say(trained.accelerator, f"drawing {num_frames} frames from t={t} into {folder}")
-    with trained.progress(-(-num_frames // batch_size) * source.calls(t), "interpolating") as bar:
+    walks = -(-num_frames // batch_size)
+    if mode == "ddim":
+        walks += (generation.REFINE + 1) * sum(not isinstance(end, int) for end in read)
+    with trained.progress(walks * source.calls(t), "interpolating") as bar:
         frames = generation.interpolate(
             source,
             (read[0], read[1]),
@@ -65,11 +72,24 @@ def interpolate(
             on_step=on_step(bar),
         )
     if trained.accelerator.is_main_process:
-        codec.write(frames, folder, format=codec.default_format)
-        drop_stale(folder, num_frames)
+        for each in (codec.default_format, *codec.also):
+            codec.write(frames, folder, format=each)
+        drop_stale(codec, folder, num_frames, [codec.default_format])
         codec.picture(frames, columns=num_frames).save(folder / "strip.png")
+        if mode == "ddim":
+            _tell_of_ends(trained, read, frames)
     app.say(trained.accelerator, f"done: {folder} (look at strip.png)")
     trained.accelerator.end_training()
+
+
+def _tell_of_ends(trained: Any, ends: list[Any], frames: Any) -> None:
+    """Say how near the ends that were files came back."""
+    codec = trained.facts.codec
+    for key, end, frame in zip("ab", ends, (frames[0], frames[-1]), strict=True):
+        if not isinstance(end, int):
+            x, y = (codec.encode(raw.unsqueeze(0)) for raw in (end, frame))
+            far = float((x - y).square().mean().sqrt()) / 2
+            app.say(trained.accelerator, f"{key} came back within {far:.2%} of the range (rms)")
 
 
 def _end(codec: Any, key: str, given: int | str) -> Any:

@@ -51,15 +51,22 @@ class Previews:
             device=accelerator.device,
             autocast=lambda: accelerator.autocast(),
         )
+        count = trainer.preview_samples
+        known = None
+        if self.facts.codec.given is not None:
+            indices = [i % len(trainer.data) for i in range(count)]
+            known, _ = trainer.data.fetch(indices, [0] * count)
         classes = None if self.facts.num_classes is None else range(self.facts.num_classes)
         drawn = generation.generate(
             source,
-            share(accelerator, trainer.preview_samples),
+            share(accelerator, count),
             seed=self.seed,
             batch_size=trainer.batch_size,
             classes=classes,
+            known=known,
         )
         grid, _ = gather(list(drawn))
         if accelerator.is_main_process:
             path = self.run.samples / f"step-{trainer.step:08d}.png"
             self.facts.codec.picture(grid).save(path)
+            self.facts.codec.film(grid, path.with_suffix(".gif"))

@@ -17,15 +17,17 @@ def sample(
     *,
     ckpt: str,
     sampler: dict[str, Any],
-    steps: int | None,
+    steps: int | str | list[int] | None,
     num_samples: int,
     batch_size: int,
     seed: int,
     classes: list[int | str] | int | str | None,
     guidance: float,
+    guidance_rescale: float,
+    condition: str | None,
     weights: Literal["ema", "raw"],
     trajectory: bool,
-    format: Literal["png", "npz", "npy"] | None,
+    format: Literal["png", "gif", "npz", "npy"] | None,
     out: str | None,
     device: Literal["auto", "cpu", "cuda"],
     precision: Literal["no", "fp16", "bf16"],
@@ -40,7 +42,9 @@ def sample(
     require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
     trained = Trained.load(ckpt, weights, device, precision)
     codec, wanted = trained.facts.codec, trained.classes(classes)
-    source, chosen = trained.source(sampler, steps, guidance), trained.format(format)
+    source = trained.source(sampler, steps, guidance, guidance_rescale)
+    singly, jointly = trained.formats(format)
+    known = trained.given(condition)
     calls, step = source.calls(), trained.checkpoint.step
     folder = trained.folder(out, f"step-{step:08d}-{label(sampler)}-{calls}-seed-{seed}")
     app.say(trained.accelerator, f"drawing {num_samples} samples of step {step} into {folder}")
@@ -53,24 +57,27 @@ def sample(
             seed=seed,
             batch_size=batch_size,
             classes=wanted,
+            known=known,
             on_step=on_step(bar, film),
         )
         first = mine.start
         for raw, labels in batches:
-            if chosen == "png":
-                codec.write(raw, folder, format="png", labels=labels, first=first)
-            if chosen != "png" or first < GRID:
+            for each in singly:
+                codec.write(raw, folder, format=each, labels=labels, first=first)
+            if jointly or first < GRID:
                 kept.append((raw, labels))
             first += len(raw)
     raw, labels = gather(kept)
     if trained.accelerator.is_main_process:
-        if chosen != "png":
-            codec.write(raw, folder, format=chosen, labels=labels)
-        drop_stale(folder, num_samples if chosen == "png" else 0)
+        for each in jointly:
+            codec.write(raw, folder, format=each, labels=labels)
+        drop_stale(codec, folder, num_samples, singly)
         codec.picture(raw[:GRID]).save(folder / "grid.png")
+        moving = codec.film(raw[:GRID], folder / "grid.gif")
         if film is not None:
             codec.animate(film.frames, folder / "trajectory.gif")
-    app.say(trained.accelerator, f"done: {folder} (look at grid.png)")
+        look = "grid.png" if moving is None else "grid.gif"
+        app.say(trained.accelerator, f"done: {folder} (look at {look})")
     trained.accelerator.end_training()
 
 

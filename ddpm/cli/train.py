@@ -36,6 +36,7 @@ def train(
     schedule: Node,
     objective: Node,
     diffusion: Node,
+    timesteps: Node,
     sampler: Node,
     trainer: Node,
 ) -> float | None:
@@ -53,6 +54,7 @@ def train(
         "schedule": schedule,
         "objective": objective,
         "diffusion": diffusion,
+        "timesteps": timesteps,
         "sampler": sampler,
         "trainer": trainer,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,9 @@ class Objective(ABC):
         min_snr_gamma: truncates the SNR of the ``noise`` weighting at this value (Hang et al.
             2023, arXiv 2303.09556, where it is 5); null = off.
     """
+
+    needs_signal: ClassVar[bool] = False
+    """Whether the answer says nothing of x0 where no signal is left (a = 0)."""
 
     def __init__(
         self,
@@ -62,14 +65,15 @@ class Objective(ABC):
         return self.noise_weight(snr, snr.clamp(max=gamma))
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
-        """The unweighted loss of each sample, (B,): a mean over all axes but the first."""
+        """The unweighted loss of each entry, (B, C, *spatial) float32."""
         functions = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
-        each = functions[self.loss](output.float(), target.float(), reduction="none")
-        return each.flatten(1).mean(1)
+        return functions[self.loss](output.float(), target.float(), reduction="none")
 
 
 class PredNoise(Objective):
     """The network predicts the noise eps (Ho et al. 2020, equation 14)."""
+
+    needs_signal = True
 
     def target(self, x0: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
         """``eps``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import accumulate, pairwise, repeat
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion import Clip, Denoises, Prediction
-from ddpm.errors import require
+from ddpm.errors import ConfigError, require
 
 Spacing = Literal["uniform", "quadratic", "trailing"]
 RandnLike = Callable[[Tensor], Tensor]
 Denoise = Callable[[Tensor, int], Prediction]
 OnStep = Callable[[int, int, Tensor], None]
+Steps = int | str | tuple[int, ...] | None
 
 
 class Sampler(ABC):
@@ -25,6 +27,8 @@ class Sampler(ABC):
 
     Args:
         steps: network calls from pure noise to data, 1 to T; null = the sampler's own default.
+            Or as improved-diffusion writes it: ``ddim50`` is an even stride from step 0, and
+            ``[10,15,20]`` so many from each of as many equal sections; see :func:`respaced`.
         spacing: which steps are visited. ``uniform`` goes from T-1 to 0 in equal strides, rounded,
             as improved-diffusion's respacing does; ``quadratic`` is denser near the data (Song et
             al. 2020, appendix D.2); ``trailing`` ends a stride above 0, as
@@ -38,13 +42,12 @@ class Sampler(ABC):
     def __init__(
         self,
         *,
-        steps: int | None = None,
+        steps: Steps = None,
         spacing: Spacing = "uniform",
         clip: Clip = "static",
         dynamic_quantile: float = 0.995,
     ) -> None:
-        good = steps is None or steps >= 1
-        require(good, "steps", steps, "must be at least 1; null = the default")
+        _check(steps)
         good = 0 < dynamic_quantile <= 1
         require(good, "dynamic_quantile", dynamic_quantile, "must be above 0 and at most 1")
         self.steps = steps
@@ -68,21 +71,44 @@ class Sampler(ABC):
             randn_like: the only source of randomness.
         """
 
-    def timesteps(self, start: int, stop: int = -1) -> list[tuple[int, int]]:
+    def timesteps(
+        self, start: int, stop: int = -1, *, num_steps: int | None = None
+    ) -> list[tuple[int, int]]:
         """Pairs (t, s), t > s, that chain from ``start`` to ``stop``; -1 is clean data.
 
-        Takes the configured number of steps, or as many as there are between the two.
+        Takes the configured number of steps, or as many as there are between the two. With
+        ``ddim50`` or sections it visits those of their steps that lie between; a walk from T-1,
+        which is pure noise, begins at the highest of them.
+
+        Args:
+            start: where x is.
+            stop: where to go.
+            num_steps: T; default ``start + 1``.
+
+        Raises:
+            ConfigError: T does not divide into such steps.
         """
+        if isinstance(self.steps, (str, tuple)):
+            total = start + 1 if num_steps is None else num_steps
+            nodes = [node for node in respaced(total, self.steps) if stop < node]
+            if start < total - 1:
+                nodes = [*(node for node in nodes if node < start), start]
+            nodes = [stop, *nodes]
+        else:
+            nodes = self._nodes(start, stop)
+        nodes.reverse()
+        return list(pairwise(nodes))
+
+    def _nodes(self, start: int, stop: int) -> list[int]:
+        """The steps of a walk in a number of strides, rising from ``stop`` to ``start``."""
+        assert not isinstance(self.steps, (str, tuple))
         available = start - stop
         count = min(self.steps or self.default_steps or available, available)
         if stop >= 0:
-            nodes = [*spaced(stop, start, count + 1, self.spacing)]
-        elif self.spacing == "trailing":
-            nodes = [-1, *((i * available) // count - 1 for i in range(1, count + 1))]
-        else:
-            nodes = [-1, *spaced(0, start, count, self.spacing)]
-        nodes.reverse()
-        return list(pairwise(nodes))
+            return spaced(stop, start, count + 1, self.spacing)
+        if self.spacing == "trailing":
+            return [-1, *((i * available) // count - 1 for i in range(1, count + 1))]
+        return [-1, *spaced(0, start, count, self.spacing)]
 
     @torch.inference_mode()
     def sample(
@@ -94,6 +120,7 @@ class Sampler(ABC):
         start: int | None = None,
         stop: int = -1,
         y: Tensor | None = None,
+        known: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Walk from x at ``start`` to ``stop``; returns x_stop (B, C, *spatial), float32.
@@ -105,10 +132,13 @@ class Sampler(ABC):
             start: the step that x is at, the first the network is asked about; default T-1.
             stop: the step to end at; default -1, clean data.
             y: (B,) class labels.
+            known: (B, C, *spatial) clean data, of which the process keeps the given entries.
             on_step: called after each step with (steps done, steps in all, x after it).
         """
-        start = denoiser.diffusion.num_steps - 1 if start is None else start
-        pairs = self.timesteps(start, stop)
+        given, total = denoiser.diffusion.given, denoiser.diffusion.num_steps
+        assert (known is not None) == bool(given), "known entries are for a process that has given"
+        pairs = self.timesteps(total - 1 if start is None else start, stop, num_steps=total)
+        x = x if known is None else given.keep(x, known)
         believed: Prediction | None = None
 
         def denoise(x_t: Tensor, t: int) -> Prediction:
@@ -118,6 +148,7 @@ class Sampler(ABC):
 
         for done, (t, s) in enumerate(pairs, start=1):
             x = self.step(denoise, x, t, s, denoiser, randn_like)
+            x = x if known is None else given.keep(x, known)
             if on_step is not None:
                 on_step(done, len(pairs), x)
         return x
@@ -138,3 +169,46 @@ def spaced(first: int, last: int, count: int, spacing: Spacing) -> list[int]:
     # Summed, not multiplied, and rounded half to even: ties fall as they do in the original.
     strides = repeat((last - first) / (count - 1), count - 1)
     return [first + round(value) for value in accumulate(strides, initial=0.0)]
+
+
+def respaced(num_steps: int, steps: str | tuple[int, ...]) -> list[int]:
+    """The steps of a process of ``num_steps`` that improved-diffusion's respacing keeps, rising.
+
+    ``ddimN`` is every i-th step from 0, with the smallest whole i that gives N of them; a tuple
+    gives so many from each of equal sections, in even strides from its first to its last step.
+
+    Raises:
+        ConfigError: (key ``steps``) there is no such stride, or a section has not so many.
+    """
+    if isinstance(steps, str):
+        count = int(steps.removeprefix("ddim"))
+        for stride in range(1, num_steps + 1):
+            kept = range(0, num_steps, stride)
+            if len(kept) == count:
+                return list(kept)
+        problem = f"no whole stride takes {count} of {num_steps} steps; try steps={count}"
+        raise ConfigError("steps", steps, problem)
+    size, extra = divmod(num_steps, len(steps))
+    kept, first = [], 0
+    for index, count in enumerate(steps):
+        section = size + (1 if index < extra else 0)
+        problem = f"section {index + 1} of {num_steps} steps has {section}; take at most so many"
+        require(count <= section, "steps", steps, problem)
+        last = first + section - 1
+        kept += [first] if count == 1 else spaced(first, last, count, "uniform")
+        first += section
+    return kept
+
+
+def _check(steps: Steps) -> None:
+    """Raise ConfigError for steps that no process has."""
+    if isinstance(steps, str):
+        good = re.fullmatch(r"ddim[1-9][0-9]*", steps) is not None
+        problem = "is no number of steps; take a number, ddim50, or sections such as [10,15,20]"
+        require(good, "steps", steps, problem)
+    elif isinstance(steps, tuple):
+        good = len(steps) > 0 and all(count >= 1 for count in steps)
+        require(good, "steps", steps, "must be sections of at least 1 step each")
+    else:
+        good = steps is None or steps >= 1
+        require(good, "steps", steps, "must be at least 1; null = the default")

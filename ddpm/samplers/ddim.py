@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ddpm.diffusion import Clip, Denoises
 from ddpm.errors import require
-from ddpm.samplers.base import Denoise, RandnLike, Sampler, Spacing
+from ddpm.samplers.base import Denoise, OnStep, RandnLike, Sampler, Spacing, Steps
 
 
 class DDIM(Sampler):
     """DDIM (Song et al. 2020, arXiv 2010.02502, equation 12), in any number of steps up to T.
 
     Args:
-        steps: network calls; null = 100, or T where that is fewer.
+        steps: network calls; null = 100, or T where that is fewer. See :class:`Sampler`.
         spacing: see :class:`Sampler`.
         clip: see :class:`Sampler`.
         dynamic_quantile: see :class:`Sampler`.
@@ -27,7 +28,7 @@ class DDIM(Sampler):
     def __init__(
         self,
         *,
-        steps: int | None = None,
+        steps: Steps = None,
         spacing: Spacing = "uniform",
         clip: Clip = "static",
         dynamic_quantile: float = 0.995,
@@ -41,7 +42,7 @@ class DDIM(Sampler):
         self, denoise: Denoise, x: Tensor, t: int, s: int, denoiser: Denoises, randn_like: RandnLike
     ) -> Tensor:
         """Point x_s along the believed noise, with a share eta of it drawn anew."""
-        x0, eps = denoise(x, t)
+        x0, eps, _ = denoise(x, t)
         if s < 0:
             return x0
         diffusion = denoiser.diffusion
@@ -50,3 +51,44 @@ class DDIM(Sampler):
         kept = max(noise**2 - fresh**2, 0.0) ** 0.5  # rounding may take it below 0
         x = signal * x0 + kept * eps
         return x + fresh * randn_like(x) if self.eta > 0 else x
+
+    @torch.inference_mode()
+    def invert(
+        self,
+        denoiser: Denoises,
+        x: Tensor,
+        *,
+        start: int,
+        y: Tensor | None = None,
+        refine: int = 3,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """The x at ``start`` (B, C, *spatial) from which the deterministic walk ends at x.
+
+        Each step of that walk is undone in turn. The noise at its upper end is not known yet: it
+        is first taken from the lower end (Song et al. 2020, section 4.3), then from the guess so
+        made, ``refine`` times, which converges to the exact inverse of the step.
+
+        Args:
+            denoiser: one that does not clip, else steps have no inverse.
+            x: (B, C, *spatial) clean data.
+            start: the step to end at.
+            y: (B,) class labels.
+            refine: network calls a step beyond the first.
+            on_step: called after each network call with (calls done, calls in all, the guess).
+        """
+        diffusion, clean = denoiser.diffusion, x
+        schedule, given = diffusion.schedule, diffusion.given
+        pairs = self.timesteps(start, num_steps=diffusion.num_steps)[::-1]
+        for index, (t, s) in enumerate(pairs):
+            (a_t, s_t), (a_s, s_s) = schedule.signal_noise(t), schedule.signal_noise(s)
+            guess, at = (x, s) if s >= 0 else (given.keep(a_t * x, clean), t)
+            for call in range(refine + 1):
+                eps = denoiser(guess, at, y=y).eps
+                guess, at = a_t / a_s * x + (s_t - a_t / a_s * s_s) * eps, t
+                guess = given.keep(guess, clean)
+                if on_step is not None:
+                    done = index * (refine + 1) + call + 1
+                    on_step(done, len(pairs) * (refine + 1), guess)
+            x = guess
+        return x

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ddpm.diffusion import Clip, Denoises
-from ddpm.samplers.base import Denoise, RandnLike, Sampler, Spacing
+from ddpm.samplers.base import Denoise, RandnLike, Sampler, Spacing, Steps
 
 
 class DDPM(Sampler):
     """Ancestral sampling (Ho et al. 2020, algorithm 2), in any number of steps up to T.
 
     Args:
-        steps: network calls; null = all T.
+        steps: network calls; null = all T. See :class:`Sampler`.
         spacing: see :class:`Sampler`.
         clip: see :class:`Sampler`.
         dynamic_quantile: see :class:`Sampler`.
-        variance: ``fixed_small`` or ``fixed_large``; null = as the run's diffusion says.
+        variance: ``fixed_small`` or ``fixed_large``; null = as the run's diffusion says, a learned
+            one too.
     """
 
     def __init__(
         self,
         *,
-        steps: int | None = None,
+        steps: Steps = None,
         spacing: Spacing = "uniform",
         clip: Clip = "static",
         dynamic_quantile: float = 0.995,
@@ -38,9 +40,14 @@ class DDPM(Sampler):
     ) -> Tensor:
         """Draw x_s of q(x_s | x_t, x0) with the believed x0; no noise in the step to clean data."""
         diffusion = denoiser.diffusion
-        mean, variance = diffusion.posterior(denoise(x, t).x0, x, t, s)
+        belief = denoise(x, t)
+        mean, small = diffusion.posterior(belief.x0, x, t, s)
         if s < 0:
             return mean
-        if (self.variance or diffusion.variance) == "fixed_large":
-            variance = diffusion.step_variance(t, s)
-        return mean + variance**0.5 * randn_like(x)
+        kind = self.variance or diffusion.variance
+        if kind == "fixed_small":
+            return mean + small**0.5 * randn_like(x)
+        if kind == "fixed_large":
+            return mean + diffusion.step_variance(t, s) ** 0.5 * randn_like(x)
+        log = diffusion.log_variance(belief.spread, t, s, like=diffusion.given.drawn(x))
+        return mean + diffusion.given.whole(torch.exp(0.5 * log), x) * randn_like(x)

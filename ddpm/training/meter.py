@@ -30,15 +30,19 @@ class Meter:
         """Leave the time until now out of the speed."""
         self.began, self.counted = time.perf_counter(), 0
 
-    def add(self, losses: Tensor, t: Tensor) -> None:
-        """Take the losses (B,) of steps t (B,)."""
+    def add(self, losses: Tensor, t: Tensor, weights: Tensor | None = None) -> None:
+        """Take the losses (B,) of steps t (B,), with the importance weights of those steps."""
         quarter = t * 4 // self.num_steps
-        both = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)])
+        share = torch.ones_like(losses) if weights is None else weights
+        both = torch.stack([losses.double() * share, share.double()])
         self.sums.index_add_(1, quarter, both)
         self.counted += len(losses)
 
     def read(self) -> dict[str, Any]:
-        """Mean loss, the same by quarter of t (None where none was drawn), samples a second."""
+        """Mean loss, the same by quarter of t (None where none was drawn), samples a second.
+
+        With importance weights they are weighted means: what uniform steps would give.
+        """
         reduced = self.accelerator.reduce(self.sums, reduction="sum")
         assert isinstance(reduced, Tensor)
         total, count = reduced.tolist()

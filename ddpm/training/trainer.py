@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddpm.data import Dataset
-from ddpm.diffusion import GaussianDiffusion
+from ddpm.diffusion import GaussianDiffusion, Timesteps, Uniform
 from ddpm.errors import ConfigError, require
 from ddpm.progress import progress
 from ddpm.seeding import For, mix
@@ -37,6 +37,7 @@ class Trainer:
         data: what to train on.
         accelerator: processes, device and precision.
         seed: of everything random.
+        timesteps: which steps t the network is trained at; None = all alike.
         max_steps: optimizer steps in all.
         batch_size: samples of one optimizer step, over all processes and micro-batches.
         accumulate: micro-batches that a batch is cut into, to need less memory.
@@ -66,6 +67,7 @@ class Trainer:
         data: Dataset,
         accelerator: Accelerator,
         seed: int,
+        timesteps: Timesteps | None = None,
         *,
         max_steps: int = 100_000,
         batch_size: int = 128,
@@ -114,6 +116,7 @@ class Trainer:
         self.preview_every, self.preview_samples = preview_every, preview_samples
         self.checkpoint_every, self.keep_last = checkpoint_every, keep_last
         self.diffusion, self.data, self.accelerator, self.seed = diffusion, data, accelerator, seed
+        self.timesteps = Uniform(diffusion.num_steps) if timesteps is None else timesteps
         self.step = self.num_updates = self._skipped = 0
         self.feed = Feed(
             data,
@@ -193,9 +196,11 @@ class Trainer:
         norm, finite = torch.zeros(()), True
         for micro in range(self.accumulate):
             with accelerator.accumulate(self.model):
-                losses, t = self._losses(next(batches), micro)
-                accelerator.backward(losses.mean())
-                meter.add(losses.detach(), t)
+                losses, t, weights = self._losses(next(batches), micro)
+                accelerator.backward((losses if weights is None else losses * weights).mean())
+                meter.add(losses.detach(), t, weights)
+                if self.timesteps.learns:
+                    self.timesteps.update(*self._of_all_processes(t, losses.detach()))
                 if accelerator.sync_gradients:
                     limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
                     found = accelerator.clip_grad_norm_(self.network.parameters(), limit)
@@ -213,22 +218,28 @@ class Trainer:
             self._skipped += 1
         return norm
 
-    def _losses(self, batch: Batch, micro: int) -> tuple[Tensor, Tensor]:
-        """Losses (B,) and steps t (B,) of a micro-batch."""
+    def _of_all_processes(self, *tensors: Tensor) -> list[Tensor]:
+        """Tensors (B,) of every process behind one another, the same on each."""
+        gathered = self.accelerator.gather(tensors)
+        assert isinstance(gathered, (tuple, list))
+        return list(gathered)
+
+    def _losses(self, batch: Batch, micro: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Losses (B,), steps t (B,) and their importance weights (B,) of a micro-batch."""
         accelerator, diffusion, device = self.accelerator, self.diffusion, self.accelerator.device
         raw, labels = (None if x is None else x.to(device, non_blocking=True) for x in batch)
         assert raw is not None
         x0 = self.data.codec.encode(raw).contiguous(memory_format=self.layout)
         at = self.step, micro
         torch.manual_seed(mix(self.seed, For.STEP, *at, accelerator.process_index))
-        t = torch.randint(0, diffusion.num_steps, (len(x0),), device=device)
+        t, weights = self.timesteps.draw(len(x0), device)
         noise = diffusion.noise(x0)
         cond: dict[str, Tensor] = {}
         if labels is not None:
             cond["y"] = self._with_dropout(labels)
         heads = mix(self.seed, For.SELF_CONDITIONING, *at) % 2 == 0
         estimator = self.network if diffusion.self_condition and heads else None
-        return diffusion.loss(self.model, x0, t, noise, estimator, **cond), t
+        return diffusion.loss(self.model, x0, t, noise, estimator, **cond), t, weights
 
     def _with_dropout(self, labels: Tensor) -> Tensor:
         """Labels, some of them replaced by the one that stands for "no class"."""
@@ -283,6 +294,7 @@ class Trainer:
                 "num_updates": self.num_updates,
                 "optimizer": self.optimizer.state_dict(),
                 "ema": self.ema.state(),
+                "timesteps": self.timesteps.state(),
                 "scaler": None if scaler is None else scaler.state_dict(),
             }
             checkpoint.save(
@@ -306,6 +318,7 @@ class Trainer:
             group.update(options)
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.timesteps.load(state.get("timesteps", {}))
         self.step, self.num_updates = state["step"], state["num_updates"]
 
 

@@ -29,7 +29,7 @@ TRAIN = [
     ("trainer.precision=fp8", "trainer.precision=fp8: there is no such choice (there are: bf16, fp16, no)"),
     ("objective.loss=l3", "objective.loss=l3: there is no such choice (there are: huber, l1, l2)"),
     ("objective.min_snr_gamma=-1", "objective.min_snr_gamma=-1.0: must be above 0, or null"),
-    ("model=unett", "model=unett: there is no such choice (there are: iddpm_unet, unet, unet1d); did you mean 'unet'?"),
+    ("model=unett", "model=unett: there is no such choice (there are: iddpm_unet, simple_unet, unet, unet1d, unet3d); did you mean 'unet'?"),
     ("data=folder", "data.path: is missing; add data.path=..."),
     ("data=folder data.path=nowhere", "data.path=nowhere: no such folder; set data.path to a folder of images"),
     ("model.dim_mults=[1,2,4,8,16]", "model.dim_mults=[1,2,4,8,16]: 5 levels halve the size 4 times, but 8x8 is not divisible by 16; set data.image_size to a multiple of 16 or shorten dim_mults"),
@@ -64,7 +64,7 @@ SAMPLE = [
     ("num_samples=0", "num_samples=0: must be at least 1"),
     ("classes=[3]", "classes=[3]: the model knows no classes; leave it out, or train with data.class_cond=true"),
     ("guidance=3", "guidance=3.0: the model was not trained to be guided; train with data.class_cond=true diffusion.label_dropout=0.1, or leave guidance at 1"),
-    ("format=jpg", "format=jpg: there is no such choice; did you mean 'png'? (there are: png, npz, npy)"),
+    ("format=jpg", "format=jpg: there is no such choice; did you mean 'png'? (there are: png, gif, npz, npy)"),
     ("weights=emma", "weights=emma: there is no such choice; did you mean 'ema'? (there are: ema, raw)"),
     ("precision=fp16", "precision=fp16: fp16 needs a GPU; on a CPU take bf16, or no for float32"),
 ]  # fmt: skip

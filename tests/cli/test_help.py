@@ -9,7 +9,10 @@ import pytest
 from ddpm.cli.app import config_dir
 
 COMMANDS = {
-    "train": ["data", "diffusion", "model", "objective", "sampler", "schedule", "trainer"],
+    "train": [
+        *("data", "diffusion", "model", "objective"),
+        *("sampler", "schedule", "timesteps", "trainer"),
+    ],
     "sample": ["sampler"],
     "interpolate": ["sampler"],
 }

@@ -1,4 +1,4 @@
-"""The process: reference cases, the posterior's algebra, losses, autocast, offset noise."""
+"""The process: denoising-diffusion-pytorch, the posterior's algebra, losses, offset noise."""
 
 import numpy as np
 import pytest
@@ -15,20 +15,13 @@ from ddpm.diffusion import (
     sigmoid,
 )
 from ddpm.errors import ConfigError
+from tests.diffusion.iddpm_cases import assert_near
 from tests.oracle import normal
 from tests.reference_cases import load_case, relative_error
 
 SCHEDULES = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid}
 OBJECTIVES = {"pred_noise": PredNoise, "pred_x0": PredX0, "pred_v": PredV}
 UNET_CASES = ["x0_linear", "v_sigmoid", "noise_cosine_minsnr"]
-IDDPM_CASES = ["fixed_large_x0", "hybrid", "respaced", "vlb"]
-
-
-def assert_near(actual, expected, tolerance=1e-5):
-    """Each sample's numbers within a share of that sample's largest."""
-    assert actual.shape == expected.shape
-    for row in range(len(expected)):
-        assert relative_error(actual[row], expected[row]) < tolerance, row
 
 
 def unet_case(name):
@@ -87,54 +80,6 @@ def test_loss_of_x0_is_its_closed_form():
     expected = (output - x0).double().pow(2).flatten(1).mean(1) * alpha_bar / (1 - alpha_bar)
     loss = diffusion.loss(lambda x, time: output, x0, t, case["noise"])
     assert_near(loss[:, None], expected[:, None])
-
-
-def iddpm_case(name):
-    """A process, a case, and the steps of the whole process that its (re)spaced ones stand for."""
-    meta, arrays = load_case(f"iddpm_process_{name}")
-    objective = {"START_X": PredX0, "EPSILON": PredNoise}[meta["prediction"]]()
-    diffusion = GaussianDiffusion(
-        SCHEDULES[meta["schedule"]](num_steps=meta["timesteps"]),
-        objective,
-        variance="fixed_large",
-        rescale_timesteps=meta["rescale_timesteps"],
-    )
-    stride = {None: 1, "ddim50": 20}[meta["respacing"]]
-    steps = [(t * stride, (t - 1) * stride if t > 0 else -1) for t in arrays["t"].tolist()]
-    return diffusion, arrays, steps
-
-
-@pytest.mark.parametrize("name", IDDPM_CASES)
-def test_improved_diffusion(name):
-    diffusion, case, steps = iddpm_case(name)
-    t = torch.tensor([pair[0] for pair in steps])
-    told = diffusion.network_time(t).float()
-    torch.testing.assert_close(told, case["timesteps_given_to_network"])
-    assert_near(diffusion.diffuse(case["x0"], t, case["noise"]), case["x_t"])
-    output = case["model_output"][:, :3]  # the other half is the learned variance
-    for row, (step, back) in enumerate(steps):
-        x_t, x0 = case["x_t"][row : row + 1], case["x0"][row : row + 1]
-        mean, variance = diffusion.posterior(x0, x_t, step, back)
-        assert relative_error(mean[0], case["posterior_mean"][row]) < 1e-5
-        expected = case["posterior_variance"][row].flatten()[0].item()
-        assert variance == pytest.approx(expected, rel=1e-5)
-        for clip, end in (("static", ""), ("none", "_unclipped")):
-            constant = output[row : row + 1]
-            believed = Denoiser(lambda x, t, c=constant: c, diffusion, clip=clip)(x_t, step)
-            assert relative_error(believed.x0[0], case[f"pred_x0{end}"][row]) < 1e-5
-            mean, _ = diffusion.posterior(believed.x0, x_t, step, back)
-            assert relative_error(mean[0], case[f"mean{end}"][row]) < 1e-5
-
-
-def test_improved_diffusions_fixed_large_variance_and_loss():
-    diffusion, case, steps = iddpm_case("fixed_large_x0")
-    for row, (step, back) in enumerate(steps):
-        if back >= 0:  # the original puts a stand-in at step 0, where no noise is drawn
-            expected = case["log_variance"][row].flatten()[0].item()
-            assert np.log(diffusion.step_variance(step, back)) == pytest.approx(expected, rel=1e-6)
-    t, noise = case["t"], case["noise"]
-    loss = diffusion.loss(lambda x, time: case["model_output"], case["x0"], t, noise)
-    assert_near(loss[:, None], case["loss_mse"][:, None])
 
 
 @pytest.mark.parametrize("make", [cosine, sigmoid, lambda num_steps: linear(num_steps=1000)])

@@ -1,0 +1,72 @@
+"""The `iddpm_process_*` cases as our processes, on the whole grid of steps."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddpm.diffusion import GaussianDiffusion, Prediction, PredNoise, PredX0, cosine, linear
+from tests.reference_cases import load_case, relative_error
+
+NAMES = ["fixed_large_x0", "hybrid", "respaced", "vlb"]
+LEARNED = ["hybrid", "respaced", "vlb"]
+_LOSSES = {"MSE": "simple", "RESCALED_MSE": "hybrid", "RESCALED_KL": "vlb"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A process, a case's arrays, and its steps on the whole process' grid, all (B,)."""
+
+    diffusion: GaussianDiffusion
+    arrays: dict[str, Tensor]
+    num_kept: int
+    t: Tensor
+    s: Tensor
+    after: Tensor
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.arrays[name]
+
+    @property
+    def last(self) -> int:
+        """The highest step that is kept."""
+        return (self.num_kept - 1) * (self.diffusion.num_steps // self.num_kept)
+
+    def network(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """The constant network."""
+        return self.arrays["model_output"]
+
+    def belief(self, *, clip: bool) -> Prediction:
+        """What the network says of x_t, its x0 clipped or not."""
+        x0, eps, spread = self.diffusion.predict(self.network, self["x_t"], self.t)
+        return Prediction(x0.clamp(-1, 1) if clip else x0, eps, spread)
+
+
+def iddpm_case(name: str) -> Case:
+    """The case ``iddpm_process_{name}``."""
+    meta, arrays = load_case(f"iddpm_process_{name}")
+    schedule = {"linear": linear, "cosine": cosine}[meta["schedule"]]
+    objective = {"START_X": PredX0, "EPSILON": PredNoise}[meta["prediction"]]
+    diffusion = GaussianDiffusion(
+        schedule(num_steps=meta["timesteps"]),
+        objective(),
+        variance=meta["variance"].lower(),
+        loss=_LOSSES[meta["loss"]],
+        rescale_timesteps=meta["rescale_timesteps"],
+    )
+    num_kept = {None: meta["timesteps"], "ddim50": 50}[meta["respacing"]]
+    stride = meta["timesteps"] // num_kept
+    at = arrays["t"]
+    before = torch.where(at > 0, (at - 1) * stride, -1)
+    after = (at + 1).clamp(max=num_kept - 1) * stride
+    return Case(diffusion, arrays, num_kept, at * stride, before, after)
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """Each sample's numbers within a share of that sample's largest."""
+    assert actual.shape == expected.shape
+    for row in range(len(expected)):
+        if not expected[row].any():
+            assert not actual[row].any(), row
+        else:
+            assert relative_error(actual[row], expected[row]) < tolerance, row

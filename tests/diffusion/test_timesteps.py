@@ -1,0 +1,197 @@
+"""Which steps are trained at: the original's weights, unbiasedness, histories, state."""
+
+import math
+
+import pytest
+import torch
+
+from ddpm.diffusion import LossSecondMoment, Uniform
+from ddpm.errors import ConfigError
+from tests.reference_cases import load_case
+
+CPU = torch.device("cpu")
+
+
+def filled(losses, **options):
+    """A sampler of as many steps as there are losses, its history full of them."""
+    sampler = LossSecondMoment(len(losses), history_per_term=2, **options)
+    for _ in range(2):
+        sampler.update(torch.arange(len(losses)), torch.tensor(losses, dtype=torch.float64))
+    return sampler
+
+
+def test_weights_are_improved_diffusions():
+    meta, case = load_case("iddpm_loss_second_moment")
+    T, size = meta["num_timesteps"], meta["history_per_term"]
+    sampler = LossSecondMoment(T, history_per_term=size, uniform_prob=meta["uniform_prob"])
+    sampler.update(case["ts"], case["losses"])
+    torch.testing.assert_close(sampler.weights(), case["weights"], rtol=1e-12, atol=0)
+    assert sampler.learns
+
+
+@pytest.mark.parametrize("batch", [1, 7, 80])
+def test_it_makes_no_difference_in_what_batches_the_losses_come(batch):
+    meta, case = load_case("iddpm_loss_second_moment")
+    sampler = LossSecondMoment(meta["num_timesteps"], history_per_term=3, uniform_prob=0.01)
+    for t, losses in zip(case["ts"].split(batch), case["losses"].split(batch), strict=True):
+        sampler.update(t, losses)
+    torch.testing.assert_close(sampler.weights(), case["weights"], rtol=1e-12, atol=0)
+
+
+def test_weights_are_their_formula():
+    losses = [0.5, 0.0, 2.0, 1.5]
+    weights = filled(losses, uniform_prob=0.2).weights()
+    assert weights.dtype == torch.float64
+    expected = [0.8 * loss / 4 + 0.2 / 4 for loss in losses]
+    assert weights.tolist() == pytest.approx(expected, rel=1e-12)
+    sampler = filled(losses, uniform_prob=0.2)
+    sampler.update(torch.tensor([0]), torch.tensor([3.5]))  # root mean square of 0.5 and 3.5
+    root = math.sqrt((0.25 + 12.25) / 2)
+    assert sampler.weights()[0].item() == pytest.approx(0.8 * root / (root + 3.5) + 0.05, rel=1e-12)
+
+
+def test_all_steps_are_alike_until_every_history_is_full():
+    sampler = LossSecondMoment(3, history_per_term=4)
+    sampler.update(torch.tensor([0, 1] * 6), torch.tensor([5.0, 1.0] * 6))
+    sampler.update(torch.tensor([2, 2, 2]), torch.ones(3))
+    assert sampler.weights().tolist() == [1 / 3] * 3
+    sampler.update(torch.tensor([2]), torch.ones(1))
+    weights = sampler.weights()
+    assert weights.tolist() == pytest.approx([0.999 * w / 7 + 0.001 / 3 for w in (5, 1, 1)])
+
+
+def test_losses_that_are_all_0_leave_all_steps_alike():
+    assert filled([0.0, 0.0, 0.0]).weights().tolist() == [1 / 3] * 3
+
+
+def test_the_oldest_losses_fall_out():
+    sampler = LossSecondMoment(2, history_per_term=3)
+    sampler.update(torch.tensor([0] * 5 + [1] * 2), torch.tensor([9.0, 8, 1, 2, 3, 7, 6]))
+    state = sampler.state()
+    assert state["history"].tolist() == [[1, 2, 3], [7, 6, 0]]
+    assert state["counts"].tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_losses_that_are_not_finite_are_not_remembered(bad):
+    sampler = LossSecondMoment(2, history_per_term=2)
+    sampler.update(torch.tensor([0, 0, 1, 0]), torch.tensor([1.0, bad, bad, 4.0]))
+    assert sampler.state()["history"].tolist() == [[1, 4], [0, 0]]
+    assert sampler.state()["counts"].tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("sampler", [filled([0.0, 1.0, 5.0, 0.1]), Uniform(4)])
+def test_importance_weights_leave_the_mean_as_it_is(sampler):
+    """sum p / (T p) f = mean f; each draw carries 1 / (T p) of its own step."""
+    p = sampler.weights()
+    assert p.sum().item() == pytest.approx(1, rel=1e-12)
+    torch.manual_seed(0)
+    t, weights = sampler.draw(40000, CPU)
+    assert t.shape == (40000,)
+    assert t.dtype == torch.int64
+    share = torch.bincount(t, minlength=4) / 40000
+    assert (share - p).abs().max() < 5 * 0.5 / 200
+    if isinstance(sampler, Uniform):
+        assert weights is None
+        assert p.tolist() == [0.25] * 4
+        assert not sampler.learns
+        return
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights, (1 / (4 * p[t])).float())
+    f = torch.tensor([3.0, -1.0, 10.0, 2.0], dtype=torch.float64)
+    assert (p * (1 / (4 * p)) * f).sum().item() == pytest.approx(f.mean().item(), rel=1e-12)
+    drawn = weights.double() * f[t]
+    error = drawn.std().item() / 200
+    assert drawn.mean().item() == pytest.approx(f.mean().item(), abs=5 * error)
+
+
+def test_a_draw_is_a_function_of_the_seed():
+    for sampler in (filled([0.3, 1.0, 5.0]), Uniform(3)):
+        torch.manual_seed(5)
+        first, _ = sampler.draw(50, CPU)
+        second, _ = sampler.draw(50, CPU)
+        torch.manual_seed(5)
+        again, _ = sampler.draw(50, CPU)
+        assert torch.equal(first, again)
+        assert not torch.equal(first, second)
+
+
+def test_the_gradient_varies_less_than_with_uniform_steps():
+    """Terms of the bound differ by orders of magnitude: the variance drawn and in closed form."""
+    T, count = 50, 20000
+    terms = 10.0 ** -torch.linspace(0, 4, T, dtype=torch.float64)
+
+    def gradients(sampler):
+        """Of ``parameter * terms[t]`` at a parameter that all steps share, a draw each."""
+        t, weights = sampler.draw(count, CPU)
+        parameter = torch.ones(count, requires_grad=True, dtype=torch.float64)
+        ((1 if weights is None else weights) * parameter * terms[t]).sum().backward()
+        return parameter.grad
+
+    torch.manual_seed(1)
+    sampler = filled(terms.tolist(), uniform_prob=0.1)
+    ours, uniform = gradients(sampler), gradients(Uniform(T))
+    mean = terms.mean().item()
+    assert ours.mean().item() == pytest.approx(mean, rel=0.02)
+    assert uniform.mean().item() == pytest.approx(mean, rel=0.1)
+    assert uniform.var().item() == pytest.approx((terms**2).mean().item() - mean**2, rel=0.1)
+    exact = ((terms / T) ** 2 / sampler.weights()).sum().item() - mean**2
+    assert ours.var().item() == pytest.approx(exact, rel=0.1)
+    assert ours.var() < uniform.var() / 30
+
+
+def test_a_state_goes_on_as_if_nothing_had_been():
+    first = filled([0.5, 2.0, 1.0])
+    first.update(torch.tensor([1]), torch.tensor([9.0]))
+    state = first.state()
+    second = LossSecondMoment(3, history_per_term=2)
+    second.load(state)
+    for sampler in (first, second):  # what was saved is no view of what goes on
+        sampler.update(torch.tensor([0, 1, 2, 2]), torch.tensor([4.0, 3.0, 2.0, 1.0]))
+    assert state["history"].tolist() == [[0.5, 0.5], [2, 9], [1, 1]]
+    assert state["counts"].tolist() == [2, 2, 2]
+    assert torch.equal(first.weights(), second.weights())
+    assert first.state()["history"].tolist() == [[0.5, 4], [9, 3], [2, 1]]
+    assert torch.equal(second.state()["history"], first.state()["history"])
+    torch.manual_seed(2)
+    drawn = first.draw(20, CPU)
+    torch.manual_seed(2)
+    again = second.draw(20, CPU)
+    assert torch.equal(drawn[0], again[0])
+    assert torch.equal(drawn[1], again[1])
+    assert Uniform(3).state() == {}
+    Uniform(3).load({})
+
+
+def test_a_half_filled_state_goes_on_filling():
+    first, second = (LossSecondMoment(2, history_per_term=3) for _ in range(2))
+    first.update(torch.tensor([0, 0, 1]), torch.tensor([1.0, 2.0, 3.0]))
+    second.load(first.state())
+    second.update(torch.tensor([0, 0]), torch.tensor([5.0, 6.0]))
+    assert second.state()["history"].tolist() == [[2, 5, 6], [3, 0, 0]]
+
+
+@pytest.mark.parametrize(("num_steps", "size"), [(4, 2), (3, 5), (3, 1)])
+def test_a_state_of_another_shape_is_refused_and_changes_nothing(num_steps, size):
+    other = LossSecondMoment(num_steps, history_per_term=size)
+    other.update(torch.arange(num_steps), torch.ones(num_steps))
+    sampler = filled([0.5, 2.0, 1.0])
+    before = sampler.state()
+    with pytest.raises((RuntimeError, ValueError, ConfigError)):
+        sampler.load(other.state())
+    assert torch.equal(sampler.state()["history"], before["history"])
+    assert torch.equal(sampler.state()["counts"], before["counts"])
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"history_per_term": 0}, "history_per_term=0: must be at least 1"),
+        ({"uniform_prob": 0.0}, "uniform_prob=0.0: must be above 0 and at most 1"),
+        ({"uniform_prob": 1.1}, "uniform_prob=1.1: must be above 0 and at most 1"),
+    ],
+)
+def test_refused(options, line):
+    with pytest.raises(ConfigError) as caught:
+        LossSecondMoment(10, **options)
+    assert str(caught.value) == line
