@@ -116,6 +116,24 @@ def build(node: Config, key: str, *runtime: object) -> Any:
         raise error.under(key) from error
 
 
+def node(target: type, options: Config) -> dict[str, Any]:
+    """The config node of one of our classes with these options, as plain data."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
+    return {"_target_": f"{target.__module__.rpartition('.')[0]}.{target.__name__}", **plain}
+
+
+def complete(node: Config, key: str) -> dict[str, Any]:
+    """A node with the options that it leaves out, at their defaults."""
+    target = _exported(node["_target_"], f"{key}._target_")
+    parameters = inspect.signature(target).parameters.values()
+    defaults = {
+        p.name: list(p.default) if isinstance(p.default, tuple) else p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+    }
+    return {"_target_": node["_target_"], **defaults, **node}
+
+
 def check(options: Config, target: Callable[..., Any], key: str = "") -> dict[str, Any]:
     """Options compared with the keyword-only parameters of ``target``, in their types.
 

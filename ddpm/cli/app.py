@@ -87,6 +87,8 @@ def readable(argument: str, arguments: list[str]) -> str:
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
         return argument
+    if key.startswith("network."):  # arguments of somebody else's constructor: any are possible
+        key = f"++{key}"
     if "." in key and key[0].isalpha() and any(a.startswith("resume=") for a in arguments):
         key = f"++{key}"
     strange = not value.isascii() or re.search(r"[~=]", value)

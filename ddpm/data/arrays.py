@@ -1,11 +1,10 @@
-"""Array files: reading them without running anything they hold, and writing files whole or not."""
+"""Array files: reading them without running anything they hold."""
 
 from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,22 +169,3 @@ def array_classes(
         problem = f"{path} holds labels that are not whole numbers from 0, nor names"
         raise ConfigError("class_cond", True, f"{problem}; save them as integers")
     return labels.astype(np.int64), [str(number) for number in range(int(labels.max()) + 1)]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes ``path`` once all went well: never half a file.
-
-    Makes the folder. Raises ConfigError naming ``path`` if the file system refuses.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield aside
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        problem = f"cannot be written ({error.strerror or error}); free space or write elsewhere"
-        raise ConfigError("path", str(path), problem) from error

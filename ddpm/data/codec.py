@@ -13,11 +13,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ddpm.data.arrays import read_arrays, replacing
+from ddpm.data.arrays import read_arrays
 from ddpm.data.decoding import quiet_about_size, read_pixels
 from ddpm.data.pictures import grid, plots, save_gif
 from ddpm.data.scaling import Bytes, Range
 from ddpm.errors import ConfigError, did_you_mean
+from ddpm.files import replacing
 
 
 class Codec(ABC):

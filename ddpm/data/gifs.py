@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from PIL.GifImagePlugin import getdata
 
-from ddpm.data.arrays import replacing
+from ddpm.files import replacing
 
 _EXTENSION, _CONTROL, _IMAGE, _END = 0x21, 0xF9, 0x2C, 0x3B
 _INTERLACED = 0x40

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ddpm.data.arrays import replacing
+from ddpm.files import replacing
 
 MAX_PANELS = 16
 _BACKGROUND = 225

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from ddpm.errors import ConfigError, require
+from ddpm.interop.files import Parts
 from ddpm.interop.original import (
     REQUIRED,
     Arguments,
@@ -14,6 +16,8 @@ from ddpm.interop.original import (
     Weights,
     smallest_size,
 )
+from ddpm.interop.process import Process, openai
+from ddpm.interop.recipes import resolve
 from ddpm.models import IDDPMUNet
 
 # The originals' own defaults hold where their arguments are absent, not those of our constructor.
@@ -200,7 +204,81 @@ def _infer_guided(weights: Weights) -> dict[str, Any]:
     return {**shown.arguments(), **updown}
 
 
+def _express_improved(described: Described) -> dict[str, Any]:
+    """The arguments of improved-diffusion's ``UNetModel`` for a network of ours."""
+    options = described.options
+    for name, off in (
+        ("resblock_updown", (False,)),
+        ("num_head_channels", (None, -1)),
+        ("use_new_attention_order", (False,)),
+    ):
+        problem = "is not in improved-diffusion; take format=guided-diffusion"
+        require(options[name] in off, f"model.{name}", options[name], problem)
+    stem = int(options["channel_mult"][0] * options["model_channels"])
+    good = not options["scale_stem"] or stem == options["model_channels"]
+    require(good, "model.scale_stem", True, "is not in improved-diffusion")
+    return _express(described, _OPTIONS)
+
+
+def _express_guided(described: Described) -> dict[str, Any]:
+    """The arguments of guided-diffusion's ``UNetModel`` for a network of ours."""
+    options = described.options
+    stem = int(options["channel_mult"][0] * options["model_channels"])
+    good = options["scale_stem"] or stem == options["model_channels"]
+    problem = "its first convolution has the first level's channels; take model.scale_stem=true"
+    require(good, "model.scale_stem", False, problem)
+    return {"image_size": described.size[-1], **_express(described, _GUIDED_OPTIONS)}
+
+
+def _express(described: Described, names: tuple[str, ...]) -> dict[str, Any]:
+    """Our options are named as theirs."""
+    if described.target is not IDDPMUNet:
+        problem = "has no such network; it takes those of model=iddpm_unet"
+        raise ConfigError("format", None, problem)
+    problem = "is not in the original; such a network cannot be written for it"
+    require(not described.self_condition, "diffusion.self_condition", True, problem)
+    options = {name: described.options[name] for name in names}
+    for name in ("num_heads_upsample", "num_head_channels"):
+        if name in options and options[name] is None:
+            options[name] = -1
+    return {
+        "in_channels": described.channels,
+        "out_channels": described.out_channels,
+        "num_classes": described.num_classes,
+        **options,
+        "attention_resolutions": described.options["attention_resolutions"],
+        "dims": len(described.size) if options["dims"] is None else options["dims"],
+    }
+
+
+def _process(source: str) -> Callable[[dict[str, Any], Parts], Process]:
+    """The process at the defaults of the scripts, the variance as the outputs show it."""
+
+    def process(kwargs: dict[str, Any], parts: Parts) -> Process:
+        learned = kwargs["out_channels"] == 2 * kwargs["in_channels"]
+        return openai(resolve(source, 64, learn_sigma=learned).process)
+
+    return process
+
+
+# `num_heads` is 4 in the scripts of both, and 1 in their constructors.
+_ASSUMED: Arguments = {"num_heads": 4}
+
 ORIGINALS = {
-    "improved-diffusion": Original(_IMPROVED, _improved_diffusion, _infer_improved),
-    "guided-diffusion": Original(_GUIDED, _guided_diffusion, _infer_guided),
+    "improved-diffusion": Original(
+        _IMPROVED,
+        _improved_diffusion,
+        _infer_improved,
+        express=_express_improved,
+        process=_process("improved-diffusion"),
+        assumed=_ASSUMED,
+    ),
+    "guided-diffusion": Original(
+        _GUIDED,
+        _guided_diffusion,
+        _infer_guided,
+        express=_express_guided,
+        process=_process("guided-diffusion"),
+        assumed=_ASSUMED,
+    ),
 }

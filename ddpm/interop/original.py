@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from ddpm.errors import did_you_mean, render, require
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.errors import ConfigError, did_you_mean, render, require
+from ddpm.interop.files import Parts, bare
+from ddpm.interop.process import Process, node, objective
 from ddpm.models.layers import Network
 
 Arguments = Mapping[str, Any]
@@ -62,6 +65,49 @@ def as_it_is(network: nn.Module) -> nn.Module:
     return network
 
 
+def inexpressible(described: Described) -> dict[str, Any]:
+    """Refuse: no way back is known."""
+    raise ConfigError("format", None, "networks cannot be written for this system")
+
+
+def unknown_process(kwargs: dict[str, Any], parts: Parts) -> Process:
+    """A thousand steps of the linear schedule and the noise, as in Ho et al. 2020."""
+    return Process(
+        node("linear"), objective("pred_noise"), node("GaussianDiffusion", variance="fixed_large")
+    )
+
+
+def nothing(network: nn.Module) -> dict[str, Tensor]:
+    """No entries."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Export:
+    """What there is to write into a file of an original.
+
+    Attributes:
+        weights: by the original's names, under ``raw`` and ``ema``.
+        which: of the two for a file that holds one.
+        diffusion: the process.
+        step: optimizer steps taken.
+        version: of the original; None = what fits.
+    """
+
+    weights: dict[str, dict[str, Tensor]]
+    which: str
+    diffusion: GaussianDiffusion
+    step: int
+    version: str | None
+
+
+def chosen(export: Export) -> dict[str, Any]:
+    """A state dict alone."""
+    problem = "is for systems whose files have versions; leave it out"
+    require(export.version is None, "version", export.version, problem)
+    return export.weights[export.which]
+
+
 @dataclass(frozen=True)
 class Original:
     """How networks of one system come here and go back.
@@ -73,6 +119,15 @@ class Original:
         ours: its name of a parameter to ours; "" for an entry that we compute.
         theirs: our name of a parameter to its own.
         adapt: wraps our network so that it is called as the original's is.
+        express: the arguments of its constructor for a network of ours; ConfigError where it has
+            no such network.
+        split: takes a file of its training apart.
+        process: what its diffusion is, from the network's arguments and a file.
+        assumed: published values of arguments that weights do not show, where they differ from
+            the constructor's defaults.
+        extra: what its state dicts hold besides our parameters.
+        join: makes the content of a file that it loads.
+        values: the range of its data where they are not pictures.
     """
 
     defaults: Arguments
@@ -81,6 +136,13 @@ class Original:
     ours: Callable[[str], str] = keep
     theirs: Callable[[str], str] = keep
     adapt: Callable[[nn.Module], nn.Module] = as_it_is
+    express: Callable[[Described], dict[str, Any]] = inexpressible
+    split: Callable[[Mapping[str, Any]], Parts] = bare
+    process: Callable[[dict[str, Any], Parts], Process] = unknown_process
+    assumed: Arguments = field(default_factory=dict)
+    extra: Callable[[nn.Module], dict[str, Tensor]] = nothing
+    join: Callable[[Export], dict[str, Any]] = chosen
+    values: tuple[float, float] | None = None
 
 
 def bind(source: str, defaults: Arguments, kwargs: Arguments) -> dict[str, Any]:

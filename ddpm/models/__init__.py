@@ -2,5 +2,6 @@
 
 from ddpm.models.iddpm_unet import IDDPMUNet
 from ddpm.models.unet import UNet
+from ddpm.models.unet3d import UNet3D
 
-__all__ = ["IDDPMUNet", "UNet"]
+__all__ = ["IDDPMUNet", "UNet", "UNet3D"]

@@ -312,6 +312,9 @@ class Trainer:
         state = found.state()
         self.network.load_state_dict(found.weights("raw"))
         self.ema.load(state["ema"], found.weights("ema"))
+        if state["optimizer"] is None:  # of an imported checkpoint, whose training was another's
+            self.step = state["step"]
+            return
         fresh = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, options in zip(self.optimizer.param_groups, fresh, strict=True):

@@ -146,8 +146,102 @@ def test_guidance_without_labels_asks_for_no_class_and_doubles_the_estimate():
     assert guided.diffusion is diffusion
 
 
-def test_a_negative_scale_is_refused():
+class Uneven:
+    """A network whose answers differ between classes in more than a constant."""
+
+    def __call__(self, x_t, time, y):
+        shift = y.float().reshape(-1, *[1] * (x_t.ndim - 1))
+        return torch.cos(x_t * (1 + shift)) + 0.2 * shift
+
+
+@pytest.mark.parametrize("spatial", [(6,), (4, 5), (2, 3, 4)])
+@pytest.mark.parametrize("rescale", [0.0, 0.3, 0.7, 1.0])
+def test_rescaling_is_lin_et_als(spatial, rescale):
+    """Equations 14 to 16, with numpy; the deviation is of a whole sample."""
+    denoiser = Denoiser(Uneven(), GaussianDiffusion(SCHEDULE, PredX0()), clip="none")
+    x_t, y, scale = draws(3, 2, *spatial), torch.tensor([4, 0, 7]), 5.0
+    guided = Guided(denoiser, null_label=10, scale=scale, rescale=rescale)(x_t, 40, y=y)
+    wanted = Uneven()(x_t, None, y).double().numpy()
+    null = Uneven()(x_t, None, torch.full((3,), 10)).double().numpy()
+    for row in range(3):
+        cfg = null[row] + scale * (wanted[row] - null[row])
+        rescaled = cfg * np.std(wanted[row]) / np.std(cfg)
+        expected = rescale * rescaled + (1 - rescale) * cfg
+        np.testing.assert_allclose(guided.x0[row].numpy(), expected, rtol=1e-4, atol=1e-5)
+        if rescale == 1:
+            assert guided.x0[row].std().item() == pytest.approx(wanted[row].std(ddof=1), rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", [PredNoise, PredX0, PredV])
+@pytest.mark.parametrize("rescale", [0.0, 0.7, 1.0])
+def test_scale_1_is_the_plain_denoiser_however_it_is_rescaled(objective, rescale):
+    denoiser = Denoiser(Uneven(), GaussianDiffusion(SCHEDULE, objective()), clip="static")
+    x_t, y = draws(3, 2, 6), torch.tensor([4, 0, 7])
+    guided = Guided(denoiser, null_label=10, scale=1.0, rescale=rescale)(x_t, 40, y=y)
+    plain = denoiser(x_t, 40, y=y)
+    torch.testing.assert_close(guided.x0, plain.x0, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(guided.eps, plain.eps, rtol=1e-4, atol=1e-5)
+
+
+def test_rescaling_is_off_by_default_and_acts_before_the_clip():
+    denoiser = Denoiser(Uneven(), GaussianDiffusion(SCHEDULE, PredX0()), clip="static")
+    x_t, y = draws(3, 2, 6), torch.tensor([4, 0, 7])
+    off, zero, on = (
+        Guided(denoiser, null_label=10, scale=6.0, **options)(x_t, 40, y=y).x0
+        for options in ({}, {"rescale": 0.0}, {"rescale": 1.0})
+    )
+    assert torch.equal(off, zero)
+    assert (on - off).abs().max() > 0.1
+    free = Denoiser(Uneven(), denoiser.diffusion, clip="none")
+    rescaled = Guided(free, null_label=10, scale=6.0, rescale=1.0)(x_t, 40, y=y).x0
+    assert torch.equal(on, rescaled.clamp(-1, 1))
+
+
+def test_rescaling_leaves_an_answer_without_any_deviation_finite():
+    """A network that has not been trained yet answers 0 everywhere."""
+    process = GaussianDiffusion(SCHEDULE, PredV())
+    denoiser = Denoiser(lambda x, time, y: torch.zeros_like(x), process, clip="none")
+    x_t, y = draws(2, 1, 6), torch.tensor([4, 0])
+    guided = Guided(denoiser, null_label=10, scale=3.0, rescale=0.7)(x_t, 40, y=y)
+    torch.testing.assert_close(guided.x0, denoiser(x_t, 40, y=y).x0)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_guidance_takes_a_learned_variance_from_the_class_asked_for(rescale):
+    process = GaussianDiffusion(SCHEDULE, PredNoise(), variance="learned_range", loss="hybrid")
+
+    def network(x_t, time, y):
+        shift = y.float().reshape(-1, 1, 1)
+        return torch.cat([Uneven()(x_t, time, y), 0.1 * shift * torch.ones_like(x_t)], dim=1)
+
+    x_t, y = draws(3, 2, 6), torch.tensor([4, 0, 7])
+    denoiser = Denoiser(network, process, clip="none")
+    guided = Guided(denoiser, null_label=10, scale=3.0, rescale=rescale)(x_t, 40, y=y)
+    for row, shift in enumerate((4, 0, 7)):
+        assert guided.spread[row].shape == (2, 6)
+        torch.testing.assert_close(guided.spread[row], torch.full((2, 6), 0.1 * shift))
+    fixed = Denoiser(Uneven(), GaussianDiffusion(SCHEDULE, PredNoise()), clip="none")
+    plain = Guided(fixed, null_label=10, scale=3.0, rescale=rescale)(x_t, 40, y=y)
+    assert torch.equal(guided.x0, plain.x0)
+    assert plain.spread is None
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"scale": -0.5}, "guidance=-0.5: must be 0 or above; 1 is off"),
+        (
+            {"scale": 2.0, "rescale": 1.5},
+            "guidance_rescale=1.5: must be between 0 (off) and 1",
+        ),
+        (
+            {"scale": 2.0, "rescale": -0.1},
+            "guidance_rescale=-0.1: must be between 0 (off) and 1",
+        ),
+    ],
+)
+def test_refused(options, line):
     denoiser = Denoiser(Classes(), GaussianDiffusion(SCHEDULE, PredNoise()))
     with pytest.raises(ConfigError) as caught:
-        Guided(denoiser, null_label=1, scale=-0.5)
-    assert str(caught.value) == "guidance=-0.5: must be 0 or above; 1 is off"
+        Guided(denoiser, null_label=1, **options)
+    assert str(caught.value) == line

@@ -159,8 +159,8 @@ def test_in_the_hybrid_loss_each_half_has_its_own_teacher(objective, variance):
     assert torch.equal(mean, half.grad)  # nothing of the bound
     of_mean, of_spread = gradient(process(variance, "vlb", objective), x0, noise, answer)
     torch.testing.assert_close(spread, 0.5 * of_spread)  # nothing of the simple loss
-    assert of_spread.abs().amax(dim=(1, 2)).min() > 0
-    assert of_mean.abs().amax(dim=(1, 2)).min() > 0
+    for half in (of_mean, of_spread):  # but where the decoder gives a bin less than 1e-12
+        assert half.abs().amax(dim=(1, 2))[1:].min() > 0
 
 
 def test_the_bound_teaches_the_variance_of_the_errors():
@@ -169,8 +169,9 @@ def test_the_bound_teaches_the_variance_of_the_errors():
     diffusion = process("learned", "vlb", PredX0)
     t = torch.full((4,), 12)
     x_t = diffusion.diffuse(x0, t, noise)
-    wrong = diffusion.posterior(x0 + 0.2, x_t, t, t - 1)[0] - diffusion.posterior(x0, x_t, t, t - 1)[0]
-    best = math.log(diffusion.posterior_variance(12, 11) + float(wrong[0, 0, 0]) ** 2)
+    right, wrong = (diffusion.posterior(clean, x_t, t, t - 1)[0] for clean in (x0, x0 + 0.2))
+    error = float((wrong - right)[0, 0, 0])
+    best = math.log(diffusion.posterior_variance(12, 11) + error**2)
     spread = torch.full_like(x0, best).requires_grad_()
     answer = torch.cat([x0 + 0.2, spread], dim=1)
     diffusion.loss(lambda x, time: answer, x0, t, noise).sum().backward()

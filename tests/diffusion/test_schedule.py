@@ -55,6 +55,15 @@ def test_cosine_is_its_formula():
     assert schedule.betas[-1].item() == 0.999
 
 
+@pytest.mark.parametrize("max_beta", [0.5, 0.9, 0.9999])
+def test_betas_of_the_cosine_are_capped(max_beta):
+    free, capped = (cosine(num_steps=100, max_beta=cap) for cap in (0.99999999, max_beta))
+    np.testing.assert_array_equal(capped.betas.numpy(), np.minimum(free.betas.numpy(), max_beta))
+    assert (capped.betas == max_beta).any()
+    np.testing.assert_allclose(capped.alpha_bar, np.cumprod(1 - capped.betas.numpy()), rtol=1e-12)
+    assert cosine(num_steps=100).betas[-1] == 0.999
+
+
 def test_sigmoid_is_symmetric_about_its_middle_and_ends_at_the_cap():
     alpha_bar = sigmoid(num_steps=100).alpha_bar.numpy()
     assert alpha_bar[49] == pytest.approx(0.5, abs=1e-6)
@@ -127,6 +136,9 @@ def test_cosine_and_sigmoid_take_any_number_of_steps(make, num_steps):
         (lambda: sigmoid(num_steps=-5), "num_steps=-5: needs at least 1 step"),
         (lambda: sigmoid(start=1.0, end=1.0), "start=1.0: must lie below end=1.0"),
         (lambda: sigmoid(tau=0.0), "tau=0.0: must be above 0"),
+        (lambda: cosine(offset=-0.1), "offset=-0.1: must be 0 or above"),
+        (lambda: cosine(max_beta=0.0), "max_beta=0.0: must be between 0 and 1"),
+        (lambda: cosine(max_beta=1.0), "max_beta=1.0: must be between 0 and 1"),
     ],
 )
 def test_refused(make, line):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from ddpm.errors import ConfigError
 from ddpm.samplers import DDIM, DDPM
-from ddpm.samplers.base import Spacing, spaced
+from ddpm.samplers.base import Spacing, respaced, spaced
 from tests.reference_cases import load_case
 
 SPACINGS = get_args(Spacing)
@@ -42,18 +43,104 @@ def test_where_start_and_stop_are_one_there_is_nothing_to_do():
     assert DDPM(steps=5).timesteps(10, 10) == []
 
 
-def test_uniform_is_improved_diffusions_respacing():
+def as_option(sections):
+    """improved-diffusion's argument as the option ``steps``."""
+    if isinstance(sections, list):
+        return tuple(sections)
+    return sections if sections.startswith("ddim") else tuple(map(int, sections.split(",")))
+
+
+def asked(pairs):
+    """The steps that the network is asked about, rising."""
+    return [t for t, _ in reversed(pairs)]
+
+
+def test_respacing_is_improved_diffusions():
     meta, _ = load_case("iddpm_respacing")
-    seen = 0
+    assert [sections for _, sections, _ in meta["cases"]] == [
+        *("10,15,20", "ddim250", "ddim50", [25], [100], "1")
+    ]
     for num_steps, sections, kept in meta["cases"]:
-        # A single count. Others are strides from 0 that never ask at T-1, and sections of
-        # different density; its "1" asks at step 0 about pure noise, where ours asks at T-1.
-        if isinstance(sections, list) and len(sections) == 1:
-            pairs = DDPM(steps=sections[0], spacing="uniform").timesteps(num_steps - 1)
-            assert [t for t, _ in reversed(pairs)] == kept
-            seen += 1
-    assert seen == 2
-    assert DDPM(steps=1, spacing="uniform").timesteps(999) == [(999, -1)]
+        option = as_option(sections)
+        assert respaced(num_steps, option) == kept
+        pairs = DDPM(steps=option).timesteps(num_steps - 1)
+        assert asked(pairs) == kept
+        assert pairs[-1] == (kept[0], -1)
+        assert all(before[1] == after[0] for before, after in pairwise(pairs))
+        if isinstance(option, tuple) and len(option) == 1 and option != (1,):
+            (count,) = option  # a single section is a plain number
+            assert asked(DDPM(steps=count).timesteps(num_steps - 1)) == kept
+    # But for one step: the original's asks at step 0 about pure noise, ours at T-1.
+    assert DDPM(steps=1).timesteps(999) == [(999, -1)]
+    assert DDPM(steps=(1,)).timesteps(999) == [(0, -1)]
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "option", "kept"),
+    [
+        (10, (3, 2), [0, 2, 4, 5, 9]),
+        (11, (2, 2, 2), [0, 3, 4, 7, 8, 10]),  # the first sections take what is left over
+        (7, (1, 1, 1), [0, 3, 5]),
+        (6, (3, 3), [0, 1, 2, 3, 4, 5]),
+        (10, "ddim4", [0, 3, 6, 9]),
+        (10, "ddim3", [0, 4, 8]),
+        (10, "ddim1", [0]),
+        (10, "ddim10", list(range(10))),
+    ],
+)
+def test_respacing_by_hand(num_steps, option, kept):
+    assert respaced(num_steps, option) == kept
+    assert asked(DDIM(steps=option, spacing="trailing").timesteps(num_steps - 1)) == kept
+
+
+@pytest.mark.parametrize("option", ["ddim10", (4, 5, 6), (25,)])
+@pytest.mark.parametrize("T", [50, 100])
+def test_a_respaced_walk_between_two_steps_visits_the_nodes_between(option, T):
+    nodes = respaced(T, option)
+    for start in range(T - 1):
+        for stop in range(-1, start):
+            pairs = DDIM(steps=option).timesteps(start, stop, num_steps=T)
+            expected = [stop, *(node for node in nodes if stop < node < start), start]
+            assert [*(s for _, s in reversed(pairs)), pairs[0][0]] == expected
+    whole = DDIM(steps=option).timesteps(T - 1, num_steps=T)
+    assert asked(whole) == nodes  # pure noise is taken to be at the highest of them
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "option", "line"),
+    [
+        (1000, "ddim300", "steps=ddim300: no whole stride takes 300 of 1000 steps; try steps=300"),
+        (
+            10,
+            (3, 6),
+            "steps=[3,6]: section 2 of 10 steps has 5; take at most so many",
+        ),
+        (2, (1, 1, 1), "steps=[1,1,1]: section 3 of 2 steps has 0; take at most so many"),
+    ],
+)
+def test_respacings_that_do_not_fit_the_process(num_steps, option, line):
+    with pytest.raises(ConfigError) as caught:
+        DDIM(steps=option).timesteps(num_steps - 1)
+    assert str(caught.value) == line
+
+
+NO_NUMBER = "is no number of steps; take a number, ddim50, or sections such as [10,15,20]"
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        *((word, f"steps={word}: {NO_NUMBER}") for word in ("ddim0", "ddim", "50", "ddim5x")),
+        ((), "steps=[]: must be sections of at least 1 step each"),
+        ((3, 0), "steps=[3,0]: must be sections of at least 1 step each"),
+        (0, "steps=0: must be at least 1; null = the default"),
+    ],
+)
+def test_steps_that_no_process_has(option, line):
+    for sampler in (DDPM, DDIM):
+        with pytest.raises(ConfigError) as caught:
+            sampler(steps=option)
+        assert str(caught.value) == line
 
 
 @pytest.mark.parametrize("num_steps", [50, 1000])

@@ -1,0 +1,100 @@
+"""``ddpm-export``: the network of a checkpoint as a file that other systems load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ddpm.cli import app
+from ddpm.errors import require
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ddpm.interop.original import Described
+    from ddpm.training.checkpoint import Checkpoint
+
+
+def main() -> None:
+    """The console script."""
+    app.main("export", lambda: export)
+
+
+def export(
+    *,
+    ckpt: str,
+    format: str,
+    weights: Literal["ema", "raw"],
+    version: str | None,
+    out: str | None,
+    plugins: list[str],
+) -> None:
+    """Write the file, and beside it what else loading it takes."""
+    import safetensors.torch
+
+    from ddpm.interop.files import write
+    from ddpm.training import checkpoint
+
+    found = checkpoint.find(ckpt, app.warn)
+    ending = ".safetensors" if format == "safetensors" else ".pt"
+    default = found.run / "exported" / f"step-{found.step:08d}-{format}{ending}"
+    target = Path(default if out is None else out)
+    if format == "safetensors":
+        require(version is None, "version", version, "is for other systems; leave it out")
+        told = {"config": json.dumps(found.config), "step": str(found.step), "weights": weights}
+        write(target, safetensors.torch.save(found.weights(weights), told))
+        print(f"done: {target} (our names; its metadata hold the config)", flush=True)
+        return
+    content, arguments = _taken(found, format, weights, version)
+    write(target, content)
+    beside = target.with_suffix(".json")
+    write(beside, (json.dumps(arguments, indent=1) + "\n").encode())
+    print(f"done: {target} ({beside.name} has the arguments of its network)", flush=True)
+
+
+def _taken(
+    found: Checkpoint, format: str, weights: Literal["ema", "raw"], version: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The content of the original's file, and what is to be said when it is loaded."""
+    from ddpm import instantiate
+    from ddpm.interop.take import take
+
+    network, process, facts = instantiate.trained(found, weights)
+    taken = take(
+        format,
+        _described(found, network, facts.shape[1:]),
+        {which: found.weights(which) for which in ("raw", "ema")},
+        weights,
+        diffusion=process,
+        step=found.step,
+        version=version,
+    )
+    config = {key: found.config[key] for key in ("schedule", "objective", "diffusion")}
+    return taken.content, {"format": format, "network": taken.kwargs, "process": config}
+
+
+def _described(found: Checkpoint, network: nn.Module, size: tuple[int, ...]) -> Described:
+    """The network of a checkpoint, with all of its options."""
+    from ddpm import instantiate
+    from ddpm.interop.original import Described
+    from ddpm.models.layers import Network
+
+    problem = "is a network of a plugin, which no other system has"
+    require(isinstance(network, Network), "format", None, problem)
+    assert isinstance(network, Network)
+    node = instantiate.complete(found.config["model"], "model")
+    options = instantiate.check({k: v for k, v in node.items() if k != "_target_"}, type(network))
+    return Described(
+        type(network),
+        network.channels,
+        network.out_channels,
+        size,
+        network.num_classes,
+        network.self_condition,
+        options,
+    )
+
+
+if __name__ == "__main__":
+    main()

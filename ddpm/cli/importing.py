@@ -1,0 +1,181 @@
+"""``ddpm-import``: a run out of a checkpoint of another system."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddpm.cli import app
+from ddpm.errors import ConfigError, render, require
+
+if TYPE_CHECKING:
+    from ddpm.instantiate import Facts
+    from ddpm.interop.bring import Brought
+
+Node = dict[str, Any]
+AXES = {1: "length", 2: "height and width", 3: "frames, height and width"}
+
+
+def main() -> None:
+    """The console script."""
+    app.main("import", lambda: bring)
+
+
+def bring(
+    *,
+    source: str,
+    file: str,
+    ema: str | None,
+    recipe: str | None,
+    version: str | None,
+    network: dict[str, Any],
+    size: int | list[int] | None,
+    given_channels: list[int] | None,
+    cond_frames: int,
+    step: int | None,
+    name: str | None,
+    out: str,
+    plugins: list[str],
+    schedule: Node | None = None,
+    objective: Node | None = None,
+    diffusion: Node | None = None,
+    timesteps: Node | None = None,
+    data: Node | None = None,
+) -> None:
+    """Read the checkpoint, say what it is, and write a run with one checkpoint."""
+    from ddpm import __version__, instantiate
+    from ddpm.interop.bring import bring as read
+    from ddpm.training import checkpoint
+    from ddpm.training.run import Run
+
+    require(step is None or step >= 0, "step", step, "must be 0 or above")
+    found = read(source, file, ema, recipe, version, network)
+    taken = found.step if step is None else step
+    said = {
+        "schedule": schedule,
+        "objective": objective,
+        "diffusion": diffusion,
+        "timesteps": timesteps,
+    }
+    config: Node = {
+        "model": instantiate.node(found.described.target, found.described.options),
+        **found.process.nodes(),
+        **{key: node for key, node in said.items() if node is not None},
+    }
+    if data is not None:
+        config["data"] = data
+    config = {"seed": 0, **{k: instantiate.complete(node, k) for k, node in config.items()}}
+    facts = _facts(found, size, given_channels, cond_frames, data)
+    _check(config, facts, found)
+    run = Run(_folder(name, out, source))
+    print("\n".join(_told(found, config, facts, source)), flush=True)
+    run.create(instantiate.to_yaml(config))
+    came = {"source": source, "file": str(Path(file).resolve()), "recipe": recipe}
+    header = {"ddpm": __version__, "config": config, **facts.state(), "step": taken, "came": came}
+    state = {
+        "step": taken,
+        "num_updates": 0,  # the optimizer is new: its learning rate warms up
+        "optimizer": None,
+        "ema": {"step": max(taken, 1_000_000), "initted": 1},  # past the warm-up
+        "timesteps": None,
+        "scaler": None,
+    }
+    checkpoint.save(run.path / checkpoint.FOLDER, header, raw=found.raw, ema=found.ema, state=state)
+    print(f"done: {run.path}\nsample it with: ddpm-sample ckpt={run.path}", flush=True)
+
+
+def _facts(
+    found: Brought,
+    size: int | list[int] | None,
+    given_channels: list[int] | None,
+    cond_frames: int,
+    data: Node | None,
+) -> Facts:
+    """Shape, classes and codec: of the data if they are named, else of what the network takes."""
+    from ddpm import instantiate
+    from ddpm.data import Codec, Condition, ImageCodec, SequenceCodec, VideoCodec
+
+    described = found.described
+    if data is not None:
+        return instantiate.Facts.of(instantiate.dataset({"data": data}))
+    axes = len(described.size)
+    spatial = [size] * min(axes, 2) if isinstance(size, int) else size or found.size
+    what = AXES[axes]
+    if spatial is None:
+        problem = f"is missing: the weights do not show it; add size=... ({what} of the data)"
+        raise ConfigError("size", None, problem)
+    require(len(spatial) == axes, "size", size, f"must be {axes} numbers: {what}")
+    shape = (described.channels, *spatial)
+    low, high = found.values or (None, None)
+    if axes == 3:
+        answered = described.out_channels // (2 if found.learned else 1)
+        rest = tuple(range(answered, described.channels))
+        given = rest if given_channels is None else tuple(given_channels)
+        condition = Condition(cond_frames=cond_frames, channels=given)
+        codec: Codec = VideoCodec(shape, low, high, condition)
+    elif axes == 2:
+        codec = ImageCodec(shape)
+    else:
+        codec = SequenceCodec(shape, *(found.values or (-1.0, 1.0)))
+    return instantiate.Facts(shape, described.num_classes, None, codec)
+
+
+def _check(config: Node, facts: Facts, found: Brought) -> None:
+    """Refuse a process or data that the network is not for."""
+    from ddpm import instantiate
+
+    described, process = found.described, instantiate.diffusion(config, facts)
+    channels = facts.shape[0]
+    for key, have, need in (
+        ("data", channels, described.channels),
+        ("data.class_cond", facts.num_classes, described.num_classes),
+        ("diffusion.self_condition", process.self_condition, described.self_condition),
+    ):
+        problem = f"the network has {render(need)} there; say what it was trained with"
+        require(have == need, key, have, problem)
+    answers, needed = described.out_channels, process.output_channels(channels)
+    problem = (
+        f"needs a network that answers with {needed} channels and this one has {answers}; take "
+        "diffusion=iddpm for a learned variance, or given_channels=[...] for channels that the "
+        "network only takes"
+    )
+    require(answers == needed, "diffusion.variance", process.variance, problem)
+    instantiate.network(config, facts, process)
+
+
+def _folder(name: str | None, out: str, source: str) -> Path:
+    """A new folder for the run; ConfigError where the name is taken."""
+    from ddpm.training.run import new_folder
+
+    if name is None:
+        return new_folder(Path(out), f"{time.strftime('%Y%m%d-%H%M%S')}-{source}")
+    folder = Path(out, name)
+    problem = "there is such a folder; choose another name, or delete it"
+    require(not folder.exists(), "name", name, problem)
+    return folder
+
+
+def _told(found: Brought, config: Node, facts: Facts, source: str) -> list[str]:
+    """What was found, and what had to be assumed."""
+    described = found.described
+    weights = sum(value.numel() for value in found.raw.values())
+    size = "x".join(map(str, facts.shape))
+    classes = "" if facts.num_classes is None else f", {facts.num_classes} classes"
+    lines = [f"{source}: {described.target.__name__}, {weights:,} parameters, for {size}{classes}"]
+    if found.assumed:
+        said = ", ".join(f"{name}={render(value)}" for name, value in found.assumed.items())
+        lines.append(f"assumed, for the weights do not show it (network.<name>=... to say): {said}")
+    schedule, diffusion = config["schedule"], config["diffusion"]
+    names = (config[key]["_target_"].rpartition(".")[2] for key in ("schedule", "objective"))
+    lines.append(
+        f"process: {', '.join(names)}, {schedule['num_steps']} steps, variance "
+        f"{diffusion['variance']} (schedule=, objective=, diffusion= to say otherwise)"
+    )
+    if found.raw is found.ema:
+        lines.append("no averaged weights were found: the average starts at the weights themselves")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Reading and taking apart the files that the originals' training wrote."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ddpm.errors import ConfigError, require
+from ddpm.files import replacing
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a file of an original holds.
+
+    Attributes:
+        raw: the weights of the network, by the original's names.
+        ema: their average, where it was kept in the same file.
+        buffers: the tables of the process, ``betas`` among them; empty for a bare network.
+        step: how many optimizer steps were taken, where it is told.
+        version: of the original, where it is stated.
+    """
+
+    raw: dict[str, Tensor]
+    ema: dict[str, Tensor] | None = None
+    buffers: Mapping[str, Tensor] | None = None
+    step: int | None = None
+    version: str | None = None
+
+
+def read(path: str, key: str = "file") -> dict[str, Any]:
+    """The content of a ``.safetensors`` file or of one that ``torch.save`` wrote, on the CPU.
+
+    Only tensors and plain data are read; nothing in the file is run.
+
+    Raises:
+        ConfigError: (key ``key``) it is not there, is neither, or holds anything else.
+    """
+    place = Path(path).expanduser()
+    require(place.is_file(), key, path, "there is no such file")
+    try:
+        if place.suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(place))
+        with warnings.catch_warnings(action="ignore"):
+            found = torch.load(place, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        what = re.search(r"GLOBAL (\S+)", str(error))
+        named = f" ({what[1]})" if what else ""
+        problem = (
+            f"holds more than tensors and plain data{named}, which is not safe to load; save the "
+            "state dict alone, with torch.save(model.state_dict(), ...)"
+        )
+        raise ConfigError(key, path, problem) from error
+    except (OSError, RuntimeError, EOFError, ValueError, safetensors.SafetensorError) as error:
+        problem = "cannot be read as a checkpoint; it may be cut short, or of another kind"
+        raise ConfigError(key, path, problem) from error
+    good = isinstance(found, Mapping) and all(isinstance(name, str) for name in found)
+    require(good, key, path, "holds no state dict")
+    return dict(found)
+
+
+def bare(checkpoint: Mapping[str, Any]) -> Parts:
+    """A state dict alone, as improved-diffusion and guided-diffusion save it."""
+    state = unwrapped(checkpoint)
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    problem = "holds no weights; give the file of a network's state dict"
+    require(bool(tensors) and len(tensors) == len(state), "file", None, problem)
+    return Parts(tensors)
+
+
+def unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the ``module.`` that a distributed wrapper puts before every name."""
+    inside = under("module.", state)
+    return inside if len(inside) == len(state) else dict(state)
+
+
+def under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries with that prefix, without it."""
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
+
+
+def step_in(path: str) -> int | None:
+    """The step in the name of a file: ``ema_0.9999_500000.pt``, ``model-10.pt`` tell theirs."""
+    told = re.search(r"(?:^model|^ema_[0-9.]+_)(\d{5,})\.pt$", Path(path).name)
+    return int(told[1]) if told else None
+
+
+def write(path: Path, content: bytes | Mapping[str, Any]) -> None:
+    """Write bytes, or with ``torch.save`` a dictionary; never half a file.
+
+    Raises:
+        ConfigError: (key ``out``) the file system refuses.
+    """
+    try:
+        with replacing(path) as aside:
+            if isinstance(content, bytes):
+                aside.write_bytes(content)
+            else:
+                torch.save(dict(content), aside)
+    except ConfigError as error:
+        raise ConfigError("out", str(path), error.problem) from error

@@ -1,0 +1,74 @@
+"""The processes of the originals, as nodes of our config: schedule, objective, diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Node = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Process:
+    """Config nodes; options that a node leaves out are at our constructors' defaults.
+
+    Attributes:
+        schedule: of the noise.
+        objective: what the network predicts.
+        diffusion: variances and losses.
+        timesteps: how t is drawn in training.
+    """
+
+    schedule: Node
+    objective: Node
+    diffusion: Node = field(default_factory=lambda: node("GaussianDiffusion"))
+    timesteps: Node = field(default_factory=lambda: node("Uniform"))
+
+    def nodes(self) -> dict[str, Node]:
+        """By their keys in a config."""
+        return {
+            "schedule": self.schedule,
+            "objective": self.objective,
+            "diffusion": self.diffusion,
+            "timesteps": self.timesteps,
+        }
+
+
+def node(target: str, **options: Any) -> Node:
+    """A config node of what ``ddpm.diffusion`` exports."""
+    return {"_target_": f"ddpm.diffusion.{target}", **options}
+
+
+_OBJECTIVES = {"pred_noise": "PredNoise", "pred_x0": "PredX0", "pred_v": "PredV"}
+
+
+def objective(name: str, **options: Any) -> Node:
+    """The node of an objective by the name that our config, and lucidrains, give it."""
+    return node(_OBJECTIVES[name], **options)
+
+
+def openai(told: Mapping[str, Any]) -> Process:
+    """The process that flags of improved-diffusion's or guided-diffusion's scripts describe.
+
+    Args:
+        told: as :class:`ddpm.interop.recipes.Recipe` has it under ``process``.
+    """
+    steps, learned = told["num_timesteps"], told["learn_sigma"]
+    fixed = "fixed_small" if told["sigma_small"] else "fixed_large"
+    # Unrescaled, the bound's term counts once in the hybrid loss; ours is the weight of T terms.
+    weight = 0.001 if told["rescale_learned_sigmas"] else 1 / steps
+    diffusion = node(
+        "GaussianDiffusion",
+        variance="learned_range" if learned else fixed,
+        loss=told["loss"],
+        vlb_weight=weight,
+        rescale_timesteps=told["rescale_timesteps"],
+    )
+    drawn = "LossSecondMoment" if told["loss"] == "vlb" else "Uniform"
+    return Process(
+        node(told["schedule"], num_steps=steps),
+        objective(told["objective"]),
+        diffusion,
+        node(drawn),
+    )

@@ -1,0 +1,190 @@
+"""How the video U-Nets attend: along time, and between the pixels of a frame.
+
+Everything takes ``(B, C, F, H, W)``, F frames of H x W, and adds its own residual.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.models.layers import at_least_float32, attend, linear_attend
+
+SPATIAL_DIM_HEAD = 32
+"""The width of a head within a frame, which the originals do not let be chosen."""
+
+_NUM_BUCKETS, _MAX_DISTANCE = 32, 32
+
+
+class LayerNorm(nn.Module):
+    """Normalisation over the channels of each position, with a gain alone (Ba 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(1, channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(B, C, F, H, W)``."""
+        wide = at_least_float32(x)
+        var, mean = torch.var_mean(wide, dim=1, correction=0, keepdim=True)
+        return ((wide - mean) * (var + 1e-5).rsqrt() * self.gamma).to(x.dtype)
+
+
+class RelativePositionBias(nn.Module):
+    """What each head adds to the score of two frames, by how far apart they are (Raffel 2020, T5).
+
+    Half of the 32 buckets are for keys that come later. Of the other half, distances below 8 have
+    a bucket each, those from 8 to 32 share the rest by their logarithm, and all above have the
+    last.
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.relative_attention_bias = nn.Embedding(_NUM_BUCKETS, heads)
+
+    def forward(self, num_frames: int) -> Tensor:
+        """``(heads, num_frames, num_frames)``: of queries, then of keys."""
+        at = torch.arange(num_frames, device=self.relative_attention_bias.weight.device)
+        return self.relative_attention_bias(_bucket(at[:, None] - at)).permute(2, 0, 1)
+
+
+def _bucket(behind: Tensor) -> Tensor:
+    """The bucket of a key that is so many frames behind its query."""
+    half, exact = _NUM_BUCKETS // 2, _NUM_BUCKETS // 4
+    distance = behind.abs()
+    octaves = torch.log(distance.clamp(min=exact) / exact) / math.log(_MAX_DISTANCE / exact)
+    far = (exact + (octaves * (half - exact)).long()).clamp(max=half - 1)
+    return torch.where(distance < exact, distance, far) + half * (behind < 0)
+
+
+class Rotary(nn.Module):
+    """Angles by which queries and keys turn with their position (Su 2021, "RoFormer", 3.2.2).
+
+    Pair i of the first ``dim`` features turns by ``10000 ** -(2 i / dim)`` a frame. ``freqs`` is a
+    parameter that is never trained, as in the original; it is computed, not stored, and remains
+    in float32 when the network is cast to something else.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.freqs = nn.Parameter(self._compute(), requires_grad=False)
+
+    def _compute(self) -> Tensor:
+        powers = torch.arange(0, self.dim, 2)[: self.dim // 2].float() / self.dim
+        return 1.0 / (10000**powers)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
+        super()._apply(fn, recurse)
+        if self.freqs.dtype != torch.float32:
+            self.freqs.data = self._compute().to(self.freqs.device)
+        return self
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Store nothing: the original has the same numbers at every attention."""
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Expect nothing."""
+
+    def forward(self, num_frames: int) -> Tensor:
+        """``(num_frames, dim // 2)`` angles in float32."""
+        at = torch.arange(num_frames, device=self.freqs.device)
+        return at[:, None].float() * self.freqs
+
+
+def _rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn the pairs of neighbouring features of ``(..., F, D)`` that there are angles for."""
+    turned, rest = x.split((2 * angles.shape[-1], x.shape[-1] - 2 * angles.shape[-1]), dim=-1)
+    even, odd = at_least_float32(turned).unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angles.cos(), angles.sin()
+    pairs = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    return torch.cat((pairs.flatten(-2).to(x.dtype), rest), dim=-1)
+
+
+@dataclass(frozen=True)
+class FrameAxis:
+    """What attention along time knows of the frames.
+
+    Attributes:
+        angles: ``(F, R)`` of the rotary embedding, float32.
+        bias: ``(heads, F, F)`` relative position bias.
+        focus: ``(B,)``, true where every frame attends to itself alone; None is nowhere.
+    """
+
+    angles: Tensor
+    bias: Tensor
+    focus: Tensor | None
+
+
+class Attention(nn.Module):
+    """What attention along time and within frames share: norm, projections, heads."""
+
+    def __init__(self, channels: int, heads: int, dim_head: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = LayerNorm(channels)
+        self.to_qkv = nn.Linear(channels, 3 * heads * dim_head, bias=False)
+        self.to_out = nn.Linear(heads * dim_head, channels, bias=False)
+
+    def project(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``(A, heads, N, D)`` of ``(A, N, C)``."""
+        qkv = self.to_qkv(rows).unflatten(-1, (3, self.heads, -1)).transpose(1, 3)
+        q, k, v = qkv.unbind(2)
+        return q, k, v
+
+    def merge(self, out: Tensor) -> Tensor:
+        """Heads ``(A, heads, N, D)`` to ``(A, N, C)``."""
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+class TemporalAttention(Attention):
+    """Attention of every pixel along time, with its residual."""
+
+    def forward(self, x: Tensor, axis: FrameAxis) -> Tensor:
+        """Take ``(B, C, F, H, W)`` to the same shape."""
+        rows = self.norm(x).permute(0, 3, 4, 2, 1)
+        q, k, v = self.project(rows.flatten(0, 2))
+        q, k = _rotate(q, axis.angles), _rotate(k, axis.angles)
+        # Not `attend`: given a bias that learns it is slower than this on the CPU (for 16 frames
+        # by half), and in half precision it rounds the bias too.
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        weights = torch.softmax(at_least_float32(scores) + at_least_float32(axis.bias), dim=-1)
+        out = weights.to(v.dtype) @ v
+        if axis.focus is not None:
+            pixels = axis.focus.repeat_interleave(len(q) // len(x))
+            out = torch.where(pixels[:, None, None, None], v, out)
+        return x + self.merge(out).reshape(rows.shape).permute(0, 4, 3, 1, 2)
+
+
+class SpatialAttention(Attention):
+    """Attention between all pixels of a frame, with its residual."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take ``(B, C, F, H, W)`` to the same shape."""
+        rows = self.norm(x).permute(0, 2, 3, 4, 1)
+        out = attend(*self.project(rows.flatten(2, 3).flatten(0, 1)))
+        return x + self.merge(out).reshape(rows.shape).permute(0, 4, 1, 2, 3)
+
+
+class SpatialLinearAttention(nn.Module):
+    """Attention within a frame that is linear in the number of its pixels, with its residual."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        hidden = heads * SPATIAL_DIM_HEAD
+        self.norm = LayerNorm(channels)
+        self.to_qkv = nn.Conv2d(channels, 3 * hidden, 1, bias=False)
+        self.to_out = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take ``(B, C, F, H, W)`` to the same shape."""
+        frames = self.norm(x).transpose(1, 2).flatten(0, 1)
+        q, k, v = self.to_qkv(frames).flatten(2).unflatten(1, (3, self.heads, -1)).unbind(1)
+        out = linear_attend(q, k, v).flatten(1, 2).unflatten(-1, x.shape[3:])
+        return x + self.to_out(out).unflatten(0, (len(x), -1)).transpose(1, 2)

@@ -1,0 +1,159 @@
+"""The parts of the video U-Nets of video-diffusion-pytorch and DiffPhyCon, and their plan.
+
+Everything takes ``(B, C, F, H, W)``: F frames of H x W.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm.models.layers import GroupNorm, at_least_float32
+from ddpm.models.unet3d_attention import (
+    SPATIAL_DIM_HEAD,
+    SpatialAttention,
+    SpatialLinearAttention,
+    TemporalAttention,
+)
+
+
+def conv3d(channels: int, out_channels: int, kernel: tuple[int, int, int]) -> nn.Conv3d:
+    """A convolution with an odd kernel ``(F, H, W)`` that keeps the size."""
+    frames, height, width = (n // 2 for n in kernel)
+    return nn.Conv3d(channels, out_channels, kernel, padding=(frames, height, width))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over the channels of each position (Zhang, Sennrich 2019).
+
+    ``layers.RMSNorm`` with the gain in the shape ``(C, 1, 1, 1)`` of this original.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(B, C, F, H, W)``."""
+        unit = F.normalize(at_least_float32(x), dim=1)
+        return (unit * (self.gamma * math.sqrt(x.shape[1]))).to(x.dtype)
+
+
+class Block(nn.Module):
+    """A convolution, a norm, the scale and shift that tell the time, and SiLU.
+
+    Group normalisation takes its statistics over all frames; without groups each position is
+    normalised by itself.
+    """
+
+    def __init__(
+        self, channels: int, out_channels: int, kernel: tuple[int, int, int], groups: int | None
+    ) -> None:
+        super().__init__()
+        self.proj = conv3d(channels, out_channels, kernel)
+        self.norm = RMSNorm(out_channels) if groups is None else GroupNorm(groups, out_channels)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor, scale_shift: Tensor | None = None) -> Tensor:
+        """Take ``(B, C, F, H, W)``, told ``(B, 2 * out_channels, 1, 1, 1)`` or nothing."""
+        x = self.norm(self.proj(x))
+        if scale_shift is not None:
+            scale, shift = scale_shift.chunk(2, dim=1)
+            x = x * (scale + 1) + shift
+        return self.act(x)
+
+
+class ResnetBlock(nn.Module):
+    """Two blocks around a residual; the first is told the time and the condition, if any is."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        *,
+        kernel: tuple[int, int, int],
+        groups: int | None,
+        embedding_channels: int | None,
+    ) -> None:
+        super().__init__()
+        self.mlp: nn.Sequential | None = None
+        if embedding_channels is not None:
+            self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, 2 * out_channels))
+        self.block1 = Block(channels, out_channels, kernel, groups)
+        self.block2 = Block(out_channels, out_channels, kernel, groups)
+        self.res_conv: nn.Module = nn.Identity()
+        if channels != out_channels:
+            self.res_conv = conv3d(channels, out_channels, (1, 1, 1))
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Take ``(B, channels, F, H, W)`` and ``(B, E)`` to ``(B, out_channels, F, H, W)``."""
+        told = None
+        if self.mlp is not None:
+            told = self.mlp(embedding)[:, :, None, None, None]
+        return self.block2(self.block1(x, told)) + self.res_conv(x)
+
+
+def _resample(conv: Callable[..., nn.Module], channels: int) -> nn.Module:
+    """Half the height and width by windows of 4 x 4, or with a transposed convolution twice."""
+    return conv(channels, channels, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the network is made of, settled for every level: it knows how to make each part."""
+
+    kernel: tuple[int, int, int]  # of the residual blocks
+    widths: tuple[int, ...]  # of the stem, then of every level
+    embedding_channels: int  # of the time and the condition together
+    groups: int | None
+    heads: int
+    dim_head: int
+    linear_attention: bool
+
+    def residual(self, channels: int, out_channels: int, *, told: bool = True) -> ResnetBlock:
+        """A residual block, told the time or (the last one) nothing."""
+        return ResnetBlock(
+            channels,
+            out_channels,
+            kernel=self.kernel,
+            groups=self.groups,
+            embedding_channels=self.embedding_channels if told else None,
+        )
+
+    def temporal(self, channels: int) -> TemporalAttention:
+        """Attention along time."""
+        return TemporalAttention(channels, self.heads, self.dim_head)
+
+    def spatial(self, channels: int) -> SpatialAttention:
+        """Attention within frames, for the middle."""
+        return SpatialAttention(channels, self.heads, SPATIAL_DIM_HEAD)
+
+    def down(self, level: int) -> nn.ModuleList:
+        """Two blocks, attention, and half the height and width, which the last level keeps."""
+        width, next_width = self.widths[level : level + 2]
+        last = level == len(self.widths) - 2
+        resample = nn.Identity() if last else _resample(nn.Conv3d, next_width)
+        return self._level(width, next_width, resample)
+
+    def up(self, level: int) -> nn.ModuleList:
+        """Two blocks, attention, and twice the height and width, which the first level keeps."""
+        next_width, width = self.widths[level : level + 2]  # the way down seen backwards
+        resample = nn.Identity() if level == 0 else _resample(nn.ConvTranspose3d, next_width)
+        return self._level(2 * width, next_width, resample)
+
+    def _level(self, channels: int, out_channels: int, resample: nn.Module) -> nn.ModuleList:
+        linear = self.linear_attention
+        return nn.ModuleList(
+            [
+                self.residual(channels, out_channels),
+                self.residual(out_channels, out_channels),
+                SpatialLinearAttention(out_channels, self.heads) if linear else nn.Identity(),
+                self.temporal(out_channels),
+                resample,
+            ]
+        )

@@ -1,0 +1,209 @@
+"""Given entries: the mask's meaning, no noise, no loss, fewer outputs."""
+
+import pytest
+import torch
+
+from ddpm.diffusion import (
+    Denoiser,
+    GaussianDiffusion,
+    Given,
+    Guided,
+    PredNoise,
+    PredV,
+    PredX0,
+    bound_term,
+    cosine,
+    prior_term,
+)
+from tests.oracle import normal
+
+SCHEDULE = cosine(num_steps=50)
+STEPS = torch.tensor([0, 20, 49])
+OBJECTIVES = [PredNoise, PredX0, PredV]
+
+
+def mask_of(shape, channels=(), frames=0):
+    """True in whole channels and in the first places of the axis after them."""
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[list(channels)] = True
+    mask[:, :frames] = True
+    return mask
+
+
+MASKS = [
+    mask_of((3, 5), channels=[1]),
+    mask_of((3, 5), frames=2),
+    mask_of((3, 4, 2), channels=[0, 2], frames=1),
+    mask_of((3, 4, 2, 2), channels=[0], frames=3),
+]
+
+
+def batch(mask, seed=0):
+    x0, noise = normal(seed)(torch.empty(2, 3, *mask.shape))
+    return x0, noise
+
+
+def test_nothing_given_changes_nothing():
+    given, x = Given(), normal(0)(torch.empty(2, 3, 4))
+    assert not given
+    assert given.channels == []
+    assert given.keep(x, x + 1) is x
+    assert given.drawn(x) is x
+    assert given.whole(x + 2, x).equal(x + 2)
+    torch.testing.assert_close(given.mean(x), x.flatten(1).mean(1))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_what_is_given_and_what_is_drawn(mask):
+    given = Given(mask)
+    assert given
+    x, clean = batch(mask)
+    kept = given.keep(x, clean)
+    assert torch.equal(kept, torch.where(mask, clean, x))
+    whole = [channel for channel in range(3) if mask[channel].all()]
+    free = [channel for channel in range(3) if channel not in whole]
+    assert given.channels == whole
+    assert torch.equal(given.drawn(x), x[:, free])
+    back = given.whole(given.drawn(clean), x)
+    assert torch.equal(back[:, free], clean[:, free])
+    assert torch.equal(back[:, whole], x[:, whole])
+    counts = [~mask[channel].expand(x.shape[2:]) for channel in free]
+    expected = torch.stack(
+        [
+            torch.cat([row[channel][where] for channel, where in zip(free, counts, strict=True)])
+            for row in x
+        ]
+    ).mean(1)
+    torch.testing.assert_close(given.mean(given.drawn(x)), expected)
+
+
+def test_a_mask_broadcasts_over_what_it_leaves_out():
+    x, clean = batch(torch.zeros(3, 4, 5))
+    narrow, wide = torch.tensor([True, False, False]).reshape(3, 1, 1), torch.zeros(3, 4, 5)
+    wide[0] = 1
+    for left, right in ((narrow, wide.bool()), (mask_of((3, 4, 1), frames=2), None)):
+        right = left.expand(3, 4, 5).clone() if right is None else right
+        assert torch.equal(Given(left).keep(x, clean), Given(right).keep(x, clean))
+        assert Given(left).channels == Given(right).channels
+        part = Given(left).drawn(x)
+        torch.testing.assert_close(Given(left).mean(part), Given(right).mean(part))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_given_entries_get_no_noise(mask):
+    x0, noise = batch(mask)
+    with_mask = GaussianDiffusion(SCHEDULE, PredNoise(), mask)
+    plain = GaussianDiffusion(SCHEDULE, PredNoise()).diffuse(x0, STEPS, noise)
+    assert torch.equal(with_mask.diffuse(x0, STEPS, noise), torch.where(mask, x0, plain))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(
+    ("variance", "loss"),
+    [("fixed_small", "simple"), ("learned_range", "hybrid"), ("fixed_large", "vlb")],
+)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_given_entries_have_no_loss_and_no_gradient(mask, variance, loss, objective):
+    """The loss is that of the rest alone, as if it were all there is."""
+    x0, noise = batch(mask)
+    process = GaussianDiffusion(SCHEDULE, objective(), mask, variance=variance, loss=loss)
+    free = [channel for channel in range(3) if not mask[channel].all()]
+    width = process.output_channels(3)
+    assert width == len(free) * (2 if process.learns_variance else 1)
+    answer = normal(7)(torch.empty(3, width, *mask.shape[1:])).requires_grad_()
+    value = process.loss(lambda x, time: answer, x0, STEPS, noise)
+    value.sum().backward()
+    counted = ~mask[free]
+    halves = answer.split(len(free), dim=1)
+    for grad in answer.grad.split(len(free), dim=1):
+        assert not grad[:, ~counted].any()
+        if loss == "simple":
+            assert (grad[:, counted] != 0).all()
+    alone = GaussianDiffusion(SCHEDULE, objective(), variance=variance, loss=loss)
+    flat = torch.stack([half.detach()[:, counted] for half in halves], dim=1)
+    rest = [x[:, free][:, counted][:, None] for x in (x0, noise)]
+    expected = alone.loss(lambda x, time: flat, rest[0], STEPS, rest[1])
+    torch.testing.assert_close(value.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_what_stands_in_given_entries_of_an_answer_does_not_count(mask):
+    x0, noise = batch(mask)
+    process = GaussianDiffusion(SCHEDULE, PredV(), mask)
+    answer = normal(8)(process.given.drawn(x0))
+    other = torch.where(process.given.drawn(mask[None]), answer + 9, answer)
+    first, second = (
+        process.loss(lambda x, time, said=said: said, x0, STEPS, noise) for said in (answer, other)
+    )
+    assert torch.equal(first, second)
+    x_t = process.diffuse(x0, STEPS, noise)
+    for said in (answer, other):
+        belief = process.read(said, x_t, STEPS)
+        assert torch.equal(belief.x0[:, mask], x0[:, mask])
+    assert torch.equal(process.read(answer, x_t, STEPS).x0, process.read(other, x_t, STEPS).x0)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_bound_and_the_prior_are_of_what_is_not_given(mask):
+    x0, noise = batch(mask)
+    process, alone = (GaussianDiffusion(SCHEDULE, PredX0(), of) for of in (mask, None))
+    free = [channel for channel in range(3) if not mask[channel].all()]
+    counted = ~mask[free]
+    rest = x0[:, free][:, counted][:, None]
+    torch.testing.assert_close(prior_term(process, x0), prior_term(alone, rest))
+    x_t, guess = process.diffuse(x0, STEPS, noise), 0.5 * x0
+    belief = process.read(process.given.drawn(guess), x_t, STEPS)
+    small = alone.read(0.5 * rest, x_t[:, free][:, counted][:, None], STEPS)
+    ours = bound_term(process, belief, x0, x_t, STEPS)
+    theirs = bound_term(alone, small, rest, x_t[:, free][:, counted][:, None], STEPS)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("clip", ["none", "static", "dynamic"])
+def test_a_denoiser_believes_the_given_entries(mask, clip):
+    x0, noise = batch(mask)
+    x0 = 3 * x0  # beyond the bounds: what is given is not clipped
+    process = GaussianDiffusion(SCHEDULE, PredV(), mask)
+    x_t = process.diffuse(x0, torch.full((3,), 30), noise)
+    answer = normal(9)(process.given.drawn(x0))
+    belief = Denoiser(lambda x, time: answer, process, clip=clip)(x_t, 30)
+    assert belief.x0.shape == belief.eps.shape == x0.shape
+    assert torch.equal(belief.x0[:, mask], x0[:, mask])
+    if clip == "static":
+        assert belief.x0[:, ~mask].abs().max() <= 1
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_guidance_sees_the_given_entries_and_leaves_them(mask):
+    x0, noise = batch(mask)
+    process = GaussianDiffusion(SCHEDULE, PredNoise(), mask)
+    x_t = process.diffuse(x0, torch.full((3,), 30), noise)
+
+    def network(x, time, y):
+        assert torch.equal(x, torch.cat([x_t, x_t]))
+        return 0.1 * y.reshape(-1, *[1] * mask.ndim) * torch.ones_like(process.given.drawn(x))
+
+    guided = Guided(Denoiser(network, process, clip="none"), null_label=4, scale=3.0)
+    belief = guided(x_t, 30, y=torch.tensor([1, 2, 3]))
+    assert torch.equal(belief.x0[:, mask], x0[:, mask])
+    a, s = SCHEDULE.signal_noise(30)
+    for row, label in enumerate((1, 2, 3)):
+        expected = (x_t[row] - s * (0.4 + 3 * 0.1 * (label - 4))) / a
+        torch.testing.assert_close(belief.x0[row][~mask], expected[~mask], rtol=1e-4, atol=1e-5)
+
+
+def test_self_conditioning_is_told_what_is_given():
+    mask = MASKS[2]
+    x0, noise = batch(mask)
+    process = GaussianDiffusion(SCHEDULE, PredV(), mask, self_condition=True)
+    known = []
+
+    def network(x_t, time, x_self_cond):
+        known.append(x_self_cond)
+        return process.given.drawn(x_t)
+
+    process.loss(network, x0, STEPS, noise, estimator=network)
+    assert not known[0].any()
+    assert known[1].shape == x0.shape
+    assert torch.equal(known[1][:, mask], x0[:, mask])

@@ -1,0 +1,145 @@
+"""Sampling with given entries: they stay, the network sees them clean, the rest follows them."""
+
+import math
+
+import pytest
+import torch
+
+from ddpm.diffusion import Denoiser, GaussianDiffusion, PredV, PredX0, cosine
+from ddpm.samplers import DDIM, DDPM
+from tests.oracle import normal
+
+SAMPLERS = [DDPM(), DDPM(steps=7), DDIM(steps=9), DDIM(steps=9, eta=1.0), DDIM(steps="ddim10")]
+CHANNELS = torch.tensor([[True], [False], [False]])
+PLACES = torch.zeros(3, 4, dtype=torch.bool)
+PLACES[:, :2] = True
+BOTH = CHANNELS | PLACES
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("mask", [CHANNELS, PLACES, BOTH])
+@pytest.mark.parametrize("learned", [False, True])
+def test_given_entries_are_clean_at_every_step_and_kept_bit_for_bit(sampler, mask, learned):
+    variance = {"variance": "learned_range", "loss": "hybrid"} if learned else {}
+    process = GaussianDiffusion(cosine(num_steps=50), PredV(), mask, **variance)
+    known, x = 3 * normal(0)(torch.empty(2, 2, 3, 4))  # beyond the bounds, which clip the rest
+    where = mask.expand(3, 4)
+    seen, told = [], []
+
+    def network(x_t, time):
+        seen.append(x_t)
+        answer = process.given.drawn(torch.sin(x_t))
+        return torch.cat([answer, answer], dim=1) if learned else answer
+
+    out = sampler.sample(
+        Denoiser(network, process),
+        x,
+        randn_like=normal(1),
+        known=known,
+        on_step=lambda done, total, x: told.append(x),
+    )
+    assert out.shape == x.shape
+    assert len(seen) == len(told) == len(sampler.timesteps(49))
+    for each in (*seen, *told, out):
+        assert torch.equal(each[:, where], known[:, where])
+    assert torch.equal(seen[0][:, ~where], x[:, ~where])
+    assert out[:, ~where].abs().max() <= 1
+    assert (out[:, ~where] - known[:, ~where]).abs().min() > 0
+
+
+def test_what_known_has_elsewhere_does_not_count():
+    process = GaussianDiffusion(cosine(num_steps=50), PredV(), BOTH)
+    known, x, other = normal(2)(torch.empty(3, 2, 3, 4))
+    denoiser = Denoiser(lambda x_t, time: process.given.drawn(torch.sin(x_t)), process)
+    first, second = (
+        DDPM(steps=10).sample(denoiser, x, randn_like=normal(3), known=clean)
+        for clean in (known, torch.where(BOTH, known, other))
+    )
+    assert torch.equal(first, second)
+
+
+def test_a_walk_in_two_parts_keeps_them_too():
+    process = GaussianDiffusion(cosine(num_steps=50), PredV(), PLACES)
+    known, x = normal(4)(torch.empty(2, 2, 3, 4))
+    denoiser = Denoiser(lambda x_t, time: torch.sin(x_t), process)
+    whole = DDIM(steps=50).sample(denoiser, x, randn_like=normal(5), known=known)
+    half = DDIM(steps=50).sample(denoiser, x, randn_like=normal(5), known=known, stop=20)
+    assert torch.equal(half[:, PLACES], known[:, PLACES])
+    rest = DDIM(steps=50).sample(denoiser, half, randn_like=normal(5), known=known, start=20)
+    assert torch.equal(rest, whole)
+
+
+@pytest.mark.parametrize("mask", [None, PLACES])
+def test_known_entries_and_a_process_that_has_them_go_together(mask):
+    process = GaussianDiffusion(cosine(num_steps=50), PredV(), mask)
+    x = torch.zeros(2, 3, 4)
+    known = x if mask is None else None
+    with pytest.raises(AssertionError, match="known entries are for a process that has given"):
+        DDIM(steps=2).sample(
+            Denoiser(lambda x_t, time: x_t, process), x, randn_like=normal(6), known=known
+        )
+
+
+MU, SIGMA = (0.2, -0.3), (0.5, 0.7)
+
+
+class Pair:
+    """Two correlated Gaussians, and the network that knows the second given the first.
+
+    The first stands in entry ``first`` of a sample and is given, the second in ``second``.
+    """
+
+    def __init__(self, schedule, correlation, first, second):
+        self.schedule, self.first, self.second = schedule, first, second
+        self.slope = correlation * SIGMA[1] / SIGMA[0]
+        self.left = SIGMA[1] ** 2 * (1 - correlation**2)
+
+    def mean(self, given):
+        """Of the second, given the first."""
+        return MU[1] + self.slope * (given - MU[0])
+
+    def network(self, x_t, time):
+        """E[second | its x_t, the first] in both entries, as a network without given channels."""
+        a, s = self.schedule.signal_noise(int(time[0]))
+        mean = self.mean(x_t[self.first])
+        gain = a * self.left / (a**2 * self.left + s**2)
+        return (mean + gain * (x_t[self.second] - a * mean)).unsqueeze(1)
+
+
+COUNT = 20000
+LAYOUTS = {
+    "channels": (torch.tensor([[True], [False]]), (slice(None), 0), (slice(None), 1)),
+    "places": (torch.tensor([[True, False]]), (slice(None), 0, 0), (slice(None), 0, 1)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("correlation", [0.9, -0.6, 0.0])
+@pytest.mark.parametrize("sampler", [DDPM(), DDPM(variance="fixed_large"), DDIM(steps=150)])
+def test_what_is_drawn_follows_what_is_given(layout, correlation, sampler):
+    mask, first, second = LAYOUTS[layout]
+    schedule = cosine(num_steps=200)
+    pair = Pair(schedule, correlation, first, second)
+    shape = (COUNT, 2, 1) if layout == "channels" else (COUNT, 1, 2)
+
+    def network(x_t, time):
+        answer = pair.network(x_t, time)
+        return answer if layout == "channels" else answer.expand(COUNT, 2).unsqueeze(1)
+
+    denoiser = Denoiser(network, GaussianDiffusion(schedule, PredX0(), mask), clip="none")
+    known = normal(7)(torch.empty(shape))
+    known[first] = MU[0] + SIGMA[0] * known[first]
+    x = normal(8)(torch.empty(shape))
+    out = sampler.sample(denoiser, x, randn_like=normal(9), known=known)
+    given, drawn = (out[part].double().flatten() for part in (first, second))
+    assert torch.equal(given, known[first].double().flatten())
+    std = math.sqrt(pair.left)
+    rest = drawn - pair.mean(given)
+    # Five standard errors, and what the steps leave out.
+    error = 5 / math.sqrt(COUNT)
+    assert abs(rest.mean().item()) < error * std
+    assert rest.std().item() == pytest.approx(std, rel=error / math.sqrt(2) + 0.02)
+    of_given = (rest * (given - MU[0])).mean().item() / (std * SIGMA[0])
+    assert abs(of_given) < error
+    assert drawn.mean().item() == pytest.approx(MU[1], abs=2 * error * SIGMA[1])
+    assert drawn.std().item() == pytest.approx(SIGMA[1], rel=2 * error + 0.01)
