@@ -22,15 +22,22 @@ from torch import Tensor
 from ddpm import instantiate
 from ddpm.data import Digits
 from ddpm.diffusion import Denoiser, LossSecondMoment, Timesteps, Uniform
+from ddpm.diffusion.process import Variance
 from ddpm.evaluation import bits_per_dimension
 from ddpm.progress import progress
 from ddpm.training import checkpoint
 
-RUNS = ("ddpm", "iddpm", "iddpm_vlb")
+# Of the first, whose variance is not learned, both that it can have.
+RUNS: tuple[tuple[str, Variance | None], ...] = (
+    ("ddpm", "fixed_small"),
+    ("ddpm", "fixed_large"),
+    ("iddpm", None),
+    ("iddpm_vlb", None),
+)
 
 
 def train(out: Path, diffusion: str, steps: int) -> Path:
-    """Train one run with the command line, unless it is there; returns its folder."""
+    """Train one run with the command line; of one that is done it says so. Returns its folder."""
     arguments = [
         f"out={out}",
         f"name={diffusion}",
@@ -52,9 +59,10 @@ def images(count: int) -> Tensor:
     return data.codec.encode(raw)
 
 
-def bound_of(run: Path, x0: Tensor) -> Tensor:
-    """Bits per dimension of each image, with the averaged weights."""
+def bound_of(run: Path, x0: Tensor, variance: Variance | None) -> Tensor:
+    """Bits per dimension of each image, with the averaged weights, and the variance if given."""
     network, process, facts = instantiate.trained(checkpoint.find(str(run), print), "ema")
+    process.variance = variance or process.variance
     denoiser = Denoiser(network.eval(), process, bounds=facts.codec.bounds)
     generator = torch.Generator().manual_seed(1)
     with progress(process.num_steps, f"bound of {run.name}", "term", shown=True) as bar:
@@ -112,12 +120,12 @@ def main() -> None:
     options = parser.parse_args()
     x0 = images(options.images)
     rows = []
-    for diffusion in RUNS:
-        bits = bound_of(train(options.out, diffusion, options.steps), x0)
-        error = float(bits.std()) / len(bits) ** 0.5
-        rows.append(f"| {diffusion} | {float(bits.mean()):.3f} +- {error:.3f} |")
+    for diffusion, variance in RUNS:
+        bits = bound_of(train(options.out, diffusion, options.steps), x0, variance)
+        error, said = float(bits.std()) / len(bits) ** 0.5, variance or "learned_range"
+        rows.append(f"| {diffusion} | {said} | {float(bits.mean()):.3f} +- {error:.3f} |")
     variances = gradient_variance(options.out / "iddpm_vlb", x0, options.batches, 64)
-    print("\n| diffusion | bits per dimension |\n|---|---|", *rows, sep="\n")
+    print("\n| diffusion | variance | bits per dimension |\n|---|---|---|", *rows, sep="\n")
     print("\n| t drawn | variance of the gradient |\n|---|---|")
     for name, variance in variances.items():
         print(f"| {name} | {variance:.4g} |")

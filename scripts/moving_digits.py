@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddpm.data import Digits
-from ddpm.data.arrays import replacing
+from ddpm.files import replacing
 
 SLOWEST, FASTEST = 1.0, 2.0  # pixels a frame, so that no digit stands still
 

@@ -38,7 +38,8 @@ def export(
 
     found = checkpoint.find(ckpt, app.warn)
     ending = ".safetensors" if format == "safetensors" else ".pt"
-    default = found.run / "exported" / f"step-{found.step:08d}-{format}{ending}"
+    named = "" if format == "safetensors" else f"-{format}"
+    default = found.run / "exported" / f"step-{found.step:08d}{named}{ending}"
     target = Path(default if out is None else out)
     if format == "safetensors":
         require(version is None, "version", version, "is for other systems; leave it out")

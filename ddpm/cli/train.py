@@ -73,8 +73,11 @@ def train(
     check_steps(walk, process, "sampler.steps")
     key = "name" if resume is None else "resume"
     if found is not None:
-        known = {name: found.header.get(name) for name in facts.state()}
-        check_same({"data": known}, {"data": facts.state()}, key, found.run)
+        mine = facts.state()
+        known = {name: found.header.get(name) for name in mine}
+        if "came" in found.header:  # imported: the network knows how many classes, not their names
+            known["class_names"] = mine["class_names"]
+        check_same({"data": known}, {"data": mine}, key, found.run)
     if run is None:
         run = _new_run(accelerator, name, out)
     previews = Previews(walk, process, facts, accelerator, seed=config["seed"], run=run)
@@ -142,8 +145,10 @@ def _what_to_train(
     )
     if resume is not None:
         asked = _with_overrides(stored, asked)
-    check_same(stored, asked, "name" if resume is None else "resume", path)
-    longer = stored["trainer"].get("max_steps") != asked["trainer"].get("max_steps")
+    known = {key: node for key, node in asked.items() if key in stored}
+    check_same(stored, known, "name" if resume is None else "resume", path)
+    old = stored.get("trainer", asked["trainer"])
+    longer = old.get("max_steps") != asked["trainer"].get("max_steps")
     if longer and asked["trainer"].get("lr_decay") == "cosine":
         app.warn("lr_decay=cosine ends at max_steps: with another one this is not the same run")
     return asked, run, found
@@ -168,7 +173,9 @@ def _with_overrides(stored: Node, asked: Node) -> Node:
             merged[group][option] = asked[group][option]
         elif asked[group]["_target_"] != merged[group]["_target_"]:
             merged[group] = asked[group]
-    return merged
+    problem = "is missing: the run was imported without data to train on; add data=..."
+    require("data" in merged, "data", None, problem)
+    return {**asked, **merged}  # an imported run has no sampler and no trainer either
 
 
 def _named(name: str | None, out: str) -> Path | None:

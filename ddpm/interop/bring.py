@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,12 +74,15 @@ def bring(
     parts = original.split(read(file))
     shown = original.infer(parts.raw)
     said = {**_versioned(original, source, version, parts), **(known.network if known else {})}
-    _compare(said, shown, f"recipe={recipe}")
+    for name, theirs, ours in _differing(said, shown):
+        problem = f"has {name}={render(theirs)} where the weights show {ours}; take another recipe"
+        raise ConfigError("recipe", recipe, problem)
     said.update(given)
-    _compare(given, shown, "network")
+    for name, theirs, ours in _differing(given, shown):
+        raise ConfigError(f"network.{name}", theirs, f"the weights show {ours}; leave it out")
     chosen = {**original.assumed, **shown, **said}
-    arguments = bind(source, original.defaults, chosen)
     try:
+        arguments = bind(source, original.defaults, chosen)
         described = original.describe(arguments, parts.raw)
         raw = _weights(described, parts.raw, original)
     except ConfigError as error:
@@ -125,13 +128,12 @@ def _versioned(
     return {} if told is None else {"version": told}
 
 
-def _compare(said: Mapping[str, Any], shown: Mapping[str, Any], who: str) -> None:
-    """Refuse what is said against what the weights show."""
+def _differing(said: Mapping[str, Any], shown: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Each argument that is said to be another than the weights show, with both values."""
     for name, value in said.items():
         value = tuple(value) if isinstance(value, (list, set)) else value
         if name in shown and name != "version" and shown[name] != value:
-            problem = f"the weights show {render(shown[name])}; they are of another network"
-            raise ConfigError(who if "=" in who else f"{who}.{name}", value, f"{name}: {problem}")
+            yield name, value, render(shown[name])
 
 
 def _average(original: Original, parts: Parts, ema: str | None) -> Weights | None:

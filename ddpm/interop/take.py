@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.interop.networks import find
+from ddpm.errors import ConfigError, did_you_mean, require
+from ddpm.interop.networks import SOURCES
 from ddpm.interop.original import Described, Export, Original, Weights, bind, load
 
 
@@ -50,8 +51,15 @@ def take(
     Raises:
         ConfigError: the original has no such network; names the option that it lacks.
     """
-    original = find(format)
-    kwargs = original.express(described)
+    known = ["safetensors", *SOURCES]
+    problem = f"is not known{did_you_mean(format, known)} (there are: {', '.join(known)})"
+    require(format in SOURCES, "format", format, problem)
+    original = SOURCES[format]
+    try:
+        kwargs = original.express(described)
+    except ConfigError as error:
+        value = format if error.key == "format" else error.value
+        raise ConfigError(error.key, value, error.problem) from None
     network = described.build()
     theirs = {each: _theirs(original, network, state) for each, state in weights.items()}
     back = original.describe(bind(format, original.defaults, kwargs), theirs[which])
