@@ -129,5 +129,5 @@ class Guided:
         if self.rescale == 0:
             return guided
         spread, asked = (x.flatten(1).std(dim=1) for x in (guided, wanted))
-        ratio = (asked / spread).reshape(-1, *[1] * (wanted.ndim - 1))
+        ratio = (asked / spread.clamp(min=1e-12)).reshape(-1, *[1] * (wanted.ndim - 1))
         return guided * (self.rescale * ratio + 1 - self.rescale)

@@ -19,6 +19,7 @@ class Given:
 
     def __init__(self, mask: Tensor | None = None) -> None:
         self.mask = mask
+        self._masks: dict[torch.device, Tensor] = {}
         whole = None if mask is None else mask.flatten(1).all(dim=1)
         self.channels = [] if whole is None else whole.nonzero().flatten().tolist()
         self._drawn = None if not self.channels else (~whole).nonzero().flatten()  # pyright: ignore
@@ -28,7 +29,14 @@ class Given:
 
     def keep(self, x: Tensor, clean: Tensor) -> Tensor:
         """``x`` (B, C, *spatial) with the given entries of ``clean``."""
-        return x if self.mask is None else torch.where(self.mask.to(x.device), clean, x)
+        return x if self.mask is None else torch.where(self._on(x.device), clean, x)
+
+    def _on(self, device: torch.device) -> Tensor:
+        """The mask on a device, copied there once."""
+        assert self.mask is not None
+        if device not in self._masks:
+            self._masks[device] = self.mask.to(device)
+        return self._masks[device]
 
     def drawn(self, x: Tensor) -> Tensor:
         """The channels of ``x`` (B, C, *spatial) that the network answers about."""
@@ -44,5 +52,5 @@ class Given:
         """The mean (B,) of ``each`` (B, drawn channels, *spatial) over what is not given."""
         if self.mask is None:
             return each.flatten(1).mean(1)
-        counted = self.drawn(~self.mask[None].to(each.device)).expand(1, *each.shape[1:])
+        counted = self.drawn(~self._on(each.device)[None]).expand(1, *each.shape[1:])
         return (each * counted).flatten(1).sum(1) / counted.sum()

@@ -111,6 +111,9 @@ class LossSecondMoment(Timesteps):
         return {"history": self._history.clone(), "counts": self._counts.clone()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take the histories up; those of another T or length are refused by their shape."""
+        """Take the histories up; ValueError for those of another T or length."""
+        if state["history"].shape != self._history.shape:
+            shapes = tuple(state["history"].shape), tuple(self._history.shape)
+            raise ValueError(f"a history of shape {shapes[0]} is not one of {shapes[1]}")
         self._history.copy_(state["history"])
         self._counts.copy_(state["counts"])

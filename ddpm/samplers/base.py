@@ -91,7 +91,7 @@ class Sampler(ABC):
         if isinstance(self.steps, (str, tuple)):
             total = start + 1 if num_steps is None else num_steps
             nodes = [node for node in respaced(total, self.steps) if stop < node]
-            if start < total - 1:
+            if start < total - 1 or (not nodes and stop < start):
                 nodes = [*(node for node in nodes if node < start), start]
             nodes = [stop, *nodes]
         else:
@@ -186,7 +186,8 @@ def respaced(num_steps: int, steps: str | tuple[int, ...]) -> list[int]:
             kept = range(0, num_steps, stride)
             if len(kept) == count:
                 return list(kept)
-        problem = f"no whole stride takes {count} of {num_steps} steps; try steps={count}"
+        remedy = f"try steps={min(count, num_steps)}"
+        problem = f"no whole stride takes {count} of {num_steps} steps; {remedy}"
         raise ConfigError("steps", steps, problem)
     size, extra = divmod(num_steps, len(steps))
     kept, first = [], 0

@@ -67,7 +67,8 @@ class DDIM(Sampler):
 
         Each step of that walk is undone in turn. The noise at its upper end is not known yet: it
         is first taken from the lower end (Song et al. 2020, section 4.3), then from the guess so
-        made, ``refine`` times, which converges to the exact inverse of the step.
+        made, ``refine`` times, which converges to the inverse of the step. That is exact but for a
+        self-conditioned network, whose walk also depends on its earlier beliefs.
 
         Args:
             denoiser: one that does not clip, else steps have no inverse.
@@ -84,9 +85,14 @@ class DDIM(Sampler):
             (a_t, s_t), (a_s, s_s) = schedule.signal_noise(t), schedule.signal_noise(s)
             guess, at = (x, s) if s >= 0 else (given.keep(a_t * x, clean), t)
             for call in range(refine + 1):
-                eps = denoiser(guess, at, y=y).eps
-                guess, at = a_t / a_s * x + (s_t - a_t / a_s * s_s) * eps, t
-                guess = given.keep(guess, clean)
+                x0, eps, _ = denoiser(guess, at, y=y)
+                # x = a_s x0 + s_s eps leaves one of the two to take from the belief: the one that
+                # changes less as the guess does, so that the guesses converge.
+                if a_s * a_t < s_s * s_t:
+                    eps = (x - a_s * x0) / s_s
+                else:
+                    x0 = (x - s_s * eps) / a_s
+                guess, at = given.keep(a_t * x0 + s_t * eps, clean), t
                 if on_step is not None:
                     done = index * (refine + 1) + call + 1
                     on_step(done, len(pairs) * (refine + 1), guess)

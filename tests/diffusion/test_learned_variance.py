@@ -137,7 +137,7 @@ def test_vlb_is_T_terms(variance):
     loss = diffusion.loss(lambda x, time: answer, x0, STEPS, noise)
     x_t = diffusion.diffuse(x0, STEPS, noise)
     term = bound_term(diffusion, diffusion.read(answer, x_t, STEPS), x0, x_t, STEPS)
-    torch.testing.assert_close(loss, T * term)
+    torch.testing.assert_close(loss, T * term, rtol=1e-6, atol=0)
 
 
 def gradient(diffusion, x0, noise, answer):
@@ -158,7 +158,9 @@ def test_in_the_hybrid_loss_each_half_has_its_own_teacher(objective, variance):
     simple.loss(lambda x, time: half, x0, STEPS, noise).sum().backward()
     assert torch.equal(mean, half.grad)  # nothing of the bound
     of_mean, of_spread = gradient(process(variance, "vlb", objective), x0, noise, answer)
-    torch.testing.assert_close(spread, 0.5 * of_spread)  # nothing of the simple loss
+    torch.testing.assert_close(
+        spread, 0.5 * of_spread, rtol=1e-4, atol=1e-10
+    )  # nothing of the simple loss
     for half in (of_mean, of_spread):  # but where the decoder gives a bin less than 1e-12
         assert half.abs().amax(dim=(1, 2))[1:].min() > 0
 

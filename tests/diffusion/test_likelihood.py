@@ -37,7 +37,7 @@ def test_a_small_kl_does_not_cancel(ratio):
     assert small == pytest.approx(ratio**2 / 4 * (1 + ratio / 3), rel=2e-3)
 
 
-@pytest.mark.parametrize("num_bins", [2, 16, 256, 1024])
+@pytest.mark.parametrize("num_bins", [2, 16, 256, 1024, 4097])
 @pytest.mark.parametrize(
     ("mean", "scale"), [(0.0, 0.3), (0.95, 0.1), (-1.3, 0.5), (0.123, 0.02), (0.4, 5.0)]
 )
@@ -69,6 +69,15 @@ def test_the_outermost_bins_reach_to_infinity_and_no_others_do():
     beyond = discretised_log_likelihood(x, 3 * x.sign(), log_scale)
     assert beyond[:2].abs().max() < 1e-6
     assert beyond[2:].tolist() == pytest.approx([math.log(1e-12)] * 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("x", [0.995, -0.995, 0.9985, -0.9985])
+def test_values_between_the_bins_near_an_end_are_no_ends(x):
+    at, log_scale = torch.tensor([x], dtype=torch.float64), torch.tensor([math.log(0.01)])
+    share = discretised_log_likelihood(at, at, log_scale).exp().item()
+    assert share == pytest.approx(math.erf(1 / 2.55 / math.sqrt(2)), abs=4e-4)
+    end = discretised_log_likelihood(at.sign(), at.sign(), log_scale).exp().item()
+    assert end == pytest.approx(0.5 + math.erf(1 / 2.55 / math.sqrt(2)) / 2, abs=4e-4)
 
 
 def test_a_bin_that_float32_gives_nothing_has_a_finite_gradient():
