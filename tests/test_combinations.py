@@ -19,6 +19,7 @@ CONFIGS = config_dir()
 SMALL = {
     "unet": ["data=digits", "model.dim=8", "model.dim_mults=[1,2]"],
     "unet1d": ["data=sequence", "model.dim=8", "model.dim_mults=[1,2]"],
+    "unet3d": ["data=video", "model.dim=8", "model.dim_mults=[1,2]", "model.attn_heads=1"],
     "iddpm_unet": [
         "data=digits",
         "model.model_channels=32",
@@ -40,8 +41,15 @@ def composed(*overrides):
 
 
 @pytest.fixture(scope="module")
-def waves(tmp_path_factory):
-    path = tmp_path_factory.mktemp("waves") / "waves.npy"
+def files(tmp_path_factory):
+    """By the model, the data that it needs a path for."""
+    folder = tmp_path_factory.mktemp("files")
+    videos = np.random.default_rng(1).integers(0, 256, (8, 1, 5, 8, 8), np.uint8)
+    np.save(folder / "videos.npy", videos)
+    return {"unet1d": made_waves(folder / "waves.npy"), "unet3d": folder / "videos.npy"}
+
+
+def made_waves(path):
     phase = np.random.default_rng(0).uniform(0, 2 * np.pi, (16, 1, 1))
     np.save(path, np.sin(phase + np.arange(16) / 2).astype(np.float32))
     return path
@@ -75,7 +83,7 @@ def test_the_groups_are_those_that_are_tested():
 @pytest.mark.parametrize("schedule", names("schedule"))
 @pytest.mark.parametrize("objective", names("objective"))
 @pytest.mark.parametrize("model", names("model"))
-def test_two_steps_and_samples(tmp_path, waves, model, objective, schedule):
+def test_two_steps_and_samples(tmp_path, files, model, objective, schedule):
     config = composed(
         f"model={model}",
         *SMALL[model],
@@ -84,7 +92,7 @@ def test_two_steps_and_samples(tmp_path, waves, model, objective, schedule):
         "trainer.batch_size=4",
         "trainer.max_steps=2",
         "trainer.lr_warmup=0",
-        *([f"data.path={waves}"] if model == "unet1d" else []),
+        *([f"data.path={files[model]}"] if model in files else []),
     )
     trainer, facts, process = built(config)
     before = [p.clone() for p in trainer.network.parameters()]
