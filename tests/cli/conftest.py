@@ -35,7 +35,8 @@ def command(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         status = 0
         try:
-            importlib.import_module(f"ddpm.cli.{name}").main()
+            module = {"import": "importing", "export": "exporting"}.get(name, name)
+            importlib.import_module(f"ddpm.cli.{module}").main()
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         captured = capsys.readouterr()

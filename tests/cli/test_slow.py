@@ -1,4 +1,4 @@
-"""What takes minutes: the default run as it stands, and torch.compile."""
+"""What takes minutes: the default run as it stands, guidance, and torch.compile."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import SVC
 
 from ddpm.training.checkpoint import load
 
@@ -53,3 +54,29 @@ def test_compile_trains_the_same(command, tiny):
     assert names["true"] == names["false"]
     assert losses["true"] == pytest.approx(losses["false"], rel=1e-4)
     assert command("sample", "ckpt=outputs/ctrue", "num_samples=1", "steps=2").status == 0
+
+
+def test_guidance_draws_the_class_asked_for(command):
+    """A classifier of real digits agrees with the class asked for in at least 97 of 100."""
+    options = ("data.class_cond=true", "diffusion.label_dropout=0.1", "trainer.preview_every=0")
+    ended = command("train", "name=g", *options)
+    assert ended.status == 0, ended.err
+    digits = load_digits()
+    real = np.round(digits.data * 255 / 16)
+    judge = SVC(gamma=0.001 * (16 / 255) ** 2)
+    held_out = np.arange(len(real)) % 3 == 0
+    judge.fit(real[~held_out], digits.target[~held_out])
+    assert judge.score(real[held_out], digits.target[held_out]) > 0.98
+    judge.fit(real, digits.target)
+    options = ("guidance=3", "num_samples=500", "batch_size=500", "steps=50", "format=npz", "out=s")
+    assert command("sample", "ckpt=outputs/g", *options).status == 0
+    with np.load("s/samples.npz") as file:
+        drawn, asked = file["arr_0"].reshape(500, 64), file["arr_1"]
+    assert np.array_equal(np.bincount(asked), [50] * 10)
+    assert (judge.predict(drawn.astype(float)) == asked).mean() >= 0.97
+    # Not by drawing one picture a class: they differ nearly as much as real ones of a class do.
+    spread, real_spread = (
+        np.mean([values[labels == digit].std(0).mean() for digit in range(10)])
+        for values, labels in ((drawn, asked), (real, digits.target))
+    )
+    assert spread > 0.5 * real_spread

@@ -1,0 +1,243 @@
+"""Checkpoints of other systems come in, are sampled and trained on, and go out again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm.interop import import_network
+from ddpm.models import IDDPMUNet
+from ddpm.training.checkpoint import find
+from tests.reference_cases import filled
+
+KWARGS = {
+    "in_channels": 1, "model_channels": 32, "out_channels": 2, "num_res_blocks": 1,
+    "attention_resolutions": (2,), "channel_mult": (1, 2), "num_heads": 2,
+}  # fmt: skip
+
+
+def weights(seed=""):
+    """A state dict in improved-diffusion's layout, which needs two heads."""
+    net = IDDPMUNet(1, 2, (8, 8), model_channels=32, num_res_blocks=1, attention_resolutions=(2,),
+                    channel_mult=(1, 2), use_scale_shift_norm=False)  # fmt: skip
+    state = filled((seed + name, value.shape) for name, value in net.state_dict().items())
+    return {name.removeprefix(seed): value for name, value in state.items()}
+
+
+@pytest.fixture
+def files(command):
+    torch.save(weights(), "model050000.pt")
+    torch.save(weights("ema"), "ema_0.9999_050000.pt")
+
+
+BROUGHT = (
+    "source=improved-diffusion",
+    "file=model050000.pt",
+    "ema=ema_0.9999_050000.pt",
+    "network.num_heads=2",
+    "size=8",
+    "name=i",
+)
+
+
+def test_a_run_of_improved_diffusion(command, files):
+    ended = command("import", *BROUGHT)
+    assert ended.status == 0, ended.err
+    assert "IDDPMUNet, 757" not in ended.out and "for 1x8x8" in ended.out
+    assert "num_heads=" not in ended.out and "dropout=0.0" in ended.out  # what was not said
+    found = find("outputs/i", print)
+    assert found.step == 50000
+    for which, seed in (("raw", ""), ("ema", "ema")):
+        expected = weights(seed)
+        got = found.weights(which)
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(got[name], expected[name]) for name in got)
+    # The scripts' defaults, and the variance that the outputs show.
+    diffusion = found.config["diffusion"]
+    assert (diffusion["variance"], diffusion["loss"]) == ("learned_range", "hybrid")
+    assert diffusion["rescale_timesteps"] is True and diffusion["vlb_weight"] == 0.001
+    assert found.config["schedule"]["_target_"] == "ddpm.diffusion.linear"
+    options = ("num_samples=2", "steps=3", "sampler=ddpm", "out=s")
+    assert command("sample", "ckpt=outputs/i", *options).status == 0
+    assert sorted(path.name for path in Path("s/images").iterdir()) == ["00000.png", "00001.png"]
+
+
+def test_training_goes_on_with_data_that_are_named(command, files, tiny):
+    assert command("import", *BROUGHT).status == 0
+    ended = command("train", "resume=outputs/i")
+    assert (ended.status, ended.line) == (
+        1,
+        "ddpm-train: data: is missing: the run was imported without data to train on; add data=...",
+    )
+    options = ("data=digits", "trainer.max_steps=50002", "trainer.batch_size=4")
+    ended = command("train", "resume=outputs/i", *options, "trainer.preview_every=0")
+    assert ended.status == 0, ended.err
+    found = find("outputs/i", print)
+    assert found.step == 50002
+    before, after = weights(), found.weights("raw")
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+    # The average is past its warm-up: two steps take 2 x 0.001 of what lies between the two.
+    for name, old in weights("ema").items():
+        expected = old + (1 - 0.999**2) * (after[name] - old)
+        torch.testing.assert_close(found.weights("ema")[name], expected, atol=1e-4, rtol=1e-3)
+    ended = command("train", "resume=outputs/i")  # now it knows its data
+    assert ended.status == 0 and "is done: 50002 steps" in ended.out
+
+
+@pytest.mark.parametrize("format", ["improved-diffusion", "guided-diffusion"])
+def test_it_goes_out_as_it_came(command, files, format):
+    assert command("import", *BROUGHT).status == 0
+    for which, seed in (("raw", ""), ("ema", "ema")):
+        options = (f"format={format}", f"weights={which}", "out=o/net.pt")
+        ended = command("export", "ckpt=outputs/i", *options)
+        assert ended.status == 0, ended.err
+        written = torch.load("o/net.pt", weights_only=True)
+        assert all(torch.equal(written[name], value) for name, value in weights(seed).items())
+        told = json.loads(Path("o/net.json").read_text())
+        assert {name: told["network"][name] for name in ("num_heads", "dims")} == {
+            "num_heads": 2,
+            "dims": 2,
+        }
+        theirs, ours = (
+            import_network(source, kwargs, written).eval()
+            for source, kwargs in ((format, told["network"]), ("improved-diffusion", KWARGS))
+        )
+        x, t = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 500.0])
+        with torch.no_grad():
+            assert torch.equal(theirs(x, t), ours(x, t))
+
+
+def test_safetensors_have_the_config_beside_the_weights(command, files):
+    from safetensors import safe_open
+
+    assert command("import", *BROUGHT).status == 0
+    ended = command("export", "ckpt=outputs/i")
+    assert ended.status == 0, ended.err
+    path = Path("outputs/i/exported/step-00050000.safetensors")
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["config"])["model"]["num_heads"] == 2
+        assert torch.equal(file.get_tensor("out.2.weight"), weights("ema")["out.2.weight"])
+
+
+def test_a_recipe_says_what_weights_do_not_show(command):
+    """The published CIFAR-10 network, in its layout."""
+    with torch.device("meta"):
+        net = IDDPMUNet(3, 6, (32, 32), model_channels=128, num_res_blocks=3,
+                        attention_resolutions=(2, 4), channel_mult=(1, 2, 2, 2), dropout=0.3,
+                        num_heads=4, use_scale_shift_norm=True)  # fmt: skip
+    torch.save({n: torch.zeros(w.shape) for n, w in net.state_dict().items()}, "model500000.pt")
+    options = ("file=model500000.pt", "recipe=cifar10_uncond_hybrid", "name=c")
+    ended = command("import", "source=improved-diffusion", *options)
+    assert ended.status == 0, ended.err
+    assert "3x32x32" in ended.out
+    config = find("outputs/c", print).config
+    assert (config["model"]["dropout"], config["model"]["num_heads"]) == (0.3, 4)
+    assert config["schedule"]["num_steps"] == 4000
+    assert config["schedule"]["_target_"] == "ddpm.diffusion.cosine"
+
+
+def altered(change):
+    state = weights()
+    change(state)
+    torch.save(state, "model050000.pt")
+
+
+MISTAKES = {
+    "file=none.pt": "file=none.pt: there is no such file",
+    "source=improved-difusion": (
+        "source=improved-difusion: is not a system whose networks can be imported; did you mean "
+        "'improved-diffusion'?"
+    ),
+    "network.num_heds=2": (
+        "network.num_heds=2: is not an argument of improved-diffusion's network; did you mean "
+        "'num_heads'?"
+    ),
+    "network.num_res_blocks=3": "network.num_res_blocks=3: the weights show 1; leave it out",
+    "network.num_heads=5": None,
+    "recipe=cifar10_uncond_hybrid": (
+        "recipe=cifar10_uncond_hybrid: has in_channels=3 where the weights show 1; take "
+        "another recipe"
+    ),
+    "recipe=cifar10": None,
+    "version=1.0": (
+        "version=1.0: the versions of improved-diffusion do not differ; leave it out"
+    ),
+    "size=9": None,
+    "size=[8,8,8]": "size=[8,8,8]: must be 2 numbers: height and width",
+    "size=null": (
+        "size: is missing: the weights do not show it; add size=... (height and width of the data)"
+    ),
+    "diffusion=ddpm": (
+        "diffusion.variance=fixed_small: needs a network that answers with 1 channels and this one "
+        "has 2; take diffusion=iddpm for a learned variance, or given_channels=[...] for channels "
+        "that the network only takes"
+    ),
+    "step=-1": "step=-1: must be 0 or above",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", MISTAKES)
+def test_mistakes_are_one_line_and_leave_nothing(command, files, option):
+    key = option.partition("=")[0]
+    base = [word for word in BROUGHT if word.partition("=")[0] != key]
+    ended = command("import", *base, option)
+    assert ended.status == 1
+    assert ended.line.startswith("ddpm-import: ")
+    if MISTAKES[option] is not None:
+        assert ended.line == f"ddpm-import: {MISTAKES[option]}"
+    assert not Path("outputs").exists()
+
+
+def test_a_parameter_that_does_not_fit_is_named_with_both_shapes(command, files):
+    altered(lambda state: state.update({"out.0.weight": torch.ones(7)}))
+    ended = command("import", *BROUGHT)
+    assert (ended.status, ended.line) == (
+        1,
+        "ddpm-import: state_dict.out.0.weight=[7]: the network that is described has the shape "
+        "[32] there; say network.<argument>=... with those that the weights were trained with",
+    )
+    altered(lambda state: state.pop("out.0.weight"))
+    ended = command("import", *BROUGHT)
+    assert ended.status == 1 and "state_dict.out.0.weight: is missing" in ended.line
+
+
+def test_what_is_not_safe_to_load_is_not_loaded(command, files):
+    torch.save({"model": np.random.default_rng}, "model050000.pt")
+    ended = command("import", *BROUGHT)
+    assert ended.status == 1
+    assert "is not safe to load" in ended.line
+    Path("model050000.pt").write_bytes(b"")
+    ended = command("import", *BROUGHT)
+    assert ended.status == 1
+    assert "cannot be read as a checkpoint" in ended.line
+
+
+EXPORT_MISTAKES = {
+    "format=diffphycon": (
+        "format=diffphycon: has no such network; it takes those of model=unet3d model.conv=full"
+    ),
+    "format=safetensor": None,
+    "version=1.0": "version=1.0: is for other systems; leave it out",
+}
+
+
+@pytest.mark.parametrize("option", EXPORT_MISTAKES)
+def test_mistakes_of_export(command, files, option):
+    assert command("import", *BROUGHT).status == 0
+    ended = command("export", "ckpt=outputs/i", option)
+    assert ended.status == 1
+    assert ended.line.startswith(f"ddpm-export: {option}: ")
+    if EXPORT_MISTAKES[option] is not None:
+        assert ended.line == f"ddpm-export: {EXPORT_MISTAKES[option]}"
+    assert not Path("outputs/i/exported").exists()
+
+
+def test_a_name_that_is_taken(command, files):
+    assert command("import", *BROUGHT).status == 0
+    ended = command("import", *BROUGHT)
+    assert (ended.status, ended.line) == (
+        1,
+        "ddpm-import: name=i: there is such a folder; choose another name, or delete it",
+    )
