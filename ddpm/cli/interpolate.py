@@ -51,8 +51,6 @@ def interpolate(
     if ends is not None:
         problem = "the model is class-conditional; say classes=[3], or [3,7] for the two ends"
         require(classes is not None and len(ends) <= 2, "classes", classes, problem)
-    if mode == "ddim":
-        sampler = {**sampler, "clip": "none"}  # a clipped step has no inverse
     source = trained.source(sampler, steps, guidance, guidance_rescale)
     folder = trained.folder(out, f"interpolation-{label(sampler)}-t-{t}-{mode}-seed-{seed}")
     app.say(trained.accelerator, f"drawing {num_frames} frames from t={t} into {folder}")

@@ -71,7 +71,8 @@ class DDIM(Sampler):
         self-conditioned network, whose walk also depends on its earlier beliefs.
 
         Args:
-            denoiser: one that does not clip, else steps have no inverse.
+            denoiser: what is believed of x_t. Where it clips, a step has many inverses and one
+                of them is found; a predicted noise needs it, for unclipped its x0 explodes near T.
             x: (B, C, *spatial) clean data.
             start: the step to end at.
             y: (B,) class labels.

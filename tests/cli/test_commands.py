@@ -1,6 +1,7 @@
 """The commands as a user types them: train, sample, interpolate, and what they write."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -282,3 +283,33 @@ def test_a_folder_of_images_with_iddpm_unet(command):
         "classes=[cat,dog]", "out=i", "num_frames=2",
     )  # fmt: skip
     assert ended.status == 0 and array("i/images/00001.png").shape == (16, 16, 3)
+
+
+def test_interpolation_by_inversion_keeps_its_ends(command, tiny):
+    """Even an untrained network's walk leads back to where the inversion began."""
+    options = ("objective=pred_noise", "trainer.max_steps=1", "schedule.num_steps=100")
+    assert command("train", "name=d", *options, *tiny).status == 0
+    assert command("sample", "ckpt=outputs/d", "num_samples=2", "steps=5", "out=s").status == 0
+    ends = ("a=s/images/00000.png", "b=s/images/00001.png")
+    ended = command(
+        "interpolate", "ckpt=outputs/d", *ends, "mode=ddim", "steps=20", "num_frames=3", "out=i"
+    )
+    assert ended.status == 0, ended.err
+    told = re.findall(r"^(\w) came back within ([0-9.]+)% of the range", ended.out, re.MULTILINE)
+    assert [name for name, _ in told] == ["a", "b"]
+    for (_, percent), first, second in zip(
+        told,
+        ("s/images/00000", "s/images/00001"),
+        ("i/images/00000", "i/images/00002"),
+        strict=True,
+    ):
+        given, back = (np.asarray(Image.open(f"{p}.png"), float) for p in (first, second))
+        far = np.sqrt(np.mean((given - back) ** 2)) / 255
+        assert far == pytest.approx(float(percent) / 100, abs=1e-3)
+        assert far < 0.02
+    ended = command("interpolate", "ckpt=outputs/d", *ends, "mode=ddim", "sampler=ddpm")
+    assert (ended.status, ended.line) == (
+        1,
+        "ddpm-interpolate: mode=ddim: walks back along the deterministic way; take sampler=ddim "
+        "sampler.eta=0",
+    )
