@@ -79,6 +79,29 @@ class RMSNorm(nn.Module):
         return (unit * (self.g * math.sqrt(x.shape[1]))).to(x.dtype)
 
 
+class LayerNorm(nn.Module):
+    """Normalisation over the channels of each position, with a gain alone (Ba 2016).
+
+    The gain is ``g`` of shape ``(1, C, 1, ...)``; what is added to the variance depends on the type
+    of the input. Both are as in denoising-diffusion-pytorch.
+    """
+
+    def __init__(self, dims: int, channels: int) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.ones(1, channels, *(1,) * dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(B, C, *spatial)``."""
+        wide = at_least_float32(x)
+        var, mean = torch.var_mean(wide, dim=1, correction=0, keepdim=True)
+        return ((wide - mean) * (var + small(x.dtype)).rsqrt() * self.g).to(x.dtype)
+
+
+def small(dtype: torch.dtype) -> float:
+    """What lucidrains adds to a variance: 1e-5, or 1e-3 in types with fewer bits than float32."""
+    return 1e-5 if torch.promote_types(dtype, torch.float32) == dtype else 1e-3
+
+
 class SinusoidalEmbedding(nn.Module):
     """Sines and cosines of the timestep at geometric frequencies, from 1 down (Vaswani 2017, 3.5).
 

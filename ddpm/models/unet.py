@@ -22,7 +22,7 @@ from ddpm.models.layers import (
     conv_nd,
     describe_size,
 )
-from ddpm.models.unet_blocks import Plan
+from ddpm.models.unet_blocks import AttnNorm, Plan
 
 
 class UNet(Network):
@@ -34,7 +34,10 @@ class UNet(Network):
     none) and linear attention elsewhere; the middle always has full attention, with the heads of
     the innermost level unless ``mid_attn_heads`` and ``mid_attn_dim_head`` are given. Version
     1.8.14 of the library has ``block_norm="group"`` and no ``num_mem_kv``; 2.3.4 has
-    ``block_norm="rms"`` and four. Raises ConfigError for settings that no network can have.
+    ``block_norm="rms"`` and four. 1.0.7 standardises the weights of the blocks' convolutions
+    (Qiao 2019), has ``attn_norm="layer"`` and full attention in the middle alone, and in images
+    divides the values of linear attention by the number of pixels (``divide_values``). Raises
+    ConfigError for settings that no network can have.
     (Ho 2020, with the attention of Shen 2018 and the blocks of lucidrains.)
     """
 
@@ -57,6 +60,9 @@ class UNet(Network):
         num_mem_kv: int = 0,
         block_norm: Literal["group", "rms"] = "group",
         resnet_block_groups: int = 8,
+        weight_standardized: bool = False,
+        attn_norm: AttnNorm = "rms",
+        divide_values: bool = False,
         learned_sinusoidal_cond: bool = False,
         random_fourier_features: bool = False,
         learned_sinusoidal_dim: int = 16,
@@ -85,6 +91,9 @@ class UNet(Network):
             num_mem_kv=num_mem_kv,
             groups=groups,
             dropout=dropout,
+            weight_standardized=weight_standardized,
+            attn_norm=attn_norm,
+            divide_values=divide_values,
         )
         check_positive(
             attn_heads=heads,

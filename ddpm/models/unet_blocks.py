@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm.models.layers import GroupNorm, RMSNorm, attend, conv_nd, linear_attend
+from ddpm.models.layers import (
+    GroupNorm,
+    LayerNorm,
+    RMSNorm,
+    at_least_float32,
+    attend,
+    conv_nd,
+    linear_attend,
+    small,
+)
+
+AttnNorm = Literal["rms", "layer"]
 
 
 def _block_norm(dims: int, channels: int, groups: int | None) -> nn.Module:
@@ -15,14 +28,44 @@ def _block_norm(dims: int, channels: int, groups: int | None) -> nn.Module:
     return RMSNorm(dims, channels) if groups is None else GroupNorm(groups, channels)
 
 
+class StandardizedConv(nn.Module):
+    """A convolution by kernels of mean 0 and variance 1 for each output (Qiao 2019)."""
+
+    def __init__(self, dims: int, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = {1: F.conv1d, 2: F.conv2d}[dims]
+        # As a convolution is initialised, and with its names.
+        plain = conv_nd(dims, channels, out_channels, 3)
+        assert isinstance(plain.weight, nn.Parameter) and isinstance(plain.bias, nn.Parameter)
+        self.weight, self.bias = plain.weight, plain.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take ``(B, C, *spatial)``, with three taps an axis and zeros around."""
+        weight = at_least_float32(self.weight)
+        inputs = tuple(range(1, weight.ndim))
+        var, mean = torch.var_mean(weight, dim=inputs, correction=0, keepdim=True)
+        weight = (weight - mean) * (var + small(x.dtype)).rsqrt()
+        return self.conv(x, weight.to(self.weight.dtype), self.bias, padding=1)
+
+
 class Block(nn.Module):
     """A convolution, a norm, the scale and shift that tell the time, and SiLU."""
 
     def __init__(
-        self, dims: int, channels: int, out_channels: int, groups: int | None, dropout: float
+        self,
+        dims: int,
+        channels: int,
+        out_channels: int,
+        groups: int | None,
+        dropout: float,
+        standardized: bool,
     ) -> None:
         super().__init__()
-        self.proj = conv_nd(dims, channels, out_channels, 3, padding=1)
+        self.proj = (
+            StandardizedConv(dims, channels, out_channels)
+            if standardized
+            else conv_nd(dims, channels, out_channels, 3, padding=1)
+        )
         self.norm = _block_norm(dims, out_channels, groups)
         self.act = nn.SiLU()
         self.dropout = nn.Dropout(dropout)
@@ -48,11 +91,12 @@ class ResnetBlock(nn.Module):
         embedding_channels: int,
         groups: int | None,
         dropout: float,
+        standardized: bool,
     ) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, 2 * out_channels))
-        self.block1 = Block(dims, channels, out_channels, groups, dropout)
-        self.block2 = Block(dims, out_channels, out_channels, groups, 0.0)
+        self.block1 = Block(dims, channels, out_channels, groups, dropout, standardized)
+        self.block2 = Block(dims, out_channels, out_channels, groups, 0.0, standardized)
         self.res_conv: nn.Module = nn.Identity()
         if channels != out_channels:
             self.res_conv = conv_nd(dims, channels, out_channels, 1)
@@ -68,16 +112,27 @@ class SelfAttention(nn.Module):
     """Attention between all positions and ``num_mem_kv`` learned pairs of key and value.
 
     ``full`` attention takes a softmax over the positions, at quadratic cost; the other is linear
-    in their number. The residual is the caller's.
+    in their number, and with ``divide_values`` divides the values by it. The residual is the
+    caller's.
     """
 
     def __init__(
-        self, dims: int, channels: int, *, full: bool, heads: int, dim_head: int, num_mem_kv: int
+        self,
+        dims: int,
+        channels: int,
+        *,
+        full: bool,
+        heads: int,
+        dim_head: int,
+        num_mem_kv: int,
+        norm: AttnNorm = "rms",
+        divide_values: bool = False,
     ) -> None:
         super().__init__()
-        self.full, self.heads = full, heads
+        self.full, self.heads, self.divide_values = full, heads, divide_values
         hidden = heads * dim_head
-        self.norm = RMSNorm(dims, channels)
+        make_norm = RMSNorm if norm == "rms" else LayerNorm
+        self.norm = make_norm(dims, channels)
         self.mem_kv: nn.Parameter | None = None
         if num_mem_kv > 0:
             memory = (num_mem_kv, dim_head) if full else (dim_head, num_mem_kv)
@@ -85,7 +140,7 @@ class SelfAttention(nn.Module):
         self.to_qkv = conv_nd(dims, channels, 3 * hidden, 1, bias=False)
         self.to_out = conv_nd(dims, hidden, channels, 1)
         if not full:
-            self.to_out = nn.Sequential(self.to_out, RMSNorm(dims, channels))
+            self.to_out = nn.Sequential(self.to_out, make_norm(dims, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Take ``(B, C, *spatial)`` to what is added to it."""
@@ -95,6 +150,8 @@ class SelfAttention(nn.Module):
             out = attend(q, *self._remember(k, v, dim=-2)).transpose(-1, -2)
         else:
             q, k, v = qkv.unbind(1)
+            if self.divide_values:
+                v = v / v.shape[-1]
             out = linear_attend(q, *self._remember(k, v, dim=-1))
         return self.to_out(out.flatten(1, 2).unflatten(-1, x.shape[2:]))
 
@@ -136,6 +193,9 @@ class Plan:
     num_mem_kv: int
     groups: int | None
     dropout: float
+    weight_standardized: bool
+    attn_norm: AttnNorm
+    divide_values: bool
 
     def residual(self, channels: int, out_channels: int) -> ResnetBlock:
         """A residual block."""
@@ -146,6 +206,7 @@ class Plan:
             embedding_channels=self.embedding_channels,
             groups=self.groups,
             dropout=self.dropout,
+            standardized=self.weight_standardized,
         )
 
     def attention(self, channels: int, level: int) -> SelfAttention:
@@ -157,6 +218,8 @@ class Plan:
             heads=self.attn_heads[level],
             dim_head=self.attn_dim_head[level],
             num_mem_kv=self.num_mem_kv,
+            norm=self.attn_norm,
+            divide_values=self.divide_values,
         )
 
     def middle_attention(self) -> SelfAttention:
@@ -168,6 +231,8 @@ class Plan:
             heads=self.mid_attn_heads,
             dim_head=self.mid_attn_dim_head,
             num_mem_kv=self.num_mem_kv,
+            norm=self.attn_norm,
+            divide_values=self.divide_values,
         )
 
     def down(self, level: int) -> nn.ModuleList:

@@ -1,0 +1,201 @@
+"""Files that the trainers of denoising-diffusion-pytorch write, and the process in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm.diffusion import (
+    GaussianDiffusion,
+    Objective,
+    PredNoise,
+    PredV,
+    PredX0,
+    Schedule,
+    cosine,
+    linear,
+    sigmoid,
+)
+from ddpm.errors import ConfigError, require
+from ddpm.interop.files import Parts, under, unwrapped
+from ddpm.interop.lucidrains_versions import MARK, Number, Versions, parse
+from ddpm.interop.original import Export
+from ddpm.interop.process import Process, node, objective
+
+_SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "cosine": cosine,
+    "sigmoid": sigmoid,
+    "linear": linear,
+}
+_OBJECTIVES: dict[str, type[Objective]] = {
+    "pred_noise": PredNoise,
+    "pred_x0": PredX0,
+    "pred_v": PredV,
+}
+
+
+def split(checkpoint: Mapping[str, Any]) -> Parts:
+    """Take apart a file of a ``Trainer``, the state of a ``GaussianDiffusion``, or bare weights.
+
+    Raises ConfigError (key ``file``) where there is none of these.
+    """
+    model = checkpoint.get("model", checkpoint)
+    raw, buffers = _inside(model) if isinstance(model, Mapping) else ({}, {})
+    known = "init_conv.weight" in raw
+    require(known, "file", None, "holds no network of denoising-diffusion-pytorch")
+    ema = None
+    if isinstance(checkpoint.get("ema"), Mapping):
+        average = under("ema_model.", checkpoint["ema"]) or checkpoint["ema"]
+        ema = _inside(average)[0] or None
+    step, version = checkpoint.get("step"), checkpoint.get("version")
+    told = version if isinstance(version, str) else None
+    return Parts(raw, ema, buffers, None if step is None else int(step), told)
+
+
+def _inside(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of the network inside a process, and the process's tables."""
+    state = unwrapped(state)
+    weights = under("model.", state)
+    if not weights:
+        return dict(state), {}
+    return weights, {name: each for name, each in state.items() if not name.startswith("model.")}
+
+
+def process(versions: Versions, kwargs: dict[str, Any], parts: Parts) -> Process:
+    """The process in a file, with the defaults of its version for what is not there.
+
+    Raises ConfigError (key ``schedule`` or ``objective``) for tables that are none of ours.
+    """
+    form = versions.settle(kwargs["version"], parts.raw)
+    number = form.number if kwargs["version"] is None else parse(kwargs["version"])
+    tables = parts.buffers or {}
+    schedule, name = _schedule(versions, tables.get("betas"))
+    channels, answers = kwargs["channels"], kwargs["out_dim"]
+    learned = kwargs["learned_variance"] if answers is None else answers == 2 * channels
+    same = {"self_condition": kwargs["self_condition"]}
+    node_ = node(name, num_steps=schedule.num_steps)
+    if learned:  # `LearnedGaussianDiffusion`: of the noise alone, one term of the bound at 0.001
+        weight = 0.001 / schedule.num_steps
+        told = node(
+            "GaussianDiffusion", variance="learned_range", loss="hybrid", vlb_weight=weight, **same
+        )
+        return Process(node_, objective("pred_noise"), told)
+    what = _objective(versions, number, schedule, tables)
+    loss = "l2" if number >= (1, 6, 3) else "l1"
+    diffusion = node("GaussianDiffusion", variance="fixed_small", **same)
+    return Process(node_, objective(loss=loss, **what), diffusion)
+
+
+def _schedule(versions: Versions, betas: Tensor | None) -> tuple[Schedule, str]:
+    """The schedule with these betas, and its name."""
+    if betas is None:
+        return _SCHEDULES[versions.schedule](num_steps=1000), versions.schedule
+    for name, make in _SCHEDULES.items():
+        try:
+            schedule = make(num_steps=len(betas))
+        except ConfigError:  # so few steps are not possible
+            continue
+        if torch.allclose(schedule.betas.float(), betas.float(), rtol=1e-5, atol=1e-9):
+            return schedule, name
+    problem = (
+        f"the {len(betas)} betas of the file, {float(betas[0]):.4g} to {float(betas[-1]):.4g}, are "
+        f"not those of {', '.join(_SCHEDULES)} at their defaults; add schedule=... with the "
+        "parameters that it was trained with"
+    )
+    raise ConfigError("schedule", None, problem)
+
+
+def _objective(
+    versions: Versions, number: Number, schedule: Schedule, tables: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """What is predicted, and how steps are weighted, as arguments of an objective's node."""
+    old = tables.get("p2_loss_weight")
+    if old is not None:
+        problem = "the file's steps are weighted by p2_loss_weight_gamma; add objective=..."
+        require(bool((old - 1).abs().max() < 1e-6), "objective", None, problem)
+        return {"name": "pred_noise"}  # the default; the table is the same for all three
+    found = tables.get("loss_weight")
+    if found is None:
+        present = versions.schedule == "sigmoid" and number >= (1, 6, 3)
+        return {"name": "pred_v", "weighting": "noise"} if present else {"name": "pred_noise"}
+    snr, found = schedule.snr(torch.arange(schedule.num_steps)), found.double()
+    for name, kind in _OBJECTIVES.items():
+        each = kind()
+        reached = float((found / each.noise_weight(snr, torch.ones_like(snr))).max())
+        for gamma in (None, float(f"{reached:.4g}")):
+            capped = snr if gamma is None else snr.clamp(max=gamma)
+            if torch.allclose(found, each.noise_weight(snr, capped), rtol=1e-4, atol=0):
+                return {"name": name, "weighting": "noise", "min_snr_gamma": gamma}
+    problem = "the file's loss weights are not those of noise, x0 or v; add objective=..."
+    raise ConfigError("objective", None, problem)
+
+
+def join(versions: Versions, wrap: Callable[[str], str] | None, export: Export) -> dict[str, Any]:
+    """What ``Trainer.load`` loads: raw and averaged weights, tables, a new Adam.
+
+    ``wrap`` names parameters as versions with wrapped attention do, where not all have it.
+    """
+    form = versions.settle(None, export.weights[export.which])
+    version = form.typical if export.version is None else export.version
+    problem = f"has other networks than this one, which is of {form.range}"
+    require(versions.at(version) is form, "version", version, problem)
+    rename = wrap if form.wrapped and wrap is not None else str
+    tables = _tables(export.diffusion, parse(version) >= versions.plain_weight)
+    models = {
+        which: {**tables, **_named(weights, rename)} for which, weights in export.weights.items()
+    }
+    raw = models["raw"]
+    weights = [value for name, value in raw.items() if name.startswith("model.")]
+    return {
+        "step": export.step,
+        "model": raw,
+        "opt": torch.optim.Adam(weights, lr=1e-4, betas=(0.9, 0.99)).state_dict(),
+        "ema": {
+            "initted": torch.tensor(True),
+            "step": torch.tensor(export.step),
+            **{f"online_model.{name}": value for name, value in raw.items()},
+            **{f"ema_model.{name}": value for name, value in models["ema"].items()},
+        },
+        "scaler": None,
+        "version": version,
+    }
+
+
+def _named(weights: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """The network inside the process."""
+    return {f"model.{rename(name)}": value for name, value in weights.items() if name != MARK}
+
+
+def _tables(diffusion: GaussianDiffusion, plain: bool) -> dict[str, Tensor]:
+    """The tables of a ``GaussianDiffusion`` there, in its order.
+
+    The weights of the loss are the original's for the objective, which they are known by, also
+    where ours are uniform.
+    """
+    schedule = diffusion.schedule
+    betas, now = schedule.betas, schedule.alpha_bar
+    before = torch.cat([torch.ones(1, dtype=now.dtype), now[:-1]])
+    variance = betas * (1 - before) / (1 - now)
+    snr, gamma = now / (1 - now), diffusion.objective.min_snr_gamma
+    capped = snr if gamma is None else snr.clamp(max=gamma)
+    tables = {
+        "betas": betas,
+        "alphas_cumprod": now,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": now.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - now).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - now).log(),
+        "sqrt_recip_alphas_cumprod": (1 / now).sqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / now - 1).sqrt(),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": betas * before.sqrt() / (1 - now),
+        "posterior_mean_coef2": (1 - before) * (1 - betas).sqrt() / (1 - now),
+        "loss_weight" if plain else "p2_loss_weight": diffusion.objective.noise_weight(snr, capped)
+        if plain
+        else torch.ones_like(snr),
+    }
+    return {name: table.float() for name, table in tables.items()}
