@@ -50,18 +50,18 @@ def bring(
     from ddpm.training.run import Run
 
     require(step is None or step >= 0, "step", step, "must be 0 or above")
-    found = read(source, file, ema, recipe, version, network)
-    taken = found.step if step is None else step
-    said = {
+    parts = {
         "schedule": schedule,
         "objective": objective,
         "diffusion": diffusion,
         "timesteps": timesteps,
     }
+    said = {key: node for key, node in parts.items() if node is not None}
+    found = read(source, file, ema, recipe, version, network, said)
+    taken = found.step if step is None else step
     config: Node = {
         "model": instantiate.node(found.described.target, found.described.options),
         **found.process.nodes(),
-        **{key: node for key, node in said.items() if node is not None},
     }
     if data is not None:
         config["data"] = data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -55,6 +55,7 @@ def bring(
     recipe: str | None,
     version: str | None,
     given: Mapping[str, Any],
+    process: Mapping[str, dict[str, Any]] | None = None,
 ) -> Brought:
     """Read a checkpoint of an original.
 
@@ -65,6 +66,7 @@ def bring(
         recipe: the name of a published model.
         version: of the original, where the weights do not tell.
         given: arguments of its network's constructor that the user says.
+        process: config nodes of the process that the user says; the file need not tell them.
 
     Raises:
         ConfigError: a file that cannot be read or does not fit what was said, a recipe of another
@@ -97,7 +99,7 @@ def bring(
         described,
         raw,
         raw if average is None else _weights(described, average, original),
-        openai(known.process) if known else original.process(arguments, parts),
+        _process(original, known, arguments, parts, process or {}),
         parts.step or step_in(file) or 0,
         (known.image_size, known.image_size) if known else None,
         original.values,
@@ -114,6 +116,27 @@ def _recipe(name: str | None, source: str) -> Recipe | None:
     theirs = RECIPES[name].source
     require(theirs == source, "recipe", name, f"is of {theirs}; take source={theirs}")
     return RECIPES[name]
+
+
+def _process(
+    original: Original,
+    recipe: Recipe | None,
+    arguments: dict[str, Any],
+    parts: Parts,
+    said: Mapping[str, dict[str, Any]],
+) -> Process:
+    """What the user says, else what the recipe or the file does."""
+    try:
+        found = openai(recipe.process) if recipe else original.process(arguments, parts)
+    except ConfigError as error:
+        missing = [key for key in ("schedule", "objective") if key not in said]
+        if error.key in missing:
+            raise
+        if missing:
+            problem = f"does not show in this file; add {missing[0]}=..."
+            raise ConfigError(missing[0], None, problem) from error
+        found = Process(said["schedule"], said["objective"])
+    return replace(found, **said)
 
 
 def _versioned(
