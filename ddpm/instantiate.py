@@ -134,6 +134,14 @@ def complete(node: Config, key: str) -> dict[str, Any]:
     return {"_target_": node["_target_"], **defaults, **node}
 
 
+def completed(config: Config) -> dict[str, Any]:
+    """A run's config whose nodes have every option."""
+    return {
+        key: complete(value, key) if isinstance(value, Mapping) and "_target_" in value else value
+        for key, value in config.items()
+    }
+
+
 def check(options: Config, target: Callable[..., Any], key: str = "") -> dict[str, Any]:
     """Options compared with the keyword-only parameters of ``target``, in their types.
 

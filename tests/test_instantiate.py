@@ -314,3 +314,17 @@ def test_facts_are_restored_from_their_state():
     state = facts().state()
     del state["num_classes"]
     assert "has no 'num_classes'" in refusal(instantiate.Facts.restored, state)
+
+
+def test_a_config_of_fewer_options_is_completed_with_their_defaults():
+    short = {"seed": 3, "schedule": {"_target_": "ddpm.diffusion.cosine", "num_steps": 5}}
+    assert instantiate.completed(short) == {
+        "seed": 3,
+        "schedule": {
+            "_target_": "ddpm.diffusion.cosine",
+            "num_steps": 5,
+            "offset": 0.008,
+            "max_beta": 0.999,
+            "zero_terminal_snr": False,
+        },
+    }

@@ -65,7 +65,7 @@ def bring(
     }
     if data is not None:
         config["data"] = data
-    config = {"seed": 0, **{k: instantiate.complete(node, k) for k, node in config.items()}}
+    config = {"seed": 0, **instantiate.completed(config)}
     facts = _facts(found, size, given_channels, cond_frames, data)
     _check(config, facts, found)
     run = Run(_folder(name, out, source))

@@ -143,6 +143,7 @@ def _what_to_train(
         if found is None
         else found.config
     )
+    stored = instantiate.completed(stored)  # of a version that had fewer options
     if resume is not None:
         asked = _with_overrides(stored, asked)
     known = {key: node for key, node in asked.items() if key in stored}
