@@ -80,7 +80,8 @@ def bring(
         problem = f"has {name}={render(theirs)} where the weights show {ours}; take another recipe"
         raise ConfigError("recipe", recipe, problem)
     said.update(given)
-    for name, theirs, ours in _differing(given, shown):
+    proven = {name: value for name, value in shown.items() if name not in original.guessed}
+    for name, theirs, ours in _differing(given, proven):
         raise ConfigError(f"network.{name}", theirs, f"the weights show {ours}; leave it out")
     chosen = {**original.assumed, **shown, **said}
     try:

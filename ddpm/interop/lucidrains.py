@@ -43,6 +43,7 @@ _LUCIDRAINS_1D: Arguments = {
 }
 _LUCIDRAINS: Arguments = {**_LUCIDRAINS_1D, "full_attn": None, "flash_attn": False}
 _HEADS, _DIM_HEAD = 4, 32
+_GUESSED = frozenset({"attn_heads", "attn_dim_head"})  # 16 channels are 4 heads of 4, or 2 of 8
 
 _SHARED = (
     "dim",
@@ -324,6 +325,7 @@ ORIGINALS = {
         assumed={"version": "1.0.7"},
         extra=partial(_mark, IMAGES),
         join=partial(files.join, IMAGES, _wrap),
+        guessed=_GUESSED,
     ),
     "denoising-diffusion-pytorch-1d": Original(
         _LUCIDRAINS_1D,
@@ -338,5 +340,6 @@ ORIGINALS = {
         extra=partial(_mark, SEQUENCES),
         join=partial(files.join, SEQUENCES, None),
         values=(0.0, 1.0),
+        guessed=_GUESSED,
     ),
 }

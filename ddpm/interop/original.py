@@ -128,6 +128,8 @@ class Original:
         extra: what its state dicts hold besides our parameters.
         join: makes the content of a file that it loads.
         values: the range of its data where they are not pictures.
+        guessed: arguments that ``infer`` may give for others at their defaults, which shapes do
+            not prove; who says otherwise is believed.
     """
 
     defaults: Arguments
@@ -143,6 +145,7 @@ class Original:
     extra: Callable[[nn.Module], dict[str, Tensor]] = nothing
     join: Callable[[Export], dict[str, Any]] = chosen
     values: tuple[float, float] | None = None
+    guessed: frozenset[str] = frozenset()
 
 
 def bind(source: str, defaults: Arguments, kwargs: Arguments) -> dict[str, Any]:
