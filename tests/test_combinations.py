@@ -20,6 +20,7 @@ SMALL = {
     "unet": ["data=digits", "model.dim=8", "model.dim_mults=[1,2]"],
     "unet1d": ["data=sequence", "model.dim=8", "model.dim_mults=[1,2]"],
     "unet3d": ["data=video", "model.dim=8", "model.dim_mults=[1,2]", "model.attn_heads=1"],
+    "simple_unet": ["data=digits", "model.width=8", "model.time_dim=8", "model.num_heads=2"],
     "iddpm_unet": [
         "data=digits",
         "model.model_channels=32",
@@ -127,7 +128,7 @@ VALUES = [
     ("diffusion.self_condition=true",),
     ("diffusion.rescale_timesteps=true",),
     ("data.class_cond=true", "diffusion.label_dropout=0.1"),
-    ("data.image_size=12",),
+    ("data.image_size=16",),
     ("objective.loss=l1",),
     ("objective.loss=huber",),
     ("objective.weighting=noise",),
@@ -146,7 +147,7 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("model", ["unet", "iddpm_unet"])
+@pytest.mark.parametrize("model", ["unet", "iddpm_unet", "simple_unet"])
 @pytest.mark.parametrize("options", VALUES, ids=lambda options: " ".join(options))
 def test_every_option_trains(tmp_path, options, model):
     base = [f"model={model}", *SMALL[model], "trainer.batch_size=4", "trainer.max_steps=2"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from ddpm.errors import ConfigError, did_you_mean, require
-from ddpm.interop import lucidrains, openai, video
+from ddpm.interop import lucidrains, openai, simple, video
 from ddpm.interop.original import Arguments, Original, Weights, bind, load
 
 SOURCES: dict[str, Original] = {
     **openai.ORIGINALS,
     **lucidrains.ORIGINALS,
     **video.ORIGINALS,
+    **simple.ORIGINALS,
 }
 
 

@@ -1,0 +1,215 @@
+"""A tutorial's U-Net: small, plain, and the same code at every size.
+
+Two-convolution blocks with one norm group, max-pooling on the way down, bilinear upsampling on the
+way up, and self-attention after every stage. The parameters have the tutorial's names.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm.errors import ConfigError, require
+from ddpm.models.layers import (
+    GroupNorm,
+    Network,
+    SinusoidalEmbedding,
+    at_least_float32,
+    attend,
+    check_positive,
+    describe_size,
+)
+
+_LEVELS = 3  # the size is halved so often
+
+
+def _convolution(channels: int, out_channels: int) -> nn.Sequential:
+    """A 3x3 convolution, one norm group over all channels, and the rectifier."""
+    return nn.Sequential(
+        nn.Conv2d(channels, out_channels, 3, padding=1), GroupNorm(1, out_channels), nn.ReLU()
+    )
+
+
+class DoubleConv(nn.Module):
+    """Two convolutions, (B, channels, H, W) to (B, out_channels, H, W)."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = _convolution(channels, out_channels)
+        self.conv2 = _convolution(out_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One after the other."""
+        return self.conv2(self.conv1(x))
+
+
+class Down(nn.Module):
+    """Half the size by max-pooling, two convolutions, and the time added."""
+
+    def __init__(self, channels: int, out_channels: int, time_dim: int) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.MaxPool2d(2), DoubleConv(channels, out_channels))
+        self.emb_layer = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, out_channels))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """(B, channels, H, W) to (B, out_channels, H/2, W/2)."""
+        return self.down(x) + self.emb_layer(emb)[:, :, None, None]
+
+
+class Up(nn.Module):
+    """Twice the size by bilinear interpolation, the encoder's features in front, and the time."""
+
+    def __init__(self, channels: int, out_channels: int, time_dim: int) -> None:
+        super().__init__()
+        self.conv = DoubleConv(channels, out_channels)
+        self.emb_layer = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, out_channels))
+
+    def forward(self, x: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
+        """(B, ..., H/2, W/2) and (B, ..., H, W) to (B, out_channels, H, W)."""
+        larger = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        return self.conv(torch.cat((skip, larger), dim=1)) + self.emb_layer(emb)[:, :, None, None]
+
+
+class _Attention(nn.Module):
+    """Multi-head attention with the parameters of ``nn.MultiheadAttention``."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
+        self.out_proj = nn.Linear(channels, channels)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of (B, N, C) to itself."""
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        q, k, v = (each.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in qkv)
+        return self.out_proj(attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+class _LayerNorm(nn.LayerNorm):
+    """Layer normalisation in float32 or better."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = at_least_float32(input)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).to(input.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Attention among all positions, then a feed-forward, each with its norm and its residual."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.mha = _Attention(channels, num_heads)
+        self.ln = _LayerNorm(channels)
+        self.ff_self = nn.Sequential(
+            _LayerNorm(channels),
+            nn.Linear(channels, channels),
+            nn.GELU(),
+            nn.Linear(channels, channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) of any size."""
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens + self.mha(self.ln(tokens))
+        tokens = tokens + self.ff_self(tokens)
+        return tokens.transpose(1, 2).reshape(x.shape)
+
+
+class SimpleUNet(Network):
+    """The tutorial's network for images: ``(B, channels, H, W)`` to ``(B, out_channels, H, W)``.
+
+    Args:
+        channels: of the data.
+        out_channels: of the answer.
+        size: (height, width), each divisible by 8; only checked, any such size can be given.
+        num_classes: of the labels, which are embedded and added to the time.
+        self_condition: also take an earlier estimate of x0.
+        width: channels of the first stage.
+        time_dim: width of the time encoding, sines first.
+        num_heads: of every attention.
+
+    Raises:
+        ConfigError: settings that no network can have.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        size: tuple[int, ...],
+        num_classes: int | None = None,
+        self_condition: bool = False,
+        *,
+        width: int = 64,
+        time_dim: int = 128,
+        num_heads: int = 4,
+    ) -> None:
+        super().__init__(channels, out_channels, num_classes, self_condition, (2**_LEVELS,) * 2)
+        check_positive(width=width, time_dim=time_dim, num_heads=num_heads)
+        problem = "the heads share the channels; make width a multiple of num_heads"
+        require(width % num_heads == 0, "num_heads", num_heads, problem)
+        problem = "is as many sines as cosines; choose an even number"
+        require(time_dim % 2 == 0, "time_dim", time_dim, problem)
+        _check_size(size)
+        w = width
+        self.time = SinusoidalEmbedding(time_dim, cos_first=False, reach_end=False)
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, time_dim)
+        self.inc = DoubleConv(self.in_channels, w)
+        stages = [("1", w, 2 * w), ("2", 2 * w, 4 * w), ("3", 4 * w, 4 * w)]
+        for name, before, after in stages:
+            self.add_module(f"down{name}", Down(before, after, time_dim))
+            self.add_module(f"sa{name}", SelfAttention(after, num_heads))
+        self.bot1 = DoubleConv(4 * w, 8 * w)
+        self.bot2 = DoubleConv(8 * w, 8 * w)
+        self.bot3 = DoubleConv(8 * w, 4 * w)
+        for name, attention, before, after in (
+            ("1", "4", 8 * w, 2 * w),
+            ("2", "5", 4 * w, w),
+            ("3", "6", 2 * w, w),
+        ):
+            self.add_module(f"up{name}", Up(before, after, time_dim))
+            self.add_module(f"sa{attention}", SelfAttention(after, num_heads))
+        self.outc = nn.Conv2d(w, out_channels, 1)
+
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, x_self_cond: Tensor | None = None
+    ) -> Tensor:
+        """Predict ``(B, out_channels, H, W)``.
+
+        Args:
+            x: (B, channels, H, W).
+            t: (B,) times, whole or fractional.
+            y: (B,) labels of a network that has classes.
+            x_self_cond: like x, an earlier estimate of x0.
+        """
+        h = self.inc(self.prepare(x, y, x_self_cond))
+        emb = self.time(t)
+        if y is not None:
+            emb = emb + self.label_emb(y)
+        skips = []
+        for stage in "123":
+            skips.append(h)
+            h = self.get_submodule(f"sa{stage}")(self.get_submodule(f"down{stage}")(h, emb))
+        h = self.bot3(self.bot2(self.bot1(h)))
+        for stage, attention in zip("123", "456", strict=True):
+            h = self.get_submodule(f"up{stage}")(h, skips.pop(), emb)
+            h = self.get_submodule(f"sa{attention}")(h)
+        return self.outc(h)
+
+
+def _check_size(size: tuple[int, ...]) -> None:
+    """Raise ConfigError unless the data are images that can be halved three times."""
+    problem = f"is for images, these are {describe_size(size)}; take another model"
+    require(len(size) == 2, "_target_", "ddpm.models.SimpleUNet", problem)
+    factor = 2**_LEVELS
+    if any(n % factor for n in size):
+        said = "x".join(map(str, size))
+        problem = f"is not divisible by {factor}; set data.image_size to a multiple of {factor}"
+        raise ConfigError("size", said, problem)
