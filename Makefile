@@ -39,7 +39,7 @@ type: $(STAMP)  ## check the types
 test: $(STAMP)  ## run the tests that take minutes in all
 	$(BIN)/pytest -n 2 -q -m "not slow"
 
-test-slow: $(STAMP)  ## run the tests that train
+test-slow: $(STAMP)  ## run the tests that train, or fetch the original packages
 	$(BIN)/pytest -n 2 -q -m slow
 
 clean:  ## remove what is built and cached; runs in outputs/ and .venv stay

@@ -19,10 +19,21 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ["train", "sample", "interpolate"]
+COMMANDS = {
+    "train": "train",
+    "sample": "sample",
+    "interpolate": "interpolate",
+    "import": "importing",
+    "export": "exporting",
+}
 TRAIN = ["name=wheel", "trainer.max_steps=2", "trainer.batch_size=4", "trainer.preview_samples=4"]
 SAMPLE = ["ckpt=outputs/wheel", "num_samples=2", "steps=2"]
 INTERPOLATE = ["ckpt=outputs/wheel", "a=1", "b=2", "steps=2"]
+EXPORT = ["ckpt=outputs/wheel", "format=denoising-diffusion-pytorch", "out=net.pt"]
+IMPORT = [
+    *("source=denoising-diffusion-pytorch", "file=net.pt", "size=8", "name=back"),
+    *("network.attn_heads=2", "network.attn_dim_head=16"),
+]
 
 
 def run(command: list[str | Path], folder: Path) -> str:
@@ -74,12 +85,14 @@ def use(programs: Path, folder: Path) -> None:
     origin = Path(run([programs / "python", "-c", ask], folder).strip())
     if programs.parent.resolve() not in origin.resolve().parents:
         sys.exit(f"FAIL ddpm comes from {origin}, not from the wheel")
-    for command in COMMANDS:
+    for command, module in COMMANDS.items():
         run([programs / f"ddpm-{command}", "--help"], folder)
-        run([programs / "python", "-m", f"ddpm.cli.{command}", "--cfg", "job"], folder)
+        run([programs / "python", "-m", f"ddpm.cli.{module}", "--cfg", "job"], folder)
     run([programs / "ddpm-train", *TRAIN], folder)
     run([programs / "ddpm-sample", *SAMPLE], folder)
     run([programs / "ddpm-interpolate", *INTERPOLATE], folder)
+    run([programs / "ddpm-export", *EXPORT], folder)
+    run([programs / "ddpm-import", *IMPORT], folder)
     if not list(folder.glob("outputs/wheel/**/*.png")):
         sys.exit("FAIL no picture in outputs/wheel")
 

@@ -94,7 +94,7 @@ def bring(
     assumed = {
         name: value
         for name, value in arguments.items()
-        if name not in shown and name not in said and original.defaults[name] is not REQUIRED
+        if name not in proven and name not in said and original.defaults[name] is not REQUIRED
     }
     return Brought(
         described,

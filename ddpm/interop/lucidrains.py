@@ -109,6 +109,7 @@ def _make_unet(
     if out_channels is None:
         out_channels = channels * (2 if given["learned_variance"] else 1)
     memory = weights.get("mid_attn.mem_kv")
+    _check_heads(given, weights)
     return Described(
         UNet,
         channels,
@@ -124,6 +125,22 @@ def _make_unet(
             **{name: given[name] for name in _SHARED},
         },
     )
+
+
+def _check_heads(given: Arguments, weights: Weights) -> None:
+    """Raise ConfigError unless the heads have as many channels as the middle's attention."""
+    names = ("mid_attn.to_qkv.weight", "mid_attn.fn.fn.to_qkv.weight")
+    found = [weights[name].shape[0] // 3 for name in names if name in weights]
+    heads, width = (
+        value[-1] if isinstance(value, tuple) else value
+        for value in (given["attn_heads"], given["attn_dim_head"])
+    )
+    total = found[0] if found else None
+    problem = (
+        f"of attn_dim_head={width} are {heads * width} channels, and the weights have {total}; "
+        "they do not show which heads of which width these are, so say both"
+    )
+    require(not found or heads * width == total, "attn_heads", heads, problem)
 
 
 def _infer(versions: Versions, weights: Weights) -> dict[str, Any]:
