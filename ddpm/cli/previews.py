@@ -53,10 +53,11 @@ class Previews:
         )
         count = trainer.preview_samples
         known = None
-        if self.facts.codec.given is not None:
+        classes = None if self.facts.num_classes is None else list(range(self.facts.num_classes))
+        if self.facts.codec.given is not None:  # of the first samples, and of their classes
             indices = [i % len(trainer.data) for i in range(count)]
-            known, _ = trainer.data.fetch(indices, [0] * count)
-        classes = None if self.facts.num_classes is None else range(self.facts.num_classes)
+            known, labels = trainer.data.fetch(indices, [0] * count)
+            classes = None if labels is None else labels.tolist()
         drawn = generation.generate(
             source,
             share(accelerator, count),
