@@ -134,6 +134,10 @@ def source(
         clip=sampler.clip,
         dynamic_quantile=sampler.dynamic_quantile,
     )
+    rescale = guidance_rescale
+    require(0 <= rescale <= 1, "guidance_rescale", rescale, "must be between 0 (off) and 1")
+    problem = "is for a guidance other than 1; leave it at 0"
+    require(guidance != 1 or rescale == 0, "guidance_rescale", rescale, problem)
     if guidance != 1:
         if num_classes is None or diffusion.label_dropout == 0:
             problem = (
@@ -142,9 +146,7 @@ def source(
             )
             raise ConfigError("guidance", guidance, problem)
         assert isinstance(denoiser, Denoiser)
-        denoiser = Guided(
-            denoiser, null_label=num_classes, scale=guidance, rescale=guidance_rescale
-        )
+        denoiser = Guided(denoiser, null_label=num_classes, scale=guidance, rescale=rescale)
     return Source(denoiser, sampler, codec, device, autocast)
 
 
@@ -242,7 +244,7 @@ def interpolate(
         ConfigError: ``ddim`` with another sampler, or with noise in its steps; a seed as an end
             of a model that is given part of the data.
     """
-    _check_mode(source, ends, mode)
+    check_mode(source, ends, mode)
     labels = classes or (None, None)
     seeds = [mix(seed, For.END, place if mode == "slerp" else 0) for place in (0, 1)]
     point = _invert if mode == "ddim" else _split
@@ -266,8 +268,8 @@ def interpolate(
     return torch.cat(frames)
 
 
-def _check_mode(source: Source, ends: Sequence[Tensor | int], mode: Mode) -> None:
-    """Refuse what cannot be interpolated so."""
+def check_mode(source: Source, ends: Sequence[Tensor | int], mode: Mode) -> None:
+    """Refuse ends that cannot be interpolated in a mode; see :func:`interpolate`."""
     sampler = source.sampler
     if mode == "ddim":
         good = isinstance(sampler, DDIM) and sampler.eta == 0

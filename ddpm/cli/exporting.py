@@ -49,7 +49,9 @@ def export(
         return
     content, arguments = _taken(found, format, weights, version)
     write(target, content)
-    beside = target.with_suffix(".json")
+    beside = target.with_name(
+        f"{target.stem}.json" if target.suffix == ".pt" else f"{target.name}.json"
+    )
     write(beside, (json.dumps(arguments, indent=1) + "\n").encode())
     print(f"done: {target} ({beside.name} has the arguments of its network)", flush=True)
 

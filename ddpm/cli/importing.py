@@ -66,12 +66,12 @@ def bring(
     if data is not None:
         config["data"] = data
     config = {"seed": 0, **instantiate.completed(config)}
-    facts = _facts(found, size, given_channels, cond_frames, data)
+    facts = _facts(found, config, size, given_channels, cond_frames, data)
     _check(config, facts, found)
     run = Run(_folder(name, out, source))
     print("\n".join(_told(found, config, facts, source)), flush=True)
     run.create(instantiate.to_yaml(config))
-    came = {"source": source, "file": str(Path(file).resolve()), "recipe": recipe}
+    came = {"source": source, "file": Path(file).name, "recipe": recipe}
     header = {"ddpm": __version__, "config": config, **facts.state(), "step": taken, "came": came}
     state = {
         "step": taken,
@@ -87,6 +87,7 @@ def bring(
 
 def _facts(
     found: Brought,
+    config: Node,
     size: int | list[int] | None,
     given_channels: list[int] | None,
     cond_frames: int,
@@ -105,7 +106,8 @@ def _facts(
     if spatial is None:
         problem = f"is missing: the weights do not show it; add size=... ({what} of the data)"
         raise ConfigError("size", None, problem)
-    require(len(spatial) == axes, "size", size, f"must be {axes} numbers: {what}")
+    good = len(spatial) == axes and all(n >= 1 for n in spatial)
+    require(good, "size", size, f"must be {axes} numbers above 0: {what}")
     shape = (described.channels, *spatial)
     low, high = found.values or (None, None)
     if axes == 3:
@@ -118,7 +120,16 @@ def _facts(
         codec = ImageCodec(shape)
     else:
         codec = SequenceCodec(shape, *(found.values or (-1.0, 1.0)))
-    return instantiate.Facts(shape, described.num_classes, None, codec)
+    return instantiate.Facts(shape, _classes(found, config), None, codec)
+
+
+def _classes(found: Brought, config: Node) -> int | None:
+    """The classes of the data; with label dropout the network's last one stands for none."""
+    known = found.described.num_classes
+    dropped = config["diffusion"]["label_dropout"] > 0
+    problem = "is for a network with classes; leave it at 0"
+    require(not dropped or known is not None, "diffusion.label_dropout", None, problem)
+    return known if known is None or not dropped else known - 1
 
 
 def _check(config: Node, facts: Facts, found: Brought) -> None:
@@ -129,19 +140,20 @@ def _check(config: Node, facts: Facts, found: Brought) -> None:
     channels = facts.shape[0]
     for key, have, need in (
         ("data", channels, described.channels),
-        ("data.class_cond", facts.num_classes, described.num_classes),
+        ("data's classes", facts.num_classes, _classes(found, config)),
         ("diffusion.self_condition", process.self_condition, described.self_condition),
     ):
         problem = f"the network has {render(need)} there; say what it was trained with"
         require(have == need, key, have, problem)
     answers, needed = described.out_channels, process.output_channels(channels)
     problem = (
-        f"needs a network that answers with {needed} channels and this one has {answers}; take "
-        "diffusion=iddpm for a learned variance, or given_channels=[...] for channels that the "
-        "network only takes"
+        f"needs a network that answers with {needed} channels and this one has {answers}; a "
+        "learned variance (diffusion=iddpm) takes two a channel, channels that are given whole "
+        "(given_channels=[...]) none"
     )
     require(answers == needed, "diffusion.variance", process.variance, problem)
-    instantiate.network(config, facts, process)
+    network = instantiate.network(config, facts, process)
+    network.load_state_dict(found.raw)
 
 
 def _folder(name: str | None, out: str, source: str) -> Path:
@@ -150,6 +162,8 @@ def _folder(name: str | None, out: str, source: str) -> Path:
 
     if name is None:
         return new_folder(Path(out), f"{time.strftime('%Y%m%d-%H%M%S')}-{source}")
+    problem = "is the name of one folder, without / in it; its parent is out="
+    require(name not in ("", "..") and Path(name).name == name, "name", name, problem)
     folder = Path(out, name)
     problem = "there is such a folder; choose another name, or delete it"
     require(not folder.exists(), "name", name, problem)

@@ -52,6 +52,7 @@ def interpolate(
         problem = "the model is class-conditional; say classes=[3], or [3,7] for the two ends"
         require(classes is not None and len(ends) <= 2, "classes", classes, problem)
     source = trained.source(sampler, steps, guidance, guidance_rescale)
+    generation.check_mode(source, read, mode)
     folder = trained.folder(out, f"interpolation-{label(sampler)}-t-{t}-{mode}-seed-{seed}")
     app.say(trained.accelerator, f"drawing {num_frames} frames from t={t} into {folder}")
     walks = -(-num_frames // batch_size)

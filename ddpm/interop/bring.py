@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,8 +73,8 @@ def bring(
             system, an argument that is not known.
     """
     original, known = find(source), _recipe(recipe, source)
-    parts = original.split(read(file))
-    shown = original.infer(parts.raw)
+    parts = _split(original, source, file, "file")
+    shown = _guarded(original.infer, source, file, "file")(parts.raw)
     said = {**_versioned(original, source, version, parts), **(known.network if known else {})}
     for name, theirs, ours in _differing(said, shown):
         problem = f"has {name}={render(theirs)} where the weights show {ours}; take another recipe"
@@ -90,7 +90,7 @@ def bring(
         raw = _weights(described, parts.raw, original)
     except ConfigError as error:
         raise _as_options(error) from None
-    average = _average(original, parts, ema)
+    average = _average(original, source, parts, file, ema, described)
     assumed = {
         name: value
         for name, value in arguments.items()
@@ -99,7 +99,7 @@ def bring(
     return Brought(
         described,
         raw,
-        raw if average is None else _weights(described, average, original),
+        raw if average is None else average,
         _process(original, known, arguments, parts, process or {}),
         parts.step or step_in(file) or 0,
         (known.image_size, known.image_size) if known else None,
@@ -160,12 +160,42 @@ def _differing(said: Mapping[str, Any], shown: Mapping[str, Any]) -> Iterator[tu
             yield name, value, render(shown[name])
 
 
-def _average(original: Original, parts: Parts, ema: str | None) -> Weights | None:
-    """The averaged weights, of the same file or one of their own."""
-    if ema is None:
-        return parts.ema
-    found = original.split(read(ema, "ema"))
-    return found.raw if found.ema is None else found.ema
+def _split(original: Original, source: str, file: str, key: str) -> Parts:
+    """The parts of a file; ConfigError with its name where it is none of the system's."""
+    content = read(file, key)
+    try:
+        return _guarded(original.split, source, file, key)(content)
+    except ConfigError as error:
+        raise ConfigError(key, file, error.problem) from None
+
+
+def _guarded(step: Callable[[Any], Any], source: str, file: str, key: str) -> Callable[[Any], Any]:
+    """A step that reads a file whose content can be anything; what it trips over is told."""
+
+    def run(content: Any) -> Any:
+        try:
+            return step(content)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            problem = f"holds what no checkpoint of {source} does; give one that its training wrote"
+            raise ConfigError(key, file, problem) from error
+
+    return run
+
+
+def _average(
+    original: Original, source: str, parts: Parts, file: str, ema: str | None, described: Described
+) -> dict[str, Tensor] | None:
+    """The averaged weights by our names, of the same file or one of their own."""
+    found, place = parts.ema, file
+    if ema is not None:
+        other, place = _split(original, source, ema, "ema"), ema
+        found = other.raw if other.ema is None else other.ema
+    try:
+        return None if found is None else _weights(described, found, original)
+    except ConfigError as error:
+        problem = f"its averaged weights do not fit the others: {error.key}, {error.problem}"
+        problem = problem.replace("that kwargs describe", "of the others")
+        raise ConfigError("ema", place, problem.partition("; give the")[0]) from None
 
 
 def _weights(described: Described, weights: Weights, original: Original) -> dict[str, Tensor]:

@@ -46,21 +46,21 @@ def read(path: str, key: str = "file") -> dict[str, Any]:
         ConfigError: (key ``key``) it is not there, is neither, or holds anything else.
     """
     place = Path(path).expanduser()
+    require(not place.is_dir(), key, path, "is a folder; give the file in it")
     require(place.is_file(), key, path, "there is no such file")
     try:
         if place.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(place))
         with warnings.catch_warnings(action="ignore"):
             found = torch.load(place, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        what = re.search(r"GLOBAL (\S+)", str(error))
-        named = f" ({what[1]})" if what else ""
-        problem = (
-            f"holds more than tensors and plain data{named}, which is not safe to load; save the "
-            "state dict alone, with torch.save(model.state_dict(), ...)"
-        )
-        raise ConfigError(key, path, problem) from error
     except Exception as error:  # what is no checkpoint fails in many ways
+        what = re.search(r"GLOBAL (\S+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and what:
+            problem = (
+                f"holds more than tensors and plain data ({what[1]}), which is not safe to load; "
+                "save the state dict alone, with torch.save(model.state_dict(), ...)"
+            )
+            raise ConfigError(key, path, problem) from error
         problem = "cannot be read as a checkpoint; it may be cut short, or of another kind"
         raise ConfigError(key, path, problem) from error
     good = isinstance(found, Mapping) and all(isinstance(name, str) for name in found)

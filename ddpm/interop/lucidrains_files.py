@@ -15,21 +15,13 @@ from ddpm.diffusion import (
     PredV,
     PredX0,
     Schedule,
-    cosine,
-    linear,
-    sigmoid,
 )
 from ddpm.errors import ConfigError, require
 from ddpm.interop.files import Parts, under, unwrapped
 from ddpm.interop.lucidrains_versions import MARK, Number, Versions, parse
 from ddpm.interop.original import Export
-from ddpm.interop.process import Process, node, objective
+from ddpm.interop.process import SCHEDULES, Node, Process, node, objective, schedule_with
 
-_SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "cosine": cosine,
-    "sigmoid": sigmoid,
-    "linear": linear,
-}
 _OBJECTIVES: dict[str, type[Objective]] = {
     "pred_noise": PredNoise,
     "pred_x0": PredX0,
@@ -72,40 +64,28 @@ def process(versions: Versions, kwargs: dict[str, Any], parts: Parts) -> Process
     form = versions.settle(kwargs["version"], parts.raw)
     number = form.number if kwargs["version"] is None else parse(kwargs["version"])
     tables = parts.buffers or {}
-    schedule, name = _schedule(versions, tables.get("betas"))
+    schedule, told_schedule = _schedule(versions, tables.get("betas"))
     channels, answers = kwargs["channels"], kwargs["out_dim"]
     learned = kwargs["learned_variance"] if answers is None else answers == 2 * channels
     same = {"self_condition": kwargs["self_condition"]}
-    node_ = node(name, num_steps=schedule.num_steps)
     if learned:  # `LearnedGaussianDiffusion`: of the noise alone, one term of the bound at 0.001
         weight = 0.001 / schedule.num_steps
         told = node(
             "GaussianDiffusion", variance="learned_range", loss="hybrid", vlb_weight=weight, **same
         )
-        return Process(node_, objective("pred_noise"), told)
+        return Process(told_schedule, objective("pred_noise"), told)
     what = _objective(versions, number, schedule, tables)
     loss = "l2" if number >= (1, 6, 3) else "l1"
     diffusion = node("GaussianDiffusion", variance="fixed_small", **same)
-    return Process(node_, objective(loss=loss, **what), diffusion)
+    return Process(told_schedule, objective(loss=loss, **what), diffusion)
 
 
-def _schedule(versions: Versions, betas: Tensor | None) -> tuple[Schedule, str]:
-    """The schedule with these betas, and its name."""
+def _schedule(versions: Versions, betas: object) -> tuple[Schedule, Node]:
+    """The schedule with these betas, and its node; the version's default where there are none."""
     if betas is None:
-        return _SCHEDULES[versions.schedule](num_steps=1000), versions.schedule
-    for name, make in _SCHEDULES.items():
-        try:
-            schedule = make(num_steps=len(betas))
-        except ConfigError:  # so few steps are not possible
-            continue
-        if torch.allclose(schedule.betas.float(), betas.float(), rtol=1e-5, atol=1e-9):
-            return schedule, name
-    problem = (
-        f"the {len(betas)} betas of the file, {float(betas[0]):.4g} to {float(betas[-1]):.4g}, are "
-        f"not those of {', '.join(_SCHEDULES)} at their defaults; add schedule=... with the "
-        "parameters that it was trained with"
-    )
-    raise ConfigError("schedule", None, problem)
+        name = versions.schedule
+        return SCHEDULES[name](num_steps=1000), node(name, num_steps=1000)
+    return schedule_with(betas, {name: {} for name in SCHEDULES})
 
 
 def _objective(
@@ -138,12 +118,19 @@ def join(versions: Versions, wrap: Callable[[str], str] | None, export: Export) 
 
     ``wrap`` names parameters as versions with wrapped attention do, where not all have it.
     """
+    told = export.diffusion
+    problem = "the original divides by the signal of every step; it cannot be written for it"
+    ends = told.schedule.ends_in_noise
+    require(not ends, "schedule.zero_terminal_snr", True, problem)
+    problem = "the original tells its network t as it is; such a run cannot be written for it"
+    good = not told.rescale_timesteps or told.num_steps == 1000
+    require(good, "diffusion.rescale_timesteps", True, problem)
     form = versions.settle(None, export.weights[export.which])
     version = form.typical if export.version is None else export.version
     problem = f"has other networks than this one, which is of {form.range}"
     require(versions.at(version) is form, "version", version, problem)
     rename = wrap if form.wrapped and wrap is not None else str
-    tables = _tables(export.diffusion, parse(version) >= versions.plain_weight)
+    tables = _tables(told, parse(version) >= versions.plain_weight)
     models = {
         which: {**tables, **_named(weights, rename)} for which, weights in export.weights.items()
     }

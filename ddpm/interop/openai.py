@@ -206,7 +206,10 @@ def _infer_guided(weights: Weights) -> dict[str, Any]:
 
 def _express_improved(described: Described) -> dict[str, Any]:
     """The arguments of improved-diffusion's ``UNetModel`` for a network of ours."""
-    options = described.options
+    options = _own_options(described)
+    mults = options["channel_mult"]
+    problem = "are whole numbers in improved-diffusion; take format=guided-diffusion"
+    require(all(n == int(n) for n in mults), "model.channel_mult", mults, problem)
     for name, off in (
         ("resblock_updown", (False,)),
         ("num_head_channels", (None, -1)),
@@ -222,7 +225,7 @@ def _express_improved(described: Described) -> dict[str, Any]:
 
 def _express_guided(described: Described) -> dict[str, Any]:
     """The arguments of guided-diffusion's ``UNetModel`` for a network of ours."""
-    options = described.options
+    options = _own_options(described)
     stem = int(options["channel_mult"][0] * options["model_channels"])
     good = options["scale_stem"] or stem == options["model_channels"]
     problem = "its first convolution has the first level's channels; take model.scale_stem=true"
@@ -230,14 +233,21 @@ def _express_guided(described: Described) -> dict[str, Any]:
     return {"image_size": described.size[-1], **_express(described, _GUIDED_OPTIONS)}
 
 
-def _express(described: Described, names: tuple[str, ...]) -> dict[str, Any]:
-    """Our options are named as theirs."""
+def _own_options(described: Described) -> dict[str, Any]:
+    """The options of our network; ConfigError unless it is of the kind that the originals have."""
     if described.target is not IDDPMUNet:
         problem = "has no such network; it takes those of model=iddpm_unet"
         raise ConfigError("format", None, problem)
+    return described.options
+
+
+def _express(described: Described, names: tuple[str, ...]) -> dict[str, Any]:
+    """Our options are named as theirs."""
     problem = "is not in the original; such a network cannot be written for it"
     require(not described.self_condition, "diffusion.self_condition", True, problem)
     options = {name: described.options[name] for name in names}
+    mults = options["channel_mult"]
+    options["channel_mult"] = tuple(int(n) if n == int(n) else n for n in mults)
     for name in ("num_heads_upsample", "num_head_channels"):
         if name in options and options[name] is None:
             options[name] = -1

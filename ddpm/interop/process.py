@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm.diffusion import Schedule, cosine, linear, sigmoid
+from ddpm.errors import ConfigError, require
 
 Node = dict[str, Any]
 
@@ -46,6 +52,41 @@ _OBJECTIVES = {"pred_noise": "PredNoise", "pred_x0": "PredX0", "pred_v": "PredV"
 def objective(name: str, **options: Any) -> Node:
     """The node of an objective by the name that our config, and lucidrains, give it."""
     return node(_OBJECTIVES[name], **options)
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "linear": linear,
+    "cosine": cosine,
+    "sigmoid": sigmoid,
+}
+
+
+def schedule_with(betas: object, candidates: Mapping[str, dict[str, Any]]) -> tuple[Schedule, Node]:
+    """The schedule whose betas, rounded to float32, are those of a file, and its node.
+
+    Args:
+        betas: what the file has, (T,).
+        candidates: names of our schedules to try, with their options.
+
+    Raises:
+        ConfigError: (key ``schedule``) it is none of them.
+    """
+    good = isinstance(betas, Tensor) and betas.ndim == 1 and len(betas) > 0
+    require(good, "schedule", None, "the file's betas are no table; add schedule=...")
+    assert isinstance(betas, Tensor)
+    for name, options in candidates.items():
+        try:
+            schedule = SCHEDULES[name](num_steps=len(betas), **options)
+        except ConfigError:  # so few steps are not possible
+            continue
+        if torch.allclose(schedule.betas.float(), betas.float(), rtol=1e-5, atol=1e-9):
+            return schedule, node(name, num_steps=len(betas), **options)
+    problem = (
+        f"the {len(betas)} betas of the file, {float(betas[0]):.4g} to {float(betas[-1]):.4g}, are "
+        f"not those of {', '.join(candidates)} at their defaults; add schedule=... with the "
+        "parameters that it was trained with"
+    )
+    raise ConfigError("schedule", None, problem)
 
 
 def openai(told: Mapping[str, Any]) -> Process:

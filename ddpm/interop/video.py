@@ -20,7 +20,7 @@ from ddpm.interop.original import (
     Weights,
     smallest_size,
 )
-from ddpm.interop.process import Process, node, objective
+from ddpm.interop.process import SCHEDULES, Node, Process, node, objective, schedule_with
 from ddpm.models.unet3d import UNet3D
 from ddpm.models.unet3d_attention import TemporalAttention
 
@@ -101,6 +101,8 @@ def _infer(weights: Weights) -> dict[str, Any]:
         found["use_sparse_linear_attn"] = "downs.0.2.fn.fn.to_qkv.weight" in shapes
     if "final_conv.1.weight" in shapes:
         found["out_dim"] = shapes["final_conv.1.weight"][0]
+    if "init_conv.weight" in shapes:
+        found["cond_dim"] = None
     if "null_cond_emb" in shapes:
         found["cond_dim"] = shapes["null_cond_emb"][1]
     heads = shapes.get("time_rel_pos_bias.relative_attention_bias.weight")
@@ -249,10 +251,11 @@ def _express(conv: str, described: Described) -> dict[str, Any]:
     if described.target is not UNet3D or options.pop("conv") != conv:
         problem = f"has no such network; it takes those of model=unet3d model.conv={conv}"
         raise ConfigError("format", None, problem)
+    focuses = options["prob_focus_present"] > 0  # else it has no effect
     lacking = (
         ("num_classes", described.num_classes, None),
         ("diffusion.self_condition", described.self_condition, False),
-        ("model.focus_init", options.pop("focus_init"), False),
+        ("model.focus_init", options.pop("focus_init") and focuses, False),
     )
     for key, value, theirs in lacking:
         problem = "is not in the original; such a network cannot be written for it"
@@ -262,20 +265,28 @@ def _express(conv: str, described: Described) -> dict[str, Any]:
     return {"channels": described.channels, "out_dim": described.out_channels, **options}
 
 
-def _steps(parts: Parts) -> int:
-    """T, of the tables in the file."""
-    return len(parts.buffers["betas"]) if parts.buffers else 1000
+def _schedule(parts: Parts, usual: str, options: dict[str, Any]) -> Node:
+    """The schedule of the tables in a file, or the usual one with its options."""
+    betas = (parts.buffers or {}).get("betas")
+    if betas is None:
+        return node(usual, num_steps=1000, **options)
+    others: dict[str, dict[str, Any]] = {name: {} for name in SCHEDULES if name != usual}
+    return schedule_with(betas, {usual: options, **others})[1]
 
 
 def _video_process(kwargs: dict[str, Any], parts: Parts) -> Process:
     """The cosine schedule with its own cap of the betas; the loss is not in the file."""
-    schedule = node("cosine", num_steps=_steps(parts), max_beta=0.9999)
+    schedule = _schedule(parts, "cosine", {"max_beta": 0.9999})
     return Process(schedule, objective("pred_noise", loss="l1"))
 
 
 def _diffphycon_process(kwargs: dict[str, Any], parts: Parts) -> Process:
-    """The sigmoid schedule; its scripts take the square error."""
-    return Process(node("sigmoid", num_steps=_steps(parts)), objective("pred_noise"))
+    """The sigmoid schedule; its scripts take the square error of the noise."""
+    weights = (parts.buffers or {}).get("loss_weight")
+    if weights is not None and bool((weights - 1).abs().max() > 1e-6):
+        problem = "the file's loss weights are not those of a predicted noise; add objective=..."
+        raise ConfigError("objective", None, problem)
+    return Process(_schedule(parts, "sigmoid", {}), objective("pred_noise"))
 
 
 ORIGINALS = {

@@ -165,14 +165,14 @@ MISTAKES = {
         "version=1.0: the versions of improved-diffusion do not differ; leave it out"
     ),
     "size=9": None,
-    "size=[8,8,8]": "size=[8,8,8]: must be 2 numbers: height and width",
+    "size=[8,8,8]": "size=[8,8,8]: must be 2 numbers above 0: height and width",
     "size=null": (
         "size: is missing: the weights do not show it; add size=... (height and width of the data)"
     ),
     "diffusion=ddpm": (
         "diffusion.variance=fixed_small: needs a network that answers with 1 channels and this one "
-        "has 2; take diffusion=iddpm for a learned variance, or given_channels=[...] for channels "
-        "that the network only takes"
+        "has 2; a learned variance (diffusion=iddpm) takes two a channel, channels that are given "
+        "whole (given_channels=[...]) none"
     ),
     "step=-1": "step=-1: must be 0 or above",
 }  # fmt: skip
@@ -212,6 +212,73 @@ def test_what_is_not_safe_to_load_is_not_loaded(command, files):
     ended = command("import", *BROUGHT)
     assert ended.status == 1
     assert "cannot be read as a checkpoint" in ended.line
+
+
+def test_the_class_for_no_class_comes_back_as_it_went(command, tiny):
+    """A guided model goes out with a class more than its data have, and comes in as guided."""
+    model = ("model=iddpm_unet", "model.model_channels=32", "model.channel_mult=[1,1]")
+    classes = ("data.class_cond=true", "diffusion.label_dropout=0.2", "objective=pred_noise")
+    small = [option for option in tiny if not option.startswith("model.")]
+    ended = command("train", "name=g", "trainer.max_steps=1", *model, *classes, *small)
+    assert ended.status == 0, ended.err
+    ended = command("export", "ckpt=outputs/g", "format=improved-diffusion", "out=g.pt")
+    assert ended.status == 0, ended.err
+    told = json.loads(Path("g.json").read_text())["network"]
+    assert told["num_classes"] == 11 and told["channel_mult"] == [1, 1]
+    assert all(type(n) is int for n in told["channel_mult"])
+    options = ("file=g.pt", "size=8", "name=b", "diffusion=ddpm", "diffusion.label_dropout=0.1")
+    ended = command("import", "source=improved-diffusion", *options)
+    assert ended.status == 0, ended.err
+    options = ("classes=[1]", "guidance=2", "steps=2", "num_samples=1", "out=s")
+    assert command("sample", "ckpt=outputs/b", *options).status == 0
+
+
+def test_what_an_export_would_lose_is_refused(command, tiny):
+    options = ("trainer.max_steps=1", "schedule.num_steps=20", *tiny)
+    assert command("train", "name=u", *options).status == 0
+    ended = command("export", "ckpt=outputs/u", "format=improved-diffusion")
+    assert ended.line == (
+        "ddpm-export: format=improved-diffusion: has no such network; it takes those of "
+        "model=iddpm_unet"
+    )
+    ended = command(
+        "export", "ckpt=outputs/u", "out=net.json", "format=denoising-diffusion-pytorch"
+    )
+    assert ended.status == 0, ended.err
+    assert torch.load("net.json", weights_only=True)["step"] == 1
+    assert json.loads(Path("net.json.json").read_text())["network"]["dim"] == 8
+    for change, line in (
+        ("diffusion.rescale_timesteps=true", "tells its network t as it is; such a run cannot"),
+        ("schedule.zero_terminal_snr=true", "divides by the signal of every step; it cannot"),
+    ):
+        assert command("train", f"name={change[-9:-5]}", change, *options).status == 0
+        run = f"ckpt=outputs/{change[-9:-5]}"
+        ended = command("export", run, "format=denoising-diffusion-pytorch")
+        assert ended.status == 1
+        assert ended.line.startswith(f"ddpm-export: {change}: the original {line}")
+
+
+ODD = {
+    "a list": {"model": [1, 2]},
+    "a number": {"init_conv.weight": 3},
+    "one dimension": {"init_conv.weight": torch.ones(4)},
+    "a step in words": {"model": {"init_conv.weight": torch.ones(4, 3, 7, 7)}, "step": "abc"},
+    "no tensors": {"epoch": 3},
+}
+
+
+@pytest.mark.parametrize("content", ODD)
+@pytest.mark.parametrize(
+    "source", ["denoising-diffusion-pytorch", "video-diffusion-pytorch", "simple-unet"]
+)
+def test_odd_files_are_one_line(command, source, content):
+    torch.save(ODD[content], "odd.pt")
+    ended = command("import", f"source={source}", "file=odd.pt", "size=8")
+    assert ended.status == 1
+    assert ended.line.startswith("ddpm-import: ")
+    assert not Path("outputs").exists()
+    ended = command("import", f"source={source}", "file=.", "size=8")
+    assert ended.line == "ddpm-import: file=.: is a folder; give the file in it"
 
 
 EXPORT_MISTAKES = {

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddpm.diffusion import cosine, linear, sigmoid
 from ddpm.errors import ConfigError
 from ddpm.interop import import_network
+from ddpm.interop.files import Parts
 from ddpm.interop.networks import find
 from ddpm.interop.video import VideoNetwork, _fixed_entries, split
 from ddpm.models.unet3d import UNet3D
@@ -117,7 +119,7 @@ def test_arguments_arrive_and_weights_show_them(source, kwargs, shown):
     original, weights = find(source), weights_of(source, **kwargs)
     seen = {"init_dim": 8, "out_dim": 2, "init_kernel_size": 7, "use_sparse_linear_attn": True}
     inferred = original.infer(weights)
-    assert inferred == {**SMALL, **seen, **shown}
+    assert inferred == {"cond_dim": None, **SMALL, **seen, **shown}
     arguments = {**original.defaults, **SMALL, **kwargs}
     described = original.describe(arguments, weights)
     again = original.describe({**arguments, **inferred}, weights)
@@ -246,3 +248,29 @@ def _same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     return actual.keys() == expected.keys() and all(
         torch.equal(actual[name], expected[name]) for name in expected
     )
+
+
+@pytest.mark.parametrize(
+    ("source", "usual"),
+    [(VIDEO, cosine(num_steps=40, max_beta=0.9999)), ("diffphycon", sigmoid(num_steps=40))],
+)
+def test_the_schedule_is_that_of_the_files_betas(source, usual):
+    def told(betas):
+        return find(source).process({}, Parts({}, buffers={"betas": betas.float()})).schedule
+
+    theirs = told(usual.betas)
+    assert theirs["num_steps"] == 40
+    assert theirs["_target_"].endswith("cosine" if source == VIDEO else "sigmoid")
+    assert told(linear(num_steps=200).betas) == {
+        "_target_": "ddpm.diffusion.linear",
+        "num_steps": 200,
+    }
+    with pytest.raises(ConfigError, match="schedule: the 30 betas of the file, .* add schedule="):
+        told(torch.linspace(0.001, 0.5, 30))
+    assert find(source).process({}, Parts({})).schedule["num_steps"] == 1000
+
+
+def test_loss_weights_of_another_objective_are_not_taken_for_the_noise():
+    buffers = {"betas": sigmoid(num_steps=40).betas.float(), "loss_weight": torch.rand(40)}
+    with pytest.raises(ConfigError, match="objective: .*add objective="):
+        find("diffphycon").process({}, Parts({}, buffers=buffers))
