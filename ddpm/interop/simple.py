@@ -8,7 +8,15 @@ from ddpm.errors import ConfigError, require
 from ddpm.interop.original import Arguments, Described, Original, Weights, smallest_size
 from ddpm.models import SimpleUNet
 
-_ARGUMENTS: Arguments = {"c_in": 3, "c_out": 3, "time_dim": 128, "num_classes": None}
+# Two mean nothing here: every size will do, and the device is the caller's choice.
+_ARGUMENTS: Arguments = {
+    "c_in": 3,
+    "c_out": 3,
+    "time_dim": 128,
+    "num_classes": None,
+    "img_size": None,
+    "device": None,
+}
 
 
 def _describe(given: Arguments, weights: Weights) -> Described:

@@ -50,7 +50,8 @@ class Down(nn.Module):
     def __init__(self, channels: int, out_channels: int, time_dim: int) -> None:
         super().__init__()
         self.down = nn.Sequential(nn.MaxPool2d(2), DoubleConv(channels, out_channels))
-        self.emb_layer = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, out_channels))
+        # The rectifier here and SiLU in Up: the tutorial has them so, and checkpoints need them.
+        self.emb_layer = nn.Sequential(nn.ReLU(), nn.Linear(time_dim, out_channels))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """(B, channels, H, W) to (B, out_channels, H/2, W/2)."""

@@ -265,12 +265,12 @@ def test_the_schedule_is_that_of_the_files_betas(source, usual):
         "_target_": "ddpm.diffusion.linear",
         "num_steps": 200,
     }
-    with pytest.raises(ConfigError, match="schedule: the 30 betas of the file, .* add schedule="):
+    with pytest.raises(ConfigError, match=r"schedule: the 30 betas of the file, .* add schedule="):
         told(torch.linspace(0.001, 0.5, 30))
     assert find(source).process({}, Parts({})).schedule["num_steps"] == 1000
 
 
 def test_loss_weights_of_another_objective_are_not_taken_for_the_noise():
     buffers = {"betas": sigmoid(num_steps=40).betas.float(), "loss_weight": torch.rand(40)}
-    with pytest.raises(ConfigError, match="objective: .*add objective="):
+    with pytest.raises(ConfigError, match=r"objective: .*add objective="):
         find("diffphycon").process({}, Parts({}, buffers=buffers))
