@@ -59,14 +59,14 @@ _SHARED = (
 
 
 def _lucidrains(given: Arguments, weights: Weights) -> Described:
-    """``Unet``; from 1.9.2 on ``full_attn=False`` is the default, before 1.8 all are linear."""
+    """``Unet``; from 1.9.1 on ``full_attn=False`` is the default, before 1.8 all are linear."""
     form = IMAGES.settle(given["version"], weights)
     full = given["full_attn"]
     if form.wrapped:
         problem = "came with version 1.8.0, and the weights are of an earlier one; leave it out"
         require(not full, "full_attn", full, problem)
         full = False
-    elif not full and form.number >= (1, 9, 2) and not _before_default(given["version"]):
+    elif not full and form.number >= (1, 9, 1) and not _before_default(given["version"]):
         full = None
     return _make_unet(
         given,
@@ -83,7 +83,7 @@ def _lucidrains(given: Arguments, weights: Weights) -> Described:
 
 def _before_default(version: str | None) -> bool:
     """Whether ``full_attn=False`` says in the version what it says."""
-    return version is not None and parse(version) < (1, 9, 2)
+    return version is not None and parse(version) < (1, 9, 1)
 
 
 def _lucidrains_1d(given: Arguments, weights: Weights) -> Described:

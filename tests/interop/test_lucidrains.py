@@ -446,3 +446,12 @@ def _same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     return actual.keys() == expected.keys() and all(
         torch.equal(actual[name], expected[name]) for name in expected
     )
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"), [("1.9.0", False), ("1.9.1", None), ("2.3.4", None)]
+)
+def test_no_full_attention_became_the_default_in_1_9_1(version, expected):
+    original = find("denoising-diffusion-pytorch")
+    kwargs = {**original.defaults, "dim": 8, "full_attn": False, "version": version}
+    assert original.describe(kwargs, {}).options["full_attn"] is expected
