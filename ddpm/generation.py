@@ -246,11 +246,11 @@ def interpolate(
     """
     check_mode(source, ends, mode)
     labels = classes or (None, None)
-    seeds = [mix(seed, For.END, place if mode == "slerp" else 0) for place in (0, 1)]
-    point = _invert if mode == "ddim" else _split
     (x0_a, noise_a), (x0_b, noise_b) = (
-        point(source, end, t, own, label, on_step)
-        for end, own, label in zip(ends, seeds, labels, strict=True)
+        _invert(source, end, t, label, on_step)
+        if mode == "ddim"
+        else _split(source, end, t, mix(seed, For.END, place if mode == "slerp" else 0), label)
+        for place, (end, label) in enumerate(zip(ends, labels, strict=True))
     )
     a, s = (0.0, 1.0) if mode == "ddim" else source.diffusion.schedule.signal_noise(t)
     frames: list[Tensor] = []
@@ -282,12 +282,7 @@ def check_mode(source: Source, ends: Sequence[Tensor | int], mode: Mode) -> None
 
 
 def _split(
-    source: Source,
-    end: Tensor | int,
-    t: int,
-    seed: int,
-    label: int | None,
-    on_step: OnStep | None,
+    source: Source, end: Tensor | int, t: int, seed: int, label: int | None
 ) -> tuple[Tensor, Tensor]:
     """Clean data and noise of one end at step t, both (1, C, *spatial) on the device."""
     if isinstance(end, Tensor):
@@ -300,12 +295,7 @@ def _split(
 
 
 def _invert(
-    source: Source,
-    end: Tensor | int,
-    t: int,
-    seed: int,
-    label: int | None,
-    on_step: OnStep | None,
+    source: Source, end: Tensor | int, t: int, label: int | None, on_step: OnStep | None
 ) -> tuple[Tensor, Tensor]:
     """Clean data and x_t of one end, both (1, C, *spatial) on the device; a seed has only x_t."""
     if not isinstance(end, Tensor):

@@ -28,8 +28,8 @@ class Brought:
         step: optimizer steps taken; 0 where it is not known.
         size: (*spatial) where a recipe tells it.
         values: the range of the data, None for pictures of 8 bits.
-        shown: arguments of the original's constructor that the weights show.
-        assumed: those that they do not show, and nobody said.
+        assumed: arguments of the original's constructor that the weights do not show, and nobody
+            said.
     """
 
     described: Described
@@ -39,7 +39,6 @@ class Brought:
     step: int
     size: tuple[int, ...] | None
     values: tuple[float, float] | None
-    shown: dict[str, Any]
     assumed: dict[str, Any]
 
     @property
@@ -104,7 +103,6 @@ def bring(
         parts.step or step_in(file) or 0,
         (known.image_size, known.image_size) if known else None,
         original.values,
-        shown,
         assumed,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,44 @@ def bare(checkpoint: Mapping[str, Any]) -> Parts:
     problem = "holds no weights; give the file of a network's state dict"
     require(bool(tensors) and len(tensors) == len(state), "file", None, problem)
     return Parts(tensors)
+
+
+def nested(checkpoint: Mapping[str, Any], *, of: str, prefixes: Sequence[str]) -> Parts:
+    """Take apart a file of a ``Trainer``, the state of a ``GaussianDiffusion``, or bare weights.
+
+    As all trainers that grew out of denoising-diffusion-pytorch write them; the average is a
+    process of its own, or ema-pytorch's.
+
+    Args:
+        checkpoint: the content of the file.
+        of: the system, for the mistake.
+        prefixes: what a process may call its network.
+
+    Raises:
+        ConfigError: (key ``file``) there is no network in it.
+    """
+    model = checkpoint.get("model", checkpoint)
+    raw, buffers = _inside(model, prefixes) if isinstance(model, Mapping) else ({}, {})
+    require("init_conv.weight" in raw, "file", None, f"holds no network of {of}")
+    ema = None
+    if isinstance(checkpoint.get("ema"), Mapping):
+        average = under("ema_model.", checkpoint["ema"]) or checkpoint["ema"]
+        ema = _inside(average, prefixes)[0] or None
+    step, version = checkpoint.get("step"), checkpoint.get("version")
+    told = version if isinstance(version, str) else None
+    return Parts(raw, ema, buffers, None if step is None else int(step), told)
+
+
+def _inside(
+    state: Mapping[str, Any], prefixes: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of the network inside a process, and the process's tables."""
+    state = unwrapped(state)
+    for prefix in prefixes:
+        if weights := under(prefix, state):
+            others = {name: each for name, each in state.items() if not name.startswith(prefix)}
+            return weights, others
+    return dict(state), {}
 
 
 def unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -332,10 +332,10 @@ def _mark(versions: Versions, network: nn.Module) -> dict[str, Tensor]:
 
 ORIGINALS = {
     "denoising-diffusion-pytorch": Original(
-        _LUCIDRAINS,
-        _lucidrains,
-        partial(_infer, IMAGES),
-        _ours,
+        defaults=_LUCIDRAINS,
+        describe=_lucidrains,
+        infer=partial(_infer, IMAGES),
+        ours=_ours,
         express=partial(_express, IMAGES),
         split=files.split,
         process=partial(files.process, IMAGES),
@@ -345,11 +345,11 @@ ORIGINALS = {
         guessed=_GUESSED,
     ),
     "denoising-diffusion-pytorch-1d": Original(
-        _LUCIDRAINS_1D,
-        _lucidrains_1d,
-        partial(_infer, SEQUENCES),
-        _ours,
-        _wrap,
+        defaults=_LUCIDRAINS_1D,
+        describe=_lucidrains_1d,
+        infer=partial(_infer, SEQUENCES),
+        ours=_ours,
+        theirs=_wrap,
         express=partial(_express, SEQUENCES),
         split=files.split,
         process=partial(files.process, SEQUENCES),

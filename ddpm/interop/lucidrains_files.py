@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ddpm.diffusion import (
     Schedule,
 )
 from ddpm.errors import ConfigError, require
-from ddpm.interop.files import Parts, under, unwrapped
+from ddpm.interop.files import Parts, nested
 from ddpm.interop.lucidrains_versions import MARK, Number, Versions, parse
 from ddpm.interop.original import Export
 from ddpm.interop.process import SCHEDULES, Node, Process, node, objective, schedule_with
@@ -29,31 +30,7 @@ _OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 
-def split(checkpoint: Mapping[str, Any]) -> Parts:
-    """Take apart a file of a ``Trainer``, the state of a ``GaussianDiffusion``, or bare weights.
-
-    Raises ConfigError (key ``file``) where there is none of these.
-    """
-    model = checkpoint.get("model", checkpoint)
-    raw, buffers = _inside(model) if isinstance(model, Mapping) else ({}, {})
-    known = "init_conv.weight" in raw
-    require(known, "file", None, "holds no network of denoising-diffusion-pytorch")
-    ema = None
-    if isinstance(checkpoint.get("ema"), Mapping):
-        average = under("ema_model.", checkpoint["ema"]) or checkpoint["ema"]
-        ema = _inside(average)[0] or None
-    step, version = checkpoint.get("step"), checkpoint.get("version")
-    told = version if isinstance(version, str) else None
-    return Parts(raw, ema, buffers, None if step is None else int(step), told)
-
-
-def _inside(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights of the network inside a process, and the process's tables."""
-    state = unwrapped(state)
-    weights = under("model.", state)
-    if not weights:
-        return dict(state), {}
-    return weights, {name: each for name, each in state.items() if not name.startswith("model.")}
+split = partial(nested, of="denoising-diffusion-pytorch", prefixes=("model.",))
 
 
 def process(versions: Versions, kwargs: dict[str, Any], parts: Parts) -> Process:

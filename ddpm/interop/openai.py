@@ -276,17 +276,17 @@ _ASSUMED: Arguments = {"num_heads": 4}
 
 ORIGINALS = {
     "improved-diffusion": Original(
-        _IMPROVED,
-        _improved_diffusion,
-        _infer_improved,
+        defaults=_IMPROVED,
+        describe=_improved_diffusion,
+        infer=_infer_improved,
         express=_express_improved,
         process=_process("improved-diffusion"),
         assumed=_ASSUMED,
     ),
     "guided-diffusion": Original(
-        _GUIDED,
-        _guided_diffusion,
-        _infer_guided,
+        defaults=_GUIDED,
+        describe=_guided_diffusion,
+        infer=_infer_guided,
         express=_express_guided,
         process=_process("guided-diffusion"),
         assumed=_ASSUMED,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.errors import ConfigError, did_you_mean, render, require
+from ddpm.errors import did_you_mean, render, require
 from ddpm.interop.files import Parts, bare
 from ddpm.interop.process import Process, node, objective
 from ddpm.models.layers import Network
@@ -65,11 +65,6 @@ def as_it_is(network: nn.Module) -> nn.Module:
     return network
 
 
-def inexpressible(described: Described) -> dict[str, Any]:
-    """Refuse: no way back is known."""
-    raise ConfigError("format", None, "networks cannot be written for this system")
-
-
 def unknown_process(kwargs: dict[str, Any], parts: Parts) -> Process:
     """A thousand steps of the linear schedule and the noise, as in Ho et al. 2020."""
     return Process(
@@ -108,7 +103,7 @@ def chosen(export: Export) -> dict[str, Any]:
     return export.weights[export.which]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Original:
     """How networks of one system come here and go back.
 
@@ -135,10 +130,10 @@ class Original:
     defaults: Arguments
     describe: Callable[[Arguments, Weights], Described]
     infer: Callable[[Weights], dict[str, Any]]
+    express: Callable[[Described], dict[str, Any]]
     ours: Callable[[str], str] = keep
     theirs: Callable[[str], str] = keep
     adapt: Callable[[nn.Module], nn.Module] = as_it_is
-    express: Callable[[Described], dict[str, Any]] = inexpressible
     split: Callable[[Mapping[str, Any]], Parts] = bare
     process: Callable[[dict[str, Any], Parts], Process] = unknown_process
     assumed: Arguments = field(default_factory=dict)

@@ -66,4 +66,6 @@ def _express(described: Described) -> dict[str, Any]:
     }
 
 
-ORIGINALS = {"simple-unet": Original(_ARGUMENTS, _describe, _infer, express=_express)}
+ORIGINALS = {
+    "simple-unet": Original(defaults=_ARGUMENTS, describe=_describe, infer=_infer, express=_express)
+}

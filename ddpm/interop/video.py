@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.errors import ConfigError, require
-from ddpm.interop.files import Parts, under, unwrapped
+from ddpm.interop.files import Parts, nested
 from ddpm.interop.original import (
     REQUIRED,
     Arguments,
@@ -218,31 +218,10 @@ def _draw(x: Tensor, probability: float) -> Tensor:
     return torch.rand(len(x), device=x.device) < probability
 
 
-def split(checkpoint: Mapping[str, Any]) -> Parts:
-    """Take apart a file of a ``Trainer``, the state of a ``GaussianDiffusion``, or bare weights.
-
-    The network is ``denoise_fn`` in video-diffusion-pytorch and ``model`` in DiffPhyCon, whose
-    average is ema-pytorch's. Raises ConfigError (key ``file``) where there is none.
-    """
-    raw, buffers = _unwrap(checkpoint.get("model", checkpoint))
-    known = "init_conv.weight" in raw
-    require(known, "file", None, "holds no network of video-diffusion-pytorch or DiffPhyCon")
-    ema = None
-    if isinstance(checkpoint.get("ema"), Mapping):
-        average = under("ema_model.", checkpoint["ema"]) or checkpoint["ema"]
-        ema = _unwrap(average)[0] or None
-    step, version = checkpoint.get("step"), checkpoint.get("version")
-    return Parts(raw, ema, buffers, None if step is None else int(step), version)
-
-
-def _unwrap(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights of the network inside a process, and what else is there."""
-    state = unwrapped(state)
-    for prefix in ("denoise_fn.", "model."):
-        if weights := under(prefix, state):
-            others = {name: each for name, each in state.items() if not name.startswith(prefix)}
-            return weights, others
-    return dict(state), {}
+# The network is `denoise_fn` in video-diffusion-pytorch and `model` in DiffPhyCon.
+split = partial(
+    nested, of="video-diffusion-pytorch or DiffPhyCon", prefixes=("denoise_fn.", "model.")
+)
 
 
 def _express(conv: str, described: Described) -> dict[str, Any]:
@@ -291,24 +270,24 @@ def _diffphycon_process(kwargs: dict[str, Any], parts: Parts) -> Process:
 
 ORIGINALS = {
     "video-diffusion-pytorch": Original(
-        _VIDEO,
-        _video,
-        _infer,
-        _ours,
-        _theirs,
-        partial(VideoNetwork, frames_first=False),
+        defaults=_VIDEO,
+        describe=_video,
+        infer=_infer,
+        ours=_ours,
+        theirs=_theirs,
+        adapt=partial(VideoNetwork, frames_first=False),
         express=partial(_express, "factorised"),
         split=split,
         process=_video_process,
         extra=_fixed_entries,
     ),
     "diffphycon": Original(
-        _DIFFPHYCON,
-        _diffphycon,
-        _infer,
-        _ours,
-        _theirs,
-        partial(VideoNetwork, frames_first=True),
+        defaults=_DIFFPHYCON,
+        describe=_diffphycon,
+        infer=_infer,
+        ours=_ours,
+        theirs=_theirs,
+        adapt=partial(VideoNetwork, frames_first=True),
         express=partial(_express, "full"),
         split=split,
         process=_diffphycon_process,
