@@ -1,4 +1,4 @@
-"""The one error that a user's mistake raises."""
+"""The one error that a user's mistake raises, and the one way to be told to stop."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ class ConfigError(Exception):
     def under(self, prefix: str) -> ConfigError:
         """The same mistake, with its key seen from one level further up."""
         return ConfigError(f"{prefix}.{self.key}", self.value, self.problem)
+
+
+class Stopped(BaseException):
+    """A signal asked to stop and nothing is lost: exit status 75, "run me again".
+
+    No Exception, so that whoever handles failures, such as Hydra, does not take it for one.
+    """
 
 
 def require(condition: bool, key: str, value: object, problem: str) -> None:

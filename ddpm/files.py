@@ -1,8 +1,9 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,19 +12,41 @@ from ddpm.errors import ConfigError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """A name to write to, which becomes ``path`` once all went well: never half a file.
 
-    Makes the folder. Raises ConfigError naming ``path`` if the file system refuses.
+    Makes the folder. ``durable``: on the disk before it goes on, also after a power cut. Raises
+    ConfigError naming ``path`` if the file system refuses.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield aside
+            if durable:
+                sync(aside)
             os.replace(aside, path)
+            if durable:
+                sync(path.parent)
         finally:
             aside.unlink(missing_ok=True)
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error}); free space or write elsewhere"
         raise ConfigError("path", str(path), problem) from error
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def free_space(path: Path) -> str:
+    """How much the file system of ``path``, or of the nearest folder above, has left, in words."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    free = shutil.disk_usage(path).free
+    return f"{free / 1e9:.1f} GB free" if free >= 1e8 else f"{free / 1e6:.1f} MB free"

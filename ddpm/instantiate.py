@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
+from yaml import YAMLError
 
 from ddpm.data import Codec, Dataset, codec_from_state
 from ddpm.diffusion import GaussianDiffusion
@@ -62,10 +63,20 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
 
 
-def from_yaml(text: str) -> dict[str, Any]:
-    """A config of :func:`to_yaml`; nothing in it is evaluated."""
-    read = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    assert isinstance(read, dict)
+def from_yaml(text: str, file: str) -> dict[str, Any]:
+    """A config of :func:`to_yaml`, read from ``file``; nothing in it is evaluated.
+
+    Raises:
+        ConfigError: it is no such text.
+    """
+    reason = "it is empty"
+    try:
+        read = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        read, reason = None, str(error).splitlines()[0]
+    if not isinstance(read, dict) or not read:
+        problem = f"is damaged ({reason}); remove it: the checkpoints have the config too"
+        raise ConfigError("resume", file, problem)
     return {str(key): value for key, value in read.items()}
 
 

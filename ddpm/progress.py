@@ -1,4 +1,4 @@
-"""Progress bars that also suit a log file."""
+"""Progress bars that also suit a log file, and words that do not break them."""
 
 from __future__ import annotations
 
@@ -33,3 +33,8 @@ def progress(total: int, what: str, unit: str, *, initial: int = 0, shown: bool 
         delay=1.0,
         smoothing=0.05,
     )
+
+
+def warn(message: str) -> None:
+    """Say something on the error stream, above any bar."""
+    tqdm.write(f"warning: {message}", file=sys.stderr)

@@ -216,7 +216,7 @@ def test_a_config_survives_yaml_and_nothing_in_it_is_evaluated():
         "data": {"path": "${oc.env:HOME}", "flip": False, "key": "1e5", "name": "yes"},
         "model": {"empty": "", "dims": ["${seed}", 2], "deep": {"a": {"b": "12"}}},
     }
-    again = instantiate.from_yaml(instantiate.to_yaml(config))
+    again = instantiate.from_yaml(instantiate.to_yaml(config), "c.yaml")
     assert again == config
     assert type(again["data"]["key"]) is str and type(again["trainer"]["lr"]) is float
 

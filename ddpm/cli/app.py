@@ -6,12 +6,14 @@ import difflib
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ddpm.errors import ConfigError
+from ddpm.errors import ConfigError, Stopped
+from ddpm.signals import STOPPED_STATUS
 
 Command = Callable[..., float | None]
 _NO_CHOICE = "Config group override must be a string"  # Hydra's bare ValueError for data=null
@@ -44,22 +46,36 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from ddpm.cli import sweeps, workers
+
     failures: list[BaseException] = []
+    starter = os.getpid()  # launchers run jobs in other processes
 
     def job(config: Any) -> float | None:
         try:
-            return _run(config, command())
+            return sweeps.recorded(config_name, config, starter, lambda: _run(config, command()))
         except ConfigError as error:
             if os.environ.get("DDPM_DEBUG"):
                 traceback.print_exc()
             _tell(config_name, str(error))
             failures.append(error)
+            if os.getpid() != starter and not sweeps.keeps_table(config_name):
+                raise  # else the process that started the sweep would not know
         return None
 
+    try:
+        workers.refuse_sweeps(sys.argv[1:])
+        sys.argv[1:] = sweeps.placed(config_name, sys.argv[1:])
+    except ConfigError as error:
+        _tell(config_name, str(error))
+        sys.exit(1)
+    status = 0
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(
             job
         )()
+    except ConfigError as error:
+        failures.append(error)  # of a job in another process, which has told it
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         composing = isinstance(error, HydraException | OmegaConfBaseException)
         if not composing and _NO_CHOICE not in str(error):
@@ -68,13 +84,19 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
             raise
         _tell(config_name, explain(config_name, error, sys.argv[1:]))
         sys.exit(1)
-    except KeyboardInterrupt as stopped:
-        _tell(config_name, str(stopped) or "interrupted")
+    except Stopped as stopped:
+        if str(stopped):
+            _tell(config_name, str(stopped))
+        sys.exit(STOPPED_STATUS)
+    except KeyboardInterrupt:
+        _tell(config_name, "interrupted")
         sys.exit(130)
     except BrokenPipeError:  # who read our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if failures:
-        sys.exit(1)
+    finally:
+        status = sweeps.conclude()
+    if failures or status:
+        sys.exit(status or 1)
 
 
 def readable(argument: str, arguments: list[str]) -> str:
@@ -129,14 +151,20 @@ def usage(config_name: str) -> str:
 
 
 def _run(config: Any, command: Command) -> float | None:
-    from ddpm.instantiate import check, load_plugins, plain
+    from ddpm.cli import workers
+    from ddpm.instantiate import check, load_plugins, plain, typed
 
     options = plain(config)
+    launched = options.pop("launch", None)
     if "ckpt" in options:
         for key in _FROM_CHECKPOINT:
             if key in options:
                 raise ConfigError(key, None, _not_here(key))
     checked = check(options, command)
+    if launched is not None:
+        count = workers.count(typed(launched, workers.Launch, "launch"), checked["device"])
+        if count > 1:
+            return workers.start(count, _run, config, command)
     load_plugins(checked["plugins"])
     try:
         return command(**checked)
@@ -154,15 +182,6 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
-def job_number() -> int | None:
-    """The number of this job in a sweep, or None outside of one."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    config = HydraConfig.get()
-    return int(config.job.num) if config.mode == RunMode.MULTIRUN else None
-
-
 def choices() -> dict[str, str]:
     """Which file of each config group was chosen."""
     from hydra.core.hydra_config import HydraConfig
@@ -170,9 +189,9 @@ def choices() -> dict[str, str]:
     return dict(HydraConfig.get().runtime.choices)
 
 
-def warn(message: str) -> None:
+def tell(message: str) -> None:
     """Say something on the error stream."""
-    print(f"warning: {message}", file=sys.stderr)
+    print(message, file=sys.stderr, flush=True)
 
 
 def say(accelerator: Any, message: str) -> None:
@@ -182,6 +201,8 @@ def say(accelerator: Any, message: str) -> None:
 
 
 def _tell(config_name: str, message: str) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(2)  # where the first process says the same, the launcher ends us meanwhile
     print(f"ddpm-{config_name}: {message}", file=sys.stderr)
 
 

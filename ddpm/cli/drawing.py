@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddpm import generation, instantiate
-from ddpm.cli import app
 from ddpm.data import Codec
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, require
-from ddpm.progress import progress
+from ddpm.progress import progress, warn
 from ddpm.samplers.base import OnStep, Steps
 from ddpm.training import checkpoint, launch
 from ddpm.training.run import new_folder, unwritable
@@ -46,7 +45,7 @@ class Trained:
     ) -> Trained:
         """Read the checkpoint that ``ckpt`` names; see :func:`ddpm.training.checkpoint.find`."""
         accelerator = launch.accelerator(device, precision, key="precision")
-        found = checkpoint.find(ckpt, app.warn)
+        found = checkpoint.find(ckpt, warn)
         network, diffusion, facts = instantiate.trained(found, weights)
         return cls(accelerator, found, network.to(accelerator.device), diffusion, facts)
 

@@ -34,9 +34,10 @@ def export(
     import safetensors.torch
 
     from ddpm.interop.files import write
+    from ddpm.progress import warn
     from ddpm.training import checkpoint
 
-    found = checkpoint.find(ckpt, app.warn)
+    found = checkpoint.find(ckpt, warn)
     ending = ".safetensors" if format == "safetensors" else ".pt"
     named = "" if format == "safetensors" else f"-{format}"
     default = found.run / "exported" / f"step-{found.step:08d}{named}{ending}"

@@ -70,7 +70,7 @@ def bring(
     _check(config, facts, found)
     run = Run(_folder(name, out, source))
     print("\n".join(_told(found, config, facts, source)), flush=True)
-    run.create(instantiate.to_yaml(config))
+    run.create(instantiate.to_yaml(config), Path(out, "latest"))
     came = {"source": source, "file": Path(file).name, "recipe": recipe}
     header = {"ddpm": __version__, "config": config, **facts.state(), "step": taken, "came": came}
     state = {

@@ -68,6 +68,5 @@ class Previews:
         )
         grid, _ = gather(list(drawn))
         if accelerator.is_main_process:
-            path = self.run.samples / f"step-{trainer.step:08d}.png"
-            self.facts.codec.picture(grid).save(path)
+            path = self.run.show("samples", self.facts.codec.picture(grid), trainer.step)
             self.facts.codec.film(grid, path.with_suffix(".gif"))

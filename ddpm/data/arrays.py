@@ -51,6 +51,9 @@ def load_arrays(
         return _as_numbers(values, path), None if labels is None else np.asarray(labels)
     except ConfigError:
         raise
+    except PermissionError as error:
+        problem = f"cannot be opened ({error.strerror}); make it readable"
+        raise ConfigError("path", path, problem) from error
     except pickle.UnpicklingError as error:
         problem = "holds more than tensors, or is damaged; save a tensor, or a dict of tensors"
         raise ConfigError("path", path, problem) from error

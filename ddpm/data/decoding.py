@@ -184,7 +184,8 @@ def _opened(path: str, kind: tuple[tuple[str, ...], str] = _PICTURES) -> Iterato
     except UnidentifiedImageError as error:
         raise ConfigError("path", path, f"holds no {called}; {remedy}") from error
     except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
-        raise ConfigError("path", path, f"cannot be opened ({error.strerror})") from error
+        problem = f"cannot be opened ({error.strerror}); make it readable or move it away"
+        raise ConfigError("path", path, problem) from error
     except Image.DecompressionBombError as error:
         raise _too_large(path, "too many pixels") from error
     except Exception as error:  # the decoders raise nearly everything on damaged files

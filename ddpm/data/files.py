@@ -20,8 +20,7 @@ def find_files(root: str, suffixes: tuple[str, ...], what: str) -> list[str]:
     folder, or no such file in it.
     """
     if not os.path.isdir(root):
-        problem = "is a file, not a folder" if os.path.exists(root) else "no such folder"
-        raise ConfigError("path", root, f"{problem}; set data.path to a folder of {what}")
+        raise ConfigError("path", root, _no_folder(root, what))
     files = list(_walk(root, "", (os.path.realpath(root),), suffixes))
     if not files:
         problem = f"holds no {what} ({' '.join(suffixes)}), nor do the folders in it"
@@ -29,13 +28,25 @@ def find_files(root: str, suffixes: tuple[str, ...], what: str) -> list[str]:
     return files
 
 
+def _no_folder(root: str, what: str) -> str:
+    """Why ``root`` is none, and what to do."""
+    try:
+        os.stat(root)
+    except PermissionError as error:
+        return f"cannot be reached ({error.strerror}); make the folders above it readable"
+    except (OSError, ValueError):
+        return f"no such folder; set data.path to a folder of {what}"
+    return f"is a file, not a folder; set data.path to a folder of {what}"
+
+
 def _walk(
     root: str, below: str, above: tuple[str, ...], suffixes: tuple[str, ...]
 ) -> Iterator[str]:
     """Files in ``root/below`` and deeper; links to a folder ``above`` are not followed again."""
-    folder = os.path.join(root, below)
+    folder = os.path.join(root, below) if below else root
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        os.stat(os.path.join(folder, "."))  # one may list a folder that one may not enter
     except OSError as error:
         problem = f"cannot be listed ({error.strerror}); make it readable or move it away"
         raise ConfigError("path", folder, problem) from error

@@ -5,9 +5,11 @@ A checkpoint ``step-00001000/`` holds
 - ``config.json``: the resolved config, the data's shape, classes and codec, the step;
 - ``model.safetensors``, ``ema.safetensors``: the weights and their average;
 - ``state.pt``: what only resuming needs (optimizer, counters), read with ``weights_only=True``;
-- ``manifest.json``: the format's version, and size and sha256 of each file; written last.
+- ``manifest.json``: the format's version, size and sha256 of each file, the versions of what wrote
+  it and the sha256 of its config; written last.
 
-It is written under another name in the same folder, synced to the disk and renamed.
+It is written under another name in the same folder, synced to the disk and renamed. Weights that
+are not finite are never written.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import hashlib
 import json
 import os
 import pickle
+import platform
 import re
 import shutil
 import warnings
@@ -29,6 +32,7 @@ import torch
 from torch import Tensor
 
 from ddpm.errors import ConfigError
+from ddpm.files import free_space, sync
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -94,9 +98,12 @@ def save(
     What stood under its name is replaced only when the new one is complete.
 
     Raises:
+        NotFiniteError: weights that are not; nothing is written.
         ConfigError: the disk refuses; nothing is left behind.
     """
     final = folder / f"step-{header['step']:08d}"
+    for which, tensors in (("raw", raw), ("ema", ema)):
+        _require_finite(tensors, which, final)
     aside = folder / f".tmp-{final.name}-{os.getpid()}"
     try:
         shutil.rmtree(aside, ignore_errors=True)  # of a crash: in a container, ids come again
@@ -108,19 +115,49 @@ def save(
             _usual_mode(aside / WEIGHTS[which])
         torch.save(state, aside / STATE)
         files = {path.name: _fingerprint(path) for path in sorted(aside.iterdir())}
-        manifest = {"format": FORMAT, "files": files}
+        manifest = {
+            "format": FORMAT,
+            "files": files,
+            "config_sha256": config_hash(header["config"]),
+            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in [*aside.iterdir(), aside]:
-            _sync(path)
+            sync(path)
         _put_in_place(aside, final)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise ConfigError("out", str(final), f"cannot be written: {error}") from error
+        problem = f"cannot be written ({free_space(folder)}): {error}"
+        raise ConfigError("out", str(final), problem) from error
     return final
 
 
-def load(folder: Path) -> Checkpoint:
+class NotFiniteError(ConfigError):
+    """Weights that hold infinities or NaN: training went wrong, whatever the disk."""
+
+
+def _require_finite(tensors: dict[str, Tensor], which: str, final: Path) -> None:
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            problem = (
+                f"is not written: {name} of the {which} weights is not finite; go on from the "
+                "checkpoint before with a lower trainer.lr or trainer.precision=bf16 or no"
+            )
+            raise NotFiniteError("out", str(final), problem)
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """The sha256 of a config, whatever the order of its keys."""
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load(folder: Path, *, whole: bool = True) -> Checkpoint:
     """Read a checkpoint folder, every file compared with the manifest.
+
+    Args:
+        folder: of one checkpoint.
+        whole: False leaves out what only resuming needs: it may be missing.
 
     Raises:
         ConfigError: of another version, incomplete, or damaged.
@@ -137,7 +174,7 @@ def load(folder: Path) -> Checkpoint:
             f"is of format {version}, this ddpm reads format {FORMAT}; install the ddpm it is of"
         )
         raise ConfigError("ckpt", str(folder), problem)
-    for name in (CONFIG, STATE, *WEIGHTS.values()):
+    for name in (CONFIG, *([STATE] if whole else []), *WEIGHTS.values()):
         if not (folder / name).is_file() or name not in files:
             raise _damaged(folder, f"{name} is missing")
         if _fingerprint(folder / name) != files[name]:
@@ -152,12 +189,13 @@ def load(folder: Path) -> Checkpoint:
     return Checkpoint(folder, header)
 
 
-def newest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+def newest(run: Path, warn: Callable[[str], None], *, whole: bool = True) -> Checkpoint | None:
     """The newest good checkpoint of a run folder, or None where there is none at all.
 
     Args:
         run: the run folder.
         warn: told of each damaged one that is passed over.
+        whole: see :func:`load`.
 
     Raises:
         ConfigError: there are some and all are damaged.
@@ -165,7 +203,7 @@ def newest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     folders = listed(run)
     for folder in folders:
         try:
-            return load(folder)
+            return load(folder, whole=whole)
         except ConfigError as error:
             if folder == folders[-1]:
                 raise
@@ -174,7 +212,9 @@ def newest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
 
 def find(path: str, warn: Callable[[str], None]) -> Checkpoint:
-    """The checkpoint that a user names: a run folder, a checkpoint folder, or ``latest``.
+    """The checkpoint that a user names: a run folder, a checkpoint folder, ``latest``, ``best``.
+
+    What only resuming needs is not looked at.
 
     Raises:
         ConfigError: there is none, or it is damaged.
@@ -188,8 +228,8 @@ def find(path: str, warn: Callable[[str], None]) -> Checkpoint:
         raise ConfigError("ckpt", path, problem)
     place = readable(place.resolve())
     if _NAME.fullmatch(place.name) or (place / MANIFEST).exists():
-        return load(place)
-    found = newest(place, warn)
+        return load(place, whole=False)
+    found = newest(place, warn, whole=False)
     if found is None:
         raise ConfigError("ckpt", path, "holds no checkpoint; give a run folder of ddpm-train")
     return found
@@ -201,15 +241,12 @@ def listed(run: Path) -> list[Path]:
     names = (
         [path for path in parent.iterdir() if _NAME.fullmatch(path.name)] if parent.is_dir() else []
     )
-    return sorted(names, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    return sorted(names, key=step_of, reverse=True)
 
 
-def prune(run: Path, keep_last: int) -> None:
-    """Delete all but the newest ``keep_last`` checkpoints of a run, and what crashes left."""
-    for folder in listed(run)[keep_last:]:
-        shutil.rmtree(folder, ignore_errors=True)
-    for leftover in (run / FOLDER).glob(".tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+def step_of(folder: Path) -> int:
+    """The step in the name of a checkpoint folder."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def readable(place: Path) -> Path:
@@ -240,15 +277,7 @@ def _put_in_place(aside: Path, final: Path) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     else:
         aside.rename(final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(final.parent)
 
 
 def _usual_mode(path: Path) -> None:

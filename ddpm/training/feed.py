@@ -17,6 +17,7 @@ from ddpm.seeding import For, mix_array
 
 Batch = tuple[Tensor, Tensor | None]
 Item = tuple[int, int]
+_PATIENCE_SECONDS = 1800.0  # with a batch, before the processes that read are given up
 
 
 class Order:
@@ -49,7 +50,7 @@ class Order:
 
 
 class Feed:
-    """Micro-batches of one process, from any optimizer step on.
+    """Micro-batches of one process, from any position of the stream of samples on.
 
     The batch of an optimizer step is cut into ``accumulate`` micro-batches, each of them into
     ``world`` shares; so the order of the data is the same for any number of processes.
@@ -85,11 +86,17 @@ class Feed:
         self.num_workers = (0 if data.in_memory else 2) if num_workers is None else num_workers
         self.pin_memory = pin_memory
 
-    def batches(self, step: int) -> Iterator[Batch]:
-        """Micro-batches (raw data, labels or None) from optimizer step ``step`` on, for ever."""
+    def batches(self, samples: int) -> Iterator[Batch]:
+        """Micro-batches (raw data, labels or None) from position ``samples`` on, for ever.
+
+        Raises:
+            ConfigError: data that cannot be read.
+            RuntimeError: see :meth:`lost`.
+        """
         loader: DataLoader[Any] = DataLoader(
             _Fetch(self.data),
-            batch_sampler=_Plan(self, step),
+            batch_sampler=_Plan(self, samples),
+            timeout=_PATIENCE_SECONDS if self.num_workers else 0,
             num_workers=self.num_workers,
             collate_fn=_unchanged,
             pin_memory=self.pin_memory,
@@ -101,23 +108,36 @@ class Feed:
                 raise fetched.under("data")
             yield fetched
 
-    def plan(self, step: int) -> list[list[Item]]:
-        """The micro-batches of this process at one optimizer step."""
-        items = self.order.items(step * self.batch_size, self.batch_size)
+    def lost(self, error: RuntimeError) -> ConfigError | None:
+        """The mistake that torch tells of where a process that reads died; None for any other.
+
+        Torch raises it in the middle of whatever the main process does.
+        """
+        if "DataLoader" not in str(error):
+            return None
+        problem = (
+            "a process that reads the data died or hangs (out of memory?): "
+            f"{str(error).partition('.')[0]}; run the same command again, with fewer if need be"
+        )
+        return ConfigError("trainer.num_workers", self.num_workers, problem)
+
+    def plan(self, samples: int) -> list[list[Item]]:
+        """The micro-batches of this process in the batch that begins at position ``samples``."""
+        items = self.order.items(samples, self.batch_size)
         size = self.batch_size // (self.accumulate * self.world)
         starts = ((micro * self.world + self.rank) * size for micro in range(self.accumulate))
         return [items[start : start + size] for start in starts]
 
 
 class _Plan(Sampler[list[Item]]):
-    def __init__(self, feed: Feed, step: int) -> None:
-        self.feed, self.step = feed, step
+    def __init__(self, feed: Feed, samples: int) -> None:
+        self.feed, self.samples = feed, samples
 
     def __iter__(self) -> Iterator[list[Item]]:
-        step = self.step
+        samples = self.samples
         while True:
-            yield from self.feed.plan(step)
-            step += 1
+            yield from self.feed.plan(samples)
+            samples += self.feed.batch_size
 
 
 class _Fetch(Dataset[Any]):

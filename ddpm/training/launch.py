@@ -4,21 +4,46 @@ from __future__ import annotations
 
 import os
 import warnings
+from datetime import timedelta
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+)
 
 from ddpm.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["no", "fp16", "bf16"]
+# Set for the workers that a command starts itself: they may be several without a GPU.
+OWN_WORKERS = "DDPM_WORKERS"
+_LAUNCHERS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_SLURM = "SLURM_STEP_NUM_TASKS"  # tasks of one srun
+_KINDS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+# Until a process that waits for another one gives up. Longer than a download or a checkpoint takes.
+_TIMEOUT = timedelta(minutes=30)
+
+
+def world_size() -> int:
+    """How many processes a launcher says it has started, or 1."""
+    for name in (*_LAUNCHERS, _SLURM):
+        if os.environ.get(name, "").isdecimal():
+            return int(os.environ[name])
+    return 1
 
 
 def accelerator(
-    device: Device, precision: Precision, *, key: str, accumulate: int = 1
+    device: Device,
+    precision: Precision,
+    *,
+    key: str,
+    accumulate: int = 1,
+    deterministic: bool = False,
 ) -> Accelerator:
     """Accelerate set up as asked for, or a refusal where it would silently do something else.
 
@@ -27,10 +52,11 @@ def accelerator(
         precision: of the networks' arithmetic; the weights stay float32.
         key: the option that names the precision, for the error.
         accumulate: micro-batches an optimizer step.
+        deterministic: algorithms that give the same bits each time, in this process from now on.
 
     Raises:
         ConfigError: no GPU where one was asked for; fp16 on a CPU; a launcher's processes that
-            do not know of each other.
+            do not know of each other; a way to share a network among GPUs that is not supported.
     """
     if device == "cuda" and not torch.cuda.is_available():
         problem = "this machine has no GPU that torch can use; take device=auto or device=cpu"
@@ -42,24 +68,48 @@ def accelerator(
     # In a sweep several jobs run in this process, each with its own precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    _be_deterministic(deterministic)
+    world = world_size()
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     made = Accelerator(
         # One process without a GPU: not on Apple's, which has no float64.
-        cpu=device == "cpu" or (on_cpu and world == 1),
+        cpu=device == "cpu" or (on_cpu and (world == 1 or OWN_WORKERS in os.environ)),
         mixed_precision=precision,
         gradient_accumulation_steps=accumulate,
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=_TIMEOUT),
         ],
     )
+    _check(made, world, accumulate)
+    return made
+
+
+def _be_deterministic(wanted: bool) -> None:
+    """For https://docs.pytorch.org/docs/stable/notes/randomness.html; of no effect on a CPU."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(wanted)
+
+
+def _check(made: Accelerator, world: int, accumulate: int) -> None:
+    """Refuse what Accelerate made of the launch, where it is not what was asked for."""
     if world != made.num_processes:
+        slurm = os.environ.get(_SLURM) == str(world) and "WORLD_SIZE" not in os.environ
+        remedy = "on a machine without GPUs add device=cpu"
+        if slurm:
+            remedy = "srun starts one torchrun a node, which starts the processes"
         problem = (
-            f"the launcher started {world} processes but they found {made.num_processes}; "
-            "on a machine without GPUs set ACCELERATE_USE_CPU=true"
+            f"the launcher started {world} processes but they found {made.num_processes}; {remedy}"
         )
-        raise ConfigError("device", device, problem)
+        raise ConfigError("device", None, problem)
+    if made.distributed_type not in _KINDS:
+        problem = (
+            f"{made.distributed_type.value} is not supported: each process holds the whole "
+            "network; run 'accelerate config' again without it, or launch with torchrun"
+        )
+        raise ConfigError("launch", None, problem)
     if made.gradient_accumulation_steps != accumulate:
         problem = "the variable ACCELERATE_GRADIENT_ACCUMULATION_STEPS says otherwise; unset it"
         raise ConfigError("trainer.accumulate", accumulate, problem)
-    return made

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+QUARTERS = tuple(f"loss_q{i}" for i in range(4))  # of t, from the clean end
 
 
 class Meter:
@@ -35,11 +38,14 @@ class Meter:
         quarter = t * 4 // self.num_steps
         share = torch.ones_like(losses) if weights is None else weights
         both = torch.stack([losses.double() * share, share.double()])
+        both = both.where(losses.isfinite(), 0.0)  # those are counted as skipped steps
         self.sums.index_add_(1, quarter, both)
         self.counted += len(losses)
 
     def read(self) -> dict[str, Any]:
         """Mean loss, the same by quarter of t (None where none was drawn), samples a second.
+
+        Losses that are not finite are left out.
 
         With importance weights they are weighted means: what uniform steps would give.
         """
@@ -47,7 +53,7 @@ class Meter:
         assert isinstance(reduced, Tensor)
         total, count = reduced.tolist()
         speed = self.counted * self.accelerator.num_processes / (time.perf_counter() - self.began)
-        quarters = {f"loss_q{i}": total[i] / count[i] if count[i] else None for i in range(4)}
-        loss = sum(total) / sum(count)
+        quarters = {q: s / n if n else None for q, s, n in zip(QUARTERS, total, count, strict=True)}
+        loss = sum(total) / sum(count) if sum(count) else math.nan
         self._clear()
         return {"loss": loss, **quarters, "samples_per_second": speed}

@@ -1,67 +1,90 @@
-"""Run folders: where a run's results lie, and when a run may go on."""
+"""Run folders: where a run's results lie."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddpm.errors import ConfigError, render
+from PIL import Image
 
-# What may differ when a run goes on: none of it changes what is computed.
-FREE_KEYS = frozenset(
-    {
-        "data.path",
-        "data.download",
-        "data.cache_mb",
-        "trainer.max_steps",
-        "trainer.log_every",
-        "trainer.preview_every",
-        "trainer.preview_samples",
-        "trainer.checkpoint_every",
-        "trainer.keep_last",
-        "trainer.num_workers",
-    }
-)
+from ddpm.errors import ConfigError
+from ddpm.files import replacing
+from ddpm.progress import warn
+from ddpm.training.trackers import Trackers
+
+CONFIG = "config.yaml"
 
 
 class Run:
-    """One run folder: ``config.yaml``, ``metrics.jsonl``, ``samples/``, ``checkpoints/``.
+    """One run folder: its config, ``metrics.jsonl``, ``events.jsonl``, samples and checkpoints.
 
     Args:
         path: the folder; made on first use.
+        trackers: where else to log.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, trackers: Trackers | None = None) -> None:
+        self.path, self.trackers = path, Trackers([]) if trackers is None else trackers
         self.samples = path / "samples"
-        self.config_file = path / "config.yaml"
+        self.config_file = path / CONFIG
         self.metrics_file = path / "metrics.jsonl"
+        self.events_file = path / "events.jsonl"
 
-    def create(self, config_yaml: str) -> None:
-        """Make the folder with its config, and point ``latest`` beside it to it.
+    def create(self, config_yaml: str, latest: Path | None = None) -> None:
+        """Make the folder with its config, and point the link ``latest`` to it.
 
         Raises:
             ConfigError: the place cannot be written.
         """
         try:
             self.samples.mkdir(parents=True, exist_ok=True)
-            aside = self.config_file.with_suffix(".tmp")
-            aside.write_text(config_yaml, encoding="utf-8")
-            aside.replace(self.config_file)
-            latest = self.path.parent / f".latest-{os.getpid()}"
-            latest.unlink(missing_ok=True)
-            latest.symlink_to(self.path.name)
-            latest.replace(self.path.parent / "latest")
+            with replacing(self.config_file, durable=True) as aside:
+                aside.write_text(config_yaml, encoding="utf-8")
+            if latest is not None:
+                new = latest.with_name(f".latest-{os.getpid()}")
+                new.unlink(missing_ok=True)
+                new.symlink_to(os.path.relpath(self.path, latest.parent))
+                new.replace(latest)
         except OSError as error:
             raise unwritable(self.path, error) from error
 
-    def log(self, record: Mapping[str, float | int]) -> None:
-        """Append one line to ``metrics.jsonl``."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``; what is not finite becomes null."""
+        plain = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
+        _append(self.metrics_file, plain)
+        self.trackers.log(plain, record["step"])
+
+    def show(self, name: str, picture: Image.Image, step: int) -> Path:
+        """Save a picture as ``name/step-00001000.png``; returns its path."""
+        path = self.path / name / f"step-{step:08d}.png"
+        with replacing(path) as aside:
+            picture.save(aside, format="png")
+        self.trackers.picture(name, picture, step)
+        return path
+
+    def start_trackers(self, config: Mapping[str, Any], step: int) -> None:
+        """Begin to log elsewhere too, or go on there after ``step``."""
+        names = {"project": "ddpm", "run": self.path.name}
+        self.trackers.start(
+            **names, folder=self.path, config=config, step=step, main=True, warn=warn
+        )
+
+    def event(self, name: str, step: int, **facts: Any) -> None:
+        """Append what happened to the run, and when, to ``events.jsonl``."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        _append(self.events_file, {"time": now, "event": name, "step": step, **facts})
+
+    def last_loss(self) -> float | None:
+        """The last loss that was logged, or None."""
+        return next((r["loss"] for r in reversed(self.metrics()) if "loss" in r), None)
 
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged, oldest first; a line that a crash cut short is left out."""
@@ -77,9 +100,8 @@ class Run:
     def rewind(self, step: int) -> None:
         """Forget what was logged after ``step``: it will be computed, and logged, again."""
         kept = [record for record in self.metrics() if record["step"] <= step]
-        aside = self.metrics_file.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        aside.replace(self.metrics_file)
+        with replacing(self.metrics_file, durable=True) as aside:
+            aside.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
 
     def plot(self) -> Path | None:
         """Draw the loss over the steps into ``loss.png``; None where nothing was logged."""
@@ -137,37 +159,6 @@ def new_folder(parent: Path, wanted: str) -> Path:
         raise unwritable(folder, error) from error
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"trainer.lr": 1e-4, ...}`` of a nested config."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            found.update(flat(value, f"{prefix}{key}."))
-        else:
-            found[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return found
-
-
-def check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], key: str, run: Path) -> None:
-    """Refuse to go on with a run under another config, or on other data.
-
-    Args:
-        stored: of the run.
-        asked: what it would go on with.
-        key: the option to blame.
-        run: the run's folder.
-
-    Raises:
-        ConfigError: names every differing key with both values; see ``FREE_KEYS``.
-    """
-    old, new = flat(stored), flat(asked)
-    differing = [
-        f"{key} ({render(old.get(key))} there, {render(new.get(key))} here)"
-        for key in sorted(old.keys() | new.keys())
-        if key not in FREE_KEYS and old.get(key) != new.get(key)
-    ]
-    if differing:
-        problem = (
-            f"is a run with other options: {', '.join(differing)}; leave them, or start a new run"
-        )
-        raise ConfigError(key, str(run) if key == "resume" else run.name, problem)
+def _append(path: Path, record: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")

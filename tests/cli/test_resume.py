@@ -1,6 +1,8 @@
 """A run that goes on is the run that was never stopped, bit for bit on a CPU."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -153,25 +155,66 @@ def test_cosine_decay_to_another_end_warns(command, tiny):
     assert ended.status == 0 and "with another one this is not the same run" in ended.err
 
 
-def test_an_interrupted_run_says_where_it_goes_on(command, tiny, monkeypatch):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on(command, tiny, monkeypatch, name):
     from ddpm.training import Trainer
 
     losses, calls = Trainer._losses, []
 
-    def interrupted(self, *arguments):
+    def signalled(self, *arguments):
         calls.append(None)
-        if len(calls) in (2, 7):
-            raise KeyboardInterrupt
+        if len(calls) == 5:
+            os.kill(os.getpid(), getattr(signal, name))
         return losses(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_losses", interrupted)
-    options = ("name=i", "trainer.max_steps=9", "trainer.checkpoint_every=3", *tiny)
-    ended = command("train", *options)
-    assert ended.status == 130
-    assert "stopped at step 1; ddpm-train resume=outputs/i goes on from the start" in ended.err
-    ended = command("train", *options)
-    assert "stopped at step 4; ddpm-train resume=outputs/i goes on from step-00000003" in ended.err
-    assert command("train", "resume=outputs/i").status == 0 and last("outputs/i").step == 9
+    options = ("trainer.max_steps=9", "trainer.checkpoint_every=3", *tiny)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_losses", signalled)
+        ended = command("train", "name=i", *options)
+    assert ended.status == 75
+    kept = "outputs/i/checkpoints/step-00000005"
+    told = f"stopped at step 5, with a checkpoint in {kept}; ddpm-train resume=outputs/i goes on"
+    assert ended.err.strip().splitlines()[-1] == f"ddpm-train: {told}"
+    ended = command("train", "resume=outputs/i")
+    assert ended.status == 0 and "from step 5 to step 9" in ended.out
+    assert command("train", "name=whole", *options).status == 0
+    assert_equal(last("outputs/whole"), last("outputs/i"))
+    events = [json.loads(line) for line in Path("outputs/i/events.jsonl").read_text().splitlines()]
+    assert [(e["event"], e["step"]) for e in events] == [
+        ("started", 0), ("stopped", 5), ("resumed", 5), ("done", 9)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("resume", ["name=a", "resume=outputs/a"])
+def test_a_new_learning_rate_needs_override_and_is_written_down(command, tiny, resume):
+    options = ("trainer.max_steps=2", *tiny) if resume.startswith("name") else ()
+    assert command("train", "name=a", "trainer.max_steps=2", *tiny).status == 0
+    options = (*options[1:], "trainer.lr=0.005", "trainer.max_steps=4")
+    ended = command("train", resume, *options)
+    assert ended.status == 1
+    assert ended.line.endswith(
+        ": is a run with other options: trainer.lr (0.001 there, 0.005 here); leave them, start a "
+        "new run, or go on with them by override=true"
+    )
+    ended = command("train", resume, "override=true", *options)
+    assert ended.status == 0, ended.err
+    assert "trainer.lr: 0.001 until step 2, from now on 0.005" in ended.out
+    events = [json.loads(line) for line in Path("outputs/a/events.jsonl").read_text().splitlines()]
+    assert events[2]["event"] == "resumed" and events[2]["changed"]["trainer.lr"] == [0.001, 0.005]
+    metrics = Path("outputs/a/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["lr"] for line in metrics] == [0.001, 0.001, 0.005, 0.005]
+    assert last("outputs/a").state()["optimizer"]["param_groups"][0]["lr"] == 0.005
+    ended = command("train", "resume=outputs/a", "override=true", "schedule=linear")
+    assert ended.status == 1 and ended.line.endswith("leave them, or start a new run")
+
+
+def test_another_batch_size_goes_on_where_the_data_were_left(command, tiny):
+    options = [o for o in tiny if "batch_size" not in o]
+    begin = ("name=a", "trainer.max_steps=3", "trainer.batch_size=8")
+    assert command("train", *begin, *options).status == 0
+    more = ("override=true", "trainer.max_steps=5", "trainer.batch_size=16")
+    assert command("train", "resume=outputs/a", *more).status == 0
+    assert last("outputs/a").state()["samples"] == 3 * 8 + 2 * 16
 
 
 def test_only_the_newest_checkpoints_are_kept(command, tiny):

@@ -398,7 +398,8 @@ def test_a_file_that_vanishes_or_breaks_later_is_named_when_it_is_fetched(tmp_pa
 def test_what_may_not_be_read_is_named(tmp_path: Path):
     file = save(tmp_path / "a" / "a.png", noise(4, 4))
     file.chmod(0)
-    assert str(error_of(path=str(tmp_path))) == f"path={file}: cannot be opened (Permission denied)"
+    said = "cannot be opened (Permission denied); make it readable or move it away"
+    assert str(error_of(path=str(tmp_path))) == f"path={file}: {said}"
     file.parent.chmod(0)
     try:
         assert str(error_of(path=str(tmp_path))).startswith(f"path={file.parent}: cannot be listed")

@@ -33,7 +33,7 @@ class Numbers(Dataset):
 
 def stream(feed, step, count):
     """Indices and keys of the next ``count`` micro-batches from ``step`` on."""
-    batches = list(islice(feed.batches(step), count))
+    batches = list(islice(feed.batches(step * feed.batch_size), count))
     return [raw.flatten().tolist() for raw, _ in batches], [y.tolist() for _, y in batches]
 
 

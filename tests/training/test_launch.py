@@ -49,8 +49,8 @@ def test_each_job_of_a_sweep_has_its_own_precision_and_accumulation():
 def test_processes_that_do_not_know_of_each_other(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert refusal("auto", "no") == (
-        "device=auto: the launcher started 2 processes but they found 1; "
-        "on a machine without GPUs set ACCELERATE_USE_CPU=true"
+        "device: the launcher started 2 processes but they found 1; "
+        "on a machine without GPUs add device=cpu"
     )
 
 

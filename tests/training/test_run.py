@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from ddpm.errors import ConfigError
-from ddpm.training.run import FREE_KEYS, Run, check_same, flat, new_folder
+from ddpm.training.run import Run, new_folder
+from ddpm.training.same import FREE_KEYS, check_same, flat
 
 
 def logged(run, *steps):
@@ -17,7 +18,7 @@ def logged(run, *steps):
 @pytest.fixture
 def run(tmp_path):
     made = Run(tmp_path / "outputs/a")
-    made.create("seed: 0\n")
+    made.create("seed: 0\n", tmp_path / "outputs/latest")
     return made
 
 
@@ -26,9 +27,9 @@ def test_create_makes_the_folder_and_the_link(run):
     assert latest.is_symlink() and latest.readlink().name == "a"
     assert run.config_file.read_text() == "seed: 0\n" and run.samples.is_dir()
     other = Run(run.path.parent / "b")
-    other.create("seed: 1\n")
+    other.create("seed: 1\n", latest)
     assert latest.readlink().name == "b"
-    run.create("seed: 2\n")
+    run.create("seed: 2\n", latest)
     assert latest.readlink().name == "a" and run.config_file.read_text() == "seed: 2\n"
     assert sorted(path.name for path in run.path.parent.iterdir()) == ["a", "b", "latest"]
     assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "samples"]

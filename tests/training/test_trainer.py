@@ -198,9 +198,20 @@ def test_a_gradient_that_is_not_finite_reaches_nothing(run, value, clip):
     with pytest.raises(ConfigError) as caught:
         training.fit(run, HEADER)
     (good, *_) = checkpoint.listed(run.path)
+    wanted = [index for index, _ in training.feed.order.items(16, 8)]
+    told = json.loads((run.path / "nonfinite-step-00000003.json").read_text())
+    assert told["step"] == 3 and [each["sample"] for each in told["batch"]] == wanted
+    steps = training.diffusion.calls[-1]["t"].tolist()
+    assert [each["t"] for each in told["batch"]] == steps
+    assert {each["loss"] for each in told["batch"]} == {str(value)}
+    first = ", ".join(
+        f"loss {value} of sample {i} at t={t}" for i, t in zip(wanted[:3], steps[:3], strict=True)
+    )
     assert str(caught.value) == (
-        "trainer.lr=0.1: the gradient of step 3 is not finite; nothing of it was kept, the last "
-        f"good checkpoint is {good}; lower trainer.lr, or take trainer.precision=bf16 or no"
+        f"trainer.lr=0.1: the gradient of step 3 is not finite ({first} and 5 more, all in "
+        f"{run.path}/nonfinite-step-00000003.json); nothing of it was kept, the last good "
+        f"checkpoint is {good}; lower trainer.lr, take trainer.precision=bf16 or no, or "
+        "trainer.on_nonfinite=skip"
     )
     kept = checkpoint.load(good)
     assert kept.step == training.step == training.num_updates == 2
@@ -293,7 +304,7 @@ def test_the_loss_by_quarter(run):
     assert returned == records[-1]["loss"]
     assert records[0].keys() == {
         "step", "samples", "loss", "loss_q0", "loss_q1", "loss_q2", "loss_q3",
-        "samples_per_second", "grad_norm", "lr", "ema_decay",
+        "samples_per_second", "grad_norm", "lr", "ema_decay", "skipped",
     }  # fmt: skip
     assert [record["samples"] for record in records] == [64, 128, 160]
     assert [record["ema_decay"] for record in records] == pytest.approx(

@@ -1,0 +1,158 @@
+"""What ``ddpm-train`` is to do: begin a run, or go on with one, and from which checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ddpm import __version__, instantiate
+from ddpm.cli import app, sweeps
+from ddpm.errors import ConfigError, did_you_mean, require
+from ddpm.progress import warn
+from ddpm.training import checkpoint
+from ddpm.training.checkpoint import Checkpoint
+from ddpm.training.run import CONFIG
+from ddpm.training.same import check_same
+
+Node = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is going to be trained, and where.
+
+    Attributes:
+        config: of the training, complete.
+        key: the option that named the run, for error messages.
+        path: the run's folder, new or not; None for a new one that gets its name from the time.
+        exists: whether there is such a run.
+        changed: what the user overrides: key to the value of the run and the value from now on.
+    """
+
+    config: Node
+    key: str
+    path: Path | None = None
+    exists: bool = False
+    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    def found(
+        self, accelerator: Accelerator, facts: instantiate.Facts, num_samples: int
+    ) -> Checkpoint | None:
+        """The checkpoint to go on from, the same on every process; None where there is none.
+
+        The main process chooses, which holds the folder's lock; each one reads and checks it.
+
+        Raises:
+            ConfigError: all are damaged, or the newest is of other data.
+        """
+        if not self.exists:
+            return None
+        assert self.path is not None
+        chosen = checkpoint.newest(self.path, warn) if accelerator.is_main_process else None
+        (folder,) = broadcast_object_list([None if chosen is None else chosen.folder])
+        if folder is None:
+            return None
+        assert isinstance(folder, Path)
+        found = checkpoint.load(folder) if chosen is None else chosen
+        mine = {**facts.state(), "num_samples": num_samples}
+        known = {name: found.header[name] for name in mine if name in found.header}
+        if "came" in found.header:  # imported: the network knows how many classes, not their names
+            known["class_names"] = mine["class_names"]
+        asked = {name: mine[name] for name in known}
+        check_same({"data": known}, {"data": asked}, self.key, found.run)
+        if accelerator.is_main_process:
+            _warn_of_other_bits(found, accelerator.num_processes)
+        return found
+
+
+def plan(asked: Node, *, name: str | None, out: str, resume: str | None, override: bool) -> Plan:
+    """What the options ask for.
+
+    Args:
+        asked: the config that they give.
+        name: of the run's folder in ``out``.
+        out: the parent folder of runs.
+        resume: the folder of a run to go on with.
+        override: whether the trainer's options may differ from those of the run.
+
+    Raises:
+        ConfigError: a name that is none, no such run, or a run under other options.
+    """
+    path = _named(name, out) if resume is None else checkpoint.readable(Path(resume).resolve())
+    stored = None if path is None else _stored(path)
+    key = "name" if resume is None else "resume"
+    if path is None or stored is None:
+        if resume is not None:
+            problem = "there is no run; give the folder of one, such as outputs/latest"
+            raise ConfigError("resume", resume, problem)
+        return Plan(asked, key, path)
+    stored = instantiate.completed(stored)  # of a version that had fewer options
+    if resume is not None:
+        asked = _with_overrides(stored, asked)
+    known = {key: node for key, node in asked.items() if key in stored}
+    changed = check_same(stored, known, key, path, override=override)
+    if "trainer.max_steps" in changed and asked["trainer"].get("lr_decay") == "cosine":
+        warn("lr_decay=cosine ends at max_steps: with another one this is not the same run")
+    return Plan(asked, key, path, True, changed)
+
+
+def _named(name: str | None, out: str) -> Path | None:
+    """The folder of a run that has a name, or of a job of a sweep."""
+    if name is not None:
+        problem = "is the name of one folder, without / in it; its parent is out="
+        require(name not in ("", "..") and Path(name).name == name, "name", name, problem)
+        problem = f"is the link to the last run; to go on with that, take resume={out}/latest"
+        require(name != "latest", "name", name, problem)
+    return sweeps.folder() or (None if name is None else Path(out, name))
+
+
+def _stored(path: Path) -> Node | None:
+    """The config of the run in a folder, or None where there is no run."""
+    file = path / CONFIG
+    if file.exists():
+        return instantiate.from_yaml(file.read_text(encoding="utf-8"), str(file))
+    if not checkpoint.listed(path):
+        return None
+    found = checkpoint.newest(path, lambda _: None)
+    assert found is not None
+    return found.config
+
+
+def _with_overrides(stored: Node, asked: Node) -> Node:
+    """The stored config with the options that were typed beside ``resume``."""
+    merged = {
+        key: dict(value) if isinstance(value, dict) else value for key, value in stored.items()
+    }
+    for typed in app.overrides():
+        key = typed.lstrip("+~").partition("=")[0]
+        group, _, option = key.partition(".")
+        if group not in asked:  # name, out, resume and the like are not of the run
+            continue
+        if not isinstance(merged.get(group), dict):
+            merged[group] = asked[group]
+        elif option:
+            known = [f"{group}.{name}" for name in merged[group]]
+            problem = f"there is no such option{did_you_mean(key, known)}"
+            require(key in known, key, asked[group][option], problem)
+            merged[group][option] = asked[group][option]
+        elif asked[group]["_target_"] != merged[group]["_target_"]:
+            merged[group] = asked[group]
+    problem = "is missing: the run was imported without data to train on; add data=..."
+    require("data" in merged, "data", None, problem)
+    return {**asked, **merged}  # an imported run has no sampler and no trainer either
+
+
+def _warn_of_other_bits(found: Checkpoint, processes: int) -> None:
+    """Say where the run goes on, but not with the same bits."""
+    before = found.header.get("processes", processes)
+    if before != processes:
+        warn(
+            f"{found.folder} was made by {before} processes, this is {processes}: the data come in "
+            "the same order, the noise is other noise"
+        )
+    if found.header.get("ddpm", __version__) != __version__:
+        warn(f"{found.folder} was made by ddpm {found.header['ddpm']}, this is {__version__}")

@@ -1,0 +1,186 @@
+"""What the jobs of a sweep came to, read from their folders: a table and a picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddpm.files import replacing
+
+RECORD = "job.json"  # in the folder of a job: its overrides, and how it ended
+LEGEND = 20  # curves named in the picture
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep, as its folder tells it; ``points`` are (step, loss)."""
+
+    number: int
+    options: dict[str, str]
+    status: str
+    error: str
+    folder: Path
+    steps: int
+    points: list[tuple[int, float]]
+
+    @property
+    def loss(self) -> float | None:
+        """The last loss that was logged."""
+        return self.points[-1][1] if self.points else None
+
+    @property
+    def best(self) -> tuple[int | None, float | None]:
+        """The step of the lowest loss, and that loss."""
+        finite = [(loss, step) for step, loss in self.points if math.isfinite(loss)]
+        if not finite:
+            return None, None
+        loss, step = min(finite)
+        return step, loss
+
+
+def records(place: Path) -> list[Path]:
+    """The records of the jobs below a sweep's folder, by number."""
+    found = [path for path in place.glob(f"*/{RECORD}") if path.parent.name.isdigit()]
+    return sorted(found, key=lambda path: int(path.parent.name))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A job's record; empty where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def jobs(place: Path) -> list[Job]:
+    """The jobs of the sweep in a folder, by number, with the options that differ between them."""
+    told = {path: read(path) for path in records(place)}
+    typed = {path: dict(map(_pair, one.get("overrides", []))) for path, one in told.items()}
+    keys = list(dict.fromkeys(key for options in typed.values() for key in options))
+    differ = [key for key in keys if len({options.get(key) for options in typed.values()}) > 1]
+    return [
+        _job(path, one, {key: typed[path].get(key, "") for key in differ})
+        for path, one in told.items()
+    ]
+
+
+def _pair(override: str) -> tuple[str, str]:
+    key, _, value = override.lstrip("+~").partition("=")
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return key, value[1:-1] if quoted else value
+
+
+def _job(record: Path, told: dict[str, Any], options: dict[str, str]) -> Job:
+    from ddpm.training import checkpoint
+    from ddpm.training.run import Run
+
+    run = Run(Path(told.get("folder", record.parent)))
+    points = [(one["step"], _number(one["loss"])) for one in run.metrics() if "loss" in one]
+    saved = [int(path.name.partition("-")[2]) for path in checkpoint.listed(run.path)[:1]]
+    steps = max([0, *saved, *(step for step, _ in points)])
+    status, error = told.get("status", "running"), told.get("error") or ""
+    if status == "running":  # and the launcher has given up waiting
+        status, error = "failed", "killed, or still running: it did not say how it ended"
+    return Job(int(record.parent.name), options, status, error, run.path, steps, points)
+
+
+def _number(logged: float | None) -> float:
+    return math.nan if logged is None else float(logged)  # null: it was not finite
+
+
+def write_csv(rows: list[Job], path: Path) -> bool:
+    """Write the table, a line a job; always True."""
+    with replacing(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        keys = list(rows[0].options)
+        ends = ("status", "error", "steps", "loss", "best_loss", "best_step", "folder")
+        table.writerow(["job", *keys, *ends])
+        for job in rows:
+            step, best = job.best
+            told = (job.status, job.error, job.steps, job.loss, best, step, job.folder)
+            table.writerow([job.number, *job.options.values(), *told])
+    return True
+
+
+def summary(rows: list[Job]) -> str:
+    """The table in a terminal's width, long values cut."""
+    head = ["job", *rows[0].options, "status", "steps", "loss", "best", "at step", ""]
+    lines = [head]
+    for job in rows:
+        step, best = job.best
+        numbers = [f"{x:.4g}" if x is not None else "-" for x in (job.loss, best)]
+        ends = [job.status, str(job.steps), *numbers, "-" if step is None else str(step)]
+        told = [*(_cut(x, 24) for x in job.options.values()), *ends, _cut(job.error, 60)]
+        lines.append([str(job.number), *told])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def draw(rows: list[Job], path: Path) -> bool:
+    """Draw the loss of every job over the steps, named in the order of the last loss.
+
+    The lines are running means of at most a twentieth of what was logged, since a logged loss is
+    noisy; the legend has the last logged losses. False where no job logged anything.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    ranked = sorted((job for job in rows if job.points), key=_by_loss)
+    if not ranked:
+        return False
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    colors = [
+        colormaps["turbo"](0.05 + 0.9 * n / max(1, len(ranked) - 1)) for n in range(len(ranked))
+    ]
+    for place, (job, color) in enumerate(zip(ranked, colors, strict=True)):
+        steps, losses = zip(*job.points, strict=True)
+        label = f"{job.loss:.4g}  {_name(job)}" if place < LEGEND else None
+        marker = "o" if len(steps) == 1 else None
+        axes.plot(steps, _smooth(losses), color=color, lw=1.5, marker=marker, label=label)
+    axes.set(xlabel="optimizer step", ylabel="training loss (running mean)", yscale="log")
+    axes.set_title(_plain(path.parent.name))
+    axes.grid(alpha=0.3, which="both")
+    left_out = len(ranked) - LEGEND
+    title = "last loss" if left_out <= 0 else f"last loss; {left_out} worse ones not named"
+    figure.legend(loc="outside right upper", fontsize="small", title=title)
+    with replacing(path) as aside:
+        figure.savefig(aside, dpi=120, format="png")
+    return True
+
+
+def _by_loss(job: Job) -> tuple[bool, float]:
+    assert job.loss is not None
+    return (False, job.loss) if math.isfinite(job.loss) else (True, 0.0)
+
+
+def _name(job: Job) -> str:
+    options = "".join(f" {key}={value}" for key, value in job.options.items())
+    return _plain("\n".join(textwrap.wrap(f"job {job.number}:{options}".rstrip(":"), 44)))
+
+
+def _plain(text: str) -> str:
+    return text.replace("$", r"\$")  # no formulas
+
+
+def _smooth(losses: Sequence[float]) -> list[float]:
+    """The mean of each loss and those before it: as many as a twentieth of them all."""
+    width = max(1, len(losses) // 20)
+    return [
+        sum(part) / len(part)
+        for n in range(1, len(losses) + 1)
+        if (part := losses[max(0, n - width) : n])
+    ]

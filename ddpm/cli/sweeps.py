@@ -1,0 +1,210 @@
+"""Sweeps: a folder for every job, a word in it of how the job ended, and the table of them all.
+
+Launchers may run the jobs in other processes, so what a job did is read from its folder. The
+sweep's own folder is fixed on the command line before Hydra composes anything: no clock is asked
+twice, and every process sees the same one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+
+from ddpm.cli import app
+from ddpm.cli import sweep_table as table
+from ddpm.errors import ConfigError, Stopped
+from ddpm.files import replacing
+from ddpm.progress import warn
+from ddpm.signals import STOPPED_STATUS
+
+_begun: list[Path] = []  # the sweep of this process: Hydra calls Begin, and returns nothing
+
+
+def placed(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments, with the folder of the sweep behind them if they start one.
+
+    ``<out>/multirun/<name>``, or without a name the time and four random digits in its place.
+
+    Raises:
+        ConfigError: ``out`` or ``name`` with several values.
+    """
+    given = list(arguments)
+    if not keeps_table(config_name) or not is_asked_for(given):
+        return given
+    known = _overrides(given)
+    for key, problem in (
+        ("out", "is the parent folder of the whole sweep; give one"),
+        ("name", "names the whole sweep, whose jobs are numbered below it; give one"),
+    ):
+        if key in known and known[key].is_sweep_override():
+            raise ConfigError(key, str(known[key].input_line).partition("=")[2], problem)
+    if "hydra.sweep.dir" in known:
+        return given
+    name = known["name"].value() if "name" in known else None
+    # A name that is no plain folder is refused by each job: the sweep must not follow it.
+    plain = name is not None and str(name) not in ("", "..") and Path(str(name)).name == str(name)
+    own = "${name}" if plain else f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return [*given, f"hydra.sweep.dir=${{out}}/multirun/{own}"]
+
+
+def is_asked_for(arguments: Sequence[str]) -> bool:
+    """Whether these arguments of a command start a sweep."""
+    return any(map(_asks_for_sweep, arguments))
+
+
+def _asks_for_sweep(argument: str) -> bool:
+    if argument.startswith("--mu"):
+        return "--multirun".startswith(argument)
+    return argument == "-m" or argument.lower() == "hydra.mode=multirun"
+
+
+def _overrides(arguments: Sequence[str]) -> dict[str, Override]:
+    """What was typed, by key; empty where Hydra will not be able to read it either."""
+    typed = [one for one in arguments if "=" in one and not one.startswith("-")]
+    try:
+        read = OverridesParser.create().parse_overrides(typed)
+    except HydraException:
+        return {}
+    return {one.key_or_group: one for one in read}
+
+
+def keeps_table(config_name: str) -> bool:
+    """Whether a sweep of this command has a table; the others measure nothing."""
+    return config_name == "train"
+
+
+def running() -> bool:
+    """Whether this is a job of a sweep."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def folder() -> Path | None:
+    """The folder of this job in its sweep, or None outside of one."""
+    config = HydraConfig.get()
+    return Path(config.sweep.dir, str(config.job.num)) if running() else None
+
+
+class Begin(Callback):
+    """Hydra calls it where a sweep starts: forget how the jobs of an earlier one ended."""
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        """Note the sweep's folder for :func:`conclude`."""
+        place = Path(config.hydra.sweep.dir)
+        for record in place.glob(f"*/{table.RECORD}"):
+            record.unlink()
+        _begun[:] = [place]
+
+
+def recorded(
+    config_name: str, config: Any, starter: int, work: Callable[[], float | None]
+) -> float | None:
+    """Do the work of a job; in a sweep of trainings ``job.json`` in its folder says how it ended.
+
+    There unforeseen errors are printed and get no further, so that the other jobs run; after a job
+    that was stopped no other one starts.
+
+    Args:
+        config_name: the command.
+        config: of the job.
+        starter: the process that started the sweep; in others being stopped gets no further,
+            which would have the launcher kill jobs that are saving.
+        work: of the job.
+
+    Raises:
+        ConfigError: of the job.
+        Stopped: in the process that started the sweep.
+    """
+    place = folder() if keeps_table(config_name) else None
+    if place is None:
+        return work()
+    try:
+        with _told(place, config):
+            return work()
+    except (ConfigError, BrokenPipeError):
+        raise
+    except Exception:
+        traceback.print_exc()
+    except Stopped as stopped:
+        if os.getpid() == starter:
+            raise
+        print(f"job {place.name}: {str(stopped) or 'stopped'}", file=sys.stderr)
+    return None
+
+
+@contextmanager
+def _told(place: Path, config: Any) -> Iterator[None]:
+    if os.environ.get("RANK", "0") != "0":  # of the processes of a job, the first one writes
+        yield
+        return
+    told = {
+        "job": int(place.name),
+        "overrides": app.overrides(),
+        "folder": str(config.resume or place),
+        "status": "running",
+        "error": None,
+    }
+    try:
+        others = [table.read(path) for path in table.records(place.parent)]
+        if any(other.get("status") == "stopped" for other in others):
+            raise Stopped("another job of the sweep was stopped: this one does not start")
+        _write(place / table.RECORD, told)
+        yield
+        told["status"] = "done"
+    except BaseException as error:
+        stopped = isinstance(error, Stopped | KeyboardInterrupt)
+        told |= {"status": "stopped" if stopped else "failed", "error": _line(error)}
+        raise
+    finally:
+        _write(place / table.RECORD, told)
+
+
+def _line(error: BaseException) -> str:
+    """An error in one line, with its kind unless its message explains itself."""
+    line = " ".join(str(error).split())
+    explains = isinstance(error, ConfigError | Stopped)
+    return line if explains else f"{type(error).__name__}: {line}".removesuffix(": ")
+
+
+def _write(path: Path, told: dict[str, Any]) -> None:
+    try:
+        with replacing(path) as aside:
+            aside.write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+    except ConfigError as error:  # a full disk: the job itself will say so, or has
+        warn(str(error))
+
+
+def conclude() -> int:
+    """Write and print the table of the sweep that this process started, if it did.
+
+    Returns:
+        The exit status: 75 where a job was stopped, else 1 where one failed, else 0.
+    """
+    place = _begun.pop() if _begun else None
+    rows = [] if place is None else table.jobs(place)
+    if place is None or not rows:
+        return 0
+    written = []
+    for name, write in (("sweep.csv", table.write_csv), ("sweep.png", table.draw)):
+        try:
+            if write(rows, place / name):
+                written.append(str(place / name))
+        except (ConfigError, OSError) as error:
+            warn(str(error))
+    print("\n".join([table.summary(rows), *written]), flush=True)
+    ends = {job.status for job in rows}
+    return STOPPED_STATUS if "stopped" in ends else int("failed" in ends)

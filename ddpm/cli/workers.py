@@ -1,0 +1,214 @@
+"""Starting the processes of a command from the command itself: ``launch.processes=8``.
+
+Hydra composes once, here; the workers get the composed config. They are started and watched by
+torch's elastic launcher. A signal to this process is handed on to them, and they decide; if this
+process is killed, torch has the system send them a SIGINT.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ddpm.cli import sweeps
+from ddpm.errors import ConfigError, Stopped, require
+from ddpm.signals import SIGNALS, STOPPED_STATUS
+
+Work = Callable[..., float | None]
+INTERRUPTED_STATUS = 130
+_NOTHING_OF_KILLED_WORKERS = "ignore::UserWarning:multiprocessing.resource_tracker"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How many processes a command runs in.
+
+    Attributes:
+        processes: on this machine; ``auto`` is one for each GPU, and one where there is none.
+    """
+
+    processes: int | Literal["auto"] = 1
+
+
+def count(launch: Launch, device: str) -> int:
+    """How many processes to start; 1 for none beside this one, also where others were started.
+
+    Raises:
+        ConfigError: fewer than one, more than there are GPUs, or a launcher has started us already.
+    """
+    key, wanted = "launch.processes", launch.processes
+    if started_outside():
+        from ddpm.training.launch import OWN_WORKERS
+
+        problem = "the launcher has started the processes; leave it out"
+        require(wanted == 1 or OWN_WORKERS in os.environ, key, wanted, problem)
+        return 1
+    if wanted == 1:
+        return 1
+    import torch
+
+    gpus = 0 if device == "cpu" else torch.cuda.device_count()
+    if wanted == "auto":
+        return max(gpus, 1)
+    require(wanted >= 1, key, wanted, "must be at least 1, or auto for one a GPU")
+    problem = f"this machine has {gpus} GPUs; take no more processes, or device=cpu"
+    require(gpus == 0 or wanted <= gpus, key, wanted, problem)
+    return wanted
+
+
+def started_outside() -> bool:
+    """Whether torchrun, accelerate launch or our own launcher has started this process."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
+
+
+def refuse_sweeps(arguments: Sequence[str]) -> None:
+    """Refuse a sweep inside a launcher: each of its processes would run all jobs.
+
+    Raises:
+        ConfigError: that is what was asked for.
+    """
+    if started_outside() and sweeps.is_asked_for(arguments):
+        problem = (
+            "a sweep inside a launcher would run every job in every process; start the sweep "
+            "without the launcher and add launch.processes=N"
+        )
+        raise ConfigError("-m", None, problem)
+
+
+def start(processes: int, work: Work, *arguments: Any) -> float | None:
+    """Run ``work(*arguments)`` in so many processes; returns what the first of them does.
+
+    Args:
+        processes: on this machine.
+        work: a function of a module, called in each process as one of that many.
+        arguments: its own; they can be pickled.
+
+    Raises:
+        ConfigError: of a worker, or telling which one died, and of what.
+        Stopped: the workers were told to stop, and have, and have said so.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # we tell what happened in one line
+    setup = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=f"ddpm-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",  # no look-up of names: machines may have no network
+        max_restarts=0,
+        signals_to_handle="SIGQUIT",  # the others are handed on, see below
+        start_method="spawn",
+    )
+    with _environment(processes), _handing_on():
+        try:
+            composed = HydraConfig.instance().cfg
+            results = elastic_launch(setup, _worker)(composed, work, arguments)
+        except ChildFailedError as error:
+            raise _explained(error, processes) from None
+    return results[0]
+
+
+def _worker(composed: Any, work: Work, arguments: Sequence[Any]) -> float | None:
+    """What each process runs."""
+    from hydra.core.hydra_config import HydraConfig
+
+    os.setsid()  # Ctrl-C reaches the parent alone, which hands it on
+    HydraConfig.instance().set_config(composed)
+    status = 0
+    try:
+        return work(*arguments)
+    except ConfigError as error:
+        raise WorkerError(str(error)) from None
+    except Stopped as stopped:
+        if os.environ["RANK"] == "0":
+            print(stopped, file=sys.stderr)
+        status = STOPPED_STATUS
+    except KeyboardInterrupt:
+        status = INTERRUPTED_STATUS
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+@contextmanager
+def _environment(processes: int) -> Iterator[None]:
+    """What the workers shall find: their threads, and that they are wanted without a GPU too."""
+    from ddpm.training.launch import OWN_WORKERS
+
+    before = dict(os.environ)
+    os.environ[OWN_WORKERS] = str(processes)
+    os.environ["PYTHONWARNINGS"] = ",".join(
+        filter(None, [os.environ.get("PYTHONWARNINGS"), _NOTHING_OF_KILLED_WORKERS])
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes, 1)))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _handing_on() -> Iterator[None]:
+    """Inside, signals go to the workers, and this process waits for what they do."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def hand_on(number: int, _: object) -> None:
+        for worker in multiprocessing.active_children():
+            if worker.pid is not None:
+                os.kill(worker.pid, number)
+
+    before = {each: signal.signal(each, hand_on) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _explained(error: Any, processes: int) -> BaseException:
+    """The failure of the worker that failed first."""
+    rank, failure = error.get_first_failure()
+    if failure.exitcode == STOPPED_STATUS:
+        return Stopped("")
+    if failure.exitcode == INTERRUPTED_STATUS:
+        return KeyboardInterrupt()
+    told = failure.message
+    if isinstance(told, dict):
+        mistake = str(told["message"]).partition(f"{WorkerError.__name__}: ")
+        if not mistake[0]:
+            return WorkerError(mistake[2])
+        trace = str(told.get("extraInfo", {}).get("py_callstack", ""))
+        print(f"process {rank}:\n{trace}", file=sys.stderr, flush=True)
+        what = f"process {rank} failed, see above: {told['message']}"
+    elif failure.exitcode < 0:
+        what = f"process {rank} was ended by {signal.Signals(-failure.exitcode).name}"
+    else:
+        what = f"process {rank} ended with status {failure.exitcode}"
+    problem = f"{what}; the others were ended too, the same command goes on"
+    return ConfigError("launch.processes", processes, problem)
+
+
+class WorkerError(ConfigError):
+    """The mistake that a worker found, in its own words."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__("", None, line)
+
+    def __str__(self) -> str:
+        return self.problem

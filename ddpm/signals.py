@@ -1,0 +1,93 @@
+"""Being told to stop by a signal: a flag to look at, no work inside a handler.
+
+SIGTERM, SIGINT, SIGHUP, and the warnings of schedulers (SIGUSR1, SIGUSR2), in one of three moods:
+while nothing can be lost a signal raises :class:`~ddpm.errors.Stopped` at once; inside
+:meth:`StopSignal.deferred` it only sets a flag; once all is saved it is not heard any more.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Self
+
+from ddpm.errors import Stopped
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+STOPPED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: run me again
+# A launcher hands on what a scheduler has sent to all already: the same wish, heard twice.
+_ECHO_SECONDS = 1.0
+
+
+class StopSignal:
+    """Listens while it is entered; handlers that were there before come back afterwards.
+
+    Attributes:
+        received: name of the signal that was heard, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._when = 0.0
+        self._deferred = self._deaf = False
+        self._process = os.getpid()
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for each in SIGNALS:
+                if signal.getsignal(each) != signal.SIG_IGN:  # as nohup does with SIGHUP
+                    self._before[each] = signal.signal(each, self._heard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+        self._before.clear()
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, the first signal only sets :attr:`received`; another one ends the process.
+
+        Raises:
+            Stopped: on entering, where a signal has come before.
+        """
+        self._deferred = True
+        try:
+            if self.received is not None:
+                raise Stopped(f"stopped by {self.received}")
+            yield
+        finally:
+            self._deferred = False
+
+    def finish(self) -> None:
+        """Hear nothing any more: all is saved, and the process is about to end."""
+        self._deaf = True
+
+    def _heard(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a fork that reads data: it ends with its parent
+            return
+        now, name = time.monotonic(), signal.Signals(number).name
+        if self._deaf or (self.received is not None and now - self._when < _ECHO_SECONDS):
+            return
+        if self.received is not None and self._deferred:
+            os._exit(128 + number)
+        self.received, self._when = name, now
+        if not self._deferred:
+            raise Stopped(f"stopped by {name}")
+        if os.environ.get("RANK", "0") == "0":
+            note = f"\n{name}: stopping after this step, with a checkpoint; again = at once\n"
+            os.write(sys.stderr.fileno() if _has_number(sys.stderr) else 2, note.encode())
+
+
+def _has_number(stream: Any) -> bool:
+    try:
+        return stream.fileno() >= 0
+    except (AttributeError, OSError, ValueError):
+        return False

@@ -1,0 +1,44 @@
+"""What the processes agree on at each step, in one exchange."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class Agreed(NamedTuple):
+    """What holds for all processes.
+
+    Attributes:
+        finite: the gradient is, everywhere.
+        stop: some process was told to stop.
+        failed: some process cannot go on.
+    """
+
+    finite: bool
+    stop: bool
+    failed: bool
+
+
+def agree(accelerator: Accelerator, norm: Tensor, *, stop: bool, failed: bool) -> Agreed:
+    """Tell the others how this process stands, and hear how they do.
+
+    It is the one place of a step where the device is waited for.
+
+    Args:
+        accelerator: whose processes; with one there is no exchange.
+        norm: of the gradient.
+        stop: whether this process was told to stop.
+        failed: whether it cannot go on.
+    """
+    if accelerator.num_processes == 1:
+        return Agreed(bool(torch.isfinite(norm)), stop, failed)
+    mine = torch.tensor([0.0, stop, failed], device=accelerator.device)
+    mine[0] = (~torch.isfinite(norm)).float()
+    votes = accelerator.reduce(mine, reduction="sum")
+    assert isinstance(votes, Tensor)
+    broken, stopping, failing = votes.tolist()
+    return Agreed(broken == 0, stopping > 0, failing > 0)

@@ -1,0 +1,65 @@
+"""Which samples and steps t a gradient that is not finite came from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ddpm.files import replacing
+
+OnNonfinite = Literal["stop", "skip"]
+_TOLD = 3
+
+
+def gathered(
+    accelerator: Accelerator, seen: Sequence[tuple[Tensor, Tensor]], indices: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The samples of a batch with their step t and loss, on every process.
+
+    Args:
+        accelerator: whose processes trained on the batch.
+        seen: steps t (B,) and losses (B,) of each micro-batch of this process.
+        indices: of the samples of the whole batch, in the order of the feed: micro-batch by
+            micro-batch, in each process by process.
+    """
+    mine = torch.stack([torch.stack([t.double(), loss.double()], dim=1) for t, loss in seen])
+    everyone = accelerator.gather(mine)
+    assert isinstance(everyone, Tensor)
+    world, micro = accelerator.num_processes, len(seen)
+    ordered = everyone.reshape(world, micro, -1, 2).transpose(0, 1).reshape(-1, 2).tolist()
+    size = len(ordered) // (world * micro)
+    return [
+        {"sample": index, "t": int(t), "loss": loss, "process": place // size % world}
+        for place, (index, (t, loss)) in enumerate(zip(indices, ordered, strict=True))
+    ]
+
+
+def told(samples: Sequence[dict[str, Any]]) -> str:
+    """The samples whose loss is not finite, the first few of them, in words."""
+    broken = [each for each in samples if not math.isfinite(each["loss"])]
+    if not broken:
+        steps = [each["t"] for each in samples]
+        where = f"t from {min(steps)} to {max(steps)}"
+        return f"every loss is finite, {where}: it overflowed on the way back"
+    words = [f"loss {each['loss']} of sample {each['sample']} at t={each['t']}" for each in broken]
+    more = f" and {len(words) - _TOLD} more" if len(words) > _TOLD else ""
+    return ", ".join(words[:_TOLD]) + more
+
+
+def dump(folder: Path, step: int, samples: Sequence[dict[str, Any]]) -> Path:
+    """Write all samples of the batch to a file of the run folder."""
+    path = folder / f"nonfinite-step-{step:08d}.json"
+    plain = [
+        {**each, "loss": each["loss"] if math.isfinite(each["loss"]) else str(each["loss"])}
+        for each in samples
+    ]
+    with replacing(path) as aside:
+        aside.write_text(json.dumps({"step": step, "batch": plain}, indent=1), encoding="utf-8")
+    return path

@@ -1,0 +1,41 @@
+"""The optimizer and its learning rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ddpm.errors import require
+
+Decay = Literal["constant", "cosine"]
+
+
+def adamw(
+    network: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
+    """The optimizer, or a refusal of what it cannot work with."""
+    require(0 < lr < math.inf, "lr", lr, "must be above 0")
+    good = 0 <= weight_decay < math.inf
+    require(good, "weight_decay", weight_decay, "must be 0 (off) or above")
+    good = all(0 <= beta < 1 for beta in betas)
+    require(good, "adam_betas", betas, "must both be in [0, 1)")
+    return torch.optim.AdamW(
+        network.parameters(), lr=lr, betas=betas, weight_decay=weight_decay, fused=True
+    )
+
+
+def learning_rate(update: int, lr: float, *, warmup: int, decay: Decay, max_steps: int) -> float:
+    """The rate of optimizer update ``update`` (from 0), whatever the processes.
+
+    It rises to ``lr`` over ``warmup`` updates, then stays or falls to 0 at ``max_steps`` along half
+    a cosine.
+    """
+    if update < warmup:
+        return lr * (update + 1) / (warmup + 1)
+    if decay == "constant":
+        return lr
+    span = max(max_steps - warmup, 1)
+    return lr * 0.5 * (1 + math.cos(math.pi * min((update - warmup) / span, 1)))

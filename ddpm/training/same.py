@@ -1,0 +1,91 @@
+"""When a run may go on: under which other options it is still the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddpm.errors import ConfigError, render
+
+# What may differ when a run goes on: none of it changes what is computed.
+FREE_KEYS = frozenset(
+    {
+        "data.path",
+        "data.download",
+        "data.cache_mb",
+        "trainer.max_steps",
+        "trainer.log_every",
+        "trainer.preview_every",
+        "trainer.preview_samples",
+        "trainer.checkpoint_every",
+        "trainer.keep_last",
+        "trainer.keep_every",
+        "trainer.best",
+        "trainer.on_nonfinite",
+        "trainer.max_skips",
+        "trainer.trackers",
+        "trainer.num_workers",
+    }
+)
+FREE_GROUPS = ("sampler.",)  # of the previews
+# What override=true lets differ: how it is trained, not what is trained on what.
+OVERRIDABLE = ("trainer.",)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"trainer.lr": 1e-4, ...}`` of a nested config."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def check_same(
+    stored: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    key: str,
+    run: Path,
+    *,
+    override: bool = False,
+) -> dict[str, tuple[Any, Any]]:
+    """Refuse to go on with a run under another config, or on other data.
+
+    Args:
+        stored: of the run.
+        asked: what it would go on with.
+        key: the option to blame.
+        run: the run's folder.
+        override: whether the user wants the trainer's options to differ.
+
+    Returns:
+        What differs all the same: key to the value there and the value here.
+
+    Raises:
+        ConfigError: names every differing key with both values; see ``FREE_KEYS``.
+    """
+    old, new = flat(stored), flat(asked)
+    changed = {
+        name: (old.get(name), new.get(name))
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    }
+    refused = [name for name in changed if not _may_differ(name, override)]
+    if refused:
+        told = [
+            f"{n} ({render(changed[n][0])} there, {render(changed[n][1])} here)" for n in refused
+        ]
+        remedy = "leave them, or start a new run"
+        if all(name.startswith(OVERRIDABLE) for name in refused):
+            remedy = "leave them, start a new run, or go on with them by override=true"
+        problem = f"is a run with other options: {', '.join(told)}; {remedy}"
+        raise ConfigError(key, str(run) if key == "resume" else run.name, problem)
+    return changed
+
+
+def _may_differ(name: str, override: bool) -> bool:
+    free = name in FREE_KEYS or name.startswith(FREE_GROUPS)
+    return free or (override and name.startswith(OVERRIDABLE))

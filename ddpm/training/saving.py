@@ -1,0 +1,81 @@
+"""Writing checkpoints while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from accelerate.utils import recursively_apply
+from torch import Tensor
+
+from ddpm.errors import ConfigError
+from ddpm.training import checkpoint
+
+_TRIES = 3
+
+
+class Saver:
+    """Writes checkpoints on a thread: training waits for a copy in memory and no longer.
+
+    A disk that refuses is told of, and training goes on: the older checkpoints are intact, and the
+    next one is another try. The third failure in a row is an error, and so are weights that are
+    not finite.
+
+    Args:
+        run: the run folder.
+        prune: called after each checkpoint that was written, on the thread.
+        warn: told of a failure that is no error yet.
+    """
+
+    def __init__(self, run: Path, prune: Callable[[], None], warn: Callable[[str], None]) -> None:
+        self.run, self.prune, self.warn = run, prune, warn
+        self.failures = 0
+        self._thread: Thread | None = None
+        self._failure: Exception | None = None
+
+    def start(self, header: dict[str, Any], **content: Any) -> None:
+        """Copy what :func:`ddpm.training.checkpoint.save` takes, and begin to write it."""
+        self.wait()
+        copy = recursively_apply(_copy, content)
+        self._thread = Thread(target=self._write, args=(header, copy), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until what was begun has ended, one way or the other."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def error(self, *, last: bool = False) -> Exception | None:
+        """What training must not go on after, or None.
+
+        Args:
+            last: waits for the end of the writing, and counts any failure as an error.
+        """
+        if last:
+            self.wait()
+        if self._thread is None or self._thread.is_alive():
+            return None
+        self._thread = None
+        failure, self._failure = self._failure, None
+        if failure is None:
+            self.failures = 0
+            return None
+        self.failures += 1
+        refused = type(failure) is ConfigError
+        if not refused or last or self.failures == _TRIES:
+            return failure
+        self.warn(f"{failure}; training goes on, the next checkpoint is another try")
+        return None
+
+    def _write(self, header: dict[str, Any], content: dict[str, Any]) -> None:
+        try:
+            checkpoint.save(self.run / checkpoint.FOLDER, header, **content)
+            self.prune()
+        except Exception as failure:  # reported by error(), in the thread that can act on it
+            self._failure = failure
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True)
