@@ -93,6 +93,9 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
         sys.exit(130)
     except BrokenPipeError:  # who read our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception:  # a launcher that misses jobs which were told to stop
+        if not sweeps.is_stopping():
+            raise
     finally:
         status = sweeps.conclude()
     if failures or status:

@@ -10,14 +10,18 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import psutil
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -30,9 +34,18 @@ from ddpm.cli import sweep_table as table
 from ddpm.errors import ConfigError, Stopped
 from ddpm.files import replacing
 from ddpm.progress import warn
-from ddpm.signals import STOPPED_STATUS
+from ddpm.signals import SIGNALS, STOPPED_STATUS
 
-_begun: list[Path] = []  # the sweep of this process: Hydra calls Begin, and returns nothing
+
+class _Own:
+    """The sweep that this process started: Hydra calls Begin, and hands nothing back."""
+
+    place: Path | None = None
+    before: dict[signal.Signals, Any] = {}
+    told = False
+
+
+_own = _Own()
 
 
 def placed(config_name: str, arguments: Sequence[str]) -> list[str]:
@@ -103,11 +116,30 @@ class Begin(Callback):
     """Hydra calls it where a sweep starts: forget how the jobs of an earlier one ended."""
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
-        """Note the sweep's folder for :func:`conclude`."""
-        place = Path(config.hydra.sweep.dir)
-        for record in place.glob(f"*/{table.RECORD}"):
+        """Note the sweep's folder for :func:`conclude`, and who is to hear signals."""
+        _own.place = Path(config.hydra.sweep.dir)
+        for record in table.records(_own.place):
             record.unlink()
-        _begun[:] = [place]
+        here = str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher")
+        if not here and threading.current_thread() is threading.main_thread():
+            _own.before = {each: signal.signal(each, _hand_on) for each in SIGNALS}
+
+
+def _hand_on(number: int, frame: FrameType | None) -> None:
+    """Let jobs in other processes of this machine stop by themselves, and wait on for them."""
+    jobs = psutil.Process().children()
+    for job in jobs:
+        with suppress(psutil.NoSuchProcess):
+            job.send_signal(signal.SIGTERM)  # the one that a launcher's own process hands on
+    _own.told = _own.told or bool(jobs)
+    handler = _own.before[signal.Signals(number)]
+    if not jobs and callable(handler):  # on other machines they are their scheduler's
+        handler(number, frame)
+
+
+def is_stopping() -> bool:
+    """Whether the jobs were told to stop, so that a launcher may miss some."""
+    return _own.told
 
 
 def recorded(
@@ -194,17 +226,21 @@ def conclude() -> int:
     Returns:
         The exit status: 75 where a job was stopped, else 1 where one failed, else 0.
     """
-    place = _begun.pop() if _begun else None
-    rows = [] if place is None else table.jobs(place)
-    if place is None or not rows:
+    global _own
+    own, _own = _own, _Own()
+    for each, handler in own.before.items():
+        signal.signal(each, handler)
+    rows = [] if own.place is None else table.jobs(own.place)
+    if own.place is None or not rows:
         return 0
     written = []
     for name, write in (("sweep.csv", table.write_csv), ("sweep.png", table.draw)):
         try:
-            if write(rows, place / name):
-                written.append(str(place / name))
+            if write(rows, own.place / name):
+                written.append(str(own.place / name))
         except (ConfigError, OSError) as error:
             warn(str(error))
     print("\n".join([table.summary(rows), *written]), flush=True)
     ends = {job.status for job in rows}
-    return STOPPED_STATUS if "stopped" in ends else int("failed" in ends)
+    stopped = "stopped" in ends or (own.told and "failed" in ends)  # maybe before they could say so
+    return STOPPED_STATUS if stopped else int("failed" in ends)

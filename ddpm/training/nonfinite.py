@@ -19,17 +19,19 @@ _TOLD = 3
 
 
 def gathered(
-    accelerator: Accelerator, seen: Sequence[tuple[Tensor, Tensor]], indices: Sequence[int]
+    accelerator: Accelerator,
+    seen: Sequence[tuple[Tensor, Tensor, Tensor | None]],
+    indices: Sequence[int],
 ) -> list[dict[str, Any]]:
     """The samples of a batch with their step t and loss, on every process.
 
     Args:
         accelerator: whose processes trained on the batch.
-        seen: steps t (B,) and losses (B,) of each micro-batch of this process.
+        seen: steps t (B,), losses (B,) and weights of each micro-batch of this process.
         indices: of the samples of the whole batch, in the order of the feed: micro-batch by
             micro-batch, in each process by process.
     """
-    mine = torch.stack([torch.stack([t.double(), loss.double()], dim=1) for t, loss in seen])
+    mine = torch.stack([torch.stack([t.double(), loss.double()], dim=1) for t, loss, _ in seen])
     everyone = accelerator.gather(mine)
     assert isinstance(everyone, Tensor)
     world, micro = accelerator.num_processes, len(seen)

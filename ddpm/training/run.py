@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -54,13 +53,9 @@ class Run:
             raise unwritable(self.path, error) from error
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one line to ``metrics.jsonl``; what is not finite becomes null."""
-        plain = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in record.items()
-        }
-        _append(self.metrics_file, plain)
-        self.trackers.log(plain, record["step"])
+        """Append one line to ``metrics.jsonl``, and tell the trackers."""
+        _append(self.metrics_file, record)
+        self.trackers.log(record, record["step"])
 
     def show(self, name: str, picture: Image.Image, step: int) -> Path:
         """Save a picture as ``name/step-00001000.png``; returns its path."""

@@ -12,24 +12,21 @@ from torch import Tensor, nn
 
 from ddpm.data import Dataset
 from ddpm.diffusion import GaussianDiffusion, Timesteps, Uniform
-from ddpm.errors import ConfigError, Stopped, require
-from ddpm.progress import progress, warn
+from ddpm.errors import require
 from ddpm.seeding import For, mix
 from ddpm.signals import StopSignal
-from ddpm.training import checkpoint, nonfinite
-from ddpm.training.agreement import Agreed, agree
+from ddpm.training.checkpoint import Checkpoint
 from ddpm.training.ema import EMA
 from ddpm.training.feed import Batch, Feed
 from ddpm.training.launch import Precision
-from ddpm.training.meter import QUARTERS, Meter
+from ddpm.training.loop import Judge, Loop, Verdict
+from ddpm.training.meter import QUARTERS
+from ddpm.training.nonfinite import OnNonfinite
 from ddpm.training.optimizer import Decay, adamw, learning_rate
-from ddpm.training.retention import prune
 from ddpm.training.run import Run
-from ddpm.training.saving import Saver
 from ddpm.training.trackers import Trackers
 
 Preview = Callable[["Trainer"], None]
-_SCALER_SKIPS = 100  # in a row: far more than a loss scale can be halved
 
 
 class Trainer:
@@ -37,6 +34,13 @@ class Trainer:
 
     The randomness of a step is a function of (seed, step, micro-step, rank) and the order of the
     data one of (seed, epoch): going on from a checkpoint needs its counters and no random state.
+
+    Attributes:
+        step: steps of the optimizer that were taken or skipped.
+        samples: how many samples they took, the position in the stream of the data.
+        num_updates: steps that were taken: the learning rate and the average follow these.
+        skipped, num_skipped: steps in a row that were skipped just now, and in all.
+        seen: steps t (B,), losses (B,) and importance weights of the last step's micro-batches.
 
     Args:
         model: the bare network, on the CPU.
@@ -101,7 +105,7 @@ class Trainer:
         keep_last: int = 3,
         keep_every: int | None = None,
         best: str | None = None,
-        on_nonfinite: nonfinite.OnNonfinite = "stop",
+        on_nonfinite: OnNonfinite = "stop",
         max_skips: int = 10,
         trackers: tuple[str, ...] = (),
         deterministic: bool = False,
@@ -141,15 +145,14 @@ class Trainer:
         self.preview_every, self.preview_samples = preview_every, preview_samples
         self.checkpoint_every, self.keep_last = checkpoint_every, keep_last
         self.keep_every, self.best = keep_every, best
-        self.on_nonfinite: nonfinite.OnNonfinite = on_nonfinite
+        self.on_nonfinite: OnNonfinite = on_nonfinite
         self.max_skips, self.deterministic = max_skips, deterministic
         self.trackers = Trackers(trackers)
         self.diffusion, self.data, self.accelerator, self.seed = diffusion, data, accelerator, seed
         self.timesteps = Uniform(diffusion.num_steps) if timesteps is None else timesteps
-        self.step = self.samples = self.num_updates = self._skipped = 0
-        self._agreed = Agreed(finite=True, stop=False, failed=False)
-        self._seen: list[tuple[Tensor, Tensor]] = []  # of this step's micro-batches
-        self._metrics: dict[str, Any] = {}
+        self.step = self.samples = self.num_updates = 0
+        self.skipped = self.num_skipped = 0
+        self.seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self.feed = Feed(
             data,
             seed=seed,
@@ -196,97 +199,44 @@ class Trainer:
                 that cannot be written.
             Stopped: some process was told to, and all have stopped at the same step.
         """
-        stop = StopSignal() if stop is None else stop
-        saver = Saver(run.path, lambda: self._prune(run), warn)
-        try:
-            with stop.deferred():
-                self._steps(run, header, saver, stop, preview)
-        except RuntimeError as error:
-            raise self.feed.lost(error) or error from error
-        finally:
-            saver.wait()
-        if self.accelerator.is_main_process:
-            run.plot()
-        return self._metrics.get("loss", math.nan)
+        return Loop(self, run, header, preview, StopSignal() if stop is None else stop).run_all()
 
-    def _steps(
-        self,
-        run: Run,
-        header: dict[str, Any],
-        saver: Saver,
-        stop: StopSignal,
-        preview: Preview | None,
-    ) -> None:
-        """All steps that are left, with what falls due after some of them."""
-        self.network.train()
-        meter = Meter(self.accelerator, self.diffusion.num_steps)
-        batches = self.feed.batches(self.samples)
-        main, first = self.accelerator.is_main_process, self.step
-        with progress(self.max_steps, "training", "step", initial=first, shown=main) as bar:
-            while self.step < self.max_steps:
-                norm = self._optimizer_step(batches, meter, run, saver, stop)
-                self.step += 1
-                self.samples += self.batch_size
-                bar.update()
-                last = self.step == self.max_steps
-                if last or self._agreed.stop or self.step % self.log_every == 0:
-                    self._log(meter, norm, run)
-                    bar.set_postfix_str(self._speed(), refresh=False)
-                if last or self._agreed.stop or self.step % self.checkpoint_every == 0:
-                    self._save(header, saver)
-                    meter.restart_clock()
-                if self._agreed.stop and not last:
-                    break
-                if preview and self.preview_every and (last or self.step % self.preview_every == 0):
-                    preview(self)
-                    self.network.train()
-                    meter.restart_clock()
-        self._end(run, saver, stop)
+    def take_step(self, batches: Iterator[Batch], judge: Judge) -> Tensor:
+        """One batch, in its micro-batches; returns the norm of the gradient before clipping.
 
-    def _end(self, run: Run, saver: Saver, stop: StopSignal) -> None:
-        """Wait until the last checkpoint is written; together, so that no launcher ends us."""
-        error = saver.error(last=True)
-        ended = agree(self.accelerator, torch.zeros(()), stop=False, failed=error is not None)
-        if ended.failed:
-            raise error or _elsewhere()
-        stop.finish()
-        if self.step < self.max_steps:
-            (kept, *_) = checkpoint.listed(run.path)
-            raise Stopped(f"stopped at step {self.step}, with a checkpoint in {kept}")
-
-    def _optimizer_step(
-        self, batches: Iterator[Batch], meter: Meter, run: Run, saver: Saver, stop: StopSignal
-    ) -> Tensor:
-        """One batch, in its micro-batches; returns the norm of the gradient before clipping."""
+        Args:
+            batches: of this process, from :attr:`samples` on.
+            judge: told the norm, says what to do with the gradient.
+        """
         accelerator, optimizer = self.accelerator, self.optimizer
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(self.num_updates)
-        norm, use = torch.zeros(()), True
-        self._seen.clear()
+        norm, verdict = torch.zeros(()), Verdict(use=True, counts=True)
+        self.seen.clear()
         for micro in range(self.accumulate):
             with accelerator.accumulate(self.model):
                 losses, t, weights = self._losses(next(batches), micro)
                 accelerator.backward((losses if weights is None else losses * weights).mean())
-                meter.add(losses.detach(), t, weights)
-                self._seen.append((t, losses.detach()))
+                self.seen.append((t, losses.detach(), weights))
                 if self.timesteps.learns:
                     self.timesteps.update(*self._of_all_processes(t, losses.detach()))
                 if accelerator.sync_gradients:
                     limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
                     found = accelerator.clip_grad_norm_(self.network.parameters(), limit)
                     norm = torch.as_tensor(found)
-                    use = self._may_use(norm, run, saver, stop)
-                if use:
+                    verdict = judge(norm)
+                if verdict.use:
                     optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         # Not accelerator.optimizer_step_was_skipped: a fused optimizer skips inside its kernel, out
         # of Accelerate's sight.
-        if self._agreed.finite:
+        if verdict.counts:
             self.ema.update()
             self.num_updates += 1
-            self._skipped = 0
-        else:
-            self._skipped += 1
+        self.skipped = 0 if verdict.counts else self.skipped + 1
+        self.num_skipped += not verdict.counts
+        self.step += 1
+        self.samples += self.batch_size
         return norm
 
     def _of_all_processes(self, *tensors: Tensor) -> list[Tensor]:
@@ -321,91 +271,22 @@ class Trainer:
         dropped = torch.rand(len(labels), device=labels.device) < share
         return torch.where(dropped, self.data.num_classes, labels)
 
-    def _may_use(self, norm: Tensor, run: Run, saver: Saver, stop: StopSignal) -> bool:
-        """Whether the optimizer gets the gradient: it is finite, or the scaler will see to it.
-
-        The scaler of fp16 skips such steps itself and lowers its scale; it is stopped when that
-        has not helped for long.
-        """
-        error = saver.error()
-        self._agreed = agree(
-            self.accelerator, norm, stop=stop.received is not None, failed=error is not None
-        )
-        if self._agreed.failed:
-            raise error or _elsewhere()
-        if self._agreed.finite:
-            return True
-        if self.accelerator.scaler is not None and self._skipped < _SCALER_SKIPS:
-            return True
-        if self.on_nonfinite == "skip" and self._skipped < self.max_skips:
-            return False
-        saver.wait()
-        raise self._nonfinite(run)
-
-    def _nonfinite(self, run: Run) -> ConfigError:
-        """The error of a gradient that is not finite, which all processes raise alike."""
-        items = self.feed.order.items(self.samples, self.batch_size)
-        samples = nonfinite.gathered(self.accelerator, self._seen, [index for index, _ in items])
-        details = ""
-        if self.accelerator.is_main_process:
-            details = f", all in {nonfinite.dump(run.path, self.step + 1, samples)}"
-        good = checkpoint.listed(run.path)
-        kept = f"the last good checkpoint is {good[0]}" if good else "there is no checkpoint yet"
-        skipped = f" after {self._skipped} steps that were skipped" if self._skipped else ""
-        problem = (
-            f"the gradient of step {self.step + 1} is not finite{skipped} "
-            f"({nonfinite.told(samples)}{details}); nothing of it was kept, {kept}; lower "
-            "trainer.lr, take trainer.precision=bf16 or no, or trainer.on_nonfinite=skip"
-        )
-        return ConfigError("trainer.lr", self.lr, problem)
-
-    def _log(self, meter: Meter, norm: Tensor, run: Run) -> None:
-        """Write one line of metrics.jsonl."""
+    def state(self) -> dict[str, Any]:
+        """What going on needs beside the weights."""
         scaler = self.accelerator.scaler
-        self._metrics = {
-            "step": self.step,
-            "samples": self.samples,
-            **meter.read(),
-            "grad_norm": float(norm),
-            "lr": self.learning_rate(max(self.num_updates - 1, 0)),
-            "ema_decay": self.ema.decay,
-            "skipped": self.step - self.num_updates,
-            **({"loss_scale": float(scaler.get_scale())} if scaler is not None else {}),
-        }
-        if self.accelerator.is_main_process:
-            run.log(self._metrics)
-
-    def _speed(self) -> str:
-        """The end of the progress bar."""
-        loss, speed = self._metrics["loss"], self._metrics["samples_per_second"]
-        return f"loss {loss:.4f}, {speed:.0f} {self.data.codec.unit}/s"
-
-    def _save(self, header: dict[str, Any], saver: Saver) -> None:
-        """Begin to write a checkpoint of this step."""
-        if not self.accelerator.is_main_process:
-            return
-        scaler = self.accelerator.scaler
-        state = {
+        return {
             "step": self.step,
             "samples": self.samples,
             "num_updates": self.num_updates,
-            "skipped": self._skipped,
+            "skipped": self.skipped,
+            "num_skipped": self.num_skipped,
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state(),
             "timesteps": self.timesteps.state(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
-        saver.start(
-            {**header, "step": self.step, "metrics": self._metrics},
-            raw=self.network.state_dict(),
-            ema=self.ema.model.state_dict(),
-            state=state,
-        )
 
-    def _prune(self, run: Run) -> None:
-        prune(run.path, self.keep_last, keep_every=self.keep_every, best=self.best)
-
-    def resume(self, found: checkpoint.Checkpoint) -> None:
+    def resume(self, found: Checkpoint) -> None:
         """Take weights, optimizer and counters from a checkpoint, on every process."""
         state = found.state()
         self.network.load_state_dict(found.weights("raw"))
@@ -423,9 +304,4 @@ class Trainer:
         self.timesteps.load(state.get("timesteps", {}))
         self.step, self.num_updates = state["step"], state["num_updates"]
         self.samples = state.get("samples", self.step * self.batch_size)
-        self._skipped = state.get("skipped", 0)
-
-
-def _elsewhere() -> ConfigError:
-    """The error of a process whose main one cannot write; that one says why."""
-    return ConfigError("out", None, "the main process cannot write checkpoints; see its message")
+        self.skipped, self.num_skipped = state.get("skipped", 0), state.get("num_skipped", 0)

@@ -258,7 +258,7 @@ def test_the_scaler_of_fp16_skips_and_nothing_follows_the_skipped(run, tmp_path)
     training = with_scaler(Overflows({0, 3}), max_steps=6, **options)
     training.fit(run, HEADER)
     assert training.step == 6 and training.num_updates == 4 == training.ema.state()["step"]
-    assert training._skipped == 0
+    assert training.skipped == 0
     assert [record["loss_scale"] for record in run.metrics()] == [512, 512, 512, 256, 256, 256]
     clean = trainer(max_steps=4, **options)  # the batch is all of the data: its order is no matter
     clean.fit(folder(tmp_path / "b"), HEADER)

@@ -1,0 +1,212 @@
+"""Training from a step to the last one: what falls due between the steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpm.errors import ConfigError, Stopped
+from ddpm.progress import progress, warn
+from ddpm.signals import StopSignal
+from ddpm.training import checkpoint, nonfinite
+from ddpm.training.agreement import Agreed, agree
+from ddpm.training.meter import Meter
+from ddpm.training.retention import prune
+from ddpm.training.run import Run
+from ddpm.training.saving import Saver
+
+if TYPE_CHECKING:
+    from ddpm.training.trainer import Trainer
+
+_SCALER_SKIPS = 100  # in a row: far more than a loss scale can be halved
+
+
+class Verdict(NamedTuple):
+    """What becomes of a gradient.
+
+    Attributes:
+        use: the optimizer gets it.
+        counts: the learning rate and the average go on by a step.
+    """
+
+    use: bool
+    counts: bool
+
+
+Judge = Callable[[Tensor], Verdict]
+
+
+class Loop:
+    """Takes a trainer's steps; logs, writes checkpoints, draws previews, and stops when told to.
+
+    Args:
+        trainer: takes the steps.
+        run: where results go; only the main process writes.
+        header: what a checkpoint says of itself, without its step.
+        preview: draws samples; called on every process.
+        stop: looked at after each step.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        run: Run,
+        header: dict[str, Any],
+        preview: Callable[[Trainer], None] | None,
+        stop: StopSignal,
+    ) -> None:
+        self.trainer, self.run, self.header, self.preview = trainer, run, header, preview
+        self.accelerator, self.stop = trainer.accelerator, stop
+        self.saver = Saver(run.path, self._prune, warn)
+        self.meter = Meter(trainer.accelerator, trainer.diffusion.num_steps)
+        self.agreed = Agreed(finite=True, stop=False, failed=False)
+        self.metrics: dict[str, Any] = {}
+
+    def run_all(self) -> float:
+        """Train to the last step; returns the last logged loss. See ``Trainer.fit``."""
+        try:
+            with self.stop.deferred():
+                self._steps()
+                self._end()
+        except RuntimeError as error:
+            raise self.trainer.feed.lost(error) or error from error
+        finally:
+            self.saver.wait()
+        if self.accelerator.is_main_process:
+            self.run.plot()
+        loss = self.metrics.get("loss")
+        return math.nan if loss is None else loss
+
+    def _steps(self) -> None:
+        """All steps that are left, with what falls due after some of them."""
+        trainer, last = self.trainer, self.trainer.max_steps
+        trainer.network.train()
+        batches = trainer.feed.batches(trainer.samples)
+        main, first = self.accelerator.is_main_process, trainer.step
+        with progress(last, "training", "step", initial=first, shown=main) as bar:
+            while trainer.step < last and not self.agreed.stop:
+                norm = trainer.take_step(batches, self._judge)
+                for t, losses, weights in trainer.seen:
+                    self.meter.add(losses, t, weights)
+                bar.update()
+                if self._due(trainer.log_every):
+                    self._log(norm)
+                    bar.set_postfix_str(self._speed(), refresh=False)
+                if self._due(trainer.checkpoint_every):
+                    self._save()
+                    self.meter.restart_clock()
+                show = trainer.preview_every and (trainer.step == last or not self.agreed.stop)
+                if self.preview and show and self._due(trainer.preview_every):
+                    self.preview(trainer)
+                    trainer.network.train()
+                    self.meter.restart_clock()
+
+    def _due(self, every: int) -> bool:
+        """Whether what is done at these steps, and at the last one, is to be done now."""
+        step = self.trainer.step
+        return step % every == 0 or step == self.trainer.max_steps or self.agreed.stop
+
+    def _judge(self, norm: Tensor) -> Verdict:
+        """What becomes of a gradient of this norm: the same on every process.
+
+        One that is not finite goes to the scaler of fp16, which skips the step itself and lowers
+        its scale; it is stopped when that has not helped for long.
+
+        Raises:
+            ConfigError: a gradient that is not finite; checkpoints that cannot be written.
+        """
+        trainer, error = self.trainer, self.saver.error()
+        told = self.stop.received is not None
+        self.agreed = agree(self.accelerator, norm, stop=told, failed=error is not None)
+        if self.agreed.failed:
+            raise error or _elsewhere()
+        if self.agreed.finite:
+            return Verdict(use=True, counts=True)
+        if self.accelerator.scaler is not None and trainer.skipped < _SCALER_SKIPS:
+            return Verdict(use=True, counts=False)
+        if trainer.on_nonfinite == "skip" and trainer.skipped < trainer.max_skips:
+            return Verdict(use=False, counts=False)
+        self.saver.wait()
+        raise self._nonfinite()
+
+    def _nonfinite(self) -> ConfigError:
+        """The error of a gradient that is not finite, which all processes raise alike."""
+        trainer, step = self.trainer, self.trainer.step + 1
+        items = trainer.feed.order.items(trainer.samples, trainer.batch_size)
+        samples = nonfinite.gathered(self.accelerator, trainer.seen, [index for index, _ in items])
+        details = ""
+        if self.accelerator.is_main_process:
+            details = f", all in {nonfinite.dump(self.run.path, step, samples)}"
+        good = checkpoint.listed(self.run.path)
+        kept = f"the last good checkpoint is {good[0]}" if good else "there is no checkpoint yet"
+        skipped = f" after {trainer.skipped} steps that were skipped" if trainer.skipped else ""
+        problem = (
+            f"the gradient of step {step} is not finite{skipped} "
+            f"({nonfinite.told(samples)}{details}); nothing of it was kept, {kept}; lower "
+            "trainer.lr, take trainer.precision=bf16 or no, or trainer.on_nonfinite=skip"
+        )
+        return ConfigError("trainer.lr", trainer.lr, problem)
+
+    def _log(self, norm: Tensor) -> None:
+        """Write one line of metrics.jsonl."""
+        trainer, scaler = self.trainer, self.accelerator.scaler
+        record = {
+            "step": trainer.step,
+            "samples": trainer.samples,
+            **self.meter.read(),
+            "grad_norm": float(norm),
+            "lr": trainer.learning_rate(max(trainer.num_updates - 1, 0)),
+            "ema_decay": trainer.ema.decay,
+            "skipped": trainer.num_skipped,
+            **({"loss_scale": float(scaler.get_scale())} if scaler is not None else {}),
+        }
+        self.metrics = {key: _finite(value) for key, value in record.items()}
+        if self.accelerator.is_main_process:
+            self.run.log(self.metrics)
+
+    def _speed(self) -> str:
+        """The end of the progress bar."""
+        speed, unit = self.metrics["samples_per_second"], self.trainer.data.codec.unit
+        loss = self.metrics["loss"]
+        return f"loss {'not finite' if loss is None else f'{loss:.4f}'}, {speed:.0f} {unit}/s"
+
+    def _save(self) -> None:
+        """Begin to write a checkpoint of this step."""
+        if self.accelerator.is_main_process:
+            trainer = self.trainer
+            self.saver.start(
+                {**self.header, "step": trainer.step, "metrics": self.metrics},
+                raw=trainer.network.state_dict(),
+                ema=trainer.ema.model.state_dict(),
+                state=trainer.state(),
+            )
+
+    def _prune(self) -> None:
+        trainer = self.trainer
+        prune(self.run.path, trainer.keep_last, keep_every=trainer.keep_every, best=trainer.best)
+
+    def _end(self) -> None:
+        """Wait until the last checkpoint is written; together, so that no launcher ends us."""
+        error, done = self.saver.error(last=True), torch.zeros(())
+        ended = agree(self.accelerator, done, stop=False, failed=error is not None)
+        if ended.failed:
+            raise error or _elsewhere()
+        self.stop.finish()
+        if self.trainer.step < self.trainer.max_steps:
+            (kept, *_) = checkpoint.listed(self.run.path)
+            step = self.trainer.step
+            raise Stopped(f"stopped at step {step}, with a checkpoint in {kept}")
+
+
+def _finite(value: float | None) -> float | None:
+    """A number that JSON can hold: None in place of NaN and infinities."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _elsewhere() -> ConfigError:
+    """The error of a process whose main one cannot write; that one says why."""
+    return ConfigError("out", None, "the main process cannot write checkpoints; see its message")

@@ -1,0 +1,83 @@
+"""How long training waits for a checkpoint: written on the spot, or on a thread as it is done.
+
+    python scripts/checkpoint_stall.py --out checkpoints_to_delete
+
+A U-Net of improved-diffusion's CIFAR size by default (52.5 million parameters: weights, average and
+two moments are 840 MB). In each round, one after the other: the copy into memory alone, a
+checkpoint on a thread, one on the spot. Prints medians over the rounds and their ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import recursively_apply
+
+from ddpm.models import IDDPMUNet
+from ddpm.training import checkpoint
+from ddpm.training.saving import Saver
+
+
+def content(channels: int) -> dict[str, Any]:
+    """What a checkpoint of such a network holds."""
+    network = IDDPMUNet(
+        3, 3, (32, 32), model_channels=channels, num_res_blocks=3, channel_mult=(1, 2, 2, 2)
+    )
+    raw = network.state_dict()
+    moments = {i: {"exp_avg": w + 1, "exp_avg_sq": w + 2} for i, w in enumerate(raw.values())}
+    ema = {name: value.clone() for name, value in raw.items()}
+    return {"raw": raw, "ema": ema, "state": {"optimizer": {"state": moments}}}
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long a call takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="a folder to write to and remove")
+    parser.add_argument("--channels", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args()
+    held = content(asked.channels)
+    saver = Saver(asked.out, lambda: None, print)
+    times: dict[str, list[float]] = {"copy": [], "on a thread": [], "on the spot": []}
+    try:
+        for number in range(asked.rounds):
+            header = {"step": number, "config": {}}
+            times["copy"].append(seconds(lambda: recursively_apply(_copy, held)))
+            times["on a thread"].append(seconds(lambda: saver.start(header, **held)))
+            failure = saver.error(last=True)
+            if failure is not None:
+                raise failure
+            place = asked.out / "spot"
+            times["on the spot"].append(seconds(lambda: checkpoint.save(place, header, **held)))
+            shutil.rmtree(asked.out)
+    finally:
+        shutil.rmtree(asked.out, ignore_errors=True)
+    size = sum(value.nbytes for value in held["raw"].values()) * 4 / 1e6
+    print(f"{size:.0f} MB, {asked.rounds} rounds, torch {torch.__version__}")
+    copy = statistics.median(times["copy"])
+    for name, taken in times.items():
+        middle = statistics.median(taken)
+        print(f"{name:12} waits {middle:7.3f} s [{min(taken):.3f}..{max(taken):.3f}], ", end="")
+        print(f"{middle / copy:5.2f} of a copy")
+
+
+def _copy(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().to("cpu", copy=True)
+
+
+if __name__ == "__main__":
+    main()

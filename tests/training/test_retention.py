@@ -1,0 +1,73 @@
+"""Which checkpoints are kept."""
+
+import json
+
+import pytest
+
+from ddpm.training import checkpoint
+from ddpm.training.retention import prune
+
+LOSSES = {1: 0.5, 2: 0.1, 3: 0.4, 4: 0.1, 5: 0.9, 6: None, 7: float("nan")}
+
+
+@pytest.fixture
+def run(tmp_path):
+    for step, loss in LOSSES.items():
+        folder = tmp_path / checkpoint.FOLDER / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        metrics = {} if loss is None else {"metrics": {"loss": loss}}
+        (folder / checkpoint.CONFIG).write_text(json.dumps({"step": step, **metrics}))
+    return tmp_path
+
+
+def kept(run):
+    return [checkpoint.step_of(folder) for folder in checkpoint.listed(run)]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, [7, 6]),
+        ({"keep_every": 3}, [7, 6, 3]),
+        ({"keep_every": 1}, [7, 6, 5, 4, 3, 2, 1]),
+        ({"best": "loss"}, [7, 6, 2]),  # the first of equals
+        ({"best": "loss", "keep_every": 4}, [7, 6, 4, 2]),
+        ({"best": "loss_q0"}, [7, 6]),  # nobody has it
+    ],
+)
+def test_what_is_kept(run, options, steps):
+    for leftover in (".tmp-step-00000008-1", ".tmp-stale-step-00000003-2"):
+        (run / checkpoint.FOLDER / leftover).mkdir()
+    prune(run, 2, **options)
+    assert kept(run) == steps
+    names = {path.name for path in (run / checkpoint.FOLDER).iterdir()}
+    linked = {"best"} if options.get("best") == "loss" else set()
+    assert names == {f"step-{step:08d}" for step in steps} | linked
+    if linked:
+        assert (run / checkpoint.FOLDER / "best").resolve().name == "step-00000002"
+
+
+def test_a_better_one_takes_the_link_and_the_old_best_goes(run):
+    prune(run, 2, best="loss")
+    folder = run / checkpoint.FOLDER / "step-00000008"
+    folder.mkdir()
+    (folder / checkpoint.CONFIG).write_text(json.dumps({"metrics": {"loss": 0.05}}))
+    prune(run, 2, best="loss")
+    assert kept(run) == [8, 7]
+    assert (run / checkpoint.FOLDER / "best").resolve() == folder.resolve()
+
+
+def test_what_cannot_be_deleted_does_not_stop_the_rest(run, monkeypatch):
+    from ddpm.training import retention
+
+    real = retention.shutil.rmtree
+
+    def refuses(path, ignore_errors=False):
+        if path.name.endswith("5"):
+            assert ignore_errors, "a refusal would end the training"
+            return
+        real(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(retention.shutil, "rmtree", refuses)
+    prune(run, 2)
+    assert kept(run) == [7, 6, 5]
