@@ -43,29 +43,33 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def one_round(place: Path, held: dict[str, Any]) -> dict[str, float]:
+    """Seconds that training waits for each of the three; ``place`` is removed after."""
+    saver, header = Saver(place, lambda: None, print), {"step": 0, "config": {}}
+    try:
+        copy = seconds(lambda: recursively_apply(_copy, held))
+        thread = seconds(lambda: saver.start(header, **held))
+        failure = saver.error(last=True)
+        if failure is not None:
+            raise failure
+        spot = seconds(lambda: checkpoint.save(place / "spot", header, **held))
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return {"copy": copy, "on a thread": thread, "on the spot": spot}
+
+
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="how long a checkpoint stops training")
     parser.add_argument("--out", type=Path, required=True, help="a folder to write to and remove")
     parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     held = content(asked.channels)
-    saver = Saver(asked.out, lambda: None, print)
     times: dict[str, list[float]] = {"copy": [], "on a thread": [], "on the spot": []}
-    try:
-        for number in range(asked.rounds):
-            header = {"step": number, "config": {}}
-            times["copy"].append(seconds(lambda: recursively_apply(_copy, held)))
-            times["on a thread"].append(seconds(lambda: saver.start(header, **held)))
-            failure = saver.error(last=True)
-            if failure is not None:
-                raise failure
-            place = asked.out / "spot"
-            times["on the spot"].append(seconds(lambda: checkpoint.save(place, header, **held)))
-            shutil.rmtree(asked.out)
-    finally:
-        shutil.rmtree(asked.out, ignore_errors=True)
+    for number in range(asked.rounds):
+        for name, taken in one_round(asked.out / str(number), held).items():
+            times[name].append(taken)
     size = sum(value.nbytes for value in held["raw"].values()) * 4 / 1e6
     print(f"{size:.0f} MB, {asked.rounds} rounds, torch {torch.__version__}")
     copy = statistics.median(times["copy"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +140,7 @@ def draw(rows: list[Job], path: Path) -> bool:
     ranked = sorted((job for job in rows if job.points), key=_by_loss)
     if not ranked:
         return False
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.subplots()
     colors = [
         colormaps["turbo"](0.05 + 0.9 * n / max(1, len(ranked) - 1)) for n in range(len(ranked))
@@ -152,6 +151,9 @@ def draw(rows: list[Job], path: Path) -> bool:
         marker = "o" if len(steps) == 1 else None
         axes.plot(steps, _smooth(losses), color=color, lw=1.5, marker=marker, label=label)
     axes.set(xlabel="optimizer step", ylabel="training loss (running mean)", yscale="log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter("{x:g}")  # 0.1, not ten to the -1
+    axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
     axes.set_title(_plain(path.parent.name))
     axes.grid(alpha=0.3, which="both")
     left_out = len(ranked) - LEGEND
@@ -169,7 +171,7 @@ def _by_loss(job: Job) -> tuple[bool, float]:
 
 def _name(job: Job) -> str:
     options = "".join(f" {key}={value}" for key, value in job.options.items())
-    return _plain("\n".join(textwrap.wrap(f"job {job.number}:{options}".rstrip(":"), 44)))
+    return _plain(_cut(f"job {job.number}:{options}".rstrip(":"), 60))
 
 
 def _plain(text: str) -> str:

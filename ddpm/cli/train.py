@@ -144,12 +144,14 @@ def _begin(
     import torch
 
     from ddpm import __version__, instantiate
+    from ddpm.training.retention import sweep_up
 
     for key, (old, new) in planned.changed.items():
         app.say(accelerator, f"{key}: {old} until step {training.step}, from now on {new}")
     if accelerator.is_main_process:
         run.create(instantiate.to_yaml(planned.config), latest)
         run.rewind(training.step)
+        sweep_up(run.path)
         run.event(
             "resumed" if training.step else "started",
             training.step,

@@ -59,7 +59,7 @@ def count(launch: Launch, device: str) -> int:
     if wanted == "auto":
         return max(gpus, 1)
     require(wanted >= 1, key, wanted, "must be at least 1, or auto for one a GPU")
-    problem = f"this machine has {gpus} GPUs; take no more processes, or device=cpu"
+    problem = f"this machine has {gpus} GPUs; take fewer, or device=cpu"
     require(gpus == 0 or wanted <= gpus, key, wanted, problem)
     return wanted
 

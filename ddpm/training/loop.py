@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -86,8 +87,11 @@ class Loop:
         trainer, last = self.trainer, self.trainer.max_steps
         trainer.network.train()
         batches = trainer.feed.batches(trainer.samples)
-        main, first = self.accelerator.is_main_process, trainer.step
-        with progress(last, "training", "step", initial=first, shown=main) as bar:
+        first = next(batches)
+        trainer.settle(first)
+        batches = chain([first], batches)
+        main, done = self.accelerator.is_main_process, trainer.step
+        with progress(last, "training", "step", initial=done, shown=main) as bar:
             while trainer.step < last and not self.agreed.stop:
                 norm = trainer.take_step(batches, self._judge)
                 for t, losses, weights in trainer.seen:

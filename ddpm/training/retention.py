@@ -16,7 +16,7 @@ BEST = "best"  # beside the checkpoints, a link to the best of them
 def prune(
     run: Path, keep_last: int, *, keep_every: int | None = None, best: str | None = None
 ) -> None:
-    """Delete the checkpoints of a run that need not be kept, and what crashes left.
+    """Delete the checkpoints of a run that need not be kept, see also :func:`sweep_up`.
 
     Args:
         run: the run folder.
@@ -36,6 +36,11 @@ def prune(
     for folder in folders:
         if folder not in kept:
             shutil.rmtree(folder, ignore_errors=True)
+    sweep_up(run)
+
+
+def sweep_up(run: Path) -> None:
+    """Delete what a run that was killed has left half written."""
     for leftover in (run / FOLDER).glob(".tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -201,6 +201,18 @@ class Trainer:
         """
         return Loop(self, run, header, preview, StopSignal() if stop is None else stop).run_all()
 
+    def settle(self, batch: Batch) -> None:
+        """Have gradients of several processes added up as in every later step.
+
+        torch's distributed wrapper arranges the gradients anew after its first pass, and the sum
+        of more than two numbers depends on the arrangement. So a pass is made that counts for
+        nothing, in a run that begins and in one that goes on: else they would differ by bits.
+        """
+        if self.accelerator.num_processes > 1:
+            losses, _, _ = self._losses(batch, 0)
+            self.accelerator.backward(losses.mean())
+            self.optimizer.zero_grad(set_to_none=True)
+
     def take_step(self, batches: Iterator[Batch], judge: Judge) -> Tensor:
         """One batch, in its micro-batches; returns the norm of the gradient before clipping.
 

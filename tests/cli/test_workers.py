@@ -1,0 +1,121 @@
+"""Processes that a command starts itself: how many, where not, and that they change nothing."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm.cli.workers import Launch, count, refuse_sweeps
+from ddpm.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "DDPM_WORKERS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("processes", "device", "gpus", "expected"),
+    [
+        (1, "auto", 0, 1),
+        (1, "auto", 8, 1),
+        (2, "auto", 0, 2),
+        (2, "cpu", 1, 2),
+        (4, "auto", 8, 4),
+        ("auto", "auto", 0, 1),
+        ("auto", "auto", 8, 8),
+        ("auto", "cpu", 8, 1),
+    ],
+)
+def test_how_many_are_started(monkeypatch, processes, device, gpus, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert count(Launch(processes=processes), device) == expected
+
+
+@pytest.mark.parametrize(
+    ("processes", "gpus", "line"),
+    [
+        (0, 0, "launch.processes=0: must be at least 1, or auto for one a GPU"),
+        (-1, 8, "launch.processes=-1: must be at least 1, or auto for one a GPU"),
+        (
+            9,
+            8,
+            "launch.processes=9: this machine has 8 GPUs; take no more processes, or device=cpu",
+        ),
+    ],
+)
+def test_numbers_that_make_no_sense(monkeypatch, processes, gpus, line):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(ConfigError) as caught:
+        count(Launch(processes=processes), "auto")
+    assert str(caught.value) == line
+
+
+def test_inside_a_launcher_no_more_are_started(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert count(Launch(), "auto") == 1
+    with pytest.raises(ConfigError) as caught:
+        count(Launch(processes=2), "auto")
+    said = "launch.processes=2: the launcher has started the processes; leave it out"
+    assert str(caught.value) == said
+    monkeypatch.setenv("DDPM_WORKERS", "2")  # it was us
+    assert count(Launch(processes=2), "auto") == 1
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multirun", "--multi", "hydra.mode=MULTIRUN"])
+def test_a_sweep_inside_a_launcher_is_refused(monkeypatch, flag):
+    refuse_sweeps([flag, "seed=1,2"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    refuse_sweeps(["seed=1"])
+    with pytest.raises(ConfigError) as caught:
+        refuse_sweeps([flag, "seed=1,2"])
+    assert str(caught.value) == (
+        "-m: a sweep inside a launcher would run every job in every process; start the sweep "
+        "without the launcher and add launch.processes=N"
+    )
+
+
+def test_a_mistake_is_told_once_and_leaves_no_folder(command, tiny):
+    """It is found by both workers, before they know of each other and after."""
+    for option, line in (
+        ("trainer.max_steps=0", "trainer.max_steps=0: must be at least 1"),
+        (
+            "trainer.batch_size=7",
+            "trainer.batch_size=7: must be a multiple of 2 (accumulate 1 x 2 processes)",
+        ),
+    ):
+        ended = command("train", "name=x", *tiny, "launch.processes=2", option)
+        assert ended.status == 1 and ended.line == f"ddpm-train: {line}"
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_three_processes_that_go_on_are_those_that_were_never_stopped(command, tiny, accumulate):
+    """The sum of three gradients depends on how they are arranged, see ``Trainer.settle``."""
+    options = (
+        "launch.processes=3",
+        "diffusion.self_condition=true",
+        f"trainer.accumulate={accumulate}",
+        *tiny,
+        "trainer.batch_size=12",
+    )
+    assert command("train", "name=whole", "trainer.max_steps=8", *options).status == 0
+    assert command("train", "name=cut", "trainer.max_steps=4", *options).status == 0
+    assert command("train", "name=cut", "trainer.max_steps=8", *options).status == 0
+    names = ("model.safetensors", "ema.safetensors")
+    digests = [
+        [
+            hashlib.sha256(
+                Path(f"outputs/{run}/checkpoints/step-00000008", n).read_bytes()
+            ).digest()
+            for n in names
+        ]
+        for run in ("whole", "cut")
+    ]
+    assert digests[0] == digests[1] and os.path.islink("outputs/latest")
