@@ -7,8 +7,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ddpm.errors import ConfigError
+
+LARGEST_LIST = 10_000_000  # bytes; a network of a thousand tensors needs 1e5
 
 
 @contextmanager
@@ -33,6 +36,23 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error}); free space or write elsewhere"
         raise ConfigError("path", str(path), problem) from error
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file, by name, on the CPU.
+
+    Raises:
+        ValueError: the file says that its list of names is larger than that of any network: it
+            would be taken apart whole, in gigabytes.
+        SafetensorError: it is damaged, or something else.
+    """
+    import safetensors.torch  # here, because commands that need no torch import this module
+
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > LARGEST_LIST:
+        raise ValueError(f"a list of names of {length} bytes")
+    return safetensors.torch.load_file(path)
 
 
 def sync(path: Path) -> None:

@@ -294,6 +294,7 @@ class Facts:
             raise ConfigError(
                 "ckpt", None, f"its config.json has no {error}; take another"
             ) from error
+        require(len(shape) > 0, "ckpt", None, "its config.json has no shape; take another")
         return cls(shape, classes, names, codec_from_state(codec))
 
     def state(self) -> dict[str, Any]:

@@ -30,7 +30,9 @@ def config_dir() -> Path:
 
 
 def main(config_name: str, command: Callable[[], Command]) -> None:
-    """Compose the config of a command, check it, run it; exit with 1 after a user's mistake.
+    """Compose the config of a command, check it, run it, and exit with what came of it.
+
+    0 is done, 1 a user's mistake, 75 stopped by a signal and ready to go on, 130 interrupted.
 
     Args:
         config_name: the root config, and the command's name after ``ddpm-``.
@@ -40,6 +42,19 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(usage(config_name))
         return
+    try:
+        _compose(config_name, command)
+    except Stopped as stopped:
+        if str(stopped):
+            _tell(config_name, str(stopped))
+        sys.exit(STOPPED_STATUS)
+    except KeyboardInterrupt:
+        _tell(config_name, "interrupted")
+        sys.exit(130)
+
+
+def _compose(config_name: str, command: Callable[[], Command]) -> None:
+    """Have Hydra compose the config, or those of a sweep, and call the command."""
     sys.argv[1:] = [readable(argument, sys.argv[1:]) for argument in sys.argv[1:]]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     import hydra
@@ -84,15 +99,11 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
             raise
         _tell(config_name, explain(config_name, error, sys.argv[1:]))
         sys.exit(1)
-    except Stopped as stopped:
-        if str(stopped):
-            _tell(config_name, str(stopped))
-        sys.exit(STOPPED_STATUS)
-    except KeyboardInterrupt:
-        _tell(config_name, "interrupted")
-        sys.exit(130)
     except BrokenPipeError:  # who read our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # of Hydra, which makes the folder of a sweep
+        _tell(config_name, f"{error.filename or 'out'}: {error.strerror}; choose another out=")
+        sys.exit(1)
     except Exception:  # a launcher that misses jobs which were told to stop
         if not sweeps.is_stopping():
             raise

@@ -68,5 +68,6 @@ class Previews:
         )
         grid, _ = gather(list(drawn))
         if accelerator.is_main_process:
-            path = self.run.show("samples", self.facts.codec.picture(grid), trainer.step)
-            self.facts.codec.film(grid, path.with_suffix(".gif"))
+            with self.run.forgiving("the sample grid"):
+                path = self.run.show("samples", self.facts.codec.picture(grid), trainer.step)
+                self.facts.codec.film(grid, path.with_suffix(".gif"))

@@ -84,7 +84,7 @@ def plan(asked: Node, *, name: str | None, out: str, resume: str | None, overrid
     """
     path = _named(name, out) if resume is None else checkpoint.readable(Path(resume).resolve())
     stored = None if path is None else _stored(path)
-    key = "name" if resume is None else "resume"
+    key = "name" if resume is None and sweeps.folder() is None else "resume"
     if path is None or stored is None:
         if resume is not None:
             problem = "there is no run; give the folder of one, such as outputs/latest"

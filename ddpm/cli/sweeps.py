@@ -31,7 +31,7 @@ from hydra.types import RunMode
 
 from ddpm.cli import app
 from ddpm.cli import sweep_table as table
-from ddpm.errors import ConfigError, Stopped
+from ddpm.errors import ConfigError, Stopped, require
 from ddpm.files import replacing
 from ddpm.progress import warn
 from ddpm.signals import SIGNALS, STOPPED_STATUS
@@ -54,7 +54,7 @@ def placed(config_name: str, arguments: Sequence[str]) -> list[str]:
     ``<out>/multirun/<name>``, or without a name the time and four random digits in its place.
 
     Raises:
-        ConfigError: ``out`` or ``name`` with several values.
+        ConfigError: ``out`` or ``name`` with several values, or other names for the jobs.
     """
     given = list(arguments)
     if not keeps_table(config_name) or not is_asked_for(given):
@@ -66,6 +66,8 @@ def placed(config_name: str, arguments: Sequence[str]) -> list[str]:
     ):
         if key in known and known[key].is_sweep_override():
             raise ConfigError(key, str(known[key].input_line).partition("=")[2], problem)
+    problem = "the folder of a job is its number; leave it out, or take hydra.sweep.dir="
+    require("hydra.sweep.subdir" not in known, "hydra.sweep.subdir", None, problem)
     if "hydra.sweep.dir" in known:
         return given
     name = known["name"].value() if "name" in known else None
@@ -108,8 +110,12 @@ def running() -> bool:
 
 def folder() -> Path | None:
     """The folder of this job in its sweep, or None outside of one."""
+    if not running():
+        return None
     config = HydraConfig.get()
-    return Path(config.sweep.dir, str(config.job.num)) if running() else None
+    # Not sweep.dir, which asks for ``out``: in the workers of a job this config is all there is.
+    place = Path(config.runtime.output_dir, str(config.job.num))
+    return place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
 
 
 class Begin(Callback):

@@ -25,7 +25,14 @@ Node = dict[str, Any]
 def main() -> None:
     """The console script."""
     with StopSignal():  # also while Hydra and torch are loaded
-        app.main("train", lambda: train)
+        app.main("train", _command)
+
+
+def _command() -> app.Command:
+    """The function below, by its name in this module: launchers send it to other processes."""
+    from ddpm.cli.train import train
+
+    return train
 
 
 def train(
@@ -85,7 +92,6 @@ def _train(planned: Plan, accelerator: Accelerator, out: Path, stop: StopSignal)
     lock = Lock(run.path)
     try:
         if accelerator.is_main_process:
-            run.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(planned.key, app.tell)
         found = planned.found(accelerator, facts, len(training.data))
         if found is not None:
@@ -94,7 +100,9 @@ def _train(planned: Plan, accelerator: Accelerator, out: Path, stop: StopSignal)
             done = f"{run.path} is done: {training.step} steps; add trainer.max_steps=..."
             app.say(accelerator, done)
             return run.last_loss()
-        _begin(run, planned, training, accelerator, out / "latest")
+        inside = run.path.resolve().is_relative_to(out.resolve())
+        latest = (out if inside else run.path.parent) / "latest"
+        _begin(run, planned, training, accelerator, latest)
         app.say(accelerator, _summary(training, facts, run))
         return _fit(run, planned, training, walk, facts, stop)
     finally:

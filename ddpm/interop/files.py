@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ddpm.errors import ConfigError, require
-from ddpm.files import replacing
+from ddpm.files import load_tensors, replacing
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def read(path: str, key: str = "file") -> dict[str, Any]:
     require(place.is_file(), key, path, "there is no such file")
     try:
         if place.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(place))
+            return load_tensors(place)
         with warnings.catch_warnings(action="ignore"):
             found = torch.load(place, map_location="cpu", weights_only=True)
     except Exception as error:  # what is no checkpoint fails in many ways

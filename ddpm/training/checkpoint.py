@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ddpm.errors import ConfigError
-from ddpm.files import free_space, sync
+from ddpm.files import LARGEST_LIST, free_space, load_tensors, sync
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -72,17 +72,20 @@ class Checkpoint:
     def weights(self, which: str) -> dict[str, Tensor]:
         """The state dict of the ``raw`` or the ``ema`` weights, on the CPU."""
         try:
-            return safetensors.torch.load_file(self.folder / WEIGHTS[which])
-        except safetensors.SafetensorError as error:
-            raise _damaged(self.folder, f"{WEIGHTS[which]} cannot be read") from error
+            return load_tensors(self.folder / WEIGHTS[which])
+        except (safetensors.SafetensorError, ValueError) as error:
+            raise damaged(self.folder, f"{WEIGHTS[which]} cannot be read") from error
 
     def state(self) -> dict[str, Any]:
         """Optimizer and counters, on the CPU; only tensors and plain data are read."""
         try:
             with warnings.catch_warnings(action="ignore"):
-                return torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
+                state = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise _damaged(self.folder, f"{STATE} holds what is not safe to read") from error
+            raise damaged(self.folder, f"{STATE} holds what is not safe to read") from error
+        if not isinstance(state, dict):
+            raise damaged(self.folder, f"{STATE} is not that of a training")
+        return state
 
 
 def save(
@@ -163,12 +166,12 @@ def load(folder: Path, *, whole: bool = True) -> Checkpoint:
         ConfigError: of another version, incomplete, or damaged.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = _json(folder / MANIFEST)
         version, files = manifest["format"], dict(manifest["files"])
     except FileNotFoundError as error:
-        raise _damaged(folder, f"it has no {MANIFEST}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder, f"its {MANIFEST} cannot be read") from error
+        raise damaged(folder, f"it has no {MANIFEST}") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(folder, f"its {MANIFEST} cannot be read") from error
     if version != FORMAT:
         problem = (
             f"is of format {version}, this ddpm reads format {FORMAT}; install the ddpm it is of"
@@ -176,16 +179,16 @@ def load(folder: Path, *, whole: bool = True) -> Checkpoint:
         raise ConfigError("ckpt", str(folder), problem)
     for name in (CONFIG, *([STATE] if whole else []), *WEIGHTS.values()):
         if not (folder / name).is_file() or name not in files:
-            raise _damaged(folder, f"{name} is missing")
+            raise damaged(folder, f"{name} is missing")
         if _fingerprint(folder / name) != files[name]:
-            raise _damaged(folder, f"{name} is not what was written")
+            raise damaged(folder, f"{name} is not what was written")
     try:
-        header = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        header = _json(folder / CONFIG)
         known = isinstance(header["config"], dict) and isinstance(header["step"], int)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         header, known = {}, False
     if not known:
-        raise _damaged(folder, f"{CONFIG} cannot be read")
+        raise damaged(folder, f"{CONFIG} cannot be read")
     return Checkpoint(folder, header)
 
 
@@ -254,7 +257,15 @@ def readable(place: Path) -> Path:
     return place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
 
 
-def _damaged(folder: Path, reason: str) -> ConfigError:
+def _json(path: Path) -> Any:
+    """What a JSON file holds; raises ValueError for one that is larger than any of ours."""
+    if path.stat().st_size > LARGEST_LIST:
+        raise ValueError(f"{path} is too large")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def damaged(folder: Path, reason: str) -> ConfigError:
+    """The mistake of a checkpoint that cannot be used."""
     return ConfigError("ckpt", str(folder), f"is damaged: {reason}; take another checkpoint")
 
 

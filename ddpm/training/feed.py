@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +16,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ddpm.data import Dataset as Data
 from ddpm.errors import ConfigError, require
 from ddpm.seeding import For, mix_array
+from ddpm.signals import SIGNALS
 
 Batch = tuple[Tensor, Tensor | None]
 Item = tuple[int, int]
+# As torch does by itself, but for processes that were spawned: those would copy the data.
+_START_METHOD = "fork" if sys.platform.startswith("linux") else None
 _PATIENCE_SECONDS = 1800.0  # with a batch, before the processes that read are given up
 
 
@@ -98,6 +103,8 @@ class Feed:
             batch_sampler=_Plan(self, samples),
             timeout=_PATIENCE_SECONDS if self.num_workers else 0,
             num_workers=self.num_workers,
+            multiprocessing_context=_START_METHOD if self.num_workers else None,
+            worker_init_fn=_ignore_signals,
             collate_fn=_unchanged,
             pin_memory=self.pin_memory,
             # A loader draws a seed when it starts: not from the generator that training uses.
@@ -158,3 +165,9 @@ class _Fetch(Dataset[Any]):
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def _ignore_signals(_: int) -> None:
+    """In a process that reads: schedulers signal all processes, and the trainer needs this one."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)

@@ -27,7 +27,7 @@ class Lock:
     dead is taken over from.
 
     Args:
-        folder: of the run; must exist.
+        folder: of the run; made if need be.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,6 +48,7 @@ class Lock:
             ConfigError: another process writes into the folder, or it cannot be written.
         """
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             mode = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             self._descriptor = os.open(self.folder / FILE, mode, 0o666)
         except OSError as error:

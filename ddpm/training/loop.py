@@ -78,7 +78,8 @@ class Loop:
         finally:
             self.saver.wait()
         if self.accelerator.is_main_process:
-            self.run.plot()
+            with self.run.forgiving("loss.png"):
+                self.run.plot()
         loss = self.metrics.get("loss")
         return math.nan if loss is None else loss
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ddpm.errors import ConfigError
-from ddpm.files import replacing
+from ddpm.files import free_space, replacing
 from ddpm.progress import warn
 from ddpm.training.trackers import Trackers
 
@@ -33,6 +36,7 @@ class Run:
         self.config_file = path / CONFIG
         self.metrics_file = path / "metrics.jsonl"
         self.events_file = path / "events.jsonl"
+        self._refused: set[str] = set()
 
     def create(self, config_yaml: str, latest: Path | None = None) -> None:
         """Make the folder with its config, and point the link ``latest`` to it.
@@ -54,7 +58,8 @@ class Run:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``, and tell the trackers."""
-        _append(self.metrics_file, record)
+        with self.forgiving("metrics.jsonl"):
+            _append(self.metrics_file, record)
         self.trackers.log(record, record["step"])
 
     def show(self, name: str, picture: Image.Image, step: int) -> Path:
@@ -75,7 +80,20 @@ class Run:
     def event(self, name: str, step: int, **facts: Any) -> None:
         """Append what happened to the run, and when, to ``events.jsonl``."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        _append(self.events_file, {"time": now, "event": name, "step": step, **facts})
+        with self.forgiving("events.jsonl"):
+            _append(self.events_file, {"time": now, "event": name, "step": step, **facts})
+
+    @contextmanager
+    def forgiving(self, what: str) -> Iterator[None]:
+        """Warn, and go on, if the file system refuses what is written inside; once for each."""
+        try:
+            yield
+        except (OSError, ConfigError) as error:
+            if what not in self._refused:
+                reason = error.strerror if isinstance(error, OSError) else error.problem
+                space = free_space(self.path)
+                warn(f"{self.path}: {what} cannot be written ({space}): {reason}; it goes on")
+            self._refused.add(what)
 
     def last_loss(self) -> float | None:
         """The last loss that was logged, or None."""
@@ -124,7 +142,8 @@ class Run:
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
         target = self.path / "loss.png"
-        figure.savefig(target, dpi=120)
+        with warnings.catch_warnings(action="ignore"):  # of names in letters that its font lacks
+            figure.savefig(target, dpi=120)
         return target
 
 
@@ -155,5 +174,14 @@ def new_folder(parent: Path, wanted: str) -> Path:
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    """Add a line to a file, or nothing at all."""
+    line = (json.dumps(record) + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise

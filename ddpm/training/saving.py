@@ -31,9 +31,10 @@ class Saver:
 
     def __init__(self, run: Path, prune: Callable[[], None], warn: Callable[[str], None]) -> None:
         self.run, self.prune, self.warn = run, prune, warn
-        self.failures = 0
+        self.failures = 0  # in a row
         self._thread: Thread | None = None
-        self._failure: Exception | None = None
+        self._failure: Exception | None = None  # of the thread
+        self._error: Exception | None = None
 
     def start(self, header: dict[str, Any], **content: Any) -> None:
         """Copy what :func:`ddpm.training.checkpoint.save` takes, and begin to write it."""
@@ -46,6 +47,7 @@ class Saver:
         """Until what was begun has ended, one way or the other."""
         if self._thread is not None:
             self._thread.join()
+            self._look()
 
     def error(self, *, last: bool = False) -> Exception | None:
         """What training must not go on after, or None.
@@ -53,21 +55,24 @@ class Saver:
         Args:
             last: waits for the end of the writing, and counts any failure as an error.
         """
-        if last:
-            self.wait()
-        if self._thread is None or self._thread.is_alive():
-            return None
+        if last and self._thread is not None:
+            self._thread.join()
+        if self._thread is not None and not self._thread.is_alive():
+            self._look(last)
+        return self._error
+
+    def _look(self, last: bool = False) -> None:
+        """What came of a thread that has ended."""
         self._thread = None
         failure, self._failure = self._failure, None
+        self.failures = 0 if failure is None else self.failures + 1
         if failure is None:
-            self.failures = 0
-            return None
-        self.failures += 1
+            return
         refused = type(failure) is ConfigError
         if not refused or last or self.failures == _TRIES:
-            return failure
-        self.warn(f"{failure}; training goes on, the next checkpoint is another try")
-        return None
+            self._error = failure
+        else:
+            self.warn(f"{failure}; training goes on, the next checkpoint is another try")
 
     def _write(self, header: dict[str, Any], content: dict[str, Any]) -> None:
         try:

@@ -15,7 +15,7 @@ from ddpm.diffusion import GaussianDiffusion, Timesteps, Uniform
 from ddpm.errors import require
 from ddpm.seeding import For, mix
 from ddpm.signals import StopSignal
-from ddpm.training.checkpoint import Checkpoint
+from ddpm.training.checkpoint import Checkpoint, damaged
 from ddpm.training.ema import EMA
 from ddpm.training.feed import Batch, Feed
 from ddpm.training.launch import Precision
@@ -299,8 +299,18 @@ class Trainer:
         }
 
     def resume(self, found: Checkpoint) -> None:
-        """Take weights, optimizer and counters from a checkpoint, on every process."""
-        state = found.state()
+        """Take weights, optimizer and counters from a checkpoint, on every process.
+
+        Raises:
+            ConfigError: it is of another network, or damaged.
+        """
+        try:
+            self._take(found, found.state())
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = "its weights and counters do not fit its config"
+            raise damaged(found.folder, reason) from error
+
+    def _take(self, found: Checkpoint, state: dict[str, Any]) -> None:
         self.network.load_state_dict(found.weights("raw"))
         self.ema.load(state["ema"], found.weights("ema"))
         if state["optimizer"] is None:  # of an imported checkpoint, whose training was another's

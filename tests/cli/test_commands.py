@@ -239,15 +239,6 @@ def test_guidance_needs_and_uses_a_model_trained_for_it(command, tiny):
     assert (array("g1/images/00000.png") != array("g4/images/00000.png")).any()
 
 
-def test_a_sweep_runs_every_job_and_survives_one_that_fails(command, tiny):
-    ended = command("train", "-m", "name=s", "trainer.max_steps=2", "model.dim=8,12,16", *tiny[1:])
-    assert ended.status == 1
-    assert ended.line.startswith("ddpm-train: model.dim=12: ")
-    runs = sorted(p.name for p in Path("outputs").iterdir() if (p / "checkpoints").is_dir())
-    assert runs == ["latest", "s-0", "s-2"]
-    assert sorted(p.name for p in Path().iterdir()) == ["outputs"]
-
-
 def test_plugins_bring_classes_of_ones_own(command, tiny, monkeypatch):
     Path("mine.py").write_text(
         "from ddpm.data import Digits\n__all__ = ['Odd']\n"

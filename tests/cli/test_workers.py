@@ -43,7 +43,7 @@ def test_how_many_are_started(monkeypatch, processes, device, gpus, expected):
         (
             9,
             8,
-            "launch.processes=9: this machine has 8 GPUs; take no more processes, or device=cpu",
+            "launch.processes=9: this machine has 8 GPUs; take fewer, or device=cpu",
         ),
     ],
 )

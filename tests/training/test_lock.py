@@ -118,5 +118,5 @@ def test_without_locks_a_file_tells_who_writes(tmp_path, monkeypatch, text, free
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"cannot be written \(Not a directory\)"):
+    with pytest.raises(ConfigError, match=r"cannot be written \(File exists\)"):
         Lock(tmp_path / "file").acquire("name", pytest.fail)

@@ -1,0 +1,349 @@
+"""A disk that is full, and checkpoints that it does not give back as they were written."""
+
+import errno
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm.training import Trainer, checkpoint
+from ddpm.training.ema import EMA
+from ddpm.training.saving import Saver
+from tests.cli.conftest import TINY
+from tests.faults.processes import assert_as, reference, shell
+
+__all__ = ["reference", "shell"]
+
+EVERY = ("trainer.max_steps=20", "trainer.checkpoint_every=2", "name=x", *TINY)
+RUN = Path("outputs/x")
+TRY = "; training goes on, the next checkpoint is another try"
+
+
+def steps(run=RUN):
+    return [checkpoint.load(folder).step for folder in checkpoint.listed(run)]
+
+
+def leftovers():
+    return [path for path in Path("outputs").rglob("*") if ".tmp" in path.name]
+
+
+def said(ended):
+    """What a command said on the error stream, without its bar."""
+    lines = re.sub(r"\r|training: [^]]*]", "\n", ended.err).splitlines()
+    return [line for line in map(str.strip, lines) if line]
+
+
+def told_of(ended, reason):
+    """The steps whose checkpoints could not be written: all but the last, an error, as warnings."""
+    place = r"out=outputs/x/checkpoints/step-(\d+)"
+    problem = rf"{place}: cannot be written \([\d.]+ [MG]B free\): {reason}"
+    found = []
+    for line in said(ended):
+        kind = "ddpm-train: " if line.startswith("ddpm-train: ") else "warning: "
+        end = TRY if kind == "warning: " else ""
+        match = re.fullmatch(kind + problem + end, line)
+        assert match, line
+        found.append(int(match[1]))
+    assert line.startswith("ddpm-train: ") == (ended.status == 1)
+    return found
+
+
+@contextmanager
+def file_size(limit):
+    """No file of this process may grow above so many bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# Large enough for the log; the weights (224 kB) or only the optimizer's state (530 kB) are not.
+@pytest.mark.parametrize("limit", [100_000, 300_000])
+def test_the_third_failure_in_a_row_ends_it_and_the_older_ones_are_intact(
+    command, reference, limit
+):
+    command("train", *EVERY, "trainer.max_steps=4")
+    with file_size(limit):
+        ended = command("train", *EVERY)
+    assert ended.status == 1
+    assert steps() == [4, 2] and leftovers() == []
+    assert told_of(ended, r"\S.*") == [6, 8, 10]
+    assert command("train", *EVERY).status == 0
+    assert_as(reference(1), RUN, 20)
+
+
+def fails(monkeypatch, *calls):
+    """Have these checkpoints meet a full disk, when half of it is written."""
+    real, count = torch.save, []
+
+    def save(state, path):
+        count.append(path)
+        if len(count) in calls:
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(state, path)
+
+    monkeypatch.setattr(torch, "save", save)
+
+
+def test_one_failure_is_a_warning_and_the_next_one_is_there(command, reference, monkeypatch):
+    fails(monkeypatch, 2, 3, 5)
+    ended = command("train", *EVERY, "trainer.max_steps=20", "trainer.keep_last=10")
+    assert ended.status == 0
+    assert steps() == [20, 18, 16, 14, 12, 8, 2] and leftovers() == []
+    assert told_of(ended, ".*No space left on device") == [4, 6, 10]
+    assert_as(reference(1), RUN, 20)
+
+
+def test_a_last_save_that_fails_ends_with_an_error(command, reference, monkeypatch):
+    with monkeypatch.context() as patch:
+        fails(patch, 10)
+        ended = command("train", *EVERY)
+    assert ended.status == 1
+    assert told_of(ended, ".*No space left on device") == [20]
+    assert steps() == [18, 16, 14] and leftovers() == []
+    events = [json.loads(line)["event"] for line in (RUN / "events.jsonl").open()]
+    assert events == ["started", "failed"]
+    ended = command("train", *EVERY)
+    assert ended.status == 0 and "from step 18 to step 20" in ended.out
+    assert_as(reference(1), RUN, 20)
+
+
+def test_a_failure_that_nobody_asked_about_is_not_that_of_the_next_one(tmp_path, monkeypatch):
+    """Where saving takes longer than the steps between, the next one is begun before."""
+    warnings = []
+    saver = Saver(tmp_path, lambda: None, warnings.append)
+    weights = {"w": torch.zeros(2)}
+    fails(monkeypatch, 1)
+    for step in (1, 2):
+        saver.start({"step": step, "config": {}}, raw=weights, ema=weights, state={})
+    assert saver.error(last=True) is None
+    assert steps(tmp_path) == [2] and len(warnings) == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own on ``outputs``, with room for the log and two checkpoints of 1 MB."""
+    place = tmp_path / "outputs"
+    place.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=2500k", "none", str(place)]
+    if shutil.which("mount") is None or subprocess.run(words, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_a_small_disk(command, reference, small_disk, room):
+    """With two to keep it has no room for a third, or none for a second; the log goes on."""
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(room * 1_000_000))
+    ended = command("train", *EVERY, "trainer.keep_last=2")
+    assert ended.status == 1
+    good = steps()
+    assert len(good) == 2 - room and leftovers() == []
+    first = good[0] + 2
+    assert told_of(ended, r"\S.*") == [first, first + 2, first + 4]
+    free = [float(number) for number in re.findall(r"\(([\d.]+) MB free", ended.err)]
+    assert len(free) == 3 and all(0 < number < 1 for number in free)
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    ended = command("train", *EVERY, "trainer.keep_last=2")
+    assert ended.status == 0 and f"from step {good[0]} to step 20" in ended.out
+    assert_as(reference(1), RUN, 20)
+
+
+# weights that are not finite
+
+
+@pytest.mark.parametrize("which", ["raw", "ema"])
+def test_weights_that_are_not_finite_are_never_written(command, reference, monkeypatch, which):
+    update, calls = EMA.update, []
+
+    def poisoned(self):
+        update(self)
+        calls.append(None)
+        if len(calls) == 20:  # the last one: nothing but the saving looks at them
+            network = self._network if which == "raw" else self.model
+            next(iter(network.parameters())).data.flatten()[3] = float("inf")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EMA, "update", poisoned)
+        ended = command("train", *EVERY)
+    assert ended.status == 1
+    assert re.fullmatch(
+        r"ddpm-train: out=outputs/x/checkpoints/step-00000020: is not written: \S+ of the "
+        rf"{which} weights is not finite; go on from the checkpoint before with a lower "
+        r"trainer\.lr or trainer\.precision=bf16 or no",
+        ended.line,
+    )
+    assert steps() == [18, 16, 14] and leftovers() == []
+    for folder in checkpoint.listed(RUN):
+        for tensors in map(checkpoint.load(folder).weights, ("raw", "ema")):
+            assert all(bool(value.isfinite().all()) for value in tensors.values())
+    assert command("train", *EVERY).status == 0
+    assert_as(reference(1), RUN, 20)
+
+
+# what was written is not what is read
+
+FILES = ("config.json", "ema.safetensors", "model.safetensors", "state.pt")
+
+
+def truncate(share):
+    def change(path):
+        content = path.read_bytes()
+        path.write_bytes(content[: share if isinstance(share, int) else int(len(content) * share)])
+
+    return change
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+LENGTHS = {"nothing": 0, "a byte": 1, "a hundred": 100, "half": 0.5, "all but one": -1}
+CHANGED = "{name} is not what was written"
+UNREADABLE = "its manifest.json cannot be read"
+DAMAGE = [
+    *[(name, truncate(LENGTHS[length]), CHANGED, length) for name in FILES for length in LENGTHS],
+    *[("manifest.json", truncate(LENGTHS[length]), UNREADABLE, length) for length in LENGTHS],
+    *[(name, flip, CHANGED, "a bit") for name in FILES],
+    *[(name, Path.unlink, "{name} is missing", "gone") for name in FILES],
+    ("manifest.json", Path.unlink, "it has no manifest.json", "gone"),
+]
+# Each length and each file once; all pairs of them in the slow tests.
+QUICK = {
+    *zip((*FILES, "manifest.json"), LENGTHS, strict=True),
+    ("state.pt", "a bit"),
+    ("manifest.json", "gone"),
+}
+DAMAGED = [
+    pytest.param(
+        *(name, damage, reason),
+        id=f"{name} {how}",
+        marks=[] if (name, how) in QUICK else pytest.mark.slow,
+    )
+    for name, damage, reason, how in DAMAGE
+]
+
+
+@pytest.fixture(scope="module")
+def three_checkpoints(tmp_path_factory, reference):
+    """A folder with a run that holds the checkpoints of the steps 10, 20 and 30."""
+    place = tmp_path_factory.mktemp("steps")
+    shutil.copytree(reference(1), place / "x")
+    return place / "x"
+
+
+@pytest.fixture
+def again(three_checkpoints, command):
+    """Whether the command that goes on with a copy of that run to its end does so."""
+    shutil.copytree(three_checkpoints, RUN)
+
+    def run(*options):
+        typed = ("trainer.max_steps=30", "trainer.keep_every=10", "name=x", *TINY, *options)
+        return command("train", *typed)
+
+    return run
+
+
+@pytest.mark.parametrize(("name", "damage", "reason"), DAMAGED)
+def test_the_newest_is_passed_over(again, reference, name, damage, reason):
+    newest = RUN / "checkpoints/step-00000030"
+    damage(newest / name)
+    ended = again()
+    assert ended.status == 0
+    told = f"{newest}: is damaged: {reason.format(name=name)}; taking the one before"
+    assert ended.err == f"warning: {told}\n"
+    assert "training from step 20 to step 30" in ended.out
+    assert_as(reference(1), RUN, 30)
+
+
+def test_a_folder_that_is_empty_is_passed_over(again, reference):
+    for step in (20, 30):
+        shutil.rmtree(RUN / f"checkpoints/step-{step:08d}")
+        (RUN / f"checkpoints/step-{step:08d}").mkdir()
+    ended = again()
+    assert ended.status == 0 and "training from step 10 to step 30" in ended.out
+    assert ended.err.splitlines() == [
+        f"warning: outputs/x/checkpoints/step-000000{step}: is damaged: it has no manifest.json; "
+        "taking the one before"
+        for step in (30, 20)
+    ]
+    assert_as(reference(1), RUN, 30)
+
+
+def test_all_bad_is_an_error_and_no_fresh_start(again):
+    damages = (flip, truncate(0.5), Path.unlink)
+    for folder, damage in zip(checkpoint.listed(RUN), damages, strict=True):
+        damage(folder / "state.pt")
+    before = {path: path.stat().st_mtime_ns for path in RUN.rglob("*")}
+    ended = again()
+    assert ended.status == 1
+    assert ended.line == (
+        "ddpm-train: ckpt=outputs/x/checkpoints/step-00000010: is damaged: state.pt is missing; "
+        "take another checkpoint"
+    )
+    after = {path: path.stat().st_mtime_ns for path in RUN.rglob("*") if path.name != ".lock"}
+    assert after.items() <= before.items() and len(after) >= len(before) - 1
+
+
+def test_a_checkpoint_of_another_version_goes_on_with_a_word(again, reference):
+    newest = RUN / "checkpoints/step-00000030"
+    shutil.rmtree(newest)
+    path = RUN / "checkpoints/step-00000020/config.json"
+    content = json.dumps({**json.loads(path.read_text()), "ddpm": "0.0.7"}).encode()
+    path.write_bytes(content)
+    manifest = json.loads(path.with_name("manifest.json").read_text())
+    manifest["files"]["config.json"] = {
+        "bytes": len(content),
+        "sha256": sha256(content).hexdigest(),
+    }
+    path.with_name("manifest.json").write_text(json.dumps(manifest))
+    ended = again()
+    assert ended.status == 0
+    assert ended.err == f"warning: {path.parent} was made by ddpm 0.0.7, this is 0.1.0\n"
+    assert_as(reference(1), RUN, 30)
+
+
+def test_a_checkpoint_of_another_config_is_refused_with_the_keys(again):
+    ended = again("model.dropout=0.1", "trainer.batch_size=16", "seed=3")
+    assert ended.status == 1
+    assert ended.line == (
+        "ddpm-train: name=x: is a run with other options: model.dropout (0.0 there, 0.1 here), "
+        "seed (0 there, 3 here), trainer.batch_size (8 there, 16 here); leave them, or start a new "
+        "run"
+    )
+
+
+def test_a_disk_without_room_for_a_line_of_the_log(command, reference, small_disk, monkeypatch):
+    """Another program takes all that is left, and gives it back some steps later."""
+    filler, losses = small_disk / "filler", Trainer._losses
+
+    def crowded(self, batch, micro):
+        if self.step == 11:
+            with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as f:
+                while True:
+                    f.write(bytes(1000) if filler.stat().st_size > 400_000 else bytes(100_000))
+        if self.step == 18:
+            filler.unlink()
+        return losses(self, batch, micro)
+
+    monkeypatch.setattr(Trainer, "_losses", crowded)
+    subprocess.run(["mount", "-o", "remount,size=6m", str(small_disk)], check=True)
+    ended = command("train", *EVERY, "trainer.checkpoint_every=10")
+    assert ended.status == 0, ended.err
+    assert steps() == [20, 10] and leftovers() == []

@@ -1,0 +1,229 @@
+"""Told to stop: one checkpoint, exit status 75, and the same command goes on."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.faults.processes import assert_as, reference, shell
+
+__all__ = ["reference", "shell"]
+
+END = ("trainer.max_steps=30",)
+TWO = ("launch.processes=2", *END)
+NOTE = "SIGTERM: stopping after this step, with a checkpoint; again = at once"
+HANGS = "at_losses(lambda step, values: (time.sleep(600 * (step == 8 and {who})), values)[1])\n"
+SLOWLY = "at_losses(lambda step, values: (time.sleep(0.02), values)[1])\n"
+
+
+def stopped(shell, started):
+    """The step that a run has stopped at, having said so and left what it promises."""
+    assert started.end() == 75, started.err
+    step = shell.step()
+    kept = f"outputs/x/checkpoints/step-{step:08d}"
+    told = f"stopped at step {step}, with a checkpoint in {kept}; ddpm-train resume=outputs/x"
+    assert sum(line.endswith(f"{told} goes on") for line in started.err.splitlines()) == 1
+    assert "Traceback" not in started.err
+    assert shell.kept()[0] == step and shell.leftovers() == []
+    return step
+
+
+def goes_on(shell, options, expected):
+    """The same command brings the run to its end, equal to one that was never stopped."""
+    shell.heal()
+    shell.ended(*options)
+    assert_as(expected, shell.run, 30)
+
+
+# one process
+
+
+def test_during_a_save_and_twice_at_once(shell, reference):
+    """A launcher hands on what a scheduler has sent to all: the same wish, heard twice."""
+    shell.hurt("at_save(lambda call: time.sleep(1.5 * (call == 1)), torch, 'save')\n" + SLOWLY)
+    options = (*END, "trainer.checkpoint_every=5")
+    started = shell.train(*options)
+    started.until(shell.writing)
+    assert shell.kept() == []
+    started.signal(signal.SIGTERM)
+    time.sleep(0.3)
+    started.signal(signal.SIGTERM)
+    step = stopped(shell, started)
+    assert 5 < step <= 10 and shell.kept() == [step, 5]
+    assert started.err.count(NOTE) == 1
+    goes_on(shell, options, reference(1))
+
+
+def test_a_second_signal_ends_a_step_that_hangs(shell, reference):
+    shell.hurt(HANGS.format(who="True"))
+    options = (*END, "trainer.checkpoint_every=3")
+    started = shell.train(*options)
+    started.until(lambda: shell.step() == 7 and shell.kept() == [6, 3])
+    started.signal(signal.SIGTERM)
+    started.until(lambda: NOTE in started.err)
+    time.sleep(1.2)
+    assert started.popen.poll() is None
+    started.signal(signal.SIGTERM)
+    assert started.end(5) == 128 + signal.SIGTERM
+    assert shell.kept() == [6, 3] and shell.leftovers() == []
+    goes_on(shell, options, reference(1))
+
+
+@pytest.mark.slow
+def test_a_second_signal_during_a_save_leaves_the_older_ones(shell, reference):
+    shell.hurt("at_save(lambda call: time.sleep(600 * (call == 2)), torch, 'save')\n")
+    options = (*END, "trainer.checkpoint_every=5")
+    started = shell.train(*options)
+    started.until(lambda: shell.kept() == [5] and shell.writing())
+    started.signal(signal.SIGTERM)
+    time.sleep(1.2)
+    started.signal(signal.SIGTERM)
+    assert started.end(5) == 128 + signal.SIGTERM
+    assert shell.kept() == [5] and len(shell.leftovers()) == 1
+    goes_on(shell, options, reference(1))
+    assert shell.leftovers() == []
+
+
+def hears(pid):
+    """Whether a process has a handler for SIGTERM."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (mask,) = (line.split()[1] for line in lines if line.startswith("SigCgt"))
+    return bool(int(mask, 16) >> signal.SIGTERM - 1 & 1)
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="only Linux tells which signals a process handles")
+def test_while_it_is_loaded(shell):
+    started = shell.train(*END)
+    started.until(lambda: hears(started.popen.pid))
+    started.signal(signal.SIGTERM)
+    nothing_came_of(shell, started)
+
+
+def nothing_came_of(shell, started):
+    assert started.end() == 75, started.err
+    assert started.err == "ddpm-train: stopped by SIGTERM\n"
+    assert not shell.run.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["stopped", "done"])
+def test_another_signal_when_it_is_about_to_end(shell, when):
+    shell.hurt(
+        f"{SLOWLY}import atexit\natexit.register(lambda: (Path('here').touch(), time.sleep(2)))\n"
+    )
+    started = shell.train("trainer.max_steps=10000" if when == "stopped" else "trainer.max_steps=2")
+    if when == "stopped":
+        started.until(lambda: shell.step() >= 2)
+        started.signal(signal.SIGTERM)
+    started.until((shell.folder / "here").exists)
+    started.signal(signal.SIGTERM)
+    assert started.end() == (75 if when == "stopped" else 0)
+
+
+@pytest.mark.slow
+def test_while_it_builds(shell, reference):
+    shell.hurt("Path('here').touch()\ntime.sleep(600)\n")
+    started = shell.train(*END)
+    started.until((shell.folder / "here").exists)
+    started.signal(signal.SIGTERM)
+    nothing_came_of(shell, started)
+    goes_on(shell, END, reference(1))
+
+
+# two processes
+
+
+def test_two_processes_stop_together(shell):
+    shell.hurt(SLOWLY)
+    started = shell.train(*TWO, "trainer.max_steps=10000")
+    started.until(lambda: shell.step() >= 5)
+    started.signal(signal.SIGTERM)
+    step = stopped(shell, started)
+    assert shell.kept() == [step] and started.err.count(NOTE) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "rank"),
+    [(signal.SIGTERM, None), (signal.SIGUSR1, None), (signal.SIGTERM, 0), (signal.SIGTERM, 1)],
+    ids=["launcher", "warning", "first", "second"],
+)
+def test_one_checkpoint_whoever_hears_it(shell, reference, number, rank):
+    shell.hurt(SLOWLY)
+    started = shell.train(*TWO)
+    started.until(lambda: shell.step() >= 5)
+    started.signal(number, rank)
+    step = stopped(shell, started)
+    assert step < 30 and shell.kept() == [step]
+    goes_on(shell, TWO, reference(2))
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal(shell, reference):
+    shell.hurt(SLOWLY)
+    started = shell.train(*TWO, start_new_session=True)
+    started.until(lambda: shell.step() >= 5)
+    os.killpg(started.popen.pid, signal.SIGINT)
+    step = stopped(shell, started)
+    assert step < 30 and shell.kept() == [step]
+    goes_on(shell, TWO, reference(2))
+
+
+@pytest.mark.slow
+def test_two_processes_during_a_save(shell, reference):
+    shell.hurt("at_save(lambda call: time.sleep(2 * (call == 1)), torch, 'save')\n" + SLOWLY)
+    options = (*TWO, "trainer.checkpoint_every=5")
+    started = shell.train(*options)
+    started.until(shell.writing)
+    started.signal(signal.SIGTERM)
+    step = stopped(shell, started)
+    assert 5 < step <= 10 and shell.kept() == [step, 5]
+    goes_on(shell, options, reference(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["True", "RANK == 1"], ids=["both hang", "one hangs"])
+def test_a_second_signal_ends_two_processes(shell, reference, who):
+    shell.hurt(HANGS.format(who=who))
+    options = (*TWO, "trainer.checkpoint_every=3")
+    started = shell.train(*options)
+    started.until(lambda: shell.step() == 7 and shell.kept() == [6, 3])
+    time.sleep(1)  # both are in step 8
+    started.signal(signal.SIGTERM)
+    time.sleep(1.2)
+    assert started.popen.poll() is None
+    started.signal(signal.SIGTERM)
+    assert started.end(60) == 1
+    rank = started.line.partition("process ")[2][:1]
+    assert started.line == (
+        f"ddpm-train: launch.processes=2: process {rank} ended with status 143; the others were "
+        "ended too, the same command goes on"
+    )
+    assert shell.kept() == [6, 3] and shell.leftovers() == []
+    goes_on(shell, options, reference(2))
+
+
+@pytest.mark.slow
+def test_two_processes_while_they_build(shell, reference):
+    shell.hurt("Path(f'here-{RANK}').touch()\ntime.sleep(600)\n")
+    started = shell.train(*TWO)
+    started.until(lambda: all((shell.folder / f"here-{rank}").exists() for rank in (0, 1)))
+    started.signal(signal.SIGTERM)
+    assert started.end(30) == 75, started.err
+    assert "stopped by SIGTERM" in started.err and not shell.run.exists()
+    goes_on(shell, TWO, reference(2))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not psutil.LINUX, reason="only Linux tells which signals a process handles")
+@pytest.mark.parametrize("seconds", [0, 2, 4, 6, 8])
+def test_two_processes_while_they_are_loaded(shell, seconds):
+    started = shell.train(*TWO, "trainer.max_steps=10000")
+    started.until(lambda: hears(started.popen.pid))
+    time.sleep(seconds)
+    started.signal(signal.SIGTERM)
+    assert started.end(60) == 75, started.err
+    assert shell.kept() == ([shell.step()] if shell.step() else []) and shell.leftovers() == []

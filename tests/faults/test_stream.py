@@ -1,0 +1,136 @@
+"""The stream of samples is one and the same, however it is cut, shared and interrupted."""
+
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from ddpm.data import Dataset, ImageCodec
+from ddpm.seeding import For, mix
+from ddpm.training.feed import Feed, Order
+
+# The same examples each time, and no word of how long one takes.
+STEADY = settings(derandomize=True, deadline=None, database=None, max_examples=150)
+FEW = settings(STEADY, max_examples=8, suppress_health_check=[HealthCheck.too_slow])
+
+COUNTS = st.integers(1, 50)
+SEEDS = st.integers(0, 2**63 - 1)
+
+
+class Echo(Dataset):
+    """Item i is the number i, and its label is its key."""
+
+    num_classes, class_names, shape = None, None, (1, 1, 1)
+
+    def __init__(self, count, in_memory=True):
+        self.count, self.in_memory = count, in_memory
+        self.codec = ImageCodec(self.shape)
+
+    def __len__(self):
+        return self.count
+
+    def fetch(self, indices, keys):
+        return torch.tensor(indices).reshape(-1, 1, 1, 1), torch.tensor(keys, dtype=torch.int64)
+
+
+@st.composite
+def launches(draw):
+    """How one launch of a run may be: processes, micro-batches, samples of each, steps."""
+    world, accumulate, share = draw(st.tuples(*[st.integers(1, 4)] * 3))
+    return world, accumulate, world * accumulate * share, draw(st.integers(0, 5))
+
+
+def launched(data, seed, samples, launch, workers=0):
+    """What all processes together get of (index, key) in the steps of one launch, in order."""
+    world, accumulate, batch_size, steps = launch
+    options = {"seed": seed, "batch_size": batch_size, "accumulate": accumulate}
+    ranks = [
+        Feed(data, rank=rank, world=world, num_workers=workers, **options).batches(samples)
+        for rank in range(world)
+    ]
+    got = []
+    for _ in range(steps * accumulate):
+        for batches in ranks:
+            raw, keys = next(batches)
+            assert len(raw) == batch_size // (world * accumulate)
+            got.extend(zip(raw.flatten().tolist(), keys.tolist(), strict=True))
+    return got
+
+
+def stream(count, seed, length):
+    """The stream from its start: (index, key), told once and for all."""
+    epochs = range(-(-length // count))
+    whole = [item for epoch in epochs for item in Order(count, seed).items(epoch * count, count)]
+    return whole[:length]
+
+
+@STEADY
+@given(count=COUNTS, seed=SEEDS, epochs=st.integers(1, 6))
+@example(count=1, seed=0, epochs=6)
+def test_each_epoch_is_a_permutation_and_a_key_belongs_to_seed_epoch_and_index(count, seed, epochs):
+    items = Order(count, seed).items(0, epochs * count)
+    for epoch in range(epochs):
+        block = items[epoch * count : (epoch + 1) * count]
+        assert sorted(index for index, _ in block) == list(range(count))
+        assert block == [(index, mix(seed, For.AUGMENTATION, epoch, index)) for index, _ in block]
+        assert all(0 <= key < 2**63 for _, key in block)
+
+
+@STEADY
+@given(count=COUNTS, seed=SEEDS, windows=st.lists(st.tuples(COUNTS, COUNTS), max_size=5))
+def test_any_window_of_the_stream_is_the_same_whatever_was_looked_at_before(count, seed, windows):
+    order = Order(count, seed)
+    for start, length in windows:
+        assert order.items(start, length) == stream(count, seed, start + length)[start:]
+
+
+@STEADY
+@given(count=COUNTS, seed=SEEDS, run=st.lists(launches(), min_size=1, max_size=4))
+@example(count=1, seed=0, run=[(2, 2, 4, 3), (1, 1, 4, 2)])
+@example(count=7, seed=0, run=[(2, 1, 6, 1), (1, 3, 6, 1), (3, 2, 6, 2)])
+def test_launch_after_launch_gives_the_uninterrupted_stream(count, seed, run):
+    """Each launch goes on at the counter of samples: with other processes, or another batch."""
+    got = []
+    for launch in run:
+        got += launched(Echo(count), seed, len(got), launch)
+    total = sum(batch_size * steps for _, _, batch_size, steps in run)
+    assert got == stream(count, seed, total)
+
+
+@STEADY
+@given(count=COUNTS, seed=SEEDS, launch=launches(), start=st.integers(0, 200))
+def test_the_shares_of_a_step_are_told_as_they_are_fetched(count, seed, launch, start):
+    world, accumulate, batch_size, _ = launch
+    options = {"seed": seed, "batch_size": batch_size, "accumulate": accumulate, "world": world}
+    for rank in range(world):
+        feed = Feed(Echo(count), rank=rank, **options)
+        fetched = [
+            list(zip(raw.flatten().tolist(), keys.tolist(), strict=True))
+            for raw, keys in islice(feed.batches(start), accumulate)
+        ]
+        assert fetched == feed.plan(start)
+
+
+@FEW
+@given(
+    count=COUNTS,
+    seed=SEEDS,
+    run=st.lists(st.tuples(launches(), st.integers(1, 2)), min_size=1, max_size=2),
+)
+def test_processes_that_read_ahead_change_nothing(count, seed, run):
+    got = []
+    for launch, workers in run:
+        got += launched(Echo(count, in_memory=False), seed, len(got), launch, workers)
+    assert got == stream(count, seed, len(got))
+    assert len(got) == sum(batch_size * steps for (_, _, batch_size, steps), _ in run)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_stop_with_processes_that_read_ahead(workers):
+    """What they had read ahead when the first launch stopped is read again, not left out."""
+    first, second = (2, 2, 8, 3), (1, 1, 8, 2)
+    got = launched(Echo(11, in_memory=False), 3, 0, first, workers)
+    got += launched(Echo(11, in_memory=False), 3, len(got), second, workers)
+    assert got == stream(11, 3, 40)
