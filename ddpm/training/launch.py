@@ -25,6 +25,7 @@ OWN_WORKERS = "DDPM_WORKERS"
 _LAUNCHERS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _SLURM = "SLURM_STEP_NUM_TASKS"  # tasks of one srun
 _KINDS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 # Until a process that waits for another one gives up. Longer than a download or a checkpoint takes.
 _TIMEOUT = timedelta(minutes=30)
 
@@ -68,6 +69,9 @@ def accelerator(
     # In a sweep several jobs run in this process, each with its own precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+    for kind in _SHARDED:  # as 'accelerate launch' says it; without GPUs Accelerate does not care
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("true", "1"):
+            raise _unsupported(kind)
     _be_deterministic(deterministic)
     world = world_size()
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -83,6 +87,14 @@ def accelerator(
     )
     _check(made, world, accumulate)
     return made
+
+
+def _unsupported(kind: str) -> ConfigError:
+    problem = (
+        f"{kind} is not supported: each process holds the whole network; run 'accelerate config' "
+        "again without it, or launch with torchrun"
+    )
+    return ConfigError("launch", None, problem)
 
 
 def _be_deterministic(wanted: bool) -> None:
@@ -105,11 +117,7 @@ def _check(made: Accelerator, world: int, accumulate: int) -> None:
         )
         raise ConfigError("device", None, problem)
     if made.distributed_type not in _KINDS:
-        problem = (
-            f"{made.distributed_type.value} is not supported: each process holds the whole "
-            "network; run 'accelerate config' again without it, or launch with torchrun"
-        )
-        raise ConfigError("launch", None, problem)
+        raise _unsupported(made.distributed_type.value)
     if made.gradient_accumulation_steps != accumulate:
         problem = "the variable ACCELERATE_GRADIENT_ACCUMULATION_STEPS says otherwise; unset it"
         raise ConfigError("trainer.accumulate", accumulate, problem)

@@ -58,7 +58,6 @@ def test_tasks_of_slurm_that_do_not_know_of_each_other(shell):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="on a CPU it is not looked at: each has the whole network")
 def test_fsdp_is_refused(shell):
     assert "FSDP is not supported" in refused(shell, ACCELERATE_USE_FSDP="true").err
 

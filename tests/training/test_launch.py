@@ -54,6 +54,31 @@ def test_processes_that_do_not_know_of_each_other(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_networks_that_are_cut_up_among_gpus_are_refused(monkeypatch, kind):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    assert refusal("cpu", "no") == (
+        f"launch: {kind} is not supported: each process holds the whole network; run 'accelerate "
+        "config' again without it, or launch with torchrun"
+    )
+
+
+def test_tasks_of_srun_without_torchrun(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    assert refusal("auto", "no") == (
+        "device: the launcher started 8 processes but they found 1; srun starts one torchrun a "
+        "node, which starts the processes"
+    )
+
+
+def test_deterministic_algorithms_are_for_the_job_that_asks(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for wanted in (True, False, True, False):
+        launch.accelerator("cpu", "no", key="p", deterministic=wanted)
+        assert torch.are_deterministic_algorithms_enabled() == wanted
+    assert launch.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
 def test_a_variable_that_would_win_over_the_option(monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "3")
     assert refusal("cpu", "no", accumulate=2) == (

@@ -276,6 +276,46 @@ def test_a_scaler_that_does_not_help_is_stopped(run):
     assert torch.equal(training.network.values(), before) and training.num_updates == 0
 
 
+def test_steps_that_may_be_skipped_leave_nothing_behind(run, tmp_path):
+    """Weights, average and rate are those of a run without the two steps that were not finite."""
+    options = {"lr": 0.05, "lr_warmup": 3, "batch_size": 64, "clip_grad_norm": 1.0, "log_every": 1}
+    options |= {"on_nonfinite": "skip", "max_skips": 1}
+    training = trainer(Overflows({0, 3}), max_steps=6, **options)
+    training.fit(run, HEADER)
+    assert (training.step, training.num_updates, training.num_skipped) == (6, 4, 2)
+    assert [record["skipped"] for record in run.metrics()] == [1, 1, 1, 2, 2, 2]
+    assert [record["loss"] is None for record in run.metrics()] == [True, False, False] * 2
+    clean = trainer(max_steps=4, **options)  # the batch is all of the data: its order is no matter
+    clean.fit(folder(tmp_path / "b"), HEADER)
+    torch.testing.assert_close(training.network.values(), clean.network.values(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        training.ema.model.values(), clean.ema.model.values(), rtol=1e-5, atol=0
+    )
+    again = trainer(max_steps=6, **options)
+    (newest, *_) = checkpoint.listed(run.path)
+    again.resume(checkpoint.load(newest))
+    assert (again.step, again.num_updates, again.num_skipped, again.samples) == (6, 4, 2, 6 * 64)
+
+
+def test_more_skips_in_a_row_than_allowed_stop(run):
+    options = {"on_nonfinite": "skip", "max_skips": 2, "max_steps": 9, "checkpoint_every": 1}
+    training = trainer(Overflows({1, 4, 5, 6}), **options)
+    with pytest.raises(
+        ConfigError, match="of step 7 is not finite after 2 steps that were skipped"
+    ):
+        training.fit(run, HEADER)
+    (newest, *_) = checkpoint.listed(run.path)
+    again = trainer(Overflows(set()), **options)
+    again.resume(checkpoint.load(newest))
+    assert (again.step, again.skipped, again.num_skipped) == (6, 2, 3)
+    broken = trainer(Overflows({0}), **options)  # in a row, also across a resume
+    broken.resume(checkpoint.load(newest))
+    with pytest.raises(
+        ConfigError, match="of step 7 is not finite after 2 steps that were skipped"
+    ):
+        broken.fit(run, HEADER)
+
+
 class Constant(Fit):
     """The loss of a sample is its step t + 1."""
 
@@ -426,6 +466,12 @@ def test_the_randomness_of_a_step_is_a_function_of_seed_step_and_micro_step(tmp_
         ({"weight_decay": -1.0}, "weight_decay=-1.0: must be 0 (off) or above"),
         ({"adam_betas": (0.9, 1.0)}, "adam_betas=[0.9,1.0]: must both be in [0, 1)"),
         ({"ema_decay": 1.0}, "ema_decay=1.0: must be in [0, 1)"),
+        ({"keep_every": 0}, "keep_every=0: must be at least 1"),
+        ({"max_skips": 0}, "max_skips=0: must be at least 1"),
+        (
+            {"best": "fid"},
+            "best=fid: must be null or of loss, loss_q0, loss_q1, loss_q2, loss_q3",
+        ),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm=0.0: must be above 0, or null for none"),
         (
             {"num_workers": -1},
@@ -441,6 +487,20 @@ def test_refusals(options, line):
     with pytest.raises(ConfigError) as caught:
         trainer(**options)
     assert str(caught.value) == line
+
+
+def test_checkpoints_that_are_kept(run):
+    training = trainer(
+        max_steps=9, checkpoint_every=1, keep_last=2, keep_every=4, best="loss", log_every=1,
+        lr=0.2, ema_decay=0.5,
+    )  # fmt: skip
+    training.fit(run, HEADER)
+    losses = {record["step"]: record["loss"] for record in run.metrics()}
+    best = min(losses, key=lambda step: losses[step])
+    kept = {checkpoint.step_of(path) for path in checkpoint.listed(run.path)}
+    assert kept == {9, 8, 4, best}
+    assert (run.path / "checkpoints/best").resolve().name == f"step-{best:08d}"
+    assert checkpoint.find(str(run.path / "checkpoints/best"), pytest.fail).step == best
 
 
 def test_checkpoints_come_at_their_steps_and_at_the_end(run):
