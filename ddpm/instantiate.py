@@ -204,7 +204,8 @@ def typed(value: Any, annotation: Any, key: str) -> Any:
         config = ConfigDict(coerce_numbers_to_str=True, arbitrary_types_allowed=True)
         return TypeAdapter(annotation, config=config).validate_python(value)
     except (ValidationError, ValueError) as error:
-        if literals and isinstance(value, str):
+        words = all(get_origin(kind) is Literal or kind is type(None) for kind in kinds)
+        if literals and words and isinstance(value, str):
             problem = f"there is no such choice{did_you_mean(value, map(str, literals))}"
             if "did you mean" in problem:
                 problem += f" (there are: {', '.join(map(str, literals))})"
@@ -232,7 +233,8 @@ def _kinds(annotation: Any) -> list[Any]:
 def _describe(kind: Any) -> str:
     """A type in words."""
     if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(str, get_args(kind)))}"
+        choices = ", ".join(map(str, get_args(kind)))
+        return f"one of {choices}" if len(get_args(kind)) > 1 else choices
     if get_origin(kind) in (tuple, list):
         members = [member for member in get_args(kind) if member is not Ellipsis]
         many = (
