@@ -27,6 +27,8 @@ COMMANDS = {
     "export": "exporting",
 }
 TRAIN = ["name=wheel", "trainer.max_steps=2", "trainer.batch_size=4", "trainer.preview_samples=4"]
+MORE = ["resume=outputs/wheel", "trainer.max_steps=3", "launch.processes=2", "device=cpu"]
+SWEEP = ["-m", *TRAIN[1:], "name=sweep", "seed=1,2"]
 SAMPLE = ["ckpt=outputs/wheel", "num_samples=2", "steps=2"]
 INTERPOLATE = ["ckpt=outputs/wheel", "a=1", "b=2", "steps=2"]
 EXPORT = ["ckpt=outputs/wheel", "format=denoising-diffusion-pytorch", "out=net.pt"]
@@ -88,7 +90,8 @@ def use(programs: Path, folder: Path) -> None:
     for command, module in COMMANDS.items():
         run([programs / f"ddpm-{command}", "--help"], folder)
         run([programs / "python", "-m", f"ddpm.cli.{module}", "--cfg", "job"], folder)
-    run([programs / "ddpm-train", *TRAIN], folder)
+    for options in (TRAIN, MORE, SWEEP):
+        run([programs / "ddpm-train", *options], folder)
     run([programs / "ddpm-sample", *SAMPLE], folder)
     run([programs / "ddpm-interpolate", *INTERPOLATE], folder)
     run([programs / "ddpm-export", *EXPORT], folder)
