@@ -37,4 +37,6 @@ def progress(total: int, what: str, unit: str, *, initial: int = 0, shown: bool 
 
 def warn(message: str) -> None:
     """Say something on the error stream, above any bar."""
+    for bar in getattr(tqdm, "_instances", ()):
+        bar.delay = 0.0  # it shows up now, and has to end its line when it is closed
     tqdm.write(f"warning: {message}", file=sys.stderr)

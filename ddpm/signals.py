@@ -28,28 +28,39 @@ _ECHO_SECONDS = 1.0
 class StopSignal:
     """Listens while it is entered; handlers that were there before come back afterwards.
 
+    Args:
+        last: the process ends with it: afterwards signals are ignored.
+
     Attributes:
         received: name of the signal that was heard, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, last: bool = False) -> None:
         self.received: str | None = None
+        self._last, self._outer = last, None
         self._when = 0.0
-        self._deferred = self._deaf = False
+        self._deferred = self._deaf = self._raised = False
         self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
+            self._outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
             for each in SIGNALS:
                 if signal.getsignal(each) != signal.SIG_IGN:  # as nohup does with SIGHUP
                     self._before[each] = signal.signal(each, self._heard)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(self._outer, StopSignal) and self.received is not None:
+            self._outer.received = self.received  # it is the same wish, and it is being followed
+            self._outer.finish()
         for each, handler in self._before.items():
-            signal.signal(each, handler)
+            signal.signal(each, signal.SIG_IGN if self._last else handler)
         self._before.clear()
+        if self._raised and isinstance(error, Exception):
+            # What was broken off, such as an import, may make anything of it.
+            raise Stopped(f"stopped by {self.received}") from error
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -80,6 +91,7 @@ class StopSignal:
             os._exit(128 + number)
         self.received, self._when = name, now
         if not self._deferred:
+            self._raised = True
             raise Stopped(f"stopped by {name}")
         if os.environ.get("RANK", "0") == "0":
             note = f"\n{name}: stopping after this step, with a checkpoint; again = at once\n"

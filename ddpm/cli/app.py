@@ -216,7 +216,7 @@ def say(accelerator: Any, message: str) -> None:
 
 def _tell(config_name: str, message: str) -> None:
     if os.environ.get("RANK", "0") != "0":
-        time.sleep(2)  # where the first process says the same, the launcher ends us meanwhile
+        time.sleep(5)  # where the first process says the same, the launcher ends us meanwhile
     print(f"ddpm-{config_name}: {message}", file=sys.stderr)
 
 

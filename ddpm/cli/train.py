@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli import app
 from ddpm.errors import Stopped
-from ddpm.signals import StopSignal
+from ddpm.signals import STOPPED_STATUS, StopSignal
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -24,8 +25,12 @@ Node = dict[str, Any]
 
 def main() -> None:
     """The console script."""
-    with StopSignal():  # also while Hydra and torch are loaded
-        app.main("train", _command)
+    try:
+        with StopSignal(last=True):  # also while Hydra and torch are loaded
+            app.main("train", _command)
+    except Stopped as stopped:
+        print(f"ddpm-train: {stopped}", file=sys.stderr)
+        sys.exit(STOPPED_STATUS)
 
 
 def _command() -> app.Command:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from ddpm.cli import sweeps
 from ddpm.errors import ConfigError, Stopped, require
-from ddpm.signals import SIGNALS, STOPPED_STATUS
+from ddpm.signals import SIGNALS, STOPPED_STATUS, StopSignal
 
 Work = Callable[..., float | None]
 INTERRUPTED_STATUS = 130
@@ -113,11 +113,14 @@ def start(processes: int, work: Work, *arguments: Any) -> float | None:
         signals_to_handle="SIGQUIT",  # the others are handed on, see below
         start_method="spawn",
     )
-    with _environment(processes), _handing_on():
+    with _environment(processes), _handing_on() as heard:
         try:
             composed = HydraConfig.instance().cfg
             results = elastic_launch(setup, _worker)(composed, work, arguments)
         except ChildFailedError as error:
+            _, failure = error.get_first_failure()
+            if heard and -failure.exitcode in SIGNALS:  # before it could listen
+                raise Stopped(f"stopped by {heard[0]}") from None
             raise _explained(error, processes) from None
     return results[0]
 
@@ -130,12 +133,13 @@ def _worker(composed: Any, work: Work, arguments: Sequence[Any]) -> float | None
     HydraConfig.instance().set_config(composed)
     status = 0
     try:
-        return work(*arguments)
+        with StopSignal(last=True):
+            return work(*arguments)
     except ConfigError as error:
         raise WorkerError(str(error)) from None
     except Stopped as stopped:
         if os.environ["RANK"] == "0":
-            print(stopped, file=sys.stderr)
+            print(f"ddpm-{composed.hydra.job.config_name}: {stopped}", file=sys.stderr)
         status = STOPPED_STATUS
     except KeyboardInterrupt:
         status = INTERRUPTED_STATUS
@@ -162,20 +166,31 @@ def _environment(processes: int) -> Iterator[None]:
 
 
 @contextmanager
-def _handing_on() -> Iterator[None]:
-    """Inside, signals go to the workers, and this process waits for what they do."""
+def _handing_on() -> Iterator[list[str]]:
+    """Inside, signals go to the workers, and this process waits for what they do.
+
+    Gives the names of those that came.
+
+    Raises:
+        Stopped: on a signal while there are no workers.
+    """
+    heard: list[str] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield heard
         return
 
     def hand_on(number: int, _: object) -> None:
-        for worker in multiprocessing.active_children():
+        heard.append(signal.Signals(number).name)
+        workers = multiprocessing.active_children()
+        if not workers:
+            raise Stopped(f"stopped by {heard[0]}")
+        for worker in workers:
             if worker.pid is not None:
                 os.kill(worker.pid, number)
 
     before = {each: signal.signal(each, hand_on) for each in SIGNALS}
     try:
-        yield
+        yield heard
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

@@ -14,6 +14,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
+    parse_flag_from_env,
 )
 
 from ddpm.errors import ConfigError
@@ -25,6 +26,7 @@ OWN_WORKERS = "DDPM_WORKERS"
 _LAUNCHERS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _SLURM = "SLURM_STEP_NUM_TASKS"  # tasks of one srun
 _KINDS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_USE_CPU = "ACCELERATE_USE_CPU"
 _SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 # Until a process that waits for another one gives up. Longer than a download or a checkpoint takes.
 _TIMEOUT = timedelta(minutes=30)
@@ -74,6 +76,10 @@ def accelerator(
             raise _unsupported(kind)
     _be_deterministic(deterministic)
     world = world_size()
+    meant = device == "cpu" or OWN_WORKERS in os.environ or parse_flag_from_env(_USE_CPU)
+    if on_cpu and not meant and "WORLD_SIZE" in os.environ and world > 1:
+        problem = f"the launcher started {world} processes but there is no GPU; add device=cpu"
+        raise ConfigError("device", device, problem)
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     made = Accelerator(
         # One process without a GPU: not on Apple's, which has no float64.
@@ -108,14 +114,11 @@ def _be_deterministic(wanted: bool) -> None:
 def _check(made: Accelerator, world: int, accumulate: int) -> None:
     """Refuse what Accelerate made of the launch, where it is not what was asked for."""
     if world != made.num_processes:
-        slurm = os.environ.get(_SLURM) == str(world) and "WORLD_SIZE" not in os.environ
-        remedy = "on a machine without GPUs add device=cpu"
-        if slurm:
-            remedy = "srun starts one torchrun a node, which starts the processes"
         problem = (
-            f"the launcher started {world} processes but they found {made.num_processes}; {remedy}"
+            f"the launcher started {world} processes but they found {made.num_processes}; have it "
+            "start one torchrun a node, which starts the processes"
         )
-        raise ConfigError("device", None, problem)
+        raise ConfigError("launch", None, problem)
     if made.distributed_type not in _KINDS:
         raise _unsupported(made.distributed_type.value)
     if made.gradient_accumulation_steps != accumulate:

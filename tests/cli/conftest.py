@@ -1,10 +1,13 @@
 """Commands run as a user types them, in this process and in an empty folder."""
 
 import importlib
+import signal
 import sys
 from dataclasses import dataclass
 
 import pytest
+
+from ddpm.signals import SIGNALS
 
 
 @dataclass
@@ -33,12 +36,15 @@ def command(tmp_path, monkeypatch, capsys):
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", [f"ddpm-{name}", *arguments])
         capsys.readouterr()
-        status = 0
+        status, handlers = 0, {each: signal.getsignal(each) for each in SIGNALS}
         try:
             module = {"import": "importing", "export": "exporting"}.get(name, name)
             importlib.import_module(f"ddpm.cli.{module}").main()
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        finally:
+            for each, handler in handlers.items():  # the process was to end
+                signal.signal(each, handler)
         captured = capsys.readouterr()
         return Ended(status, captured.out, captured.err)
 

@@ -40,11 +40,11 @@ def refused(shell: Shell, *options, launcher=(), **environment):
 @without_gpu
 @pytest.mark.slow
 def test_a_process_of_two_without_a_gpu(shell):
-    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29511"}
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29511", "LOCAL_RANK": "0"}
     started = refused(shell, WORLD_SIZE="2", RANK="0", **place)
     assert started.err == (
-        "ddpm-train: device: the launcher started 2 processes but they found 1; on a machine "
-        "without GPUs add device=cpu\n"
+        "ddpm-train: device=auto: the launcher started 2 processes but there is no GPU; add "
+        "device=cpu\n"
     )
 
 
@@ -52,7 +52,7 @@ def test_a_process_of_two_without_a_gpu(shell):
 @pytest.mark.slow
 def test_tasks_of_slurm_that_do_not_know_of_each_other(shell):
     assert refused(shell, SLURM_STEP_NUM_TASKS="2").err == (
-        "ddpm-train: device: the launcher started 2 processes but they found 1; srun starts one "
+        "ddpm-train: launch: the launcher started 2 processes but they found 1; have it start one "
         "torchrun a node, which starts the processes\n"
     )
 
