@@ -81,8 +81,7 @@ def test_torchrun_is_the_same_as_the_launcher_of_our_own(shell, reference):
     [
         pytest.param(
             (),
-            "device: the launcher started 2 processes but they found 1; on a machine without GPUs "
-            "add device=cpu",
+            "device=auto: the launcher started 2 processes but there is no GPU; add device=cpu",
             marks=without_gpu,
         ),
         (
