@@ -53,8 +53,9 @@ class StopSignal:
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         if isinstance(self._outer, StopSignal) and self.received is not None:
-            self._outer.received = self.received  # it is the same wish, and it is being followed
-            self._outer.finish()
+            self._outer.received = self.received
+            if isinstance(error, Stopped):  # the same wish, and it is being followed
+                self._outer.finish()
         for each, handler in self._before.items():
             signal.signal(each, signal.SIG_IGN if self._last else handler)
         self._before.clear()
@@ -85,7 +86,10 @@ class StopSignal:
         if os.getpid() != self._process:  # a fork that reads data: it ends with its parent
             return
         now, name = time.monotonic(), signal.Signals(number).name
-        if self._deaf or (self.received is not None and now - self._when < _ECHO_SECONDS):
+        if self._deaf:
+            self.received = self.received or name  # for what would come after, such as a next job
+            return
+        if self.received is not None and now - self._when < _ECHO_SECONDS:
             return
         if self.received is not None and self._deferred:
             os._exit(128 + number)
@@ -96,6 +100,12 @@ class StopSignal:
         if os.environ.get("RANK", "0") == "0":
             note = f"\n{name}: stopping after this step, with a checkpoint; again = at once\n"
             os.write(sys.stderr.fileno() if _has_number(sys.stderr) else 2, note.encode())
+
+
+def pending() -> str | None:
+    """The signal that whoever listens now has heard, and not followed yet; or None."""
+    listening = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return listening.received if isinstance(listening, StopSignal) else None
 
 
 def _has_number(stream: Any) -> bool:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from ddpm.errors import Stopped
-from ddpm.signals import SIGNALS, StopSignal
+from ddpm.signals import SIGNALS, StopSignal, pending
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -81,3 +81,15 @@ def test_a_fork_that_reads_data_does_not_care():
             os.kill(os.getpid(), signal.SIGTERM)
             os._exit(0 if stop.received is None else 1)
         assert os.waitpid(child, 0)[1] == 0
+
+
+def test_one_that_comes_when_all_is_saved_is_kept_for_what_would_come_next():
+    with StopSignal():
+        with StopSignal() as stop:
+            with stop.deferred():
+                stop.finish()
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert pending() == "SIGUSR1"
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert pending() is None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -64,6 +65,9 @@ class Plan:
             known["class_names"] = mine["class_names"]
         asked = {name: mine[name] for name in known}
         check_same({"data": known}, {"data": asked}, self.key, found.run)
+        stored = instantiate.completed(found.config)
+        here = {key: node for key, node in self.config.items() if key in stored}
+        check_same(stored, here, self.key, found.run, override=True)  # plan() has asked for that
         if accelerator.is_main_process:
             _warn_of_other_bits(found, accelerator.num_processes)
         return found
@@ -137,7 +141,7 @@ def _with_overrides(stored: Node, asked: Node) -> Node:
         elif option:
             known = [f"{group}.{name}" for name in merged[group]]
             problem = f"there is no such option{did_you_mean(key, known)}"
-            require(key in known, key, asked[group][option], problem)
+            require(key in known, key, typed.partition("=")[2], problem)
             merged[group][option] = asked[group][option]
         elif asked[group]["_target_"] != merged[group]["_target_"]:
             merged[group] = asked[group]
@@ -153,6 +157,13 @@ def _warn_of_other_bits(found: Checkpoint, processes: int) -> None:
         warn(
             f"{found.folder} was made by {before} processes, this is {processes}: the data come in "
             "the same order, the noise is other noise"
+        )
+    threads = found.header.get("threads", torch.get_num_threads())
+    if threads != torch.get_num_threads():
+        warn(
+            f"{found.folder} was made with {threads} threads a process, this is "
+            f"{torch.get_num_threads()}: sums are rounded otherwise; OMP_NUM_THREADS={threads} "
+            "keeps the bits"
         )
     if found.header.get("ddpm", __version__) != __version__:
         warn(f"{found.folder} was made by ddpm {found.header['ddpm']}, this is {__version__}")

@@ -34,7 +34,7 @@ from ddpm.cli import sweep_table as table
 from ddpm.errors import ConfigError, Stopped, require
 from ddpm.files import replacing
 from ddpm.progress import warn
-from ddpm.signals import SIGNALS, STOPPED_STATUS
+from ddpm.signals import SIGNALS, STOPPED_STATUS, pending
 
 
 class _Own:
@@ -128,7 +128,8 @@ class Begin(Callback):
             record.unlink()
         here = str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher")
         if not here and threading.current_thread() is threading.main_thread():
-            _own.before = {each: signal.signal(each, _hand_on) for each in SIGNALS}
+            listened = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+            _own.before = {each: signal.signal(each, _hand_on) for each in listened}
 
 
 def _hand_on(number: int, frame: FrameType | None) -> None:
@@ -170,6 +171,9 @@ def recorded(
     place = folder() if keeps_table(config_name) else None
     if place is None:
         return work()
+    heard = pending()  # when the job before was about to end anyway
+    if heard is not None and os.getpid() == starter:
+        raise Stopped(f"stopped by {heard}")
     try:
         with _told(place, config):
             return work()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -75,7 +78,8 @@ def train(
         "trainer": trainer,
     }
     with StopSignal() as stop:
-        planned = plan(asked, name=name, out=out, resume=resume, override=override)
+        planning = partial(plan, asked, name=name, out=out, resume=resume, override=override)
+        planned = planning()
         options = instantiate.trainer_options(planned.config)
         accelerator = launch.accelerator(
             device,
@@ -84,10 +88,16 @@ def train(
             accumulate=options["accumulate"],
             deterministic=options["deterministic"],
         )
-        return _train(planned, accelerator, Path(out), stop)
+        return _train(planned, planning, accelerator, Path(out), stop)
 
 
-def _train(planned: Plan, accelerator: Accelerator, out: Path, stop: StopSignal) -> float | None:
+def _train(
+    planned: Plan,
+    planning: Callable[[], Plan],
+    accelerator: Accelerator,
+    out: Path,
+    stop: StopSignal,
+) -> float | None:
     """Build everything, claim the run's folder, and train in it."""
     from ddpm.training.lock import Lock
     from ddpm.training.run import Run
@@ -98,6 +108,9 @@ def _train(planned: Plan, accelerator: Accelerator, out: Path, stop: StopSignal)
     try:
         if accelerator.is_main_process:
             lock.acquire(planned.key, app.tell)
+        accelerator.wait_for_everyone()
+        if planned.path is not None and not planned.exists:
+            planned = planning()  # another process may have begun it before we had the lock
         found = planned.found(accelerator, facts, len(training.data))
         if found is not None:
             training.resume(found)
@@ -107,9 +120,14 @@ def _train(planned: Plan, accelerator: Accelerator, out: Path, stop: StopSignal)
             return run.last_loss()
         inside = run.path.resolve().is_relative_to(out.resolve())
         latest = (out if inside else run.path.parent) / "latest"
-        _begin(run, planned, training, accelerator, latest)
-        app.say(accelerator, _summary(training, facts, run))
-        return _fit(run, planned, training, walk, facts, stop)
+        with _ending(run, training):
+            _begin(run, planned, training, accelerator, latest)
+            app.say(accelerator, _summary(training, facts, run))
+            loss = _fit(run, planned, training, walk, facts, stop)
+        app.say(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
+        app.say(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
+        accelerator.end_training()
+        return loss
     finally:
         lock.release()
 
@@ -182,7 +200,9 @@ def _begin(
 def _fit(
     run: Run, planned: Plan, training: Trainer, walk: Sampler, facts: Facts, stop: StopSignal
 ) -> float:
-    """Train, and write down how it ended."""
+    """Train, with previews; every checkpoint knows what made it."""
+    import torch
+
     from ddpm import __version__
     from ddpm.cli.previews import Previews
 
@@ -194,26 +214,29 @@ def _fit(
         **facts.state(),
         "num_samples": len(training.data),
         "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
     }
+    return training.fit(run, header, previews, stop=stop)
+
+
+@contextmanager
+def _ending(run: Run, training: Trainer) -> Iterator[None]:
+    """Write down how what is done inside has ended, if it has begun."""
     ended, why = "failed", {}
     try:
-        loss = training.fit(run, header, previews, stop=stop)
+        yield
         ended = "done"
     except Stopped as stopped:
         ended, why = "stopped", {"error": str(stopped)}
-        accelerator.end_training()
+        training.accelerator.end_training()
         raise Stopped(f"{stopped}; ddpm-train resume={run.path} goes on") from None
     except Exception as error:
         why = {"error": str(error)}
         raise
     finally:
-        if accelerator.is_main_process:
+        if training.accelerator.is_main_process and run.began:
             run.event(ended, training.step, **why)
             run.trackers.finish()
-    app.say(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
-    app.say(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
-    accelerator.end_training()
-    return loss
 
 
 def _summary(training: Trainer, facts: Facts, run: Run) -> str:

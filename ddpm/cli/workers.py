@@ -188,7 +188,8 @@ def _handing_on() -> Iterator[list[str]]:
             if worker.pid is not None:
                 os.kill(worker.pid, number)
 
-    before = {each: signal.signal(each, hand_on) for each in SIGNALS}
+    listened = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # nohup
+    before = {each: signal.signal(each, hand_on) for each in listened}
     try:
         yield heard
     finally:

@@ -104,7 +104,7 @@ def save(
         NotFiniteError: weights that are not; nothing is written.
         ConfigError: the disk refuses; nothing is left behind.
     """
-    final = folder / f"step-{header['step']:08d}"
+    final = place(folder, header["step"])
     for which, tensors in (("raw", raw), ("ema", ema)):
         _require_finite(tensors, which, final)
     aside = folder / f".tmp-{final.name}-{os.getpid()}"
@@ -245,6 +245,11 @@ def listed(run: Path) -> list[Path]:
         [path for path in parent.iterdir() if _NAME.fullmatch(path.name)] if parent.is_dir() else []
     )
     return sorted(names, key=step_of, reverse=True)
+
+
+def place(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies in ``folder``."""
+    return folder / f"step-{step:08d}"
 
 
 def step_of(folder: Path) -> int:

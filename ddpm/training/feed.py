@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import sys
 from collections.abc import Iterator
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -98,6 +100,8 @@ class Feed:
             ConfigError: data that cannot be read.
             RuntimeError: see :meth:`lost`.
         """
+        if self.num_workers:
+            Finalize(None, _end_readers, exitpriority=1)
         loader: DataLoader[Any] = DataLoader(
             _Fetch(self.data),
             batch_sampler=_Plan(self, samples),
@@ -124,7 +128,7 @@ class Feed:
             return None
         problem = (
             "a process that reads the data died or hangs (out of memory?): "
-            f"{str(error).partition('.')[0]}; run the same command again, with fewer if need be"
+            f"{str(error).partition('. ')[0].rstrip('.')}; run the same command again, with fewer if need be"
         )
         return ConfigError("trainer.num_workers", self.num_workers, problem)
 
@@ -171,3 +175,11 @@ def _ignore_signals(_: int) -> None:
     """In a process that reads: schedulers signal all processes, and the trainer needs this one."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
+
+
+def _end_readers() -> None:
+    """Before Python waits for them at its exit: one that hangs hears no SIGTERM, see above."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises when one of them ends
+    for reader in multiprocessing.active_children():
+        if reader.daemon:
+            reader.kill()

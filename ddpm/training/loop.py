@@ -128,13 +128,15 @@ class Loop:
         told = self.stop.received is not None
         self.agreed = agree(self.accelerator, norm, stop=told, failed=error is not None)
         if self.agreed.failed:
+            self._tell(error)
             raise error or _elsewhere()
         if self.agreed.finite:
             return Verdict(use=True, counts=True)
         if self.accelerator.scaler is not None and trainer.skipped < _SCALER_SKIPS:
             return Verdict(use=True, counts=False)
         if trainer.on_nonfinite == "skip" and trainer.skipped < trainer.max_skips:
-            return Verdict(use=False, counts=False)
+            # A scaler skips by itself, and has to: it takes no second gradient before it has.
+            return Verdict(use=self.accelerator.scaler is not None, counts=False)
         self.saver.wait()
         raise self._nonfinite()
 
@@ -145,8 +147,9 @@ class Loop:
         samples = nonfinite.gathered(self.accelerator, trainer.seen, [index for index, _ in items])
         details = ""
         if self.accelerator.is_main_process:
-            details = f", all in {nonfinite.dump(self.run.path, step, samples)}"
-        good = checkpoint.listed(self.run.path)
+            with self.run.forgiving("the list of its samples"):
+                details = f", all in {nonfinite.dump(self.run.path, step, samples)}"
+        good = [p for p in checkpoint.listed(self.run.path) if checkpoint.step_of(p) < step]
         kept = f"the last good checkpoint is {good[0]}" if good else "there is no checkpoint yet"
         skipped = f" after {trainer.skipped} steps that were skipped" if trainer.skipped else ""
         problem = (
@@ -190,20 +193,27 @@ class Loop:
                 state=trainer.state(),
             )
 
-    def _prune(self) -> None:
+    def _prune(self, step: int) -> None:
         trainer = self.trainer
-        prune(self.run.path, trainer.keep_last, keep_every=trainer.keep_every, best=trainer.best)
+        every, best = trainer.keep_every, trainer.best
+        prune(self.run.path, trainer.keep_last, keep_every=every, best=best, step=step)
+
+    def _tell(self, error: Exception | None) -> None:
+        """Say at once what one of several processes ends of: later a launcher may be faster."""
+        if error is not None and self.accelerator.num_processes > 1:
+            warn(str(error))
 
     def _end(self) -> None:
         """Wait until the last checkpoint is written; together, so that no launcher ends us."""
         error, done = self.saver.error(last=True), torch.zeros(())
         ended = agree(self.accelerator, done, stop=False, failed=error is not None)
         if ended.failed:
+            self._tell(error)
             raise error or _elsewhere()
         self.stop.finish()
         if self.trainer.step < self.trainer.max_steps:
-            (kept, *_) = checkpoint.listed(self.run.path)
             step = self.trainer.step
+            kept = checkpoint.place(self.run.path / checkpoint.FOLDER, step)
             raise Stopped(f"stopped at step {step}, with a checkpoint in {kept}")
 
 

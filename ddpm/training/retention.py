@@ -14,7 +14,12 @@ BEST = "best"  # beside the checkpoints, a link to the best of them
 
 
 def prune(
-    run: Path, keep_last: int, *, keep_every: int | None = None, best: str | None = None
+    run: Path,
+    keep_last: int,
+    *,
+    keep_every: int | None = None,
+    best: str | None = None,
+    step: int | None = None,
 ) -> None:
     """Delete the checkpoints of a run that need not be kept, see also :func:`sweep_up`.
 
@@ -23,8 +28,10 @@ def prune(
         keep_last: how many of the newest are kept.
         keep_every: those of steps that are multiples of it are kept too.
         best: the checkpoint with the lowest value of this metric is kept too, and linked to.
+        step: of the one just written. Newer ones are damaged, or the run would have gone on from
+            them: they do not count, and lie there until others take their place.
     """
-    folders = listed(run)
+    folders = [each for each in listed(run) if step is None or step_of(each) <= step]
     kept = set(folders[:keep_last])
     if keep_every is not None:
         kept |= {folder for folder in folders if step_of(folder) % keep_every == 0}

@@ -36,6 +36,7 @@ class Run:
         self.config_file = path / CONFIG
         self.metrics_file = path / "metrics.jsonl"
         self.events_file = path / "events.jsonl"
+        self.began = False  # whether this process has written an event
         self._refused: set[str] = set()
 
     def create(self, config_yaml: str, latest: Path | None = None) -> None:
@@ -79,7 +80,7 @@ class Run:
 
     def event(self, name: str, step: int, **facts: Any) -> None:
         """Append what happened to the run, and when, to ``events.jsonl``."""
-        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self.began, now = True, time.strftime("%Y-%m-%dT%H:%M:%S%z")
         with self.forgiving("events.jsonl"):
             _append(self.events_file, {"time": now, "event": name, "step": step, **facts})
 

@@ -25,11 +25,13 @@ class Saver:
 
     Args:
         run: the run folder.
-        prune: called after each checkpoint that was written, on the thread.
+        prune: called with the step of each checkpoint that was written, on the thread.
         warn: told of a failure that is no error yet.
     """
 
-    def __init__(self, run: Path, prune: Callable[[], None], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, run: Path, prune: Callable[[int], None], warn: Callable[[str], None]
+    ) -> None:
         self.run, self.prune, self.warn = run, prune, warn
         self.failures = 0  # in a row
         self._thread: Thread | None = None
@@ -77,7 +79,10 @@ class Saver:
     def _write(self, header: dict[str, Any], content: dict[str, Any]) -> None:
         try:
             checkpoint.save(self.run / checkpoint.FOLDER, header, **content)
-            self.prune()
+            try:
+                self.prune(header["step"])
+            except OSError as error:  # the new one is there; the next prunes as well
+                self.warn(f"{self.run}: older checkpoints cannot be deleted: {error}")
         except Exception as failure:  # reported by error(), in the thread that can act on it
             self._failure = failure
 

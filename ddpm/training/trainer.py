@@ -209,9 +209,12 @@ class Trainer:
         nothing, in a run that begins and in one that goes on: else they would differ by bits.
         """
         if self.accelerator.num_processes > 1:
+            buffers = [buffer.clone() for buffer in self.network.buffers()]
             losses, _, _ = self._losses(batch, 0)
             self.accelerator.backward(losses.mean())
             self.optimizer.zero_grad(set_to_none=True)
+            for buffer, before in zip(self.network.buffers(), buffers, strict=True):
+                buffer.copy_(before)
 
     def take_step(self, batches: Iterator[Batch], judge: Judge) -> Tensor:
         """One batch, in its micro-batches; returns the norm of the gradient before clipping.

@@ -185,6 +185,18 @@ def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on(command, tiny, mon
     ]  # fmt: skip
 
 
+def test_a_checkpoint_of_another_config_in_the_folder_is_refused(command, tiny):
+    """Whatever config.yaml says: what was trained stands in the checkpoint."""
+    assert command("train", "name=a", "trainer.max_steps=2", *tiny).status == 0
+    options = ("trainer.max_steps=3", "objective=pred_noise", "seed=7", "trainer.lr=0.5")
+    assert command("train", "name=b", *tiny, *options).status == 0
+    Path("outputs/b/checkpoints/step-00000003").rename("outputs/a/checkpoints/step-00000003")
+    ended = command("train", "resume=outputs/a", "trainer.max_steps=4")
+    assert ended.status == 1
+    for part in ("objective._target_ (ddpm.diffusion.PredNoise there", "seed (7 there, 0 here)"):
+        assert part in ended.line
+
+
 @pytest.mark.parametrize("resume", ["name=a", "resume=outputs/a"])
 def test_a_new_learning_rate_needs_override_and_is_written_down(command, tiny, resume):
     options = ("trainer.max_steps=2", *tiny) if resume.startswith("name") else ()

@@ -121,7 +121,7 @@ def test_a_last_save_that_fails_ends_with_an_error(command, reference, monkeypat
 def test_a_failure_that_nobody_asked_about_is_not_that_of_the_next_one(tmp_path, monkeypatch):
     """Where saving takes longer than the steps between, the next one is begun before."""
     warnings = []
-    saver = Saver(tmp_path, lambda: None, warnings.append)
+    saver = Saver(tmp_path, lambda _: None, warnings.append)
     weights = {"w": torch.zeros(2)}
     fails(monkeypatch, 1)
     for step in (1, 2):

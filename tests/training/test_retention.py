@@ -71,3 +71,11 @@ def test_what_cannot_be_deleted_does_not_stop_the_rest(run, monkeypatch):
     monkeypatch.setattr(retention.shutil, "rmtree", refuses)
     prune(run, 2)
     assert kept(run) == [7, 6, 5]
+
+
+def test_damaged_ones_that_are_newer_do_not_push_out_good_ones(run):
+    """The run went on from 3, since 4 to 7 are damaged, and has just written 5 anew."""
+    prune(run, 2, step=5)
+    assert kept(run) == [7, 6, 5, 4]
+    prune(run, 2, step=7)
+    assert kept(run) == [7, 6]

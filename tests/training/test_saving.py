@@ -19,7 +19,7 @@ def warnings():
 
 @pytest.fixture
 def saver(tmp_path, warnings):
-    return Saver(tmp_path, lambda: None, warnings.append)
+    return Saver(tmp_path, lambda _: None, warnings.append)
 
 
 def content(value):
@@ -124,7 +124,7 @@ def test_weights_that_are_not_finite_are_never_written_nor_forgiven(
 
 
 def test_an_unforeseen_failure_is_no_matter_of_the_disk(saver, monkeypatch, warnings):
-    monkeypatch.setattr(saver, "prune", lambda: 1 / 0)
+    monkeypatch.setattr(saver, "prune", lambda _: 1 / 0)
     begin(saver, 1)
     saver.wait()
     assert isinstance(saver.error(), ZeroDivisionError) and not warnings

@@ -1,0 +1,33 @@
+"""Processes that read data and never answer."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.cli.conftest import TINY
+
+HANGS = """
+import time
+from ddpm.data import Digits
+from ddpm.training import feed
+__all__ = ["Hangs"]
+feed._PATIENCE_SECONDS = 2.0
+class Hangs(Digits):
+    def fetch(self, indices, keys):
+        time.sleep(1000)
+"""
+
+
+def test_one_that_hangs_is_given_up_and_the_run_ends(tmp_path):
+    Path(tmp_path, "hang.py").write_text(HANGS)
+    options = ("plugins=[hang]", "data._target_=hang.Hangs", "trainer.num_workers=1", "name=h")
+    ended = subprocess.run(
+        [sys.executable, "-m", "ddpm.cli.train", *options, *TINY],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr.strip() == (
+        "ddpm-train: trainer.num_workers=1: a process that reads the data died or hangs (out of "
+        "memory?): DataLoader timed out after 2.0 seconds; run the same command again, with fewer "
+        "if need be"
+    )
