@@ -126,9 +126,10 @@ class Feed:
         """
         if "DataLoader" not in str(error):
             return None
+        what = str(error).partition(". ")[0].rstrip(".")
         problem = (
-            "a process that reads the data died or hangs (out of memory?): "
-            f"{str(error).partition('. ')[0].rstrip('.')}; run the same command again, with fewer if need be"
+            f"a process that reads the data died or hangs (out of memory?): {what}; run the same "
+            "command again, with fewer if need be"
         )
         return ConfigError("trainer.num_workers", self.num_workers, problem)
 
