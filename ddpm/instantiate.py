@@ -34,6 +34,7 @@ from ddpm.training import Trainer
 from ddpm.training.checkpoint import Checkpoint
 
 PACKAGES = ("ddpm.data", "ddpm.diffusion", "ddpm.models", "ddpm.samplers", "ddpm.training")
+EXTRACTORS = "ddpm.fidelity"  # under the key of this name only: one of them runs a file
 Config = Mapping[str, Any]
 _plugins: list[str] = []
 
@@ -251,7 +252,8 @@ def _describe(kind: Any) -> str:
 def _exported(target: str, key: str) -> Callable[..., Any]:
     """What a package lists in its ``__all__`` under the name ``target``."""
     package, _, name = target.rpartition(".")
-    if package in (*PACKAGES, *_plugins):
+    judges = key.startswith("extractor") and package == EXTRACTORS
+    if package in (*PACKAGES, *_plugins) or judges:
         module = importlib.import_module(package)
         if name in module.__all__:
             found = getattr(module, name)

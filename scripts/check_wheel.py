@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train",
     "sample": "sample",
     "interpolate": "interpolate",
+    "evaluate": "evaluate",
     "import": "importing",
     "export": "exporting",
 }
@@ -31,6 +32,7 @@ MORE = ["resume=outputs/wheel", "trainer.max_steps=3", "launch.processes=2", "de
 SWEEP = ["-m", *TRAIN[1:], "name=sweep", "seed=1,2"]
 SAMPLE = ["ckpt=outputs/wheel", "num_samples=2", "steps=2"]
 INTERPOLATE = ["ckpt=outputs/wheel", "a=1", "b=2", "steps=2"]
+EVALUATE = ["ckpt=outputs/wheel", "extractor=pixels", "num_samples=4", "steps=2"]
 EXPORT = ["ckpt=outputs/wheel", "format=denoising-diffusion-pytorch", "out=net.pt"]
 IMPORT = [
     *("source=denoising-diffusion-pytorch", "file=net.pt", "size=8", "name=back"),
@@ -94,6 +96,7 @@ def use(programs: Path, folder: Path) -> None:
         run([programs / "ddpm-train", *options], folder)
     run([programs / "ddpm-sample", *SAMPLE], folder)
     run([programs / "ddpm-interpolate", *INTERPOLATE], folder)
+    run([programs / "ddpm-evaluate", *EVALUATE], folder)
     run([programs / "ddpm-export", *EXPORT], folder)
     run([programs / "ddpm-import", *IMPORT], folder)
     if not list(folder.glob("outputs/wheel/**/*.png")):

@@ -45,7 +45,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def one_round(place: Path, held: dict[str, Any]) -> dict[str, float]:
     """Seconds that training waits for each of the three; ``place`` is removed after."""
-    saver, header = Saver(place, lambda: None, print), {"step": 0, "config": {}}
+    saver, header = Saver(place, lambda _: None, print), {"step": 0, "config": {}}
     try:
         copy = seconds(lambda: recursively_apply(_copy, held))
         thread = seconds(lambda: saver.start(header, **held))

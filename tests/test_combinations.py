@@ -176,7 +176,7 @@ def test_yamls_list_every_option_at_its_default(path):
     if not isinstance(node, dict) or "_target_" not in node:
         return
     node.pop("defaults", None)
-    target = instantiate._exported(node.pop("_target_"), "")
+    target = instantiate._exported(node.pop("_target_"), path.parent.name)
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     parameters = inspect.signature(target).parameters.values()
     options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -124,6 +124,7 @@ def _train(
             _begin(run, planned, training, accelerator, latest)
             app.say(accelerator, _summary(training, facts, run))
             loss = _fit(run, planned, training, walk, facts, stop)
+        accelerator.wait_for_everyone()  # all leave together
         app.say(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
         app.say(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
         accelerator.end_training()

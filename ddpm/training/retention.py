@@ -42,8 +42,16 @@ def prune(
         _link(run / FOLDER / BEST, first.name)
     for folder in folders:
         if folder not in kept:
-            shutil.rmtree(folder, ignore_errors=True)
+            _take_away(folder)
     sweep_up(run)
+
+
+def _take_away(folder: Path) -> None:
+    """Delete a checkpoint, which is gone at once: a kill leaves no half of it under its name."""
+    aside = folder.with_name(f".tmp-old-{folder.name}")
+    with contextlib.suppress(OSError):
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def sweep_up(run: Path) -> None:

@@ -78,6 +78,10 @@ class Run:
             **names, folder=self.path, config=config, step=step, main=True, warn=warn
         )
 
+    def evaluated(self, step: int, numbers: Mapping[str, float], folder: str) -> None:
+        """Append what an evaluation found to ``metrics.jsonl``."""
+        _append(self.metrics_file, {"step": step, "evaluation": dict(numbers), "folder": folder})
+
     def event(self, name: str, step: int, **facts: Any) -> None:
         """Append what happened to the run, and when, to ``events.jsonl``."""
         self.began, now = True, time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -119,7 +123,7 @@ class Run:
 
     def plot(self) -> Path | None:
         """Draw the loss over the steps into ``loss.png``; None where nothing was logged."""
-        records = self.metrics()
+        records = [record for record in self.metrics() if "loss" in record]
         if not records:
             return None
         from matplotlib.figure import Figure

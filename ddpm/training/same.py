@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.errors import ConfigError, render
+from ddpm.nested import flat
 
 # What may differ when a run goes on: none of it changes what is computed.
 FREE_KEYS = frozenset(
@@ -31,17 +32,6 @@ FREE_KEYS = frozenset(
 FREE_GROUPS = ("sampler.",)  # of the previews
 # What override=true lets differ: how it is trained, not what is trained on what.
 OVERRIDABLE = ("trainer.",)
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"trainer.lr": 1e-4, ...}`` of a nested config."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            found.update(flat(value, f"{prefix}{key}."))
-        else:
-            found[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return found
 
 
 def check_same(

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ddpm.errors import ConfigError, did_you_mean, render
 from ddpm.files import replacing
-from ddpm.training.same import flat
+from ddpm.nested import flat
 
 # Each is the name of its package too.
 INSTALL = {

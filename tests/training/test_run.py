@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from ddpm.errors import ConfigError
+from ddpm.nested import flat
 from ddpm.training.run import Run, new_folder
-from ddpm.training.same import FREE_KEYS, check_same, flat
+from ddpm.training.same import FREE_KEYS, check_same
 
 
 def logged(run, *steps):

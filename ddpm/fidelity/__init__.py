@@ -1,0 +1,51 @@
+"""How near samples come to data: extractors, features, scores, and what to compare with."""
+
+from __future__ import annotations
+
+from ddpm.fidelity.extractors import CLIP, Custom, DINOv2, Extractor, Inception, Pixels
+from ddpm.fidelity.features import Features, extract, joined, of_batch, share
+from ddpm.fidelity.images import (
+    DatasetImages,
+    FolderImages,
+    HeldImages,
+    Images,
+    NpzImages,
+    holds_statistics,
+)
+from ddpm.fidelity.reference import Reference, find, keep, make, named, provenance, reference_of
+from ddpm.fidelity.scores import Score, Statistics, check, fid, isc, kid, name_of, prc
+
+__all__ = [
+    "CLIP",
+    "Custom",
+    "DINOv2",
+    "DatasetImages",
+    "Extractor",
+    "Features",
+    "FolderImages",
+    "HeldImages",
+    "Images",
+    "Inception",
+    "NpzImages",
+    "Pixels",
+    "Reference",
+    "Score",
+    "Statistics",
+    "check",
+    "extract",
+    "fid",
+    "find",
+    "holds_statistics",
+    "isc",
+    "joined",
+    "keep",
+    "kid",
+    "make",
+    "name_of",
+    "named",
+    "of_batch",
+    "prc",
+    "provenance",
+    "reference_of",
+    "share",
+]

@@ -1,0 +1,207 @@
+"""Where images come from that are to be compared: a folder, an .npz, a data set, the memory."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm.data import Dataset, Folder, ImageCodec
+from ddpm.errors import ConfigError, require
+from ddpm.progress import progress
+from ddpm.seeding import mix
+
+_CHUNK = 256  # images that are hashed at once
+_UNTOUCHED = next(key for key in count() if mix(key, 1) % 2 == 0)  # the key that mirrors nothing
+
+
+class Images(ABC):
+    """Finitely many uint8 images of one shape, (C, H, W)."""
+
+    shape: tuple[int, ...]
+    """(C, H, W)."""
+    shown: bool = True
+    """Whether hashing shows a bar; one process of several does."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many."""
+
+    @abstractmethod
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Those images as uint8 (n, C, H, W) on the CPU."""
+
+    @abstractmethod
+    def _named(self) -> dict[str, Any]:
+        """Where they come from, in words that a reader can follow."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of count, shape and pixels in their order; names and kinds of files do not enter."""
+        digest = hashlib.sha256(repr((len(self), *self.shape)).encode())
+        with progress(len(self), "hashing images", "img", shown=self.shown) as bar:
+            for start in range(0, len(self), _CHUNK):
+                indices = range(start, min(start + _CHUNK, len(self)))
+                digest.update(self.read(indices).contiguous().numpy().data)
+                bar.update(len(indices))
+        return digest.hexdigest()
+
+    def described(self) -> dict[str, Any]:
+        """Provenance: where from, count, shape (C, H, W) and hash, as plain JSON."""
+        told = {"num_images": len(self), "shape": list(self.shape), "sha256": self.sha256}
+        return {**self._named(), **told}
+
+
+class HeldImages(Images):
+    """Images in memory, uint8 (N, C, H, W): samples as they were drawn."""
+
+    def __init__(self, pixels: Tensor, source: str = "memory") -> None:
+        assert pixels.dtype == torch.uint8 and pixels.ndim == 4, (pixels.dtype, pixels.shape)
+        self._pixels, self._source = pixels, source
+        self.shape = tuple(pixels.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """A copy of them."""
+        return self._pixels[torch.as_tensor(indices, dtype=torch.int64)].contiguous()
+
+    def _named(self) -> dict[str, Any]:
+        return {"source": self._source}
+
+
+class DatasetImages(Images):
+    """The images of a data set, without labels and unmirrored."""
+
+    def __init__(self, data: Dataset, named: dict[str, Any], *, key: str = "data") -> None:
+        """Refuse what holds no images.
+
+        Args:
+            data: whose raw items are uint8 (C, H, W).
+            named: what provenance says of it: its class, split, path.
+            key: where the config names it.
+
+        Raises:
+            ConfigError: sequences, videos.
+        """
+        self._data, self._names = data, dict(named)
+        self.shape = tuple(data.shape)
+        kind = data.codec.kind
+        problem = f"holds {kind}, and fidelity is of images; leave fid, kid, isc and prc out"
+        require(isinstance(data.codec, ImageCodec), key, None, problem)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Raw items, with the key at which our own data sets mirror nothing."""
+        return self._data.fetch(indices, [_UNTOUCHED] * len(indices))[0]
+
+    def _named(self) -> dict[str, Any]:
+        return self._names
+
+
+class FolderImages(DatasetImages):
+    """The pictures in a folder and the folders below it; see :class:`ddpm.data.Folder`."""
+
+    def __init__(
+        self, path: str, *, key: str = "samples", image_size: tuple[int, int] | None = None
+    ) -> None:
+        """Read them.
+
+        Args:
+            path: the folder.
+            key: the option that names it.
+            image_size: (height, width) to bring them to; None = they share one.
+
+        Raises:
+            ConfigError: (key ``key``) what keeps them from becoming one set.
+        """
+        try:
+            data = Folder(path=path, image_size=image_size)
+        except ConfigError as error:
+            # it speaks of the options of a data group, and there are none here
+            problem = error.problem.replace("data.path", key)
+            problem = re.sub(r", such as data\.image_size=\d+", "", problem)
+            problem = re.sub(r"set data\.color=\S+ or data\.color=\S+", "convert them", problem)
+            where = str(error.value) if error.key == "path" else path
+            raise ConfigError(key, where, problem) from error
+        resize = "none" if image_size is None else "scaled to cover, then cut at the centre"
+        super().__init__(data, {"source": str(path), "resize": resize}, key=key)
+
+
+class NpzImages(HeldImages):
+    """The array ``arr_0`` of an .npz, uint8 (N, H, W, C), as programs that sample write it."""
+
+    def __init__(self, path: str, *, key: str = "samples") -> None:
+        """Read it; labels beside it are ignored.
+
+        Raises:
+            ConfigError: (key ``key``) there is no such array, or none of images.
+        """
+        array = read_npz(path, key, "arr_0")["arr_0"]
+        remedy = "save uint8 images of shape (N, H, W, C) with 1 or 3 channels"
+        shape = ", ".join(map(str, array.shape))
+        good = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] in (1, 3)
+        problem = f"its arr_0 is {array.dtype} of shape ({shape}); {remedy}"
+        require(good and array.size > 0, key, path, problem)
+        super().__init__(torch.from_numpy(array).permute(0, 3, 1, 2), path)
+
+
+def read_npz(path: str, key: str, *names: str) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays ``names`` of an .npz; pickled objects are refused.
+
+    Raises:
+        ConfigError: (key ``key``) it is not there, damaged, or lacks one of them.
+    """
+    place = Path(path).expanduser()
+    require(place.is_file(), key, path, "there is no such file")
+    try:
+        if not is_zipfile(place):
+            raise ValueError("it is no zip archive")
+        with np.load(place, allow_pickle=False) as held:
+            there = list(held.keys())
+            if set(names) <= set(there):
+                return {name: held[name] for name in names}
+    except Exception as error:  # damaged zip, header or pickle: each has errors of its own
+        reason = str(error).split("\n")[0]
+        problem = f"cannot be read as an .npz ({reason}); save it anew"
+        raise ConfigError(key, path, problem) from error
+    problem = f"holds no {' and '.join(names)} (there are: {', '.join(there) or 'none'})"
+    raise ConfigError(key, path, problem)
+
+
+def file_sha256(path: Path, key: str) -> str:
+    """The sha256 of a file; raises ConfigError (key ``key``) where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror}); make it readable"
+        raise ConfigError(key, str(path), problem) from error
+
+
+def holds_statistics(path: str) -> bool:
+    """Whether a file is one of statistics: ours, or an .npz with ``mu`` and ``sigma``.
+
+    It reads names only; what is damaged or no such file at all gives False.
+    """
+    place = Path(path).expanduser()
+    if place.suffix == ".safetensors":
+        return place.is_file()
+    try:
+        with np.load(place, allow_pickle=False) as held:
+            return {"mu", "sigma"} <= set(held.keys())
+    except Exception:
+        return False

@@ -1,0 +1,266 @@
+"""From features to numbers, each by torch-fidelity's own code, with its defaults and seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from ddpm.errors import require
+
+SEED = 2020
+"""torch-fidelity's, which draws the subsets of KID and shuffles for the Inception score."""
+SPLITS, SUBSETS, SUBSET_SIZE, NEIGHBOURS = 10, 100, 1000, 3
+WHOLE = 50_000
+"""How many samples a number has that bears its bare name."""
+LARGEST = 10_000
+"""Features of the largest covariance: 0.8 GB, and many minutes for its eigenvalues."""
+_FULL = 10_000  # up to so many, torch-fidelity's default has all distances in memory
+METRICS = ("fid", "kid", "isc", "prc")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and covariance of features.
+
+    Attributes:
+        mu: (D,), of the features' own type.
+        sigma: (D, D) in float64.
+        num_images: of how many; None where a file does not say.
+    """
+
+    mu: npt.NDArray[np.floating[Any]]
+    sigma: npt.NDArray[np.float64]
+    num_images: int | None
+
+    @classmethod
+    def of(cls, features: Tensor) -> Statistics:
+        """Of features (n, D) on the CPU, n at least 2.
+
+        Raises:
+            ConfigError: more features than a covariance can be of.
+        """
+        from torch_fidelity.metric_fid import fid_features_to_statistics
+
+        count, dim = features.shape
+        assert count >= 2, count
+        _check_size(dim)
+        found = fid_features_to_statistics(features)
+        sigma = np.asarray(found["sigma"]).reshape(dim, dim)  # of one feature it is a number
+        return cls(found["mu"], sigma, count)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's numbers, and what has to be known to compare them.
+
+    Attributes:
+        values: by name; ``kid`` and ``isc`` have a ``_std`` beside them, ``prc`` is ``precision``,
+            ``recall`` and ``f_score``.
+        num_samples: how many samples were judged; None where statistics do not say.
+        num_reference: against how many; None also where there is no reference.
+        settings: the choices of the metric.
+        warnings: why not to trust it, a line each.
+    """
+
+    values: dict[str, float]
+    num_samples: int | None
+    num_reference: int | None = None
+    settings: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def name_of(metric: str, num_samples: int) -> str:
+    """``fid`` of 50,000 samples and more, else ``fid_5k`` or ``fid_1797``: it depends on them."""
+    if num_samples >= WHOLE:
+        return metric
+    thousands, rest = divmod(num_samples, 1000)
+    return f"{metric}_{num_samples}" if rest or not thousands else f"{metric}_{thousands}k"
+
+
+def check(
+    metric: str, num_samples: int | None, num_reference: int | None, dim: int, classes: int | None
+) -> tuple[str, ...]:
+    """What can be said of a metric before any work: warnings, a line each.
+
+    Args:
+        metric: ``fid``, ``kid``, ``isc`` or ``prc``.
+        num_samples: how many are to be judged; None where that is not known.
+        num_reference: against how many; None where that is not known, or there is none.
+        dim: features an image.
+        classes: logits an image; None without.
+
+    Raises:
+        ConfigError: it cannot be computed of so many.
+    """
+    least = NEIGHBOURS + 1 if metric == "prc" else 2
+    if num_samples is not None:
+        problem = f"{metric} needs at least {least} samples"
+        require(num_samples >= least, "num_samples", num_samples, problem)
+    if num_reference is not None:
+        problem = f"holds {num_reference} of the images, and {metric} needs at least {least}"
+        require(num_reference >= least, "reference", None, problem)
+    if metric == "isc":
+        remedy = "leave isc out, or take extractor=inception"
+        problem = f"the extractor gives no logits; {remedy}"
+        require(classes is not None, "metrics", "isc", problem)
+        few = num_samples is not None and num_samples < SPLITS * (classes or 0)
+        said = f"a tenth of {num_samples} samples is fewer than the {classes} classes"
+        return (f"isc: {said}, so it comes out too low",) if few else ()
+    if metric != "fid":
+        return ()
+    _check_size(dim)
+    counts = {"samples": num_samples, "reference images": num_reference}
+    return tuple(
+        f"fid: {count} {what} are fewer than the {dim} features, so their covariance is singular; "
+        "compare with numbers of equally many only"
+        for what, count in counts.items()
+        if count is not None and count < dim
+    )
+
+
+def fid(samples: Tensor | Statistics, reference: Tensor | Statistics) -> Score:
+    """The Fréchet distance of Gaussians (Heusel et al. 2017, arXiv 1706.08500).
+
+    Args:
+        samples: features (n, D) on the CPU, or their statistics.
+        reference: those of the reference.
+
+    Raises:
+        ConfigError: fewer than 2 images, another number of features, or too many of them.
+    """
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+    counts = _count(samples), _count(reference)
+    _same_dim(samples, reference)
+    warnings = check("fid", *counts, _dim(samples), None)
+    ours, theirs = (
+        each if isinstance(each, Statistics) else Statistics.of(each)
+        for each in (samples, reference)
+    )
+    same = ours.mu.dtype == theirs.mu.dtype  # files of the field have float64
+    first, second = (
+        {"mu": each.mu if same else each.mu.astype(np.float64), "sigma": each.sigma}
+        for each in (ours, theirs)
+    )
+    value = fid_statistics_to_metric(first, second, False)[KEY_METRIC_FID]
+    return Score({"fid": value}, *counts, {}, warnings)
+
+
+def kid(samples: Tensor, reference: Tensor, *, seed: int = SEED) -> Score:
+    """The kernel distance (Bińkowski et al. 2018, arXiv 1801.01401), mean and spread of subsets.
+
+    A subset is of 1000 images, or of all where there are fewer.
+
+    Args:
+        samples: features (n, D) on the CPU.
+        reference: features (m, D).
+        seed: draws the subsets.
+
+    Raises:
+        ConfigError: fewer than 2 images, or another number of features.
+    """
+    from torch_fidelity.metric_kid import (
+        KEY_METRIC_KID_MEAN,
+        KEY_METRIC_KID_STD,
+        kid_features_to_metric,
+    )
+
+    counts = len(samples), len(reference)
+    _same_dim(samples, reference)
+    warnings = check("kid", *counts, _dim(samples), None)
+    size = min(SUBSET_SIZE, *counts)
+    found = kid_features_to_metric(
+        samples,
+        reference,
+        kid_subsets=SUBSETS,
+        kid_subset_size=size,
+        rng_seed=seed,
+        verbose=False,
+    )
+    values = {"kid": found[KEY_METRIC_KID_MEAN], "kid_std": found[KEY_METRIC_KID_STD]}
+    settings = {"subsets": SUBSETS, "subset_size": size, "seed": seed}
+    return Score(values, *counts, settings, warnings)
+
+
+def isc(logits: Tensor | None, *, seed: int = SEED) -> Score:
+    """The Inception score (Salimans et al. 2016, arXiv 1606.03498), mean and spread of ten splits.
+
+    Args:
+        logits: (n, K) on the CPU; fewer than ten images make as many splits.
+        seed: shuffles the images.
+
+    Raises:
+        ConfigError: there are no logits, or fewer than 2 images.
+    """
+    from torch_fidelity.metric_isc import (
+        KEY_METRIC_ISC_MEAN,
+        KEY_METRIC_ISC_STD,
+        isc_features_to_metric,
+    )
+
+    count = None if logits is None else len(logits)
+    warnings = check("isc", count, None, 0, None if logits is None else logits.shape[1])
+    assert logits is not None and count is not None
+    splits = min(SPLITS, count)
+    found = isc_features_to_metric(logits, splits, True, seed)
+    values = {"isc": found[KEY_METRIC_ISC_MEAN], "isc_std": found[KEY_METRIC_ISC_STD]}
+    return Score(values, count, None, {"splits": splits, "seed": seed}, warnings)
+
+
+def prc(samples: Tensor, reference: Tensor) -> Score:
+    """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991), 3 neighbours.
+
+    Args:
+        samples: features (n, D) on the CPU.
+        reference: features (m, D).
+
+    Raises:
+        ConfigError: fewer than 4 images, or another number of features.
+    """
+    from torch_fidelity.metric_prc import (
+        KEY_METRIC_F_SCORE,
+        KEY_METRIC_PRECISION,
+        KEY_METRIC_RECALL,
+        prc_features_to_metric,
+    )
+
+    counts = len(samples), len(reference)
+    _same_dim(samples, reference)
+    warnings = check("prc", *counts, _dim(samples), None)
+    found = prc_features_to_metric(
+        samples,
+        reference,
+        prc_neighborhood=NEIGHBOURS,
+        save_cpu_ram=max(counts) > _FULL,
+        verbose=False,
+    )
+    names = {
+        "precision": KEY_METRIC_PRECISION,
+        "recall": KEY_METRIC_RECALL,
+        "f_score": KEY_METRIC_F_SCORE,
+    }
+    values = {ours: found[theirs] for ours, theirs in names.items()}
+    return Score(values, *counts, {"neighbours": NEIGHBOURS}, warnings)
+
+
+def _count(given: Tensor | Statistics) -> int | None:
+    return given.num_images if isinstance(given, Statistics) else len(given)
+
+
+def _dim(given: Tensor | Statistics) -> int:
+    return len(given.mu) if isinstance(given, Statistics) else given.shape[1]
+
+
+def _same_dim(samples: Tensor | Statistics, reference: Tensor | Statistics) -> None:
+    ours, theirs = _dim(samples), _dim(reference)
+    problem = f"has {theirs} features an image, the samples have {ours}; take images of one size"
+    require(ours == theirs, "reference", None, f"{problem} and one extractor")
+
+
+def _check_size(dim: int) -> None:
+    problem = f"gives {dim} features an image; fid is of {LARGEST} at most, kid and prc of any"
+    require(dim <= LARGEST, "extractor", None, f"{problem}, and extractor=inception has 2048")

@@ -1,0 +1,130 @@
+"""Numbers of a run, and of images, as a user asks for them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm.data import Digits
+
+FEW = ("extractor=pixels", "num_samples=12", "steps=3", "num_images=6", "batch_size=5")
+
+
+def found(folder):
+    return json.loads(Path(folder, "evaluation.json").read_text())
+
+
+def values(folder):
+    return {row["name"]: row["value"] for row in found(folder)["metrics"]}
+
+
+def digits(path, indices):
+    data = Digits()
+    raw = data.fetch(list(indices), [0] * len(indices))[0]
+    np.savez(path, arr_0=raw.permute(0, 2, 3, 1).numpy())
+
+
+def test_a_run_is_judged_and_all_is_written_down(command, trained):
+    ended = command("evaluate", f"ckpt={trained}", "metrics=[fid,kid,prc,bpd,loss]", *FEW)
+    assert ended.status == 0, ended.err
+    (folder,) = Path(trained, "evaluations").iterdir()
+    names = {"evaluation.json", "report.html", "bound.npz", "bound.png"}
+    assert {path.name for path in folder.iterdir()} == names
+    rows = {row["name"]: row for row in found(folder)["metrics"]}
+    few = [f"{name}_12" for name in ("fid", "kid", "precision", "recall", "f_score")]
+    assert list(rows) == [*few, "loss", *(f"loss_q{q}" for q in range(4)), "bpd"]
+    row = rows["fid_12"]
+    for key, value in (
+        ("num_samples", 12), ("steps", 3), ("weights", "ema"), ("guidance", 1.0), ("seed", 0),
+        ("resize", "none"),
+    ):  # fmt: skip
+        assert row[key] == value
+    assert row["reference"]["num_images"] == 1797 and len(row["reference"]["sha256"]) == 64
+    assert row["extractor"]["name"] == "pixels" and row["extractor"]["features"] == 64
+    assert row["sampler"]["_target_"] == "ddpm.samplers.DDIM" and row["checkpoint"].startswith(
+        trained
+    )
+    bound = np.load(folder / "bound.npz")
+    assert bound["bits"].sum() + bound["prior"] == pytest.approx(rows["bpd"]["value"], rel=1e-6)
+    (line,) = [
+        json.loads(text)
+        for text in Path(trained, "metrics.jsonl").read_text().splitlines()
+        if "evaluation" in text
+    ]
+    assert line["step"] == 2 and line["evaluation"]["fid_12"] == row["value"]
+    quarters = [rows[f"loss_q{q}"]["value"] for q in range(4)]
+    assert rows["loss"]["value"] == pytest.approx(sum(quarters) / 4)
+    assert "fid_12" in (folder / "report.html").read_text()
+    again = command("train", f"resume={trained}", "trainer.max_steps=4")
+    assert again.status == 0, again.err
+
+
+def test_the_same_again_is_the_same_and_the_reference_is_not_computed_twice(command, trained):
+    options = (f"ckpt={trained}", "metrics=[fid]", *FEW)
+    for out in ("a", "b"):
+        assert command("evaluate", f"out={out}", *options).status == 0
+    assert values("a") == values("b")
+    (kept,) = Path("outputs/references").glob("*.safetensors")
+    written = kept.stat().st_mtime_ns
+    assert command("evaluate", "out=c", "batch_size=3", *options[:-1]).status == 0
+    assert kept.stat().st_mtime_ns == written
+    assert values("c")["fid_12"] == pytest.approx(values("a")["fid_12"], rel=1e-3)
+
+
+def test_images_that_exist_already(command):
+    digits("half.npz", range(0, 1797, 2))
+    digits("other.npz", range(1, 1797, 2))
+    options = ("samples=half.npz", "extractor=pixels", "metrics=[fid,kid,prc]")
+    assert command("evaluate", "reference=other.npz", "out=halves", *options).status == 0
+    assert command("evaluate", "reference=digits", "out=whole", *options).status == 0
+    assert command("evaluate", "reference=half.npz", "out=same", *options).status == 0
+    assert 0.05 < values("halves")["fid_899"] < 0.1 and values("whole")["fid_899"] < 0.04
+    same = values("same")
+    assert abs(same["fid_899"]) < 1e-3 and same["precision_899"] == same["recall_899"] == 1
+
+
+def test_statistics_of_the_field(command):
+    digits("half.npz", range(0, 1797, 2))
+    x = torch.stack([Digits().fetch([i], [0])[0][0] for i in range(1797)]).flatten(1) / 255
+    np.savez("stats.npz", mu=x.mean(0).double().numpy(), sigma=torch.cov(x.T.double()).numpy())
+    options = ("samples=half.npz", "extractor=pixels", "metrics=[fid]")
+    ended = command("evaluate", "reference=stats.npz", "out=a", *options)
+    assert ended.status == 0 and "does not say of which extractor" in ended.err
+    assert command("evaluate", "reference=digits", "out=b", *options).status == 0
+    assert values("a")["fid_899"] == pytest.approx(values("b")["fid_899"], abs=1e-3)
+
+
+ERRORS = [
+    ("metrics=[fid]", "ckpt: give either ckpt=, a model, or samples=, images"),
+    ("ckpt={run} metrics=[fidd]", "metrics=fidd: there is no such metric; did you mean 'fid'?"),
+    ("ckpt={run} metrics=[]", "metrics=[]: name at least one, such as [fid]"),
+    ("ckpt={run} num_samples=1", "num_samples=1: fid needs at least 2 samples"),
+    ("ckpt={run} metrics=[isc] num_samples=4", "metrics=isc: the extractor gives no logits; leave isc out, or take extractor=inception"),
+    ("samples=half.npz", "reference: is missing: name what the images are compared with"),
+    ("samples=half.npz reference=digits metrics=[bpd]", "metrics=bpd: needs a model; give ckpt= with it"),
+    ("samples=half.npz reference=nowhere", "reference=nowhere: no such folder; set reference to a folder of images"),
+    ("samples=half.npz reference=digits num_samples=2000", "num_samples=2000: there are 899 images; ask for fewer"),
+    ("ckpt={run} batch_size=0", "batch_size=0: must be at least 1"),
+    ("ckpt={run} model=unet", "model=unet: the model comes from the checkpoint; leave it out"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "line"), ERRORS, ids=[options for options, _ in ERRORS])
+def test_mistakes(command, trained, options, line):
+    digits("half.npz", range(0, 1797, 2))
+    ended = command("evaluate", "extractor=pixels", *options.format(run=trained).split())
+    assert ended.status == 1 and ended.line == f"ddpm-evaluate: {line}"
+    assert not Path(trained, "evaluations").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(command, trained):
+    options = (f"ckpt={trained}", "metrics=[fid,kid,prc,bpd,loss]", *FEW)
+    assert command("evaluate", "out=one", *options).status == 0
+    assert command("evaluate", "out=two", "launch.processes=2", *options).status == 0
+    one, two = values("one"), values("two")
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, rel=1e-6), name
