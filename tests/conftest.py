@@ -1,6 +1,9 @@
 """One thread a test process: the tests run in parallel processes, and sums keep their order."""
 
 import os
+import signal
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start
 
@@ -8,3 +11,13 @@ import torch
 
 torch.set_num_threads(1)
 torch.set_num_interop_threads(1)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_HANDLERS = {each: signal.getsignal(each) for each in _SIGNALS}
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """A command that is about to end ignores them; the process of the tests lives on."""
+    for each, handler in _HANDLERS.items():
+        signal.signal(each, handler)
