@@ -13,6 +13,9 @@ torch.set_num_threads(1)
 torch.set_num_interop_threads(1)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+for each in _SIGNALS:
+    if signal.getsignal(each) == signal.SIG_IGN:  # as nohup has it, and a CI's shell
+        signal.signal(each, signal.SIG_DFL)
 _HANDLERS = {each: signal.getsignal(each) for each in _SIGNALS}
 
 
