@@ -15,19 +15,32 @@ SHAPES = [(2, 32), (1, 8, 8), (1, 4, 4, 4)]
 
 
 class Oracle:
-    """Data N(mu, sigma^2) of shape (C, *spatial), and the network that knows it."""
+    """Data N(mu, sigma^2) of shape (C, *spatial), and the network that knows it.
 
-    def __init__(self, schedule, shape):
+    At a ``scale`` of 1/4 hardly any of the data lies outside -1..1.
+    """
+
+    def __init__(self, schedule, shape, scale=1.0):
         count = math.prod(shape)
         self.schedule = schedule
-        self.mu = torch.linspace(-0.9, 0.6, count).reshape(1, *shape)
-        self.sigma = torch.linspace(0.4, 0.8, count).flip(0).reshape(1, *shape)
+        self.mu = scale * torch.linspace(-0.9, 0.6, count).reshape(1, *shape)
+        self.sigma = scale * torch.linspace(0.4, 0.8, count).flip(0).reshape(1, *shape)
 
     def predict(self, x_t, a, s):
         """E[x0 | x_t] and E[eps | x_t]."""
         total = (a * self.sigma) ** 2 + s**2
         away = (x_t - a * self.mu) / total
         return self.mu + a * self.sigma**2 * away, s * away
+
+    def variance(self, t):
+        """The variance of x_t; at -1 that of the data."""
+        a, s = self.schedule.signal_noise(t)
+        return (a * self.sigma.double()) ** 2 + s**2
+
+    def reverse_variance(self, t, s):
+        """The variance of x_s given x_t, where nothing is known of x0 but what x_t says."""
+        step = 1 - (self.schedule.signal_noise(t)[0] / self.schedule.signal_noise(s)[0]) ** 2
+        return step * self.variance(s) / self.variance(t)
 
     def flow(self, x, t, u):
         """The exact solution at u of the probability-flow ODE through x at t."""

@@ -1,11 +1,20 @@
 """The process against improved-diffusion: every array of its four cases but those of DDIM."""
 
+import functools
 import math
 
 import pytest
 import torch
 
-from ddpm.diffusion import bound_term, prior_term
+from ddpm.diffusion import (
+    Denoiser,
+    GaussianDiffusion,
+    bound_term,
+    discretised_log_likelihood,
+    prior_term,
+)
+from ddpm.evaluation import bits_per_dimension
+from ddpm.samplers.base import respaced
 from tests.diffusion.iddpm_cases import LEARNED, NAMES, assert_near, iddpm_case
 
 
@@ -150,3 +159,135 @@ def test_the_network_answers_for_twice_the_channels(name):
     assert torch.equal(output, case["model_output"][:, :3])
     assert spread is not None
     assert torch.equal(spread, case["model_output"][:, 3:])
+
+
+def walk(case, process, answer, steps):
+    """Its bound with the case's noise at every step, and the times that the network was told."""
+    told = []
+
+    def network(x_t, time):
+        told.append(time)
+        return answer
+
+    denoiser = Denoiser(network, process)
+    bound = bits_per_dimension(
+        denoiser, case["x0"], randn_like=lambda x0: case["noise"], steps=steps
+    )
+    return bound, torch.stack(told)
+
+
+@functools.cache
+def whole_walk(name):
+    """The walk over all steps that the case keeps."""
+    case = iddpm_case(name)
+    steps = respaced(case.diffusion.num_steps, "ddim50") if name == "respaced" else None
+    return walk(case, case.diffusion, case["model_output"], steps)
+
+
+def assert_the_originals(case, got, expected):
+    """As near as single terms are; those of 1e-6 and less are the original's rounding noise."""
+    ordinary = (case.s < 0) | (expected > 1e-5)
+    assert ordinary.sum() >= 3
+    assert_near(got[ordinary, None], expected[ordinary, None], 3e-5)
+    assert_near(got[:, None], expected[:, None], 0.4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bits_per_dimension_has_the_originals_terms_and_prior(name):
+    """Of each sample the file has the term of one step."""
+    case, (bound, told) = iddpm_case(name), whole_walk(name)
+    assert bound.terms.shape == (5, case.num_kept) == (5, len(told))
+    at, rows = case["t"], torch.arange(5)
+    assert torch.equal(told[at, rows].float(), case["timesteps_given_to_network"])
+    assert_the_originals(case, bound.terms[rows, at], case["vb_bpd"])
+    assert_near(bound.prior[:, None], case["prior_bpd"][:, None], 1e-4)
+
+
+def decoder_nats(x0, mean, log):
+    """In float32 even so: in the tails the original's numbers are its rounding, and its 1e-12."""
+    return -discretised_log_likelihood(x0.float(), mean.float(), log.float() / 2).double()
+
+
+def bound_in_float64(case):
+    """All terms (B, K) and the prior (B,), from the original's formulas."""
+    process, said = case.diffusion, case["model_output"].double()
+    x0, noise, output = (x.double() for x in (case["x0"], case["noise"], said[:, :3]))
+    kept = process.schedule.alpha_bar[:: process.num_steps // case.num_kept]
+    at, as_ = (x.reshape(-1, 1, 1, 1) for x in (kept, torch.cat([torch.ones(1), kept[:-1]])))
+    small, large = (1 - at / as_) * (1 - as_) / (1 - at), 1 - at / as_
+    small[0] = small[1]
+    found = []
+    for t in range(len(kept)):
+        x_t = at[t].sqrt() * x0 + (1 - at[t]).sqrt() * noise
+        of_noise = (x_t - (1 - at[t]).sqrt() * output) / at[t].sqrt()
+        guess = (of_noise if process.learns_variance else output).clamp(-1, 1)
+        share = (said[:, 3:] + 1) / 2 if process.learns_variance else torch.tensor(float(t > 0))
+        log = share * large[t].log() + (1 - share) * small[t].log()
+        if t == 0:
+            nats = decoder_nats(x0, guess, log.expand_as(x0))
+        else:
+            weight = as_[t].sqrt() * large[t] / (1 - at[t])
+            ratio = small[t].log() - log
+            away = (weight * (guess - x0)) ** 2 * torch.exp(-log)
+            nats = 0.5 * (torch.expm1(ratio) - ratio + away)
+        found.append(nats.flatten(1).mean(1) / math.log(2))
+    end, log = kept[-1], torch.log(1 - kept[-1])
+    prior = 0.5 * (torch.expm1(log) - log + end * x0**2)
+    return torch.stack(found, dim=1), prior.flatten(1).mean(1) / math.log(2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bits_per_dimension_at_all_steps_and_its_total(name):
+    """The files have neither; float64 gives them, and it has the terms that the files have."""
+    case, (bound, _) = iddpm_case(name), whole_walk(name)
+    terms, prior = bound_in_float64(case)
+    rows = torch.arange(5)
+    assert_the_originals(case, terms[rows, case["t"]], case["vb_bpd"])
+    assert_near(prior[:, None], case["prior_bpd"][:, None], 1e-4)
+    off = (bound.terms / terms - 1).abs()
+    assert off.max() < 1e-3 and off[terms > 1e-5].max() < 2e-4 and off.mean() < 3e-5
+    assert_near(bound.total[:, None], (terms.sum(1) + prior)[:, None])
+
+
+def near_the_cases_steps(case):
+    """A few steps, among which the case's keep the neighbours that they have."""
+    every = torch.cat([case.t, case.s, case.after])
+    return every[every >= 0].unique().tolist()
+
+
+def but(case, variance):
+    """The case's process with another variance."""
+    process = case.diffusion
+    return GaussianDiffusion(
+        process.schedule,
+        process.objective,
+        variance=variance,
+        loss="vlb",
+        rescale_timesteps=process.rescale_timesteps,
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bits_per_dimension_with_fixed_small_variances(name):
+    """No case has them, but the files have the means, and this variance as the posterior's."""
+    case, steps = iddpm_case(name), near_the_cases_steps(iddpm_case(name))
+    bound, _ = walk(case, but(case, "fixed_small"), case["model_output"][:, :3], steps)
+    names = ("posterior_mean", "mean", "posterior_log_variance", "x0")
+    true, mean, log, x0 = (case[key].double() for key in names)
+    kl = (true - mean) ** 2 * torch.exp(-log) / 2
+    nats = torch.where((case.s < 0).reshape(-1, 1, 1, 1), decoder_nats(x0, mean, log), kl)
+    expected = nats.flatten(1).mean(1) / math.log(2)
+    got = bound.terms[torch.arange(5), torch.searchsorted(torch.tensor(steps), case.t)]
+    assert_near(got[:, None], expected[:, None])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bits_per_dimension_of_a_network_that_says_the_logarithm_of_its_variance(name):
+    """Given the original's, it has the original's terms."""
+    case, steps = iddpm_case(name), near_the_cases_steps(iddpm_case(name))
+    answer = torch.cat([case["model_output"][:, :3], case["log_variance"]], dim=1)
+    bound, _ = walk(case, but(case, "learned"), answer, steps)
+    got = bound.terms[torch.arange(5), torch.searchsorted(torch.tensor(steps), case.t)]
+    assert_the_originals(case, got, case["vb_bpd"])
+    last = prior_term(case.diffusion, case["x0"], case.last)
+    assert torch.equal(bound.prior, last)
