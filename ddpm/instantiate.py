@@ -25,8 +25,10 @@ from torch import nn
 from yaml import YAMLError
 
 from ddpm.data import Codec, Dataset, codec_from_state
+from ddpm.data.split import Split, split
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, did_you_mean, render, require
+from ddpm.fidelity import Auto, Extractor
 from ddpm.samplers import Sampler
 from ddpm.samplers.base import Steps
 from ddpm.seeding import For, mix
@@ -143,6 +145,8 @@ def complete(node: Config, key: str) -> dict[str, Any]:
         for p in parameters
         if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
     }
+    if key == "data":
+        defaults["val_fraction"] = 0.0  # of every data node, see splits
     return {"_target_": node["_target_"], **defaults, **node}
 
 
@@ -174,7 +178,8 @@ def check(options: Config, target: Callable[..., Any], key: str = "") -> dict[st
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and options.get(name, "???") == "???":
             raise ConfigError(f"{prefix}{name}", None, f"is missing; add {prefix}{name}=...")
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    init = inspect.isclass(target) and not is_dataclass(target)  # those may inherit fields
+    hints = get_type_hints(target.__init__ if init else target)
     return {name: typed(value, hints[name], f"{prefix}{name}") for name, value in options.items()}
 
 
@@ -312,8 +317,29 @@ class Facts:
 
 
 def dataset(config: Config) -> Dataset:
-    """The data that a config names."""
-    return build(config["data"], "data")
+    """The data that a config trains on."""
+    return splits(config).train
+
+
+def splits(config: Config) -> Split:
+    """The data that a config trains on, and those that it validates with.
+
+    Whatever its class, a data node has one option more: ``val_fraction``, see
+    :func:`ddpm.data.split.split`.
+
+    Raises:
+        ConfigError: see :func:`build`; also a fraction that cannot be held out.
+    """
+    node = config["data"]
+    fraction = 0.0
+    if isinstance(node, Mapping):  # anything else is for build to refuse
+        fraction = typed(node.get("val_fraction", fraction), float, "data.val_fraction")
+        node = {name: value for name, value in node.items() if name != "val_fraction"}
+    whole = build(node, "data")
+    try:
+        return split(whole, fraction)
+    except ConfigError as error:
+        raise error.under("data") from error
 
 
 def diffusion(config: Config, facts: Facts) -> GaussianDiffusion:
@@ -371,6 +397,12 @@ def sampler(node: Config, steps: Steps | list[int] = None) -> Sampler:
         if steps is None or error.key != "sampler.steps":
             raise
         raise ConfigError("steps", steps, error.problem) from error
+
+
+def extractor(node: Config, shape: tuple[int, ...]) -> Extractor:
+    """The extractor of a node, for images (C, H, W)."""
+    made = build(node, "extractor")
+    return made.suiting(shape) if isinstance(made, Auto) else made
 
 
 def trainer_options(config: Config) -> dict[str, Any]:

@@ -36,7 +36,12 @@ def progress(total: int, what: str, unit: str, *, initial: int = 0, shown: bool 
 
 
 def warn(message: str) -> None:
+    """Say on the error stream that something is not as it should be."""
+    note(f"warning: {message}")
+
+
+def note(message: str) -> None:
     """Say something on the error stream, above any bar."""
     for bar in getattr(tqdm, "_instances", ()):
         bar.delay = 0.0  # it shows up now, and has to end its line when it is closed
-    tqdm.write(f"warning: {message}", file=sys.stderr)
+    tqdm.write(message, file=sys.stderr)

@@ -2,9 +2,9 @@
 
 Whatever is random is keyed by what it is for: ``mix(seed, For.STEP, step, micro_step, rank)`` for
 a training step, ``mix(seed, For.SAMPLE, index)`` for a sample, ``mix(seed, For.AUGMENTATION, epoch,
-index)`` for an augmentation. So a
-resumed run, another batch size or another number of workers draws the same numbers, and no state
-of a random generator has to be stored.
+index)`` for an augmentation, ``mix(For.SPLIT, index)``, without a seed, for what is held out of
+training. So a resumed run, another batch size or another number of workers draws the same numbers,
+and no state of a random generator has to be stored.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class For(IntEnum):
     SAMPLE = 6
     END = 7
     FRAMES = 8
+    SPLIT = 9
 
 
 _WORD = 2**64 - 1

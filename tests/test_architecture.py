@@ -91,7 +91,7 @@ def test_only_the_commands_print():
             assert not is_print, f"{file}:{node.lineno}"
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "interpolate"])
+@pytest.mark.parametrize("command", ["train", "sample", "interpolate", "evaluate"])
 def test_a_command_starts_without_torch(command):
     code = f"import sys, ddpm.cli.{command}; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

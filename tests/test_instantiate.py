@@ -11,6 +11,7 @@ from ddpm import instantiate
 from ddpm.diffusion import GaussianDiffusion, PredV, cosine
 from ddpm.errors import ConfigError
 from ddpm.instantiate import build, check, typed
+from ddpm.training.same import check_same
 
 Choice = Literal["no", "fp16", "yes"]
 GOOD = [
@@ -140,6 +141,12 @@ FORBIDDEN = [
     "ddpm.data.__loader__.load_module",
     "ddpm.data.__name__",
     "ddpm.data.images.os.system",
+    "ddpm.data.Dataset",
+    "ddpm.data.UNTOUCHED",
+    "ddpm.data.split",
+    "ddpm.data.split.split",
+    "ddpm.data.split.Part",
+    "ddpm.data.split.Split",
     "ddpm.instantiate.load_plugins",
     "ddpm.training.checkpoint.save",
     "ddpm.training.trainer",
@@ -185,9 +192,15 @@ def test_a_refusal_of_the_constructor_names_its_place():
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
     (tmp_path / "mine_for_a_test.py").write_text(
-        "__all__ = ['Mine', 'number']\nnumber = 3\n"
+        "__all__ = ['Mine', 'Few', 'number']\nnumber = 3\n"
         "class Mine:\n    def __init__(self, *, size: int = 1): self.size = size\n"
         "class Hidden: pass\n"
+        "from ddpm.data import Digits\n"
+        "class Few(Digits):\n"
+        "    def __init__(self, *, count: int = 20):\n"
+        "        super().__init__()\n        self.count = count\n"
+        "    def __len__(self): return self.count\n"
+        "    def own_split(self): return Few(count=3)\n"
     )
     (tmp_path / "bare_for_a_test.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
@@ -328,3 +341,79 @@ def test_a_config_of_fewer_options_is_completed_with_their_defaults():
             "zero_terminal_snr": False,
         },
     }
+
+
+DIGITS = {"_target_": "ddpm.data.Digits"}
+
+
+def data(**options):
+    return {"data": {**DIGITS, **options}}
+
+
+def test_a_fraction_of_any_data_is_held_out_of_training():
+    parts = instantiate.splits(data(class_cond=True, val_fraction=0.1))
+    assert parts.val is not None and parts.val.num_classes == parts.train.num_classes == 10
+    assert (len(parts.train), len(parts.val)) == (1617, 180)
+    assert len(instantiate.dataset(data(val_fraction=0.1))) == 1617
+    for whole in (data(), data(val_fraction=0), data(val_fraction=0.0)):
+        parts = instantiate.splits(whole)
+        assert len(parts.train) == len(instantiate.dataset(whole)) == 1797 and parts.val is None
+
+
+def test_the_config_is_left_as_it_was():
+    config = data(val_fraction=0.1)
+    instantiate.splits(config)
+    assert config == data(val_fraction=0.1)
+
+
+@pytest.mark.parametrize(
+    ("node", "line"),
+    [
+        (data(val_fraction="many"), "data.val_fraction=many: must be a number"),
+        (data(val_fraction=None), "data.val_fraction=null: must be a number"),
+        (data(val_fraction=True), "data.val_fraction=true: must be a number"),
+        (data(val_fraction=1), "data.val_fraction=1.0: must be at least 0 and below 1, such as "
+         "0.1"),
+        (data(val_fraction=1e-4), "data.val_fraction=0.0001: would hold out 0 of 1797 items, and "
+         "neither part may be empty; raise it, or leave it at 0"),
+        (data(val_fraction=0.1, image_sise=8), "data.image_sise=8: there is no such option; did "
+         "you mean 'data.image_size'?"),
+        (data(val_fraction=0.1, image_size=0), "data.image_size=0: must be a positive number of "
+         "pixels, or two: [H,W]"),
+        ({"data": {"val_fraction": 0.1}}, "data: is missing; choose one with data=..."),
+        ({"data": None}, "data: is missing; choose one with data=..."),
+        ({"data": "digits"}, "data: is missing; choose one with data=..."),
+    ],
+)  # fmt: skip
+def test_data_that_are_refused(node, line):
+    assert refusal(instantiate.splits, node) == line
+    assert refusal(instantiate.dataset, node) == line
+
+
+def test_a_plugin_s_data_can_be_divided_and_may_have_a_split_of_their_own(plugin):
+    instantiate.load_plugins([plugin])
+    node = {"_target_": f"{plugin}.Few", "count": 10}
+    parts = instantiate.splits({"data": {**node, "val_fraction": 0.3}})
+    assert (len(parts.train), parts.val and len(parts.val)) == (7, 3)
+    assert parts.val is not None
+    expected = instantiate.dataset({"data": node}).fetch([1, 6, 9], [0] * 3)[0]
+    assert torch.equal(parts.val.fetch([0, 1, 2], [0] * 3)[0], expected)
+    own = instantiate.splits({"data": node})
+    assert (len(own.train), own.val and len(own.val)) == (10, 3)
+    assert instantiate.complete({"_target_": f"{plugin}.Few"}, "data") == {
+        "_target_": f"{plugin}.Few",
+        "count": 20,
+        "val_fraction": 0.0,
+    }
+
+
+def test_a_run_of_a_version_without_val_fraction_is_one_that_holds_nothing_out(tmp_path):
+    old, new = data(image_size=None, class_cond=False), data(val_fraction=0.0)
+    assert instantiate.completed(old) == instantiate.completed(new)
+    assert instantiate.completed(old)["data"]["val_fraction"] == 0.0
+    kept = instantiate.completed(data(val_fraction=0.2))
+    assert kept["data"]["val_fraction"] == 0.2
+    assert "val_fraction" not in instantiate.complete(MODEL, "model")
+    check_same(instantiate.completed(old), instantiate.completed(new), "resume", tmp_path)
+    line = refusal(check_same, instantiate.completed(old), kept, "resume", tmp_path)
+    assert "data.val_fraction (0.0 there, 0.2 here)" in line

@@ -15,7 +15,8 @@ from typing import Any
 from ddpm.errors import ConfigError, Stopped
 from ddpm.signals import STOPPED_STATUS
 
-Command = Callable[..., float | None]
+# A function of the options, or a dataclass of them whose instances are called; gives a number.
+Command = Callable[..., Any]
 _NO_CHOICE = "Config group override must be a string"  # Hydra's bare ValueError for data=null
 _FROM_CHECKPOINT = ("model", "diffusion", "schedule", "objective", "timesteps", "data", "trainer")
 
@@ -125,7 +126,8 @@ def readable(argument: str, arguments: list[str]) -> str:
         return argument
     if key.startswith("network."):  # arguments of somebody else's constructor: any are possible
         key = f"++{key}"
-    if "." in key and key[0].isalpha() and any(a.startswith("resume=") for a in arguments):
+    plain = "." in key and "@" not in key and key[0].isalpha()
+    if plain and any(a.startswith("resume=") for a in arguments):
         key = f"++{key}"
     strange = not value.isascii() or re.search(r"[~=]", value)
     called = re.fullmatch(r"\w+\(.*\)", value)
@@ -181,7 +183,8 @@ def _run(config: Any, command: Command) -> float | None:
             return workers.start(count, _run, config, command)
     load_plugins(checked["plugins"])
     try:
-        return command(**checked)
+        made = command(**checked)
+        return made() if isinstance(command, type) else made
     except BrokenPipeError:
         raise
     except OSError as error:

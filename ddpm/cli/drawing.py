@@ -1,4 +1,4 @@
-"""What ``ddpm-sample`` and ``ddpm-interpolate`` share: a trained model and where results go."""
+"""What drawing from a model takes: the model, made ready, and where results go."""
 
 from __future__ import annotations
 
@@ -26,28 +26,13 @@ FRAMES = 50  # pictures in a trajectory, at most
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A checkpoint made ready to draw from, on every process."""
+class Model:
+    """A network with what drawing from it takes, on every process."""
 
     accelerator: Accelerator
-    checkpoint: checkpoint.Checkpoint
     network: nn.Module
     diffusion: GaussianDiffusion
     facts: instantiate.Facts
-
-    @classmethod
-    def load(
-        cls,
-        ckpt: str,
-        weights: Literal["ema", "raw"],
-        device: launch.Device,
-        precision: launch.Precision,
-    ) -> Trained:
-        """Read the checkpoint that ``ckpt`` names; see :func:`ddpm.training.checkpoint.find`."""
-        accelerator = launch.accelerator(device, precision, key="precision")
-        found = checkpoint.find(ckpt, warn)
-        network, diffusion, facts = instantiate.trained(found, weights)
-        return cls(accelerator, found, network.to(accelerator.device), diffusion, facts)
 
     def source(
         self,
@@ -124,6 +109,31 @@ class Trained:
         singly = [each for each in wanted if each in codec.folders]
         return singly, [each for each in wanted if each not in codec.folders]
 
+    def progress(self, calls: int, what: str) -> tqdm:
+        """A bar over the calls of the network, with the time that is left."""
+        return progress(calls, what, "call", shown=self.accelerator.is_main_process)
+
+
+@dataclass(frozen=True)
+class Trained(Model):
+    """The model of a checkpoint."""
+
+    checkpoint: checkpoint.Checkpoint
+
+    @classmethod
+    def load(
+        cls,
+        ckpt: str,
+        weights: Literal["ema", "raw"],
+        device: launch.Device,
+        precision: launch.Precision,
+    ) -> Trained:
+        """Read the checkpoint that ``ckpt`` names; see :func:`ddpm.training.checkpoint.find`."""
+        accelerator = launch.accelerator(device, precision, key="precision")
+        found = checkpoint.find(ckpt, warn)
+        network, diffusion, facts = instantiate.trained(found, weights)
+        return cls(accelerator, network.to(accelerator.device), diffusion, facts, found)
+
     def folder(self, out: str | None, default: str) -> Path:
         """The folder to write to, made by the main process: ``out``, or a new one in the run.
 
@@ -143,10 +153,6 @@ class Trained:
         except OSError as error:
             raise unwritable(folder, error) from error
         return folder
-
-    def progress(self, calls: int, what: str) -> tqdm:
-        """A bar over the calls of the network, with the time that is left."""
-        return progress(calls, what, "call", shown=self.accelerator.is_main_process)
 
 
 def drop_stale(codec: Codec, folder: Path, count: int, written: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,21 +129,24 @@ def _stored(path: Path) -> Node | None:
 
 def _with_overrides(stored: Node, asked: Node) -> Node:
     """The stored config with the options that were typed beside ``resume``."""
-    merged = {
-        key: dict(value) if isinstance(value, dict) else value for key, value in stored.items()
-    }
+    merged = deepcopy(stored)
     for typed in app.overrides():
         key = typed.lstrip("+~").partition("=")[0]
+        key = key.partition("@")[2] or key  # sampler@evaluation.sampler=ddpm
         group, _, option = key.partition(".")
         if group not in asked:  # name, out, resume and the like are not of the run
             continue
         if not isinstance(merged.get(group), dict):
             merged[group] = asked[group]
         elif option:
-            known = [f"{group}.{name}" for name in merged[group]]
+            *parents, name = option.split(".")
+            there, here = merged[group], asked[group]
+            for parent in parents:
+                there, here = there.get(parent, {}), here.get(parent, {})
+            known = [".".join([group, *parents, each]) for each in there]
             problem = f"there is no such option{did_you_mean(key, known)}"
             require(key in known, key, typed.partition("=")[2], problem)
-            merged[group][option] = asked[group][option]
+            there[name] = here[name]
         elif asked[group]["_target_"] != merged[group]["_target_"]:
             merged[group] = asked[group]
     problem = "is missing: the run was imported without data to train on; add data=..."

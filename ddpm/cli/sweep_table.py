@@ -10,15 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddpm.cli.tables import aligned
 from ddpm.files import replacing
 
 RECORD = "job.json"  # in the folder of a job: its overrides, and how it ended
 LEGEND = 20  # curves named in the picture
+_QUARTERS = tuple(f"_q{quarter}" for quarter in range(4))  # of t: too many for a table
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep, as its folder tells it; ``points`` are (step, loss)."""
+    """One job of a sweep, as its folder tells it.
+
+    Attributes:
+        points: (step, loss).
+        measured: what was evaluated last while it trained, by name.
+    """
 
     number: int
     options: dict[str, str]
@@ -27,6 +34,7 @@ class Job:
     folder: Path
     steps: int
     points: list[tuple[int, float]]
+    measured: dict[str, float]
 
     @property
     def loss(self) -> float | None:
@@ -86,42 +94,48 @@ def _job(record: Path, told: dict[str, Any], options: dict[str, str]) -> Job:
     status, error = told.get("status", "running"), told.get("error") or ""
     if status == "running":  # and the launcher has given up waiting
         status, error = "failed", "killed, or still running: it did not say how it ended"
-    return Job(int(record.parent.name), options, status, error, run.path, steps, points)
+    measured = {name: curve[-1][1] for name, curve in run.curves().items() if name != "loss"}
+    measured = {name: value for name, value in measured.items() if not name.endswith(_QUARTERS)}
+    return Job(int(record.parent.name), options, status, error, run.path, steps, points, measured)
 
 
 def _number(logged: float | None) -> float:
     return math.nan if logged is None else float(logged)  # null: it was not finite
 
 
+def _measured(rows: list[Job]) -> list[str]:
+    """What any of the jobs evaluated."""
+    return list(dict.fromkeys(name for job in rows for name in job.measured))
+
+
 def write_csv(rows: list[Job], path: Path) -> bool:
     """Write the table, a line a job; always True."""
     with replacing(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        keys = list(rows[0].options)
-        ends = ("status", "error", "steps", "loss", "best_loss", "best_step", "folder")
+        keys, names = list(rows[0].options), _measured(rows)
+        ends = ("status", "error", "steps", "loss", "best_loss", "best_step", *names, "folder")
         table.writerow(["job", *keys, *ends])
         for job in rows:
             step, best = job.best
-            told = (job.status, job.error, job.steps, job.loss, best, step, job.folder)
-            table.writerow([job.number, *job.options.values(), *told])
+            told = (job.status, job.error, job.steps, job.loss, best, step)
+            measured = [job.measured.get(name) for name in names]
+            table.writerow([job.number, *job.options.values(), *told, *measured, job.folder])
     return True
 
 
 def summary(rows: list[Job]) -> str:
     """The table in a terminal's width, long values cut."""
-    head = ["job", *rows[0].options, "status", "steps", "loss", "best", "at step", ""]
+    names = _measured(rows)
+    head = ["job", *rows[0].options, "status", "steps", "loss", "best", "at step", *names, ""]
     lines = [head]
     for job in rows:
         step, best = job.best
         numbers = [f"{x:.4g}" if x is not None else "-" for x in (job.loss, best)]
         ends = [job.status, str(job.steps), *numbers, "-" if step is None else str(step)]
+        ends += [f"{job.measured[name]:.4g}" if name in job.measured else "-" for name in names]
         told = [*(_cut(x, 24) for x in job.options.values()), *ends, _cut(job.error, 60)]
         lines.append([str(job.number), *told])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return aligned(lines)
 
 
 def _cut(text: str, width: int) -> str:

@@ -17,6 +17,7 @@ from ddpm.signals import STOPPED_STATUS, StopSignal
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from ddpm.cli.judging.validation import Validation
     from ddpm.cli.resuming import Plan
     from ddpm.instantiate import Facts
     from ddpm.samplers import Sampler
@@ -60,8 +61,9 @@ def train(
     timesteps: Node,
     sampler: Node,
     trainer: Node,
+    evaluation: Node,
 ) -> float | None:
-    """Train, or go on with a run; returns the last logged loss, for sweeps."""
+    """Train, or go on with a run; returns a number for sweeps, see :func:`_result`."""
     from ddpm import instantiate
     from ddpm.cli.resuming import plan
     from ddpm.training import launch
@@ -76,6 +78,7 @@ def train(
         "timesteps": timesteps,
         "sampler": sampler,
         "trainer": trainer,
+        "evaluation": evaluation,
     }
     with StopSignal() as stop:
         planning = partial(plan, asked, name=name, out=out, resume=resume, override=override)
@@ -102,7 +105,7 @@ def _train(
     from ddpm.training.lock import Lock
     from ddpm.training.run import Run
 
-    training, walk, facts = _build(planned.config, accelerator)
+    training, walk, facts, validation = _build(planned.config, accelerator, out)
     run = Run(planned.path or _new_folder(accelerator, out), training.trackers)
     lock = Lock(run.path)
     try:
@@ -114,42 +117,50 @@ def _train(
         found = planned.found(accelerator, facts, len(training.data))
         if found is not None:
             training.resume(found)
-        if training.step >= training.max_steps:
+        owed = validation is not None and not run.has_evaluation(training.step)
+        if training.step >= training.max_steps and not owed:
             done = f"{run.path} is done: {training.step} steps; add trainer.max_steps=..."
             app.say(accelerator, done)
-            return run.last_loss()
+            return _result(run, training)
         inside = run.path.resolve().is_relative_to(out.resolve())
         latest = (out if inside else run.path.parent) / "latest"
         with _ending(run, training):
             _begin(run, planned, training, accelerator, latest)
             app.say(accelerator, _summary(training, facts, run))
-            loss = _fit(run, planned, training, walk, facts, stop)
+            _fit(run, planned, training, walk, facts, validation, stop)
         accelerator.wait_for_everyone()  # all leave together
         app.say(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
         app.say(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
         accelerator.end_training()
-        return loss
+        return _result(run, training)
     finally:
         lock.release()
 
 
-def _build(config: Node, accelerator: Accelerator) -> tuple[Trainer, Sampler, Facts]:
-    """The trainer, the previews' sampler and what the data decide."""
+def _build(
+    config: Node, accelerator: Accelerator, out: Path
+) -> tuple[Trainer, Sampler, Facts, Validation | None]:
+    """The trainer, the previews' sampler, what the data decide, and what evaluates."""
     from contextlib import nullcontext
 
     from ddpm import instantiate
+    from ddpm.cli.judging.validation import Validation
     from ddpm.generation import check_steps
 
     fetching = config["data"].get("download", False)  # one fetches, the others find it there
     with accelerator.main_process_first() if fetching else nullcontext():
-        samples = instantiate.dataset(config)
-    facts = instantiate.Facts.of(samples)
+        own = instantiate.splits(config)
+    facts = instantiate.Facts.of(own.train)
     process = instantiate.diffusion(config, facts)
     walk = instantiate.sampler(config["sampler"])
     network = instantiate.network(config, facts, process)
-    training = instantiate.trainer(config, network, process, samples, accelerator)
+    training = instantiate.trainer(config, network, process, own.train, accelerator)
     check_steps(walk, process, "sampler.steps")
-    return training, walk, facts
+    validation = None
+    if training.evaluate_every:
+        cache = out / "references"
+        validation = Validation(config, facts, own, accelerator, best=training.best, cache=cache)
+    return training, walk, facts, validation
 
 
 def _new_folder(accelerator: Accelerator, out: Path) -> Path:
@@ -199,9 +210,15 @@ def _begin(
 
 
 def _fit(
-    run: Run, planned: Plan, training: Trainer, walk: Sampler, facts: Facts, stop: StopSignal
-) -> float:
-    """Train, with previews; every checkpoint knows what made it."""
+    run: Run,
+    planned: Plan,
+    training: Trainer,
+    walk: Sampler,
+    facts: Facts,
+    validation: Validation | None,
+    stop: StopSignal,
+) -> None:
+    """Train, with previews and evaluations; every checkpoint knows what made it."""
     import torch
 
     from ddpm import __version__
@@ -217,7 +234,22 @@ def _fit(
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
     }
-    return training.fit(run, header, previews, stop=stop)
+    if validation is not None:
+        validation.ready(training)
+    training.fit(run, header, previews, validation, stop=stop)
+
+
+def _result(run: Run, training: Trainer) -> float | None:
+    """The best value of what ``trainer.best`` follows, if that is evaluated, else the last loss."""
+    from ddpm.training.checkpoint import listed
+    from ddpm.training.meter import QUARTERS
+    from ddpm.training.retention import best_of
+
+    if training.best in (None, "loss", *QUARTERS):
+        return run.last_loss()
+    assert training.best is not None
+    best = best_of(listed(run.path), training.best)
+    return None if best is None else best.value
 
 
 @contextmanager

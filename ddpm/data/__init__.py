@@ -5,7 +5,7 @@ from __future__ import annotations
 from ddpm.data.codec import Codec, ImageCodec, SequenceCodec, codec_from_state
 from ddpm.data.dataset import Dataset
 from ddpm.data.folder import Folder
-from ddpm.data.images import CIFAR10, Digits
+from ddpm.data.images import CIFAR10, UNTOUCHED, Digits
 from ddpm.data.sequences import Sequences
 from ddpm.data.video_codec import Condition, VideoCodec
 from ddpm.data.videos import Videos
@@ -20,6 +20,7 @@ __all__ = [
     "ImageCodec",
     "SequenceCodec",
     "Sequences",
+    "UNTOUCHED",
     "VideoCodec",
     "Videos",
     "codec_from_state",

@@ -16,6 +16,9 @@ class Dataset(ABC):
     A subclass takes its configuration as keyword-only constructor parameters, whose annotations
     are the schema of its config node, and sets the attributes below. Nothing here holds state that
     changes, and nothing draws from a random generator: an item is a function of ``(index, key)``.
+
+    Every such node takes one more option, ``val_fraction``, which never reaches the constructor:
+    see :func:`ddpm.data.split.split`.
     """
 
     shape: tuple[int, ...]
@@ -42,3 +45,14 @@ class Dataset(ABC):
         ``keys`` holds one augmentation seed in ``[0, 2**63)`` for each item. Images are uint8,
         sequences float32; labels are int64 ``(B,)`` in ``[0, num_classes)``, or None.
         """
+
+    def own_split(self) -> Dataset | None:
+        """The part of the data that its authors set aside, for validation; None: there is none.
+
+        It has this one's shape, classes and codec, and does not augment. It is read when it is
+        asked for: a command that does not validate should not pay for it.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        return None

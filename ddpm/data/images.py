@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
+from itertools import count
 from typing import Literal
 
 import numpy as np
@@ -15,9 +17,12 @@ from ddpm.data.codec import Codec, ImageCodec
 from ddpm.data.dataset import Dataset
 from ddpm.data.decoding import fit
 from ddpm.errors import ConfigError, require
-from ddpm.seeding import mix_array
+from ddpm.seeding import mix, mix_array
 
 _FLIP = 1  # what the key is mixed with to decide on a flip
+
+UNTOUCHED: int = next(key for key in count() if mix(key, _FLIP) % 2 == 0)
+"""A key for :meth:`Dataset.fetch` with which our own data sets mirror nothing."""
 
 
 class PixelSet(Dataset):
@@ -130,6 +135,12 @@ class CIFAR10(PixelSet):
         self._set_pixels(pixels)
         if class_cond:
             self._set_labels(labels, names)
+        alike = partial(CIFAR10, path=path, image_size=image_size, class_cond=class_cond)
+        self._test = partial(alike, split="test") if split == "train" else None
+
+    def own_split(self) -> CIFAR10 | None:
+        """The test images, never mirrored; None where these are the test images."""
+        return None if self._test is None else self._test()
 
 
 def _read_cifar10(

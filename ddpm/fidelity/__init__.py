@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddpm.fidelity.extractors import CLIP, Custom, DINOv2, Extractor, Inception, Pixels
+from ddpm.fidelity.extractors import CLIP, Auto, Custom, DINOv2, Extractor, Inception, Pixels
 from ddpm.fidelity.features import Features, extract, joined, of_batch, share
 from ddpm.fidelity.images import (
     DatasetImages,
@@ -12,11 +12,12 @@ from ddpm.fidelity.images import (
     NpzImages,
     holds_statistics,
 )
-from ddpm.fidelity.reference import Reference, find, keep, make, named, provenance, reference_of
+from ddpm.fidelity.reference import Reference, named, reference_of
 from ddpm.fidelity.scores import Score, Statistics, check, fid, isc, kid, name_of, prc
 
 __all__ = [
     "CLIP",
+    "Auto",
     "Custom",
     "DINOv2",
     "DatasetImages",
@@ -34,18 +35,14 @@ __all__ = [
     "check",
     "extract",
     "fid",
-    "find",
     "holds_statistics",
     "isc",
     "joined",
-    "keep",
     "kid",
-    "make",
     "name_of",
     "named",
     "of_batch",
     "prc",
-    "provenance",
     "reference_of",
     "share",
 ]

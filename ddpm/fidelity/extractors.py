@@ -297,3 +297,18 @@ def _reason(error: BaseException) -> str:
     """The last line of what an error says: TorchScript puts a trace before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+class Auto:
+    """No extractor, but the choice of one: what suits the images.
+
+    Inception sees objects in photographs; of tiny grey images it says little.
+    """
+
+    _TINY = 32  # pixels a side
+
+    def suiting(self, shape: tuple[int, ...]) -> Extractor:
+        """:class:`Pixels` for grey images (C, H, W) of up to 32x32, else :class:`Inception`."""
+        channels, *sides = shape
+        tiny = channels == 1 and max(sides) <= self._TINY
+        return Pixels() if tiny else Inception()

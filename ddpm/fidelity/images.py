@@ -7,7 +7,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -16,13 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.data import Dataset, Folder, ImageCodec
+from ddpm.data import UNTOUCHED, Dataset, Folder, ImageCodec
 from ddpm.errors import ConfigError, require
 from ddpm.progress import progress
-from ddpm.seeding import mix
 
 _CHUNK = 256  # images that are hashed at once
-_UNTOUCHED = next(key for key in count() if mix(key, 1) % 2 == 0)  # the key that mirrors nothing
 
 
 class Images(ABC):
@@ -106,7 +103,7 @@ class DatasetImages(Images):
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Raw items, with the key at which our own data sets mirror nothing."""
-        return self._data.fetch(indices, [_UNTOUCHED] * len(indices))[0]
+        return self._data.fetch(indices, [UNTOUCHED] * len(indices))[0]
 
     def _named(self) -> dict[str, Any]:
         return self._names

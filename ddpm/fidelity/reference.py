@@ -84,6 +84,8 @@ def reference_of(
     cache: Path | None,
     count: int | None = None,
     need_features: bool = False,
+    main: bool = True,
+    told: Callable[[Reference | None], Reference | None] = lambda found: found,
 ) -> Reference:
     """What the cache has, else what ``compute`` gives, which is then kept.
 
@@ -94,19 +96,22 @@ def reference_of(
         cache: the folder of files; None = nothing is looked up or kept.
         count: how many of the images; None = all.
         need_features: a file with statistics alone does not do.
+        main: of several processes, the one that looks into the cache and writes to it.
+        told: gives every process what the main one has found: they compute all or none.
 
     Raises:
         ConfigError: too few images, or the cache cannot be written.
     """
     wanted = provenance(extractor, images, count)
-    found = None if cache is None else find(cache, wanted, need_features=need_features)
+    place = cache if main else None
+    found = told(None if place is None else find(place, wanted, need_features=need_features))
     if found is not None:
         return found
     num_images = wanted["reference"]["num_images"]
     require(num_images >= 2, "reference", None, f"holds {num_images} images; there must be 2")
     made = make(compute(num_images), wanted)
-    if cache is not None:
-        keep(cache, made)
+    if place is not None:
+        keep(place, made)
     return made
 
 

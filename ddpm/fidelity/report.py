@@ -51,7 +51,7 @@ def write_comparison(
     *,
     title: str = "Comparison",
     sort_by: str | None = None,
-) -> None:
+) -> list[Report]:
     """Write the page of several runs: a table, best first, the samples side by side, and each run.
 
     Args:
@@ -59,6 +59,9 @@ def write_comparison(
         reports: at least one.
         title: what the page is called.
         sort_by: name of a metric; default the first one. Runs without it come last.
+
+    Returns:
+        The reports, best first.
 
     Raises:
         ConfigError: there is no run, or none has the metric, or ``path`` cannot be written.
@@ -82,6 +85,7 @@ def write_comparison(
         parts.append(f'<section id="run-{place}">\n{top}')
         parts += [*sections(report, f"run-{place}", "h3"), "</section>"]
     _write(path, page(title, parts, wide=True))
+    return ranked
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,7 +6,8 @@ A checkpoint ``step-00001000/`` holds
 - ``model.safetensors``, ``ema.safetensors``: the weights and their average;
 - ``state.pt``: what only resuming needs (optimizer, counters), read with ``weights_only=True``;
 - ``manifest.json``: the format's version, size and sha256 of each file, the versions of what wrote
-  it and the sha256 of its config; written last.
+  it and the sha256 of its config; written last;
+- ``evaluation.json``: what training measured of it, where it did; written afterwards.
 
 It is written under another name in the same folder, synced to the disk and renamed. Weights that
 are not finite are never written.
@@ -37,6 +38,7 @@ from ddpm.files import LARGEST_LIST, free_space, load_tensors, sync
 FORMAT = 1
 FOLDER = "checkpoints"
 MANIFEST, CONFIG, STATE = "manifest.json", "config.json", "state.pt"
+EVALUATION = "evaluation.json"
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
 _NAME = re.compile(r"step-(\d{8,})")
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ddpm.errors import ConfigError, Stopped
@@ -41,6 +43,23 @@ class Verdict(NamedTuple):
 Judge = Callable[[Tensor], Verdict]
 
 
+class Evaluated(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        numbers: by name.
+        write: writes them into a folder, with what they depend on.
+    """
+
+    numbers: dict[str, float]
+    write: Callable[[Path], None]
+
+
+# Measures the averaged weights, on every process; now and then, on each as often, it asks whether
+# to stop, and gives None if it did.
+Evaluate = Callable[["Trainer", Callable[[], bool]], Evaluated | None]
+
+
 class Loop:
     """Takes a trainer's steps; logs, writes checkpoints, draws previews, and stops when told to.
 
@@ -49,6 +68,7 @@ class Loop:
         run: where results go; only the main process writes.
         header: what a checkpoint says of itself, without its step.
         preview: draws samples; called on every process.
+        evaluate: measures; called on every process.
         stop: looked at after each step.
     """
 
@@ -58,10 +78,13 @@ class Loop:
         run: Run,
         header: dict[str, Any],
         preview: Callable[[Trainer], None] | None,
+        evaluate: Evaluate | None,
         stop: StopSignal,
     ) -> None:
         self.trainer, self.run, self.header, self.preview = trainer, run, header, preview
+        self.evaluate = evaluate if trainer.evaluate_every else None
         self.accelerator, self.stop = trainer.accelerator, stop
+        self.saved = trainer.step  # there is a checkpoint of, or is about to be
         self.saver = Saver(run.path, self._prune, warn)
         self.meter = Meter(trainer.accelerator, trainer.diffusion.num_steps)
         self.agreed = Agreed(finite=True, stop=False, failed=False)
@@ -92,6 +115,8 @@ class Loop:
         trainer.settle(first)
         batches = chain([first], batches)
         main, done = self.accelerator.is_main_process, trainer.step
+        if self.evaluate and self._owes_evaluation():
+            self._evaluate(self.evaluate)
         with progress(last, "training", "step", initial=done, shown=main) as bar:
             while trainer.step < last and not self.agreed.stop:
                 norm = trainer.take_step(batches, self._judge)
@@ -101,7 +126,8 @@ class Loop:
                 if self._due(trainer.log_every):
                     self._log(norm)
                     bar.set_postfix_str(self._speed(), refresh=False)
-                if self._due(trainer.checkpoint_every):
+                judged = self.evaluate and self._due(trainer.evaluate_every)
+                if self._due(trainer.checkpoint_every) or (judged and trainer.best):
                     self._save()
                     self.meter.restart_clock()
                 show = trainer.preview_every and (trainer.step == last or not self.agreed.stop)
@@ -109,6 +135,8 @@ class Loop:
                     self.preview(trainer)
                     trainer.network.train()
                     self.meter.restart_clock()
+                if self.evaluate and judged and not self.agreed.stop:
+                    self._evaluate(self.evaluate)
 
     def _due(self, every: int) -> bool:
         """Whether what is done at these steps, and at the last one, is to be done now."""
@@ -182,8 +210,41 @@ class Loop:
         loss = self.metrics["loss"]
         return f"loss {'not finite' if loss is None else f'{loss:.4f}'}, {speed:.0f} {unit}/s"
 
+    def _owes_evaluation(self) -> bool:
+        """Whether the run was stopped when it was to be evaluated."""
+        step, last = self.trainer.step, self.trainer.max_steps
+        due = step == last or (step > 0 and step % self.trainer.evaluate_every == 0)
+        return broadcast_object_list([due and not self.run.has_evaluation(step)])[0]
+
+    def _evaluate(self, evaluate: Evaluate) -> None:
+        """Measure, and write it down beside the checkpoint of this step, if there is one."""
+        trainer = self.trainer
+        found = evaluate(trainer, self._told_to_stop)
+        trainer.network.train()
+        self.meter.restart_clock()
+        if found is None:  # it is made up for when the run goes on
+            if self.saved != trainer.step:
+                self._save()
+        elif self.accelerator.is_main_process:
+            self.saver.wait()
+            folder = checkpoint.place(self.run.path / checkpoint.FOLDER, trainer.step)
+            with self.run.forgiving("evaluation.json"):
+                if folder.is_dir():
+                    found.write(folder)
+                    self._prune(trainer.step)
+            numbers = {name: _finite(value) for name, value in found.numbers.items()}
+            self.run.evaluated(trainer.step, numbers)
+
+    def _told_to_stop(self) -> bool:
+        """Whether some process was told to, asked on all of them while they evaluate."""
+        told = self.stop.received is not None
+        found = agree(self.accelerator, torch.zeros(()), stop=told, failed=False)
+        self.agreed = self.agreed._replace(stop=found.stop)
+        return found.stop
+
     def _save(self) -> None:
         """Begin to write a checkpoint of this step."""
+        self.saved = self.trainer.step
         if self.accelerator.is_main_process:
             trainer = self.trainer
             self.saver.start(

@@ -6,9 +6,11 @@ import contextlib
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from ddpm.training.checkpoint import CONFIG, FOLDER, listed, step_of
+from ddpm.training.checkpoint import CONFIG, EVALUATION, FOLDER, listed, step_of
 
 BEST = "best"  # beside the checkpoints, a link to the best of them
 
@@ -27,7 +29,7 @@ def prune(
         run: the run folder.
         keep_last: how many of the newest are kept.
         keep_every: those of steps that are multiples of it are kept too.
-        best: the checkpoint with the lowest value of this metric is kept too, and linked to.
+        best: the checkpoint that is best in this metric is kept too, and linked to.
         step: of the one just written. Newer ones are damaged, or the run would have gone on from
             them: they do not count, and lie there until others take their place.
     """
@@ -35,11 +37,10 @@ def prune(
     kept = set(folders[:keep_last])
     if keep_every is not None:
         kept |= {folder for folder in folders if step_of(folder) % keep_every == 0}
-    values = {} if best is None else {f: v for f in folders if (v := _metric(f, best)) is not None}
-    if values:
-        first = min(values, key=lambda folder: (values[folder], step_of(folder)))
-        kept.add(first)
-        _link(run / FOLDER / BEST, first.name)
+    first = None if best is None else best_of(folders, best)
+    if first is not None:
+        kept.add(first.folder)
+        _link(run / FOLDER / BEST, first.folder.name)
     for folder in folders:
         if folder not in kept:
             _take_away(folder)
@@ -60,14 +61,53 @@ def sweep_up(run: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _metric(folder: Path, name: str) -> float | None:
-    """What a checkpoint says it had reached, or None: not known, or not a number."""
+class Reached(NamedTuple):
+    """What a checkpoint has reached in a metric.
+
+    Attributes:
+        folder: of the checkpoint.
+        value: of the metric.
+        loss: the same, or its negative: less is better.
+        how: it was measured; only equals can be compared.
+    """
+
+    folder: Path
+    value: float
+    loss: float
+    how: Any = None
+
+
+def best_of(folders: Sequence[Path], metric: str) -> Reached | None:
+    """The best of some checkpoints, newest first, in a metric; of equals the first of the run.
+
+    Where it was measured in several ways, those that were measured like the newest count.
+    """
+    found = [one for folder in folders if (one := _reached(folder, metric)) is not None]
+    alike = [one for one in found if one.how == found[0].how]
+    return min(alike, key=lambda one: (one.loss, step_of(one.folder)), default=None)
+
+
+def _reached(folder: Path, metric: str) -> Reached | None:
+    """What a checkpoint says it has reached, or None: not known, or not a number."""
     try:
-        header = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        value = float(header["metrics"][name])
-    except (OSError, ValueError, KeyError, TypeError):
+        value, sign, how = _logged(folder, metric) or _evaluated(folder, metric)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
         return None
-    return value if math.isfinite(value) else None
+    return Reached(folder, value, sign * value, how) if math.isfinite(value) else None
+
+
+def _logged(folder: Path, metric: str) -> tuple[float, int, Any] | None:
+    """A metric of the training itself."""
+    metrics = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("metrics", {})
+    return (float(metrics[metric]), 1, None) if metric in metrics else None
+
+
+def _evaluated(folder: Path, metric: str) -> tuple[float, int, Any]:
+    """A metric of the evaluation beside the weights, by its name or that without the count."""
+    content = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+    rows = content["metrics"]
+    row = next(row for row in rows if metric in (row["metric"], row["name"]))
+    return float(row["value"]), -1 if row["higher_is_better"] else 1, content.get("measure")
 
 
 def _link(path: Path, target: str) -> None:

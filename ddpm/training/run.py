@@ -78,9 +78,15 @@ class Run:
             **names, folder=self.path, config=config, step=step, main=True, warn=warn
         )
 
-    def evaluated(self, step: int, numbers: Mapping[str, float], folder: str) -> None:
-        """Append what an evaluation found to ``metrics.jsonl``."""
-        _append(self.metrics_file, {"step": step, "evaluation": dict(numbers), "folder": folder})
+    def evaluated(
+        self, step: int, numbers: Mapping[str, float | None], folder: str | None = None
+    ) -> None:
+        """Append what an evaluation found to ``metrics.jsonl``; one of training has no folder."""
+        told = {"folder": folder} if folder else {}
+        with self.forgiving("metrics.jsonl"):
+            _append(self.metrics_file, {"step": step, "evaluation": dict(numbers), **told})
+        if folder is None:
+            self.trackers.log({f"eval/{name}": value for name, value in numbers.items()}, step)
 
     def event(self, name: str, step: int, **facts: Any) -> None:
         """Append what happened to the run, and when, to ``events.jsonl``."""
@@ -115,6 +121,25 @@ class Run:
                     continue
         return records
 
+    def has_evaluation(self, step: int) -> bool:
+        """Whether training has measured at this step."""
+        return any(
+            record["step"] == step and "evaluation" in record and "folder" not in record
+            for record in self.metrics()
+        )
+
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        """Numbers over the steps, by name: ``loss``, and what was evaluated while training."""
+        found: dict[str, list[tuple[int, float]]] = {"loss": []}
+        for record in self.metrics():
+            numbers = record if "loss" in record else record.get("evaluation", {})
+            wanted = ("loss",) if "loss" in record else numbers
+            if "folder" not in record:
+                for name in wanted:
+                    if numbers[name] is not None:
+                        found.setdefault(name, []).append((record["step"], numbers[name]))
+        return found
+
     def rewind(self, step: int) -> None:
         """Forget what was logged after ``step``: it will be computed, and logged, again."""
         kept = [record for record in self.metrics() if record["step"] <= step]
@@ -141,6 +166,9 @@ class Run:
         axes.plot(
             steps, [record["loss"] for record in records], color="black", lw=1.5, label="loss"
         )
+        held_out = self.curves().get("val_loss")
+        if held_out:
+            axes.plot(*zip(*held_out, strict=True), "o--", ms=3, lw=1, label="of held-out data")
         axes.set(
             xlabel="optimizer step", ylabel="training loss", yscale="log", title=self.path.name
         )

@@ -23,13 +23,14 @@ FREE_KEYS = frozenset(
         "trainer.keep_last",
         "trainer.keep_every",
         "trainer.best",
+        "trainer.evaluate_every",
         "trainer.on_nonfinite",
         "trainer.max_skips",
         "trainer.trackers",
         "trainer.num_workers",
     }
 )
-FREE_GROUPS = ("sampler.",)  # of the previews
+FREE_GROUPS = ("sampler.", "evaluation.")  # of the previews, and of what is measured meanwhile
 # What override=true lets differ: how it is trained, not what is trained on what.
 OVERRIDABLE = ("trainer.",)
 

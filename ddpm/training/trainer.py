@@ -19,7 +19,7 @@ from ddpm.training.checkpoint import Checkpoint, damaged
 from ddpm.training.ema import EMA
 from ddpm.training.feed import Batch, Feed
 from ddpm.training.launch import Precision
-from ddpm.training.loop import Judge, Loop, Verdict
+from ddpm.training.loop import Evaluate, Judge, Loop, Verdict
 from ddpm.training.meter import QUARTERS
 from ddpm.training.nonfinite import OnNonfinite
 from ddpm.training.optimizer import Decay, adamw, learning_rate
@@ -67,7 +67,9 @@ class Trainer:
         checkpoint_every: optimizer steps between checkpoints; there is one at the end always.
         keep_last: how many checkpoints are kept, at least 2.
         keep_every: checkpoints of steps that are multiples of it are never deleted; null = none.
-        best: ``loss``, or a quarter of it (``loss_q0``): the checkpoint with the lowest is kept.
+        evaluate_every: optimizer steps between evaluations; 0 = none.
+        best: ``loss``, a quarter of it (``loss_q0``), or what is evaluated (``fid``, ``val_loss``):
+            the checkpoint that is best in it is kept.
         on_nonfinite: ``stop`` before a gradient that is not finite is used, or ``skip`` the step.
         max_skips: how many steps in a row may be skipped.
         trackers: ``tensorboard``, ``wandb``, ``trackio``: where to log, beside metrics.jsonl.
@@ -104,6 +106,7 @@ class Trainer:
         checkpoint_every: int = 5000,
         keep_last: int = 3,
         keep_every: int | None = None,
+        evaluate_every: int = 0,
         best: str | None = None,
         on_nonfinite: OnNonfinite = "stop",
         max_skips: int = 10,
@@ -122,6 +125,7 @@ class Trainer:
             ("preview_every", preview_every, 0),
             ("preview_samples", preview_samples, 1),
             ("checkpoint_every", checkpoint_every, 1),
+            ("evaluate_every", evaluate_every, 0),
             ("keep_last", keep_last, 2),  # the last may be damaged
             ("keep_every", 1 if keep_every is None else keep_every, 1),
             ("max_skips", max_skips, 1),
@@ -132,9 +136,10 @@ class Trainer:
         good = limit is None or limit > 0
         require(good, "clip_grad_norm", limit, "must be above 0, or null for none")
         known = ("loss", *QUARTERS)
-        require(
-            best is None or best in known, "best", best, f"must be null or of {', '.join(known)}"
-        )
+        problem = f"must be null or of {', '.join(known)}"
+        more = "; to follow another metric, take trainer.evaluate_every"
+        good = best is None or best in known or evaluate_every > 0
+        require(good, "best", best, problem + more)
         processes = accelerator.num_processes
         parts = accumulate * processes
         problem = f"must be a multiple of {parts} (accumulate {accumulate} x {processes} processes)"
@@ -144,7 +149,7 @@ class Trainer:
         self.clip_grad_norm, self.log_every = clip_grad_norm, log_every
         self.preview_every, self.preview_samples = preview_every, preview_samples
         self.checkpoint_every, self.keep_last = checkpoint_every, keep_last
-        self.keep_every, self.best = keep_every, best
+        self.keep_every, self.best, self.evaluate_every = keep_every, best, evaluate_every
         self.on_nonfinite: OnNonfinite = on_nonfinite
         self.max_skips, self.deterministic = max_skips, deterministic
         self.trackers = Trackers(trackers)
@@ -183,6 +188,7 @@ class Trainer:
         run: Run,
         header: dict[str, Any],
         preview: Preview | None = None,
+        evaluate: Evaluate | None = None,
         *,
         stop: StopSignal | None = None,
     ) -> float:
@@ -192,6 +198,7 @@ class Trainer:
             run: where results go; only the main process writes.
             header: what a checkpoint says of itself, without its step.
             preview: draws samples; called on every process.
+            evaluate: see :class:`Evaluate`; called on every process.
             stop: looked at after each step; a checkpoint is written before training stops.
 
         Raises:
@@ -199,7 +206,8 @@ class Trainer:
                 that cannot be written.
             Stopped: some process was told to, and all have stopped at the same step.
         """
-        return Loop(self, run, header, preview, StopSignal() if stop is None else stop).run_all()
+        told = StopSignal() if stop is None else stop
+        return Loop(self, run, header, preview, evaluate, told).run_all()
 
     def settle(self, batch: Batch) -> None:
         """Have gradients of several processes added up as in every later step.

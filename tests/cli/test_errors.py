@@ -26,7 +26,7 @@ TRAIN = [
     ("launch=2", "launch=2: must be a group of options"),
     ("launch.proceses=2", "launch.proceses=2: there is no such option; did you mean 'launch.processes'?"),
     ("trainer.on_nonfinite=go", "trainer.on_nonfinite=go: there is no such choice (there are: skip, stop)"),
-    ("trainer.best=fid", "trainer.best=fid: must be null or of loss, loss_q0, loss_q1, loss_q2, loss_q3"),
+    ("trainer.best=fid", "trainer.best=fid: must be null or of loss, loss_q0, loss_q1, loss_q2, loss_q3; to follow another metric, take trainer.evaluate_every"),
     ("trainer.keep_every=0", "trainer.keep_every=0: must be at least 1"),
     ("override=maybe", "override=maybe: must be true or false"),
     ("trainer.lr=fast", "trainer.lr=fast: must be a number"),

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from ddpm.data import Digits
+from ddpm.fidelity import Pixels
+from tests.fidelity.theirs import custom, pictures, theirs
 
 FEW = ("extractor=pixels", "num_samples=12", "steps=3", "num_images=6", "batch_size=5")
 
@@ -30,11 +32,11 @@ def test_a_run_is_judged_and_all_is_written_down(command, trained):
     ended = command("evaluate", f"ckpt={trained}", "metrics=[fid,kid,prc,bpd,loss]", *FEW)
     assert ended.status == 0, ended.err
     (folder,) = Path(trained, "evaluations").iterdir()
-    names = {"evaluation.json", "report.html", "bound.npz", "bound.png"}
+    names = {"evaluation.json", "report.html", "samples.png", "bound.npz", "bound.png"}
     assert {path.name for path in folder.iterdir()} == names
     rows = {row["name"]: row for row in found(folder)["metrics"]}
     few = [f"{name}_12" for name in ("fid", "kid", "precision", "recall", "f_score")]
-    assert list(rows) == [*few, "loss", *(f"loss_q{q}" for q in range(4)), "bpd"]
+    assert list(rows) == [*few, "bpd", "loss", *(f"loss_q{q}" for q in range(4))]
     row = rows["fid_12"]
     for key, value in (
         ("num_samples", 12), ("steps", 3), ("weights", "ema"), ("guidance", 1.0), ("seed", 0),
@@ -96,8 +98,41 @@ def test_statistics_of_the_field(command):
     assert values("a")["fid_899"] == pytest.approx(values("b")["fid_899"], abs=1e-3)
 
 
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["pixels", "custom"])
+def test_the_command_gives_torch_fidelitys_numbers_to_the_last_digit(command, name, processes):
+    """On 210 and 190 images in batches of 32: two processes share them unevenly."""
+    samples, real = pictures(210, 3, 6, 5), pictures(190, 3, 6, 5, seed=1, dark=20)
+    for path, images in (("samples.npz", samples), ("real.npz", real)):
+        np.savez(path, arr_0=images.permute(0, 2, 3, 1).numpy())
+    options, wanted = ["extractor=pixels", "metrics=[fid,kid,prc]"], {}
+    extractor = Pixels()
+    if name == "custom":
+        extractor = custom("net.pt", 3)
+        options = ["extractor=custom", "extractor.path=net.pt", "metrics=[fid,kid,prc,isc]"]
+        wanted = {"isc": True}
+    ended = command(
+        "evaluate", "samples=samples.npz", "reference=real.npz", "batch_size=32", "out=o",
+        f"launch.processes={processes}", *options,
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+    expected = theirs(
+        extractor, samples, real, fid=True, kid=True, prc=True, kid_subset_size=190,
+        batch_size=32, **wanted,
+    )  # fmt: skip
+    names = {
+        "fid": "frechet_inception_distance",
+        "kid": "kernel_inception_distance_mean",
+        "precision": "precision",
+        "recall": "recall",
+        "f_score": "f_score",
+        **({"isc": "inception_score_mean"} if wanted else {}),
+    }
+    assert values("o") == {f"{ours}_210": expected[its] for ours, its in names.items()}
+
+
 ERRORS = [
-    ("metrics=[fid]", "ckpt: give either ckpt=, a model, or samples=, images"),
+    ("metrics=[fid]", "ckpt: give one of ckpt=, a model, samples=, images, and runs=, several models"),
     ("ckpt={run} metrics=[fidd]", "metrics=fidd: there is no such metric; did you mean 'fid'?"),
     ("ckpt={run} metrics=[]", "metrics=[]: name at least one, such as [fid]"),
     ("ckpt={run} num_samples=1", "num_samples=1: fid needs at least 2 samples"),

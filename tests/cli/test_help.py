@@ -10,11 +10,12 @@ from ddpm.cli.app import config_dir
 
 COMMANDS = {
     "train": [
-        *("data", "diffusion", "model", "objective"),
+        *("data", "diffusion", "evaluation", "model", "objective"),
         *("sampler", "schedule", "timesteps", "trainer"),
     ],
     "sample": ["sampler"],
     "interpolate": ["sampler"],
+    "evaluate": ["extractor", "sampler"],
     "import": ["data", "diffusion", "objective", "schedule", "timesteps"],
     "export": [],
 }

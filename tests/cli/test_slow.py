@@ -21,6 +21,14 @@ def frechet(one, other):
     return ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(a + b) - 2 * crossed
 
 
+def measured(command, *options):
+    """What ``ddpm-evaluate`` finds in pixels."""
+    ended = command("evaluate", *options, "extractor=pixels", "out=measured")
+    assert ended.status == 0, ended.err
+    rows = json.loads(Path("measured/evaluation.json").read_text())["metrics"]
+    return {row["name"]: row["value"] for row in rows}
+
+
 def test_the_default_run_draws_digits(command):
     """In pixels, the samples are nearer to the data than one half of the data to the other."""
     assert command("train", "name=d").status == 0
@@ -33,6 +41,16 @@ def test_the_default_run_draws_digits(command):
     order = np.random.default_rng(0).permutation(1797)
     halves = frechet(real[order[:898]], real[order[898:]])
     assert frechet(drawn, real) < 1.2 * halves
+    ours = measured(command, "ckpt=outputs/d")["fid_1797"]
+    assert command("train", "name=untrained", "trainer.max_steps=1").status == 0
+    nothing = measured(command, "ckpt=outputs/untrained", "weights=raw")["fid_1797"]
+    for name, part in (("a", order[:898]), ("b", order[898:])):
+        np.savez(
+            f"{name}.npz", arr_0=np.rint(real[part] * 255).astype(np.uint8).reshape(-1, 8, 8, 1)
+        )
+    (between,) = measured(command, "samples=a.npz", "reference=b.npz").values()
+    assert between == pytest.approx(halves, rel=1e-3)
+    assert ours < 1.2 * between and ours < nothing / 50
     # A classifier of real digits finds all ten, none rarer than half its share, and its five
     # neighbours mostly agree, as they do for real ones.
     judge = KNeighborsClassifier(5).fit(real, digits.target)

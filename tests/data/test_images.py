@@ -11,7 +11,8 @@ import yaml
 from sklearn.datasets import load_digits
 
 import ddpm.data
-from ddpm.data import CIFAR10, Digits
+from ddpm.data import CIFAR10, Digits, images
+from ddpm.data.split import split
 from ddpm.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"
@@ -27,6 +28,7 @@ def test_each_config_lists_every_option_at_its_default(name: str):
         key: "???" if parameter.default is parameter.empty else parameter.default
         for key, parameter in parameters.items()
     }
+    assert config.pop("val_fraction") == 0.0  # of every data node, not of its class
     assert list(config.items()) == list(defaults.items())
 
 
@@ -106,6 +108,39 @@ def test_cifar_is_read_from_the_published_files(cifar: Path):
     assert len(CIFAR10(path=str(cifar), split="test")) == 12
     assert CIFAR10(path=str(cifar), image_size=16).fetch([0], [0])[0].shape == (1, 3, 16, 16)
     assert len(CIFAR10(path=str(cifar), download=True)) == 9  # all there: nothing is fetched
+
+
+def test_cifar_validates_with_its_test_images(cifar: Path):
+    options = {"path": str(cifar), "image_size": (16, 8), "class_cond": True}
+    test = CIFAR10(**options, split="test")
+    raw, labels = test.fetch(range(12), range(12))
+    own = CIFAR10(**options, flip=True).own_split()
+    assert own is not None and (len(own), own.shape, own.num_classes) == (12, (3, 16, 8), 10)
+    found, names = own.fetch(range(12), range(12))  # none is mirrored, whatever the key
+    assert torch.equal(found, raw)
+    assert labels is not None and names is not None and names.tolist() == labels.tolist()
+    assert test.own_split() is None and own.own_split() is None
+    unlabelled = CIFAR10(path=str(cifar)).own_split()
+    assert unlabelled is not None
+    assert (unlabelled.shape, unlabelled.num_classes) == ((3, 32, 32), None)
+
+
+def test_cifar_reads_its_test_images_when_they_are_asked_for_and_fetches_nothing_then(
+    cifar: Path, monkeypatch
+):
+    read: list[tuple[str, bool, bool]] = []
+    really = images._read_cifar10
+
+    def watched(root: str, train: bool, download: bool):
+        read.append((root, train, download))
+        return really(root, train, download)
+
+    monkeypatch.setattr(images, "_read_cifar10", watched)
+    parts = split(CIFAR10(path=str(cifar), download=True), 0)
+    assert read == [(str(cifar), True, True)]
+    assert parts.val is not None and len(parts.val) == 12
+    assert parts.val.fetch([0], [0])[0].shape == (1, 3, 32, 32)
+    assert read[1:] == [(str(cifar), False, False)]
 
 
 def test_flips_are_a_function_of_the_key_and_half_of_all(cifar: Path):

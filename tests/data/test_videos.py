@@ -273,6 +273,7 @@ def test_the_condition_comes_from_a_group_of_options(tmp_path: Path):
     np.save(tmp_path / "a.npy", noise(2, 3, 8, 4, 4))
     node = yaml.safe_load((Path(__file__).parents[2] / "configs/data/video.yaml").read_text())
     node["path"] = str(tmp_path / "a.npy")
+    del node["val_fraction"]  # not of the class
     assert build(node, "data").codec.given is None
     node["condition"] = {"cond_frames": 1e0, "channels": [1]}
     codec = build(node, "data").codec

@@ -15,16 +15,13 @@ from ddpm.fidelity import (
     Pixels,
     extract,
     fid,
-    find,
     joined,
-    keep,
     kid,
     named,
-    provenance,
     reference_of,
 )
 from ddpm.fidelity import reference as module
-from ddpm.fidelity.reference import key_of
+from ddpm.fidelity.reference import find, keep, key_of, provenance
 from tests.fidelity.theirs import custom, pictures
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ddpm.training import checkpoint
-from ddpm.training.retention import prune
+from ddpm.training.retention import best_of, prune
 
 LOSSES = {1: 0.5, 2: 0.1, 3: 0.4, 4: 0.1, 5: 0.9, 6: None, 7: float("nan")}
 
@@ -55,6 +55,24 @@ def test_a_better_one_takes_the_link_and_the_old_best_goes(run):
     prune(run, 2, best="loss")
     assert kept(run) == [8, 7]
     assert (run / checkpoint.FOLDER / "best").resolve() == folder.resolve()
+
+
+@pytest.mark.parametrize(("higher", "best"), [(False, 3), (True, 5)])
+def test_best_of_what_was_evaluated_beside_the_weights(run, higher, best):
+    for step, value in {3: 1.0, 4: 2.0, 5: 3.0}.items():
+        row = {"name": "fid_9", "metric": "fid", "value": value, "higher_is_better": higher}
+        content = json.dumps({"metrics": [row], "measure": {"steps": 2}})
+        (run / checkpoint.FOLDER / f"step-{step:08d}" / "evaluation.json").write_text(content)
+    for name in ("fid", "fid_9"):
+        found = best_of(checkpoint.listed(run), name)
+        assert (checkpoint.step_of(found.folder), found.value) == (best, {3: 1.0, 5: 3.0}[best])
+    assert best_of(checkpoint.listed(run), "kid") is None
+    newest = run / checkpoint.FOLDER / "step-00000007" / "evaluation.json"
+    row = {"name": "fid_9", "metric": "fid", "value": 2.5, "higher_is_better": higher}
+    newest.write_text(json.dumps({"metrics": [row], "measure": {"steps": 9}}))
+    assert best_of(checkpoint.listed(run), "fid").value == 2.5  # alone of its kind
+    newest.write_text("{")  # damaged: it does not count
+    assert checkpoint.step_of(best_of(checkpoint.listed(run), "fid").folder) == best
 
 
 def test_what_cannot_be_deleted_does_not_stop_the_rest(run, monkeypatch):

@@ -470,7 +470,8 @@ def test_the_randomness_of_a_step_is_a_function_of_seed_step_and_micro_step(tmp_
         ({"max_skips": 0}, "max_skips=0: must be at least 1"),
         (
             {"best": "fid"},
-            "best=fid: must be null or of loss, loss_q0, loss_q1, loss_q2, loss_q3",
+            "best=fid: must be null or of loss, loss_q0, loss_q1, loss_q2, loss_q3; to follow "
+            "another metric, take trainer.evaluate_every",
         ),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm=0.0: must be above 0, or null for none"),
         (

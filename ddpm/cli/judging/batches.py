@@ -1,0 +1,79 @@
+"""The batches of one of several processes, with a word to the others after each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from ddpm import fidelity
+
+T = TypeVar("T")
+Stopping = Callable[[], bool]
+
+
+class GivenUpError(Exception):
+    """The work was left undone, by all processes alike, since they were told to stop."""
+
+
+def never() -> bool:
+    """Nobody tells to stop."""
+    return False
+
+
+class Share:
+    """What one process does of ``count`` items that are cut into batches.
+
+    Args:
+        accelerator: whose processes share them.
+        count: items in all.
+        batch_size: at once.
+        stopping: asked after each batch, by each process as often: the processes may exchange
+            their answers in it.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, count: int, batch_size: int, stopping: Stopping = never
+    ) -> None:
+        rank, world = accelerator.process_index, accelerator.num_processes
+        self.indices = fidelity.share(count, batch_size, rank, world)
+        self.count, self.batch_size, self.stopping = count, batch_size, stopping
+        everyone = (fidelity.share(count, batch_size, each, world) for each in range(world))
+        self.most = max(-(-len(each) // batch_size) for each in everyone)
+
+    @property
+    def num_batches(self) -> int:
+        """How many batches this process has."""
+        return -(-len(self.indices) // self.batch_size)
+
+    def batches(self) -> list[list[int]]:
+        """The indices of each."""
+        starts = range(0, len(self.indices), self.batch_size)
+        return [list(self.indices[at : at + self.batch_size]) for at in starts]
+
+    def of(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches, or what is made of each.
+
+        Raises:
+            GivenUpError: on every process after as many batches, once ``stopping`` says so.
+        """
+        done = 0
+        for batch in batches:
+            yield batch
+            done += 1
+            if self.stopping():
+                raise GivenUpError
+        for _ in range(done, self.most):
+            if self.stopping():
+                raise GivenUpError
+
+    def together(self, values: Tensor) -> Tensor:
+        """Rows (n, ...) of all processes' items, in their order, on each of them."""
+        parts = sorted(gather_object([(self.indices.start, values)]), key=lambda part: part[0])
+        whole = torch.cat([each for _, each in parts])
+        assert len(whole) == self.count, (len(whole), self.count)
+        return whole

@@ -1,0 +1,167 @@
+"""``ddpm-evaluate runs=...``: several models measured alike, in one table."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from PIL import Image
+
+from ddpm import __version__
+from ddpm.cli import app
+from ddpm.cli.drawing import Trained
+from ddpm.cli.judging import findings
+from ddpm.cli.judging.evaluation import SAMPLES, Evaluation, Weights, reported
+from ddpm.cli.judging.measure import answers
+from ddpm.cli.sweep_table import RECORD
+from ddpm.cli.tables import aligned
+from ddpm.errors import ConfigError, require
+from ddpm.fidelity.report import Report, write_comparison
+from ddpm.progress import warn
+from ddpm.training import checkpoint, launch
+from ddpm.training.run import Run, new_folder
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs, each evaluated, or found to have been evaluated in the same way.
+
+    Attributes:
+        todo: the evaluation; its ``out`` is that of the comparison.
+        weights: which of each run.
+        device: where.
+        precision: of the arithmetic.
+    """
+
+    todo: Evaluation
+    weights: Weights
+    device: launch.Device
+    precision: launch.Precision
+
+    def of(self, named: Sequence[str]) -> float:
+        """Evaluate and compare; returns the best value of the first metric.
+
+        Raises:
+            ConfigError: there are no such runs, or one cannot be evaluated; those before it are,
+                and are not evaluated again.
+        """
+        accelerator = launch.accelerator(self.device, self.precision, key="precision")
+        places = [place for one in named for place in _runs(one)]
+        places = list({place.resolve(): place for place in places}.values())
+        require(bool(places), "runs", list(named), "names no run; name one or more")
+        names = _names(places)
+        reports = []
+        for number, place in enumerate(places, 1):
+            app.say(accelerator, f"run {number} of {len(places)}: {place}")
+            folder, trained = self._evaluated(place)
+            if accelerator.is_main_process:
+                reports.append(replace(_read_back(folder, trained), run=names[place]))
+            accelerator.wait_for_everyone()
+        best = 0.0
+        if accelerator.is_main_process:
+            best = self._write(reports)
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        return best
+
+    def _evaluated(self, place: Path) -> tuple[Path, Trained]:
+        """The folder of an evaluation of this kind, an old one or a new one."""
+        trained = Trained.load(str(place), self.weights, self.device, self.precision)
+        found, main = trained.checkpoint, trained.accelerator.is_main_process
+        wanted = self.todo.request(self.todo.told(found, self.weights))
+        (there,) = broadcast_object_list([_earlier(found.run, wanted) if main else None])
+        if there is None:
+            folder, _ = replace(self.todo, out=None).of_model(trained, self.weights)
+            return folder, trained
+        app.say(trained.accelerator, f"was evaluated in this way, see {there}")
+        return there, trained
+
+    def _write(self, reports: list[Report]) -> float:
+        out = self.todo.out
+        folder = new_folder(Path("outputs"), "comparison") if out is None else Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        asked = self.todo.measure.metrics[0]
+        metric = next(m.name for m in reports[0].metrics if answers(m.provenance["metric"], asked))
+        ranked = write_comparison(folder / "report.html", reports, sort_by=metric)
+        print(_table(ranked))
+        print(f"done: {folder} (report.html)", flush=True)
+        return next(m.value for m in ranked[0].metrics if m.name == metric)
+
+
+def _runs(named: str) -> list[Path]:
+    """The runs in a folder: of one run or checkpoint, of a sweep, or a parent of several."""
+    place = Path(named)
+    problem = "there is no such folder; give runs, or the folder of a sweep"
+    require(place.is_dir(), "runs", named, problem)
+    if checkpoint.listed(place) or (place / checkpoint.MANIFEST).is_file():
+        return [place]
+    inside = [each for each in place.iterdir() if each.is_dir() and not each.is_symlink()]
+    inside.sort(key=lambda each: (not each.name.isdigit(), each.name.zfill(9)))
+    found = []
+    for each in inside:
+        if checkpoint.listed(each):
+            found.append(each)
+        elif (each / RECORD).is_file():  # a job of a sweep, which came to nothing
+            warn(f"{each} has no checkpoint; it is left out")
+    problem = "holds no run with a checkpoint; give runs, or the folder of a sweep"
+    require(bool(found), "runs", named, problem)
+    return found
+
+
+def _names(places: Sequence[Path]) -> dict[Path, str]:
+    """What the runs are called: the names of their folders where these tell them apart."""
+    count = Counter(place.name for place in places)
+    return {place: place.name if count[place.name] == 1 else str(place) for place in places}
+
+
+def _earlier(run: Path, wanted: Mapping[str, Any]) -> Path | None:
+    """The newest evaluation of a run that answers the same request."""
+    plain = json.loads(json.dumps(wanted, default=str))
+    folders = sorted((run / "evaluations").glob(f"*/{findings.FILE}"), key=_written, reverse=True)
+    for file in folders:
+        try:
+            _, _, content = findings.read(file.parent)
+            if content.get("request") == plain:
+                return file.parent
+        except _UNREADABLE:
+            continue
+    return None
+
+
+def _written(file: Path) -> int:
+    return file.stat().st_mtime_ns
+
+
+def _read_back(folder: Path, trained: Trained) -> Report:
+    """What a comparison shows of an evaluation."""
+    found = trained.checkpoint
+    try:
+        metrics, warnings, content = findings.read(folder)
+    except _UNREADABLE as error:
+        raise ConfigError("runs", str(folder), "was changed meanwhile; run this again") from error
+    picture = folder / SAMPLES
+    return replace(
+        reported(Run(found.run), found.step, found.config),
+        metrics=metrics,
+        warnings=warnings,
+        provenance={"made by": f"ddpm {__version__}", "evaluation": str(folder)},
+        samples=Image.open(picture).copy() if picture.is_file() else None,
+        seed=content.get("seed"),
+    )
+
+
+def _table(ranked: Sequence[Report]) -> str:
+    """Runs and their numbers, best first."""
+    names = list(dict.fromkeys(m.name for report in ranked for m in report.metrics))
+    rows = [["run", "step", *names]]
+    for report in ranked:
+        values = {m.name: f"{m.value:.5g}" for m in report.metrics}
+        rows.append([report.run, str(report.step), *(values.get(name, "-") for name in names)])
+    return aligned(rows)

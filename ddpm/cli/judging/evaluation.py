@@ -1,0 +1,137 @@
+"""``ddpm-evaluate`` of one model, or of images: measured, written down, shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ddpm import __version__
+from ddpm.cli import app
+from ddpm.cli.drawing import Trained, label
+from ddpm.cli.judging import likelihood
+from ddpm.cli.judging.against import Against, images
+from ddpm.cli.judging.findings import Findings
+from ddpm.cli.judging.judge import Judge
+from ddpm.cli.judging.measure import FIDELITY, Measure
+from ddpm.errors import require
+from ddpm.fidelity.report import Report, write_report
+from ddpm.files import replacing
+from ddpm.progress import warn
+from ddpm.training import checkpoint
+from ddpm.training.run import Run, new_folder
+
+SAMPLES = "samples.png"
+Weights = Literal["ema", "raw"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation.
+
+    Attributes:
+        measure: what, and how.
+        steps: network calls a sample, and terms of the bound; None = the sampler's own, all.
+        cache: the folder of reference statistics, or None.
+        out: the folder to write, or None for a new one.
+    """
+
+    measure: Measure
+    steps: int | None
+    cache: str | None
+    out: str | None
+
+    def of_images(self, path: str, accelerator: Accelerator) -> Findings:
+        """Judge images that exist already, a folder or an .npz."""
+        for name in self.measure.metrics:
+            require(name in FIDELITY, "metrics", name, "needs a model; give ckpt= with it")
+        problem = "is missing: name what the images are compared with"
+        require(self.measure.reference is not None, "reference", None, problem)
+        found = images(path, "samples")
+        judge = Judge(self.measure, accelerator, self._against(None), found.shape, found)
+        folder = self._folder(accelerator, Path("outputs"), "evaluation")
+        told = {"ddpm": __version__}
+        findings = judge.of_images(told)
+        if accelerator.is_main_process:
+            self._write(folder, findings, Report("Evaluation", folder.name), {})
+        return findings
+
+    def of_model(self, trained: Trained, weights: Weights) -> tuple[Path, Findings]:
+        """Judge a checkpoint; returns also the folder that was written."""
+        found, accelerator = trained.checkpoint, trained.accelerator
+        against = self._against(found.config.get("data"))
+        judge = Judge(self.measure, accelerator, against, trained.facts.shape)
+        judge.check(trained, self.steps)
+        judge.ready(trained.facts)
+        name = f"step-{found.step:08d}-{label(self.measure.sampler)}"
+        folder = self._folder(accelerator, found.run / "evaluations", name)
+        told = self.told(found, weights)
+        findings = judge.of_model(trained, told, steps=self.steps, estimate=True)
+        if accelerator.is_main_process:
+            run = Run(found.run)
+            run.evaluated(found.step, findings.numbers, str(folder))
+            report = reported(run, found.step, found.config)
+            self._write(folder, findings, report, {"request": self.request(told)})
+        return folder, findings
+
+    def told(self, found: checkpoint.Checkpoint, weights: Weights) -> dict[str, Any]:
+        """What every number of a checkpoint depends on."""
+        manifest = json.loads((found.folder / checkpoint.MANIFEST).read_text(encoding="utf-8"))
+        return {
+            "ddpm": __version__,
+            "checkpoint": str(found.folder),
+            "step": found.step,
+            "weights": weights,
+            "weights_sha256": manifest["files"][checkpoint.WEIGHTS[weights]]["sha256"],
+        }
+
+    def request(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """All that decides what an evaluation finds: of equal ones, one is enough."""
+        asked = {**vars(self.measure), "steps": self.steps}
+        return {**asked, **{k: told[k] for k in ("ddpm", "weights", "weights_sha256")}}
+
+    def _against(self, node: Mapping[str, Any] | None) -> Against:
+        cache = None if self.cache is None else Path(self.cache)
+        return Against(self.measure.reference, node, cache=cache)
+
+    def _folder(self, accelerator: Accelerator, parent: Path, name: str) -> Path:
+        """Where the answers go, made by the main process."""
+        folder = None if self.out is None else Path(self.out)
+        if folder is None and accelerator.is_main_process:
+            folder = new_folder(parent, name)
+        (folder,) = broadcast_object_list([folder])
+        assert isinstance(folder, Path)
+        folder.mkdir(parents=True, exist_ok=True)
+        app.say(accelerator, f"results go to {folder}")
+        return folder
+
+    def _write(
+        self, folder: Path, findings: Findings, report: Report, beside: Mapping[str, Any]
+    ) -> None:
+        """Write everything, and print the numbers."""
+        for warning in findings.warnings:
+            warn(warning)
+        findings.write(folder, **beside, seed=self.measure.seed)
+        if findings.samples is not None:
+            with replacing(folder / SAMPLES) as aside:
+                findings.samples.save(aside, format="png")
+        if findings.bound is not None:
+            likelihood.save_bound(folder, findings.bound)
+        write_report(folder / "report.html", findings.reported(report, self.measure.seed, folder))
+        for metric in findings.metrics:
+            error = "" if metric.error is None else f" +- {metric.error:.4g}"
+            print(f"{metric.name:12} {metric.value:.6g}{error}")
+        print(f"done: {folder} (report.html, evaluation.json)", flush=True)
+
+
+def reported(run: Run, step: int, config: Mapping[str, Any]) -> Report:
+    """A report of what a run logged, without any evaluation yet."""
+    curves = run.curves()
+    loss = curves.pop("loss", [])
+    name = run.path.name
+    return Report("Evaluation", name, step=step, config=config, loss=loss, curves=curves)

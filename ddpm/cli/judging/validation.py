@@ -1,0 +1,122 @@
+"""Measuring while training: ``trainer.evaluate_every`` and the options of ``evaluation``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import Accelerator
+
+from ddpm import __version__, instantiate
+from ddpm.cli.drawing import Model
+from ddpm.cli.judging.against import Against
+from ddpm.cli.judging.batches import GivenUpError
+from ddpm.cli.judging.judge import Judge
+from ddpm.cli.judging.measure import Measure
+from ddpm.errors import ConfigError, did_you_mean, require
+from ddpm.instantiate import Facts
+from ddpm.progress import note, warn
+from ddpm.training import Trainer
+from ddpm.training.loop import Evaluated
+from ddpm.training.meter import QUARTERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ddpm.data.split import Split
+
+_QUARTERS = tuple(f"_{quarter}" for quarter in QUARTERS)
+_GIVEN = {  # what can be followed, by what is asked for
+    "prc": ("precision", "recall", "f_score"),
+    "loss": ("val_loss", *(f"val_{quarter}" for quarter in QUARTERS)),
+    "bpd": ("val_bpd",),
+}
+
+
+class Validation:
+    """Measures the averaged weights of the moment, always in the same way.
+
+    Args:
+        config: of the training.
+        facts: of its data.
+        own: its data, and those that are held out.
+        accelerator: of the training.
+        best: the metric that ``trainer.best`` follows, or None.
+        cache: the folder of reference statistics.
+
+    Raises:
+        ConfigError: what cannot be measured, or is not but is to be followed.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        facts: Facts,
+        own: Split,
+        accelerator: Accelerator,
+        *,
+        best: str | None,
+        cache: Path,
+    ) -> None:
+        options = instantiate.check(config["evaluation"], Measure, "evaluation")
+        with _under_evaluation():
+            self.measure = Measure(**options)
+            _check_best(best, self.measure)
+            held_out = own.val is not None or not self.measure.likelihood
+            problem = "no data are held out; add data.val_fraction=0.1, or take metrics=[fid]"
+            require(held_out, "metrics", self.measure.metrics, problem)
+            against = Against(self.measure.reference, config["data"], lambda: own, cache)
+            self.judge = Judge(self.measure, accelerator, against, facts.shape)
+        self.node, self.facts, self.accelerator = config["evaluation"], facts, accelerator
+        self._warned: set[str] = set()
+
+    def ready(self, model: Trainer) -> None:
+        """Compute what all evaluations share, before any training.
+
+        Raises:
+            ConfigError: guidance, classes or steps that the model does not have.
+        """
+        with _under_evaluation():
+            self.judge.check(self._model(model))
+            self.judge.ready(self.facts, part="val")
+
+    def _model(self, trainer: Trainer) -> Model:
+        return Model(self.accelerator, trainer.ema.model, trainer.diffusion, self.facts)
+
+    def __call__(self, trainer: Trainer, stopping: Callable[[], bool]) -> Evaluated | None:
+        """Measure; None if told to stop meanwhile."""
+        told = {"ddpm": __version__, "step": trainer.step, "weights": "ema"}
+        try:
+            with _under_evaluation():
+                found = self.judge.of_model(self._model(trainer), told, stopping=stopping)
+        except GivenUpError:
+            return None
+        if self.accelerator.is_main_process:
+            for warning in found.warnings:
+                if warning not in self._warned:
+                    warn(warning)
+            self._warned |= set(found.warnings)
+            shown = {k: v for k, v in found.numbers.items() if not k.endswith(_QUARTERS)}
+            note(f"step {trainer.step}: {', '.join(f'{k} {v:.5g}' for k, v in shown.items())}")
+        return Evaluated(found.numbers, partial(found.write, measure=self.node))
+
+
+def _check_best(best: str | None, measure: Measure) -> None:
+    """Refuse to follow what is not measured."""
+    known = [each for name in measure.metrics for each in _GIVEN.get(name, (name,))]
+    if best is None or best in ("loss", *QUARTERS, *known):
+        return
+    problem = f"is not measured: evaluation.metrics gives {', '.join(known)}"
+    raise ConfigError("trainer.best", best, f"{problem}{did_you_mean(best, known)}")
+
+
+@contextmanager
+def _under_evaluation() -> Iterator[None]:
+    """Name the options of ``evaluation`` in full."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error if error.key.startswith("trainer.") else error.under("evaluation") from error

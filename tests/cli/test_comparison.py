@@ -1,0 +1,91 @@
+"""Several runs measured alike: one table, sorted, with samples side by side."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+OPTIONS = ("metrics=[fid,loss]", "num_samples=8", "num_images=4", "batch_size=4", "steps=2")
+
+
+@pytest.fixture
+def sweep(command, tiny):
+    """The folder of a sweep of two jobs."""
+    options = ("name=s", "trainer.lr=0.001,0.01", "trainer.max_steps=3", *tiny)
+    ended = command("train", "-m", *options)
+    assert ended.status == 0, ended.err
+    return "outputs/multirun/s"
+
+
+def rows(out):
+    """The table that was printed, as dictionaries."""
+    lines = [line.split() for line in out.splitlines()]
+    head = next(n for n, line in enumerate(lines) if line[:2] == ["run", "step"])
+    return [dict(zip(lines[head], line, strict=True)) for line in lines[head + 1 : -1]]
+
+
+def evaluated(run):
+    return [json.loads(path.read_text()) for path in Path(run).glob("evaluations/*/*.json")]
+
+
+def test_the_jobs_of_a_sweep_are_ranked_and_not_measured_twice(command, sweep):
+    ended = command("evaluate", f"runs={sweep}", "out=c", *OPTIONS)
+    assert ended.status == 0, ended.err
+    table = rows(ended.out)
+    assert sorted(row["run"] for row in table) == ["0", "1"]
+    values = [float(row["fid_8"]) for row in table]
+    assert values == sorted(values)
+    for row in table:
+        (found,) = evaluated(f"{sweep}/{row['run']}")
+        assert float(row["fid_8"]) == pytest.approx(found["metrics"][0]["value"], rel=1e-4)
+    page = Path("c/report.html").read_text()
+    assert "trainer.lr" in page and "Samples side by side" in page and "All of seed 0" in page
+    assert "model.dim" not in re.search(r"<thead>.*?</thead>", page, re.S)[0]
+    again = command("evaluate", f"runs={sweep}", *OPTIONS)
+    assert again.status == 0 and rows(again.out) == table
+    assert again.out.count("was evaluated in this way") == 2
+    assert Path("outputs/comparison/report.html").is_file()
+    assert [len(evaluated(f"{sweep}/{n}")) for n in (0, 1)] == [1, 1]
+
+
+def test_what_was_measured_otherwise_is_measured_again(command, sweep):
+    assert command("evaluate", f"runs={sweep}", *OPTIONS).status == 0
+    for more in ("seed=1", "num_samples=9", "weights=raw"):
+        ended = command("evaluate", f"runs=[{sweep}/0]", *OPTIONS, more)
+        assert ended.status == 0 and "was evaluated" not in ended.out
+    assert [len(evaluated(f"{sweep}/{n}")) for n in (0, 1)] == [4, 1]
+
+
+def test_a_list_of_runs_each_once_and_names_that_tell_them_apart(command, sweep):
+    shutil.copytree(f"{sweep}/0", "elsewhere/0")
+    options = (f"runs=[{sweep}/0,{sweep}/1,elsewhere,{sweep}/0]", *OPTIONS)
+    ended = command("evaluate", *options)
+    assert ended.status == 0, ended.err
+    table = {row["run"]: float(row["fid_8"]) for row in rows(ended.out)}
+    assert set(table) == {f"{sweep}/0", "1", "elsewhere/0"}
+    assert table[f"{sweep}/0"] == table["elsewhere/0"]
+
+
+def test_a_job_that_came_to_nothing_is_left_out_with_a_word(command, sweep):
+    shutil.rmtree(f"{sweep}/0/checkpoints")
+    ended = command("evaluate", f"runs={sweep}", *OPTIONS)
+    assert ended.status == 0, ended.err
+    assert [row["run"] for row in rows(ended.out)] == ["1"]
+    assert f"{sweep}/0 has no checkpoint; it is left out" in ended.err
+
+
+ERRORS = [
+    ("runs=nowhere", "runs=nowhere: there is no such folder; give runs, or the folder of a sweep"),
+    ("runs=empty", "runs=empty: holds no run with a checkpoint; give runs, or the folder of a sweep"),
+    ("runs=[]", "runs=[]: names no run; name one or more"),
+    ("runs=empty ckpt=empty", "ckpt=empty: give one of ckpt=, a model, samples=, images, and runs=, several models"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "line"), ERRORS, ids=[options for options, _ in ERRORS])
+def test_mistakes(command, options, line):
+    Path("empty").mkdir()
+    ended = command("evaluate", *OPTIONS, *options.split())
+    assert ended.status == 1 and ended.line == f"ddpm-evaluate: {line}"

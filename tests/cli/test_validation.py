@@ -1,0 +1,211 @@
+"""What is measured while training: the same each time, followed by ``best``, and never owed."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ddpm.cli.judging import samples
+from ddpm.cli.train import _result
+from ddpm.training.run import Run
+
+EVALUATES = (
+    "trainer.evaluate_every=2",
+    "evaluation.metrics=[fid,loss]",
+    "evaluation.num_samples=9",
+    "evaluation.num_images=8",
+    "evaluation.batch_size=4",
+    "evaluation.sampler.steps=2",
+    "data.val_fraction=0.1",
+    "trainer.checkpoint_every=100",
+)
+
+
+@pytest.fixture
+def train(command, tiny):
+    """``train(name, steps, ...)`` trains a tiny network with evaluations every other step."""
+
+    def run(name, steps, *more):
+        options = (f"name={name}", f"trainer.max_steps={steps}", *tiny, *EVALUATES, *more)
+        ended = command("train", *options)
+        assert ended.status in (0, 75), ended.err
+        return ended
+
+    return run
+
+
+def evaluations(name):
+    records = Run(Path("outputs", name)).metrics()
+    return {record["step"]: record["evaluation"] for record in records if "evaluation" in record}
+
+
+def kept(name):
+    folders = Path("outputs", name, "checkpoints").glob("step-*")
+    return sorted(int(folder.name.partition("-")[2]) for folder in folders)
+
+
+def test_it_is_measured_at_these_steps_and_at_the_last(train):
+    ended = train("a", 5)
+    found = evaluations("a")
+    assert list(found) == [2, 4, 5] and kept("a") == [5]
+    quarters = [f"val_loss_q{q}" for q in range(4)]
+    assert all(list(each) == ["fid_9", "val_loss", *quarters] for each in found.values())
+    for each in found.values():
+        mean = sum(each[quarter] for quarter in quarters) / 4
+        assert each["val_loss"] == pytest.approx(mean, rel=1e-6)
+    told = f"step 4: fid_9 {found[4]['fid_9']:.5g}, val_loss {found[4]['val_loss']:.5g}\n"
+    assert told in ended.err
+
+
+def test_nothing_is_measured_unless_asked_for(train):
+    train("a", 3, "trainer.evaluate_every=0", "evaluation.metrics=[isc]")
+    assert evaluations("a") == {} and not Path("outputs/references").exists()
+
+
+def test_the_held_out_loss_is_of_the_same_data_steps_and_noise_each_time(train):
+    train("a", 4, "trainer.lr=1e-30")  # the weights stay what they are
+    found = evaluations("a")
+    assert found[2] == found[4]
+
+
+def test_the_command_finds_what_training_found(command, train):
+    train("a", 4)
+    (row, *_) = json.loads(Path("outputs/a/checkpoints/step-00000004/evaluation.json").read_text())[
+        "metrics"
+    ]
+    assert (row["name"], row["num_samples"], row["step"], row["steps"]) == ("fid_9", 9, 4, 2)
+    assert row["reference"]["part"] == "train" and row["reference"]["num_images"] == 1617
+    ended = command(
+        "evaluate", "ckpt=outputs/a", "metrics=[fid,loss]", "num_samples=9", "num_images=8",
+        "batch_size=4", "steps=2", "out=again",
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+    again = json.loads(Path("again/evaluation.json").read_text())
+    assert {row["name"]: row["value"] for row in again["metrics"]} == evaluations("a")[4]
+    of_loss = next(row for row in again["metrics"] if row["name"] == "val_loss")
+    assert of_loss["reference"]["part"] == "val" and of_loss["reference"]["num_images"] == 8
+
+
+def test_best_follows_the_metric_through_a_resume_and_is_what_a_sweep_is_told(command, train):
+    train("a", 4, "trainer.best=fid", "trainer.keep_last=2", "trainer.lr=0.01")
+    again = command("train", "resume=outputs/a", "trainer.max_steps=10")
+    assert again.status == 0, again.err
+    train("b", 10, "trainer.best=fid", "trainer.keep_last=2", "trainer.lr=0.01")
+    found = evaluations("a")
+    assert found == evaluations("b") and list(found) == [2, 4, 6, 8, 10]
+    best = min(found, key=lambda step: found[step]["fid_9"])
+    for name in ("a", "b"):
+        assert kept(name) == sorted({8, 10, best})
+        assert os.readlink(f"outputs/{name}/checkpoints/best") == f"step-{best:08d}"
+    follows = SimpleNamespace(best="fid")
+    assert _result(Run(Path("outputs/a")), follows) == found[best]["fid_9"]
+    last = _result(Run(Path("outputs/a")), SimpleNamespace(best=None))
+    assert last == Run(Path("outputs/a")).last_loss() != found[best]["fid_9"]
+
+
+def test_told_to_stop_while_measuring_it_stops_and_measures_when_it_goes_on(
+    command, train, monkeypatch
+):
+    train("whole", 6, "trainer.best=fid")
+    generate, calls = samples.generate, []
+
+    def told(*given, **named):
+        for batch in generate(*given, **named):
+            calls.append(None)
+            if len(calls) == 4:  # the first batch of the second evaluation
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(samples, "generate", told)
+    ended = train("cut", 6, "trainer.best=fid")
+    assert ended.status == 75 and "stopped at step 4, with a checkpoint" in ended.err
+    assert len(calls) == 4 and list(evaluations("cut")) == [2] and kept("cut") == [2, 4]
+    monkeypatch.setattr(samples, "generate", generate)
+    again = command("train", "resume=outputs/cut")
+    assert again.status == 0, again.err
+    assert evaluations("cut") == evaluations("whole")
+    links = [os.readlink(f"outputs/{name}/checkpoints/best") for name in ("cut", "whole")]
+    assert links[0] == links[1]
+    assert Path("outputs/cut/checkpoints/step-00000004/evaluation.json").is_file()
+
+
+def test_a_run_that_ended_before_its_last_evaluation_still_owes_it(command, train):
+    train("whole", 3)
+    train("cut", 3)
+    lines = Path("outputs/cut/metrics.jsonl").read_text().splitlines(keepends=True)
+    assert "evaluation" in lines[-1]
+    Path("outputs/cut/metrics.jsonl").write_text("".join(lines[:-1]))  # as after a kill
+    again = command("train", "resume=outputs/cut")
+    assert again.status == 0 and evaluations("cut") == evaluations("whole")
+    assert "is done: 3 steps" in command("train", "resume=outputs/cut").out
+
+
+def test_trackers_hear_of_it(tmp_path):
+    heard = []
+    trackers = SimpleNamespace(log=lambda numbers, step: heard.append((numbers, step)))
+    run = Run(tmp_path, trackers)
+    run.evaluated(7, {"fid_9": 1.5, "val_loss": None})
+    run.evaluated(7, {"fid_9": 2.5}, "a/folder")
+    assert heard == [({"eval/fid_9": 1.5, "eval/val_loss": None}, 7)]
+    assert run.curves() == {"loss": [], "fid_9": [(7, 1.5)]}
+    assert run.has_evaluation(7) and not run.has_evaluation(8)
+
+
+def test_how_it_is_measured_may_change_and_then_best_compares_likes(command, train):
+    train("a", 4, "trainer.best=fid")
+    options = ("evaluation.sampler.steps=3", "sampler@evaluation.sampler=ddpm")
+    again = command("train", "resume=outputs/a", "trainer.max_steps=6", *options)
+    assert again.status == 0, again.err
+    row = json.loads(Path("outputs/a/checkpoints/step-00000006/evaluation.json").read_text())
+    assert row["metrics"][0]["sampler"]["_target_"] == "ddpm.samplers.DDPM"
+    assert row["metrics"][0]["steps"] == 3
+    assert os.readlink("outputs/a/checkpoints/best") == "step-00000006"  # the only one of its kind
+
+
+def test_a_sweep_lists_what_was_measured(command, tiny):
+    options = (*tiny, *EVALUATES, "trainer.max_steps=2", "name=s", "seed=0,1")
+    ended = command("train", "-m", *options)
+    assert ended.status == 0, ended.err
+    lines = Path("outputs/multirun/s/sweep.csv").read_text().splitlines()
+    assert lines[0].endswith("best_step,fid_9,val_loss,folder") and "val_loss" in ended.out
+    for number, line in enumerate(lines[1:]):
+        (found,) = evaluations(f"multirun/s/{number}").values()
+        *_, fid, loss, _ = line.split(",")
+        assert (float(fid), float(loss)) == (found["fid_9"], found["val_loss"])
+
+
+ERRORS = [
+    ("data.val_fraction=0", "evaluation.metrics=[fid,loss]: no data are held out; add data.val_fraction=0.1, or take metrics=[fid]"),
+    ("trainer.best=kid", "trainer.best=kid: is not measured: evaluation.metrics gives fid, val_loss, val_loss_q0, val_loss_q1, val_loss_q2, val_loss_q3; did you mean 'fid'?"),
+    ("trainer.best=fid trainer.evaluate_every=0", "trainer.best=fid: must be null or of loss, loss_q0, loss_q1, loss_q2, loss_q3; to follow another metric, take trainer.evaluate_every"),
+    ("trainer.evaluate_every=-1", "trainer.evaluate_every=-1: must be at least 0"),
+    ("evaluation.metrics=[fidd]", "evaluation.metrics=fidd: there is no such metric; did you mean 'fid'?"),
+    ("evaluation.num_samples=1", "evaluation.num_samples=1: fid needs at least 2 samples"),
+    ("evaluation.reference=nowhere", "evaluation.reference=nowhere: no such folder; set reference to a folder of images"),
+    ("evaluation.guidance=2", "evaluation.guidance=2.0: the model was not trained to be guided; train with data.class_cond=true diffusion.label_dropout=0.1, or leave guidance at 1"),
+    ("evaluation.classes=[1]", "evaluation.classes=[1]: the model knows no classes; leave it out, or train with data.class_cond=true"),
+    ("evaluation.sampler.steps=5000", "evaluation.steps=5000: the process has 1000 steps; take 1 to 1000"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "line"), ERRORS, ids=[options for options, _ in ERRORS])
+def test_mistakes(command, tiny, options, line):
+    ended = command("train", "name=a", *tiny, *EVALUATES, *options.split())
+    assert ended.status == 1 and ended.line == f"ddpm-train: {line}"
+    assert not list(Path().glob("outputs/a/checkpoints/*"))
+
+
+@pytest.mark.slow
+def test_two_processes_measure_together(command, train):
+    train("two", 2, "launch.processes=2")
+    ended = command(
+        "evaluate", "ckpt=outputs/two", "metrics=[fid,loss]", "num_samples=9", "num_images=8",
+        "batch_size=4", "steps=2", "out=one",
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+    one = json.loads(Path("one/evaluation.json").read_text())["metrics"]
+    for row in one:
+        assert evaluations("two")[2][row["name"]] == pytest.approx(row["value"], rel=1e-6)
