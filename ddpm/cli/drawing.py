@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
@@ -132,7 +133,10 @@ class Trained(Model):
         accelerator = launch.accelerator(device, precision, key="precision")
         found = checkpoint.find(ckpt, warn)
         network, diffusion, facts = instantiate.trained(found, weights)
-        return cls(accelerator, network.to(accelerator.device), diffusion, facts, found)
+        network = network.to(accelerator.device)
+        if accelerator.device.type == "cpu" and len(facts.shape) == 3:  # scripts/sampling_speed.py
+            network = network.to(memory_format=torch.channels_last)  # pyright: ignore
+        return cls(accelerator, network, diffusion, facts, found)
 
     def folder(self, out: str | None, default: str) -> Path:
         """The folder to write to, made by the main process: ``out``, or a new one in the run.

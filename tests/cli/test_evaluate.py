@@ -11,7 +11,14 @@ from ddpm.data import Digits
 from ddpm.fidelity import Pixels
 from tests.fidelity.theirs import custom, pictures, theirs
 
-FEW = ("extractor=pixels", "num_samples=12", "steps=3", "num_images=6", "batch_size=5")
+FEW = (
+    "extractor=pixels",
+    "num_samples=12",
+    "steps=3",
+    "num_images=6",
+    "bound_steps=3",
+    "batch_size=5",
+)
 
 
 def found(folder):
@@ -141,6 +148,7 @@ ERRORS = [
     ("samples=half.npz reference=digits metrics=[bpd]", "metrics=bpd: needs a model; give ckpt= with it"),
     ("samples=half.npz reference=nowhere", "reference=nowhere: no such folder; set reference to a folder of images"),
     ("samples=half.npz reference=digits num_samples=2000", "num_samples=2000: there are 899 images; ask for fewer"),
+    ("ckpt={run} metrics=[bpd] bound_steps=1001", "bound_steps=1001: the process has 1000 steps; take 1 to 1000, or null for all"),
     ("ckpt={run} batch_size=0", "batch_size=0: must be at least 1"),
     ("ckpt={run} model=unet", "model=unet: the model comes from the checkpoint; leave it out"),
 ]  # fmt: skip

@@ -36,7 +36,7 @@ class Evaluation:
 
     Attributes:
         measure: what, and how.
-        steps: network calls a sample, and terms of the bound; None = the sampler's own, all.
+        steps: network calls a sample; None = the sampler's own.
         cache: the folder of reference statistics, or None.
         out: the folder to write, or None for a new one.
     """

@@ -84,7 +84,10 @@ class Judge:
         Raises:
             ConfigError: guidance, classes or steps that it does not have.
         """
-        asked = self.measure
+        asked, most = self.measure, model.diffusion.num_steps
+        good = asked.bound_steps is None or 1 <= asked.bound_steps <= most
+        problem = f"the process has {most} steps; take 1 to {most}, or null for all"
+        require(good, "bound_steps", asked.bound_steps, problem)
         if asked.fidelity:
             model.classes(asked.classes)
         return model.source(asked.sampler, steps, asked.guidance, asked.guidance_rescale)
@@ -138,7 +141,7 @@ class Judge:
         Args:
             model: its network is put into eval mode.
             told: what its numbers depend on.
-            steps: network calls a sample, and terms of the bound; None = the sampler's own, all.
+            steps: network calls a sample; None = the sampler's own.
             stopping: see :class:`Share`.
             estimate: say first how long it will take.
 
@@ -150,7 +153,7 @@ class Judge:
         self.ready(model.facts)
         source = self.check(model, steps)
         if estimate:
-            self._estimate(model, source, steps)
+            self._estimate(model, source)
         common: dict[str, Any] = {"seed": asked.seed, "batch_size": asked.batch_size}
         shared = {**told, "seed": asked.seed}
         if asked.fidelity:
@@ -187,16 +190,16 @@ class Judge:
             else:
                 told_of_bound = {**shared, "clip": source.sampler.clip, "guidance": asked.guidance}
                 likelihood.likelihood(
-                    source, clean, accelerator, steps=steps, told=told_of_bound, **rest
+                    source, clean, accelerator, steps=asked.bound_steps, told=told_of_bound, **rest
                 )
         return findings
 
-    def _estimate(self, model: Model, source: generation.Source, steps: int | None) -> None:
+    def _estimate(self, model: Model, source: generation.Source) -> None:
         work = {}
         if self.measure.fidelity:
             work["num_samples"] = self.count, source.calls()
         if "bpd" in self.measure.metrics and self._clean is not None:
-            terms = source.diffusion.num_steps if steps is None else steps
+            terms = self.measure.bound_steps or source.diffusion.num_steps
             work["num_images"] = len(self._clean.x0), terms
         known = model.facts.num_classes
         classes = None if known is None else [0]

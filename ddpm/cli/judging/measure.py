@@ -26,6 +26,7 @@ class Measure:
     sampler: dict[str, Any]
     num_samples: int | None
     num_images: int
+    bound_steps: int | None
     classes: list[int | str] | int | str | None
     batch_size: int
     seed: int
