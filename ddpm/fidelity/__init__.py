@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddpm.fidelity.extractors import CLIP, Auto, Custom, DINOv2, Extractor, Inception, Pixels
+from ddpm.fidelity.extractors import Custom, Extractor, Pixels
 from ddpm.fidelity.features import Features, extract, joined, of_batch, share
 from ddpm.fidelity.images import (
     DatasetImages,
@@ -12,6 +12,7 @@ from ddpm.fidelity.images import (
     NpzImages,
     holds_statistics,
 )
+from ddpm.fidelity.published import CLIP, Auto, DINOv2, Inception
 from ddpm.fidelity.reference import Reference, named, reference_of
 from ddpm.fidelity.scores import Score, Statistics, check, fid, isc, kid, name_of, prc
 

@@ -320,7 +320,7 @@ def test_every_model_has_a_name_of_torch_fidelitys():
     from torch_fidelity.feature_extractor_clip import MODEL_METADATA as CLIPS
     from torch_fidelity.feature_extractor_dinov2 import MODEL_METADATA as DINOS
 
-    from ddpm.fidelity.extractors import ClipModel
+    from ddpm.fidelity.published import ClipModel
 
     models = get_args(ClipModel)
     assert {CLIP(model=model).name for model in models} == set(CLIPS)
