@@ -27,6 +27,8 @@ class For(IntEnum):
     END = 7
     FRAMES = 8
     SPLIT = 9
+    HELD_OUT = 10
+    CHOICE = 11
 
 
 _WORD = 2**64 - 1

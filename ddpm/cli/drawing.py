@@ -131,7 +131,7 @@ class Trained(Model):
     ) -> Trained:
         """Read the checkpoint that ``ckpt`` names; see :func:`ddpm.training.checkpoint.find`."""
         accelerator = launch.accelerator(device, precision, key="precision")
-        found = checkpoint.find(ckpt, warn)
+        found = _found(ckpt, accelerator)
         network, diffusion, facts = instantiate.trained(found, weights)
         network = network.to(accelerator.device)
         if accelerator.device.type == "cpu" and len(facts.shape) == 3:  # scripts/sampling_speed.py
@@ -157,6 +157,23 @@ class Trained(Model):
         except OSError as error:
             raise unwritable(folder, error) from error
         return folder
+
+
+def _found(ckpt: str, accelerator: Accelerator) -> checkpoint.Checkpoint:
+    """The checkpoint that is named, the same for all processes also while its run goes on."""
+    if accelerator.num_processes == 1:
+        return checkpoint.find(ckpt, warn)
+    told: Path | ConfigError | None = None
+    if accelerator.is_main_process:
+        try:
+            told = checkpoint.find(ckpt, warn).folder
+        except ConfigError as error:
+            told = error
+    (told,) = broadcast_object_list([told])
+    if isinstance(told, ConfigError):
+        raise told
+    assert isinstance(told, Path)
+    return checkpoint.load(told, whole=False)
 
 
 def drop_stale(codec: Codec, folder: Path, count: int, written: Sequence[str]) -> None:

@@ -53,7 +53,7 @@ class Evaluate(Measure):
             assert self.ckpt is not None
             trained = Trained.load(self.ckpt, self.weights, self.device, self.precision)
             accelerator = trained.accelerator
-            _, findings = todo.of_model(trained, self.weights)
+            _, findings = todo.of_model(todo.judge(trained), trained, self.weights)
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return findings.of(self.metrics[0])

@@ -98,6 +98,7 @@ def plan(asked: Node, *, name: str | None, out: str, resume: str | None, overrid
     stored = instantiate.completed(stored)  # of a version that had fewer options
     if resume is not None:
         asked = _with_overrides(stored, asked)
+        _refuse_code(asked)
     known = {key: node for key, node in asked.items() if key in stored}
     changed = check_same(stored, known, key, path, override=override)
     if "trainer.max_steps" in changed and asked["trainer"].get("lr_decay") == "cosine":
@@ -130,6 +131,8 @@ def _stored(path: Path) -> Node | None:
 def _with_overrides(stored: Node, asked: Node) -> Node:
     """The stored config with the options that were typed beside ``resume``."""
     merged = deepcopy(stored)
+    if isinstance(merged.get("evaluation"), dict):  # of a version that had fewer options
+        merged["evaluation"] = {**asked["evaluation"], **merged["evaluation"]}
     for typed in app.overrides():
         key = typed.lstrip("+~").partition("=")[0]
         key = key.partition("@")[2] or key  # sampler@evaluation.sampler=ddpm
@@ -147,11 +150,28 @@ def _with_overrides(stored: Node, asked: Node) -> Node:
             problem = f"there is no such option{did_you_mean(key, known)}"
             require(key in known, key, typed.partition("=")[2], problem)
             there[name] = here[name]
-        elif asked[group]["_target_"] != merged[group]["_target_"]:
+        elif asked[group].get("_target_") != merged[group].get("_target_"):
             merged[group] = asked[group]
     problem = "is missing: the run was imported without data to train on; add data=..."
     require("data" in merged, "data", None, problem)
     return {**asked, **merged}  # an imported run has no sampler and no trainer either
+
+
+def _refuse_code(asked: Node) -> None:
+    """Refuse an extractor that runs a file, unless the user names it: a run may be others' work.
+
+    Raises:
+        ConfigError: the run has one, and is to evaluate.
+    """
+    node = asked["evaluation"]["extractor"]
+    typed = {one.lstrip("+~").partition("=")[0] for one in app.overrides()}
+    named = {"extractor@evaluation.extractor", "evaluation.extractor.path"} & typed
+    if asked["trainer"].get("evaluate_every") and str(node.get("_target_")).endswith(".Custom"):
+        problem = (
+            "is a file that would be run; if you trust it, add "
+            "extractor@evaluation.extractor=custom evaluation.extractor.path=..."
+        )
+        require(bool(named), "evaluation.extractor.path", node.get("path"), problem)
 
 
 def _warn_of_other_bits(found: Checkpoint, processes: int) -> None:

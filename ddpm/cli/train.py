@@ -102,6 +102,8 @@ def _train(
     stop: StopSignal,
 ) -> float | None:
     """Build everything, claim the run's folder, and train in it."""
+    from accelerate.utils import broadcast_object_list
+
     from ddpm.training.lock import Lock
     from ddpm.training.run import Run
 
@@ -118,6 +120,7 @@ def _train(
         if found is not None:
             training.resume(found)
         owed = validation is not None and not run.has_evaluation(training.step)
+        (owed,) = broadcast_object_list([owed])
         if training.step >= training.max_steps and not owed:
             done = f"{run.path} is done: {training.step} steps; add trainer.max_steps=..."
             app.say(accelerator, done)
@@ -160,6 +163,7 @@ def _build(
     if training.evaluate_every:
         cache = out / "references"
         validation = Validation(config, facts, own, accelerator, best=training.best, cache=cache)
+        validation.check(training)
     return training, walk, facts, validation
 
 
@@ -235,7 +239,7 @@ def _fit(
         "threads": torch.get_num_threads(),
     }
     if validation is not None:
-        validation.ready(training)
+        validation.ready()
     training.fit(run, header, previews, validation, stop=stop)
 
 

@@ -10,6 +10,7 @@ from ddpm.fidelity.images import (
     HeldImages,
     Images,
     NpzImages,
+    SomeImages,
     holds_statistics,
 )
 from ddpm.fidelity.published import CLIP, Auto, DINOv2, Inception
@@ -32,6 +33,7 @@ __all__ = [
     "Pixels",
     "Reference",
     "Score",
+    "SomeImages",
     "Statistics",
     "check",
     "extract",

@@ -6,7 +6,6 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -18,6 +17,7 @@ from torch import Tensor
 from ddpm.data import UNTOUCHED, Dataset, Folder, ImageCodec
 from ddpm.errors import ConfigError, require
 from ddpm.progress import progress
+from ddpm.seeding import For, mix_array
 
 _CHUNK = 256  # images that are hashed at once
 
@@ -42,16 +42,25 @@ class Images(ABC):
     def _named(self) -> dict[str, Any]:
         """Where they come from, in words that a reader can follow."""
 
-    @cached_property
+    _sha256: str | None = None
+
+    @property
     def sha256(self) -> str:
         """Of count, shape and pixels in their order; names and kinds of files do not enter."""
+        if self._sha256 is not None:
+            return self._sha256
         digest = hashlib.sha256(repr((len(self), *self.shape)).encode())
         with progress(len(self), "hashing images", "img", shown=self.shown) as bar:
             for start in range(0, len(self), _CHUNK):
                 indices = range(start, min(start + _CHUNK, len(self)))
                 digest.update(self.read(indices).contiguous().numpy().data)
                 bar.update(len(indices))
-        return digest.hexdigest()
+        self._sha256 = digest.hexdigest()
+        return self._sha256
+
+    def take_hash(self, sha256: str) -> None:
+        """Take the hash that another process has computed of the same images."""
+        self._sha256 = sha256
 
     def described(self) -> dict[str, Any]:
         """Provenance: where from, count, shape (C, H, W) and hash, as plain JSON."""
@@ -107,6 +116,26 @@ class DatasetImages(Images):
 
     def _named(self) -> dict[str, Any]:
         return self._names
+
+
+class SomeImages(Images):
+    """So many of other images, chosen at random: always the same ones."""
+
+    def __init__(self, whole: Images, count: int) -> None:
+        """Choose ``count``, at most as many as there are."""
+        ranks = mix_array(For.CHOICE, np.arange(len(whole)))
+        self._whole, self._indices = whole, np.sort(np.argsort(ranks, kind="stable")[:count])
+        self.shape, self.shown = whole.shape, whole.shown
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Those of the whole."""
+        return self._whole.read(self._indices[np.asarray(indices, dtype=np.int64)].tolist())
+
+    def _named(self) -> dict[str, Any]:
+        return {**self._whole._named(), "chosen_at_random_from": len(self._whole)}
 
 
 class FolderImages(DatasetImages):

@@ -237,7 +237,9 @@ def _read(path: Path) -> Reference:
         told = json.loads((file.metadata() or {}).get(_NAME, "{}"))
     if told.get("sha256") != _digest(tensors):
         raise ValueError("its content is not that of its hash")
-    provenance = told["provenance"]
+    provenance = {name: told["provenance"][name] for name in ("reference", "extractor", "resize")}
+    if not all(isinstance(provenance[name], dict) for name in ("reference", "extractor")):
+        raise ValueError("it does not say of what it is")
     statistics = Statistics(
         tensors["mu"].numpy(),
         tensors["sigma"].numpy(),

@@ -10,6 +10,7 @@ from typing import Any
 from ddpm.errors import ConfigError, did_you_mean, render, require
 from ddpm.fidelity.report_html import escaped, number, page, picture
 from ddpm.fidelity.report_parts import (
+    SIGNS,
     BoundCurve,
     Metric,
     Neighbour,
@@ -30,7 +31,8 @@ __all__ = ["BoundCurve", "Metric", "Neighbour", "Report", "write_comparison", "w
 
 # How a number was measured: where these differ, two numbers cannot be compared. What else its
 # provenance tells, such as the sampler, is what a comparison may be about.
-MEASURED = ("num_samples", "reference", "extractor", "resize")
+MEASURED = ("num_samples", "reference", "extractor", "resize", "bound_steps")
+_QUARTERS = tuple(f"_q{quarter}" for quarter in range(4))  # of t: their mean stands for them
 _MISSING = object()
 
 
@@ -76,7 +78,7 @@ def write_comparison(
     ranked = list(reports) if chosen is None else sorted(reports, key=_order(metrics[chosen]))
     parts = [
         heading("h1", title, counted(len(ranked), "run")),
-        warned(_incomparable(ranked, names)),
+        warned(incomparable(ranked)),
         _table(ranked, [metrics[name] for name in names], chosen),
         _side_by_side(ranked),
     ]
@@ -109,19 +111,26 @@ def _found(report: Report, name: str) -> Metric | None:
     return next((metric for metric in report.metrics if metric.name == name), None)
 
 
-def _incomparable(reports: Sequence[Report], names: Sequence[str]) -> list[str]:
+def incomparable(reports: Sequence[Report]) -> list[str]:
     """What to know before metrics are compared: which were not measured the same way."""
+    names = list(dict.fromkeys(m.name for report in reports for m in report.metrics))
     blamed: dict[str, list[str]] = {}
+    kinds: dict[str, set[str]] = {}
+    for metric in (m for report in reports for m in report.metrics):
+        kind = str(metric.provenance.get("metric", metric.name)).removeprefix("val_")
+        if not kind.endswith(_QUARTERS):
+            kinds.setdefault(kind, set()).add(metric.name)
     for name in names:
         found = [one for report in reports if (one := _found(report, name)) is not None]
         told = [flat({k: v for k, v in one.provenance.items() if k in MEASURED}) for one in found]
         differ = [key for key in _differing(told) if not key.endswith(".path")]
         if differ:
             blamed.setdefault(", ".join(differ), []).append(name)
+    others = [sorted(each) for each in kinds.values() if len(each) > 1]
     return [
         f"Not comparable: {', '.join(metrics)}. The runs differ in {keys}."
         for keys, metrics in blamed.items()
-    ]
+    ] + [f"Not comparable with one another: {', '.join(each)}." for each in others]
 
 
 def _differing(mappings: Sequence[dict[str, Any]]) -> list[str]:
@@ -135,23 +144,24 @@ def _table(ranked: Sequence[Report], metrics: Sequence[Metric], chosen: str | No
     configs = [flat(report.config) for report in ranked]
     options = _differing(configs)
     head = [
-        *(f'<th scope="col">{escaped(name)}</th>' for name in ("run", *options)),
+        '<th scope="col">run</th>',
         *(_column(metric, chosen) for metric in metrics),
         '<th scope="col" class="number">step</th>',
+        *(f'<th scope="col">{escaped(name)}</th>' for name in options),
     ]
     rows = []
     for place, (report, config) in enumerate(zip(ranked, configs, strict=True), 1):
         found = [_found(report, metric.name) for metric in metrics]
         cells = [
             f'<th scope="row"><a href="#run-{place}">{escaped(report.run)}</a></th>',
-            *(_option(config.get(key, _MISSING)) for key in options),
             *(_number("–" if one is None else number(one.value, one.error)) for one in found),
             _number("–" if report.step is None else f"{report.step:,}"),
+            *(_option(config.get(key, _MISSING)) for key in options),
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     same = "" if options else " The runs' options do not differ."
     by = "" if chosen is None else f"Sorted by {escaped(chosen)}, best first. "
-    said = f"{by}↓ lower is better, ↑ higher is better; ± is one standard error.{same}"
+    said = f"{by}{SIGNS}{same}"
     return (
         f'<p class="note">{said}</p>\n'
         '<div class="scrolled" tabindex="0"><table class="comparison">\n'

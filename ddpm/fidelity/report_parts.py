@@ -13,6 +13,10 @@ from PIL import Image
 from ddpm.fidelity.report_html import curve, escaped, facts, folded, number, picture, thinned
 from ddpm.nested import flat
 
+SIGNS = (
+    "↓ lower is better, ↑ higher is better; ± is one standard error, of kid and isc the spread "
+    "over subsets."
+)
 Points = Sequence[tuple[float, float]]
 
 
@@ -27,7 +31,7 @@ class Metric(NamedTuple):
 
 
 class Neighbour(NamedTuple):
-    """A sample, the training image nearest to it, and how far apart their features are."""
+    """A sample, the image nearest to it, and how far apart their features are."""
 
     sample: Image.Image
     nearest: Image.Image
@@ -57,7 +61,8 @@ class Report:
         provenance: nested; of the report as a whole.
         samples: a grid.
         seed: the samples'; of equal seeds they are compared side by side.
-        neighbours: samples beside training images; shown with the nearest first.
+        neighbours: samples beside the nearest images; shown with the nearest first.
+        near: what these are of.
         loss: (step, loss), oldest first.
         curves: further ones by name: (step, value).
         bound: bits per dimension over t.
@@ -74,6 +79,7 @@ class Report:
     samples: Image.Image | None = None
     seed: int | None = None
     neighbours: Sequence[Neighbour] | None = None
+    near: str = "the training data"
     loss: Points = ()
     curves: Mapping[str, Points] = field(default_factory=dict)
     bound: BoundCurve | None = None
@@ -95,7 +101,7 @@ def sections(report: Report, prefix: str, level: str) -> list[str]:
     inside = {
         "Metrics": _metrics(report.metrics),
         "Samples": _samples(report),
-        "Nearest neighbours in the training data": _neighbours(report.neighbours),
+        f"Nearest neighbours in {escaped(report.near)}": _neighbours(report.neighbours),
         "Training": _curves(report, prefix),
         "Bits per dimension over t": _bound(report.bound, prefix),
         "Denoising": _trajectory(report.trajectory),
@@ -123,11 +129,10 @@ def _metrics(metrics: Sequence[Metric]) -> str:
             f'<td class="number">{number(value, error)}</td></tr>\n'
             f'<tr class="how"><td colspan="2">{folded(_gist(provenance), facts(told))}</td></tr>'
         )
-    said = "↓ lower is better, ↑ higher is better; ± is one standard error."
     head = '<thead><tr><th scope="col">Metric</th><th scope="col" class="number">Value</th></tr>'
     return (
         '<div class="scrolled" tabindex="0"><table class="metrics">'
-        f"<caption>{said}</caption>\n{head}</thead>\n"
+        f"<caption>{SIGNS}</caption>\n{head}</thead>\n"
         f"<tbody>\n{lines(rows)}\n</tbody></table></div>"
     )
 
@@ -160,14 +165,14 @@ def _neighbours(neighbours: Sequence[Neighbour] | None) -> str:
     ranked = sorted(neighbours, key=lambda one: one[2])
     tiles = [
         figure(
-            f'<div class="pair">{picture(sample, "sample")}{picture(near, "training image")}</div>',
+            f'<div class="pair">{picture(sample, "sample")}{picture(near, "nearest image")}</div>',
             number(distance),
         )
         for sample, near, distance in ranked
     ]
     distances = [distance for _, _, distance in ranked]
     said = (
-        "Left the sample, right the training image nearest to it, below their distance; "
+        "Left the sample, right the image nearest to it, below their distance; "
         f"closest first. Of {counted(len(ranked), 'sample')}: smallest {number(distances[0])}, "
         f"median {number(statistics.median(distances))}. At 0 their features are the same."
     )

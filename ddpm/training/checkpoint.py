@@ -168,7 +168,7 @@ def load(folder: Path, *, whole: bool = True) -> Checkpoint:
         ConfigError: of another version, incomplete, or damaged.
     """
     try:
-        manifest = _json(folder / MANIFEST)
+        manifest = read_json(folder / MANIFEST)
         version, files = manifest["format"], dict(manifest["files"])
     except FileNotFoundError as error:
         raise damaged(folder, f"it has no {MANIFEST}") from error
@@ -185,7 +185,7 @@ def load(folder: Path, *, whole: bool = True) -> Checkpoint:
         if _fingerprint(folder / name) != files[name]:
             raise damaged(folder, f"{name} is not what was written")
     try:
-        header = _json(folder / CONFIG)
+        header = read_json(folder / CONFIG)
         known = isinstance(header["config"], dict) and isinstance(header["step"], int)
     except (ValueError, KeyError, TypeError, RecursionError):
         header, known = {}, False
@@ -264,8 +264,8 @@ def readable(place: Path) -> Path:
     return place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
 
 
-def _json(path: Path) -> Any:
-    """What a JSON file holds; raises ValueError for one that is larger than any of ours."""
+def read_json(path: Path) -> Any:
+    """What a JSON file of ours holds; raises ValueError for one that is larger than any."""
     if path.stat().st_size > LARGEST_LIST:
         raise ValueError(f"{path} is too large")
     return json.loads(path.read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from ddpm.progress import progress, warn
 from ddpm.signals import StopSignal
 from ddpm.training import checkpoint, nonfinite
 from ddpm.training.agreement import Agreed, agree
-from ddpm.training.meter import Meter
+from ddpm.training.meter import QUARTERS, Meter
 from ddpm.training.retention import prune
 from ddpm.training.run import Run
 from ddpm.training.saving import Saver
@@ -85,6 +85,7 @@ class Loop:
         self.evaluate = evaluate if trainer.evaluate_every else None
         self.accelerator, self.stop = trainer.accelerator, stop
         self.saved = trainer.step  # there is a checkpoint of, or is about to be
+        self.evaluated: int | None = None  # the last step that was
         self.saver = Saver(run.path, self._prune, warn)
         self.meter = Meter(trainer.accelerator, trainer.diffusion.num_steps)
         self.agreed = Agreed(finite=True, stop=False, failed=False)
@@ -127,7 +128,7 @@ class Loop:
                     self._log(norm)
                     bar.set_postfix_str(self._speed(), refresh=False)
                 judged = self.evaluate and self._due(trainer.evaluate_every)
-                if self._due(trainer.checkpoint_every) or (judged and trainer.best):
+                if self._due(trainer.checkpoint_every) or (judged and self._follows_evaluation()):
                     self._save()
                     self.meter.restart_clock()
                 show = trainer.preview_every and (trainer.step == last or not self.agreed.stop)
@@ -210,6 +211,10 @@ class Loop:
         loss = self.metrics["loss"]
         return f"loss {'not finite' if loss is None else f'{loss:.4f}'}, {speed:.0f} {unit}/s"
 
+    def _follows_evaluation(self) -> bool:
+        """Whether what is measured decides which checkpoint is the best."""
+        return self.trainer.best not in (None, "loss", *QUARTERS)
+
     def _owes_evaluation(self) -> bool:
         """Whether the run was stopped when it was to be evaluated."""
         step, last = self.trainer.step, self.trainer.max_steps
@@ -225,7 +230,9 @@ class Loop:
         if found is None:  # it is made up for when the run goes on
             if self.saved != trainer.step:
                 self._save()
-        elif self.accelerator.is_main_process:
+            return
+        self.evaluated = trainer.step
+        if self.accelerator.is_main_process:
             self.saver.wait()
             folder = checkpoint.place(self.run.path / checkpoint.FOLDER, trainer.step)
             with self.run.forgiving("evaluation.json"):
@@ -272,8 +279,8 @@ class Loop:
             self._tell(error)
             raise error or _elsewhere()
         self.stop.finish()
-        if self.trainer.step < self.trainer.max_steps:
-            step = self.trainer.step
+        step = self.trainer.step
+        if step < self.trainer.max_steps or (self.evaluate and self.evaluated != step):
             kept = checkpoint.place(self.run.path / checkpoint.FOLDER, step)
             raise Stopped(f"stopped at step {step}, with a checkpoint in {kept}")
 

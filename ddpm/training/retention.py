@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ddpm.training.checkpoint import CONFIG, EVALUATION, FOLDER, listed, step_of
+from ddpm.training.checkpoint import CONFIG, EVALUATION, FOLDER, listed, read_json, step_of
 
+# What a file that is not as it was written may raise.
+_DAMAGED = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, OverflowError,
+    RecursionError,
+)  # fmt: skip
 BEST = "best"  # beside the checkpoints, a link to the best of them
 
 
@@ -91,20 +95,20 @@ def _reached(folder: Path, metric: str) -> Reached | None:
     """What a checkpoint says it has reached, or None: not known, or not a number."""
     try:
         value, sign, how = _logged(folder, metric) or _evaluated(folder, metric)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+    except _DAMAGED:
         return None
     return Reached(folder, value, sign * value, how) if math.isfinite(value) else None
 
 
 def _logged(folder: Path, metric: str) -> tuple[float, int, Any] | None:
     """A metric of the training itself."""
-    metrics = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("metrics", {})
+    metrics = read_json(folder / CONFIG).get("metrics", {})
     return (float(metrics[metric]), 1, None) if metric in metrics else None
 
 
 def _evaluated(folder: Path, metric: str) -> tuple[float, int, Any]:
     """A metric of the evaluation beside the weights, by its name or that without the count."""
-    content = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+    content = read_json(folder / EVALUATION)
     rows = content["metrics"]
     row = next(row for row in rows if metric in (row["metric"], row["name"]))
     return float(row["value"]), -1 if row["higher_is_better"] else 1, content.get("measure")

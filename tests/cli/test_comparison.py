@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 OPTIONS = ("metrics=[fid,loss]", "num_samples=8", "num_images=4", "batch_size=4", "steps=2")
@@ -89,3 +90,24 @@ def test_mistakes(command, options, line):
     Path("empty").mkdir()
     ended = command("evaluate", *OPTIONS, *options.split())
     assert ended.status == 1 and ended.line == f"ddpm-evaluate: {line}"
+
+
+def test_what_was_not_measured_alike_is_told(command, tiny):
+    for name, more in (("a", "data.val_fraction=0"), ("b", "data.val_fraction=0.1")):
+        options = (f"name={name}", "trainer.max_steps=1", *tiny, more)
+        assert command("train", *options).status == 0
+    ended = command("evaluate", "runs=outputs", *OPTIONS)
+    assert ended.status == 0, ended.err
+    assert "Not comparable: fid_8. The runs differ in reference." in ended.err
+    assert "Not comparable with one another: loss, val_loss." in ended.err
+    assert ended.err.count("Not comparable") == 2
+
+
+def test_other_reference_images_under_the_same_name_are_measured_anew(command, sweep):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
+    options = (f"runs=[{sweep}/0]", "reference=r.npz", "metrics=[fid]", *OPTIONS[1:])
+    np.savez("r.npz", arr_0=pixels)
+    assert "was evaluated" not in command("evaluate", *options).out
+    assert "was evaluated" in command("evaluate", *options).out
+    np.savez("r.npz", arr_0=pixels[:19])
+    assert "was evaluated" not in command("evaluate", *options).out

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from ddpm.data import Digits
 from ddpm.fidelity import Pixels
@@ -43,7 +44,7 @@ def test_a_run_is_judged_and_all_is_written_down(command, trained):
     assert {path.name for path in folder.iterdir()} == names
     rows = {row["name"]: row for row in found(folder)["metrics"]}
     few = [f"{name}_12" for name in ("fid", "kid", "precision", "recall", "f_score")]
-    assert list(rows) == [*few, "bpd", "loss", *(f"loss_q{q}" for q in range(4))]
+    assert list(rows) == [*few, "bpd_3steps", "loss", *(f"loss_q{q}" for q in range(4))]
     row = rows["fid_12"]
     for key, value in (
         ("num_samples", 12), ("steps", 3), ("weights", "ema"), ("guidance", 1.0), ("seed", 0),
@@ -56,7 +57,9 @@ def test_a_run_is_judged_and_all_is_written_down(command, trained):
         trained
     )
     bound = np.load(folder / "bound.npz")
-    assert bound["bits"].sum() + bound["prior"] == pytest.approx(rows["bpd"]["value"], rel=1e-6)
+    assert bound["bits"].sum() + bound["prior"] == pytest.approx(
+        rows["bpd_3steps"]["value"], rel=1e-6
+    )
     (line,) = [
         json.loads(text)
         for text in Path(trained, "metrics.jsonl").read_text().splitlines()
@@ -105,6 +108,38 @@ def test_statistics_of_the_field(command):
     assert values("a")["fid_899"] == pytest.approx(values("b")["fid_899"], abs=1e-3)
 
 
+def test_the_inception_score_needs_no_reference(command):
+    np.savez("s.npz", arr_0=pictures(40, 3, 6, 5).permute(0, 2, 3, 1).numpy())
+    custom("net.pt", 3)
+    options = ("samples=s.npz", "metrics=[isc]", "extractor=custom", "extractor.path=net.pt")
+    ended = command("evaluate", "out=o", *options)
+    assert ended.status == 0, ended.err
+    (row,) = found("o")["metrics"]
+    assert row["name"] == "isc_40" and row["extractor"]["name"] == "custom"
+    assert row["samples"]["num_images"] == 40 and "reference" not in row
+
+
+def test_of_more_images_than_are_asked_for_some_are_chosen_at_random(command):
+    """Folders are sorted by class: the first ones would not stand for all."""
+    digits("half.npz", np.argsort(load_digits().target, kind="stable"))
+    options = ("samples=half.npz", "extractor=pixels", "reference=digits", "metrics=[fid]")
+    ended = command("evaluate", "num_samples=600", "out=o", *options)
+    assert ended.status == 0, ended.err
+    assert values("o")["fid_600"] < 0.1  # of the first 600 it is 1.9
+    (row,) = found("o")["metrics"]
+    assert row["samples"]["chosen_at_random_from"] == 1797
+    assert row["samples"]["num_images"] == 600
+
+
+def test_images_that_are_in_the_reference_are_at_distance_0_of_themselves(command):
+    digits("half.npz", range(0, 1797, 2))
+    options = ("samples=half.npz", "extractor=pixels", "reference=digits", "metrics=[fid]")
+    assert command("evaluate", "out=o", *options).status == 0
+    page = Path("o/report.html").read_text()
+    assert "Of 24 samples: smallest 0, median 0." in page
+    assert "Nearest neighbours in reference=digits" in page
+
+
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["pixels", "custom"])
 def test_the_command_gives_torch_fidelitys_numbers_to_the_last_digit(command, name, processes):
@@ -149,6 +184,10 @@ ERRORS = [
     ("samples=half.npz reference=nowhere", "reference=nowhere: no such folder; set reference to a folder of images"),
     ("samples=half.npz reference=digits num_samples=2000", "num_samples=2000: there are 899 images; ask for fewer"),
     ("ckpt={run} metrics=[bpd] bound_steps=1001", "bound_steps=1001: the process has 1000 steps; take 1 to 1000, or null for all"),
+    ("ckpt={run} reference=half.npz metrics=[loss]", "reference=half.npz: holds images alone; loss and bpd are of train, val or a data group"),
+    ("ckpt={run} reference=val", "reference=val: no data are held out; train with data.val_fraction=0.1, or leave it out"),
+    ("ckpt={run} reference=big.npz", "reference=big.npz: has 256 features an image, the samples have 64; take images of one size and colour"),
+    ("ckpt={run} reference=folder", "reference=folder: cannot be read (data.path: is missing); give a folder or an .npz of its images"),
     ("ckpt={run} batch_size=0", "batch_size=0: must be at least 1"),
     ("ckpt={run} model=unet", "model=unet: the model comes from the checkpoint; leave it out"),
 ]  # fmt: skip
@@ -157,6 +196,7 @@ ERRORS = [
 @pytest.mark.parametrize(("options", "line"), ERRORS, ids=[options for options, _ in ERRORS])
 def test_mistakes(command, trained, options, line):
     digits("half.npz", range(0, 1797, 2))
+    np.savez("big.npz", arr_0=np.zeros((9, 16, 16, 1), np.uint8))
     ended = command("evaluate", "extractor=pixels", *options.format(run=trained).split())
     assert ended.status == 1 and ended.line == f"ddpm-evaluate: {line}"
     assert not Path(trained, "evaluations").exists()

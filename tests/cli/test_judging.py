@@ -22,19 +22,26 @@ def test_processes_share_whole_batches_and_ask_equally_often(count, size, world,
     asked, seen = [], []
     for rank in range(world):
         asks = []
-        share = Share(process(rank, world), count, size, lambda a=asks: a.append(None) or False)
-        seen += [index for batch in share.of(share.batches()) for index in batch]
-        assert share.num_batches == len(share.batches())
+        share = Share(process(rank, world), count, size, 5, lambda a=asks: a.append(None) or False)
+        for batch in share.batches():
+            seen += batch
+            for _ in range(5):
+                share.tick()
+        share.finish()
+        assert share.num_batches == len(share.batches()) and share.calls == 5 * share.num_batches
         asked.append(len(asks))
-    assert seen == list(range(count)) and set(asked) == {most}
+    assert seen == list(range(count)) and set(asked) == {5 * most}
 
 
-def test_told_to_stop_all_processes_give_up_after_as_many_batches():
+def test_told_to_stop_all_processes_give_up_after_as_many_calls():
     for rank in range(2):
         asks = []
-        share = Share(process(rank, 2), 10, 2, lambda a=asks: a.append(None) or len(a) == 2)
-        with pytest.raises(GivenUpError):
-            list(share.of(share.batches()))
+        share = Share(process(rank, 2), 2, 2, 3, lambda a=asks: a.append(None) or len(a) == 2)
+        with pytest.raises(GivenUpError):  # the first process has no batch, and answers
+            for _ in share.batches():
+                share.tick()
+                share.tick()
+            share.finish()
         assert len(asks) == 2
 
 

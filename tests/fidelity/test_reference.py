@@ -1,5 +1,6 @@
 """Statistics that are kept: used when they are what is asked for, else computed anew or refused."""
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -366,3 +367,15 @@ def test_an_npz_lacks_what_is_needed(tmp_path):
         f"reference={path}: cannot be read as an .npz (Object arrays cannot be loaded when "
         "allow_pickle=False); save it anew"
     )
+
+
+def test_a_file_says_what_the_reference_is_and_nothing_else(tmp_path):
+    """It may be somebody else's: what it says more would stand beside our numbers."""
+    images = HeldImages(pictures(9, 1, 4, 4))
+    extractor = Pixels()
+    compute = functools.partial(extract, extractor, images, range(9), batch_size=4, device="cpu")
+    made = reference_of(extractor, images, lambda _: compute(), cache=None)
+    forged = {**made.provenance, "value": 0.001, "num_samples": 50_000, "seed": "any"}
+    place = keep(tmp_path, module.Reference(made.statistics, made.features, forged))
+    found, _ = named(str(place), extractor, 16)
+    assert set(found.provenance) == {"reference", "extractor", "resize"}

@@ -390,10 +390,10 @@ def test_a_comparison_has_the_options_that_differ_the_metrics_and_the_best_run_f
     page = several(runs(), title="Rates", sort_by="fid")
     assert refers_only_to_itself(page)
     assert page.rows == [
-        ["run", "trainer.lr", "trainer.warmup", "bpd ↓", "fid ↓", "isc ↑", "step"],
-        ["b", "0.0002", "–", "–", "2.500", "8.00 ± 0.10", "12,000"],
-        ["c", "0.0002", "5", "–", "12.00", "9.00 ± 0.10", "12,000"],
-        ["a", "0.0001", "–", "3.00 ± 0.10", "–", "–", "–"],
+        ["run", "bpd ↓", "fid ↓", "isc ↑", "step", "trainer.lr", "trainer.warmup"],
+        ["b", "–", "2.500", "8.00 ± 0.10", "12,000", "0.0002", "–"],
+        ["c", "–", "12.00", "9.00 ± 0.10", "12,000", "0.0002", "5"],
+        ["a", "3.00 ± 0.10", "–", "–", "–", "0.0001", "–"],
     ]
     assert "Rates 3 runs Sorted by fid, best first." in page.words
     assert re.findall(r'aria-sort="(.*?)">(\w+)', page.source) == [("ascending", "fid")]
@@ -463,7 +463,7 @@ def test_samples_stand_side_by_side_and_say_whether_their_seeds_are_equal(
 def test_runs_without_metrics_or_samples_are_compared_by_their_options(several):
     bare = [Report(title="t", run=name, config={"a": {"b": name}}) for name in "xy"]
     page = several(bare)
-    assert page.rows == [["run", "a.b", "step"], ["x", "x", "–"], ["y", "y", "–"]]
+    assert page.rows == [["run", "step", "a.b"], ["x", "–", "x"], ["y", "–", "y"]]
     assert "Sorted by" not in page.words and "side by side" not in page.words
     same = several([bare[0], bare[0]])
     assert same.rows[0] == ["run", "step"]

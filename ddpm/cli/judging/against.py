@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +50,29 @@ class Against:
         self.group = named is not None and named not in _PARTS and _is_data_group(named)
 
     @cached_property
-    def _split(self) -> tuple[Split, Mapping[str, Any]]:
-        """The data that are named, or the model's own, and their config node."""
-        if self.group:
-            file = app.config_dir() / "data" / f"{self.named}.yaml"
-            node = instantiate.from_yaml(file.read_text(encoding="utf-8"), str(file))
-            return instantiate.splits({"data": node}), node
-        problem = "is missing: the model was imported without data; name a data group"
+    def _of_model(self) -> tuple[Split, Mapping[str, Any]]:
+        """The model's own data, and their config node."""
+        problem = "there are no data of a model's own here; name a data group, a folder or an .npz"
         if self.node is None:
-            raise ConfigError("reference", None, problem)
-        own = self._own or (lambda: instantiate.splits({"data": self.node}))
-        return own(), self.node
+            raise ConfigError("reference", self.named, problem)
+        return (self._own or partial(instantiate.splits, {"data": self.node}))(), self.node
 
-    def _part(self, name: str) -> tuple[Dataset, dict[str, Any]]:
-        split, node = self._split
+    @cached_property
+    def _of_group(self) -> tuple[Split, Mapping[str, Any]]:
+        """The data group that is named."""
+        file = app.config_dir() / "data" / f"{self.named}.yaml"
+        node = instantiate.from_yaml(file.read_text(encoding="utf-8"), str(file))
+        node |= {"class_cond": True} if "class_cond" in node else {}
+        try:
+            return instantiate.splits({"data": node}), node
+        except ConfigError as error:
+            problem = f"cannot be read ({error.key}: {error.problem.partition(';')[0]})"
+            remedy = "give a folder or an .npz of its images"
+            raise ConfigError("reference", self.named, f"{problem}; {remedy}") from error
+
+    def _part(self, name: str, *, group: bool) -> tuple[Dataset, dict[str, Any]]:
+        """A part of the data, and what to say of it."""
+        split, node = self._of_group if group else self._of_model
         found = split.train if name == "train" else split.val
         problem = "no data are held out; train with data.val_fraction=0.1, or leave it out"
         if found is None:
@@ -77,16 +87,21 @@ class Against:
             facts: of the model's data.
             count: at most.
             seed: of the order.
-            part: ``train`` or ``val``; None = the one that is named, or as the class says.
+            part: ``train`` or ``val`` of the model's own data; None = what is named, or as the
+                class says.
 
         Raises:
             ConfigError: there are none, or they are not of the model's shape.
         """
+        other = self.named is not None and self.named not in _PARTS and not self.group
+        problem = "holds images alone; loss and bpd are of train, val or a data group"
+        require(part is not None or not other, "reference", self.named, problem)
+        group = self.group and part is None
         if part is None and self.named in _PARTS:
             part = self.named
         if part is None:
-            part = "train" if self._split[0].val is None or self.group else "val"
-        data, told = self._part(part)
+            part = "train" if group or self._of_model[0].val is None else "val"
+        data, told = self._part(part, group=group)
         problem = f"its data are {list(data.shape)}, the model's {list(facts.shape)}"
         require(tuple(data.shape) == tuple(facts.shape), "reference", self.named, problem)
         generator = torch.Generator().manual_seed(seed)
@@ -95,7 +110,8 @@ class Against:
         problem = "its data have no labels, and the model knows classes"
         conditional = facts.num_classes is not None
         require(labels is not None or not conditional, "reference", self.named, problem)
-        of = {"reference": {**told, "num_images": len(indices)}}
+        sha256 = hashlib.sha256(raw.contiguous().numpy().data).hexdigest()
+        of = {"reference": {**told, "num_images": len(indices), "sha256": sha256}}
         prefix = "val_" if part == "val" else ""
         return Clean(facts.codec.encode(raw), labels if conditional else None, prefix, of)
 
@@ -118,13 +134,15 @@ class Against:
             found, warnings = fidelity.named(self.named, extractor, dim, need_features=features)
             return Compared(extractor, accelerator, features, ready=found, warnings=warnings)
         images = self._images()
+        images = images if len(images) <= MOST else fidelity.SomeImages(images, MOST)
         images.shown = accelerator.is_main_process
         return Compared(extractor, accelerator, features, images=images, cache=self.cache)
 
     def _images(self) -> fidelity.Images:
         if self.named is not None and self.named not in _PARTS and not self.group:
             return images(self.named, "reference")
-        data, told = self._part(self.named if self.named in _PARTS else "train")
+        part = self.named if self.named in _PARTS else "train"
+        data, told = self._part(part, group=self.group)
         return fidelity.DatasetImages(data, told, key="reference")
 
 
@@ -151,7 +169,7 @@ class Compared:
         self.extractor, self.accelerator, self.need_features = extractor, accelerator, need_features
         self.ready, self.images, self.cache, self.warnings = ready, images, cache, warnings
         if images is not None:
-            self.size: int | None = min(len(images), MOST)
+            self.size: int | None = len(images)
         else:
             assert ready is not None
             self.size = ready.statistics.num_images
@@ -165,6 +183,8 @@ class Compared:
     def _computed(self, batch_size: int) -> fidelity.Reference:
         images, accelerator = self.images, self.accelerator
         assert images is not None
+        sha256 = images.sha256 if accelerator.is_main_process else ""  # one reads them all
+        images.take_hash(str(broadcast_object_list([sha256])[0]))
 
         def compute(count: int) -> fidelity.Features:
             what = "reference"
@@ -175,7 +195,6 @@ class Compared:
             images,
             compute,
             cache=self.cache,
-            count=self.size,
             need_features=self.need_features,
             main=accelerator.is_main_process,
             told=lambda found: broadcast_object_list([found])[0],

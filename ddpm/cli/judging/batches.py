@@ -1,9 +1,8 @@
-"""The batches of one of several processes, with a word to the others after each."""
+"""The batches of one of several processes, with a word to the others after each call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from ddpm import fidelity
 
-T = TypeVar("T")
 Stopping = Callable[[], bool]
 
 
@@ -32,18 +30,26 @@ class Share:
         accelerator: whose processes share them.
         count: items in all.
         batch_size: at once.
-        stopping: asked after each batch, by each process as often: the processes may exchange
+        calls: of the network for each batch.
+        stopping: asked after each call, by each process as often: the processes may exchange
             their answers in it.
     """
 
     def __init__(
-        self, accelerator: Accelerator, count: int, batch_size: int, stopping: Stopping = never
+        self,
+        accelerator: Accelerator,
+        count: int,
+        batch_size: int,
+        calls: int = 1,
+        stopping: Stopping = never,
     ) -> None:
         rank, world = accelerator.process_index, accelerator.num_processes
         self.indices = fidelity.share(count, batch_size, rank, world)
         self.count, self.batch_size, self.stopping = count, batch_size, stopping
         everyone = (fidelity.share(count, batch_size, each, world) for each in range(world))
         self.most = max(-(-len(each) // batch_size) for each in everyone)
+        self.calls = self.num_batches * calls
+        self._asks = self.most * calls  # that are left: all processes have as many
 
     @property
     def num_batches(self) -> int:
@@ -55,21 +61,20 @@ class Share:
         starts = range(0, len(self.indices), self.batch_size)
         return [list(self.indices[at : at + self.batch_size]) for at in starts]
 
-    def of(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches, or what is made of each.
+    def tick(self) -> None:
+        """After a call: give up if told to stop.
 
         Raises:
-            GivenUpError: on every process after as many batches, once ``stopping`` says so.
+            GivenUpError: on every process after as many calls, once ``stopping`` says so.
         """
-        done = 0
-        for batch in batches:
-            yield batch
-            done += 1
-            if self.stopping():
-                raise GivenUpError
-        for _ in range(done, self.most):
-            if self.stopping():
-                raise GivenUpError
+        self._asks -= 1
+        if self.stopping():
+            raise GivenUpError
+
+    def finish(self) -> None:
+        """Answer the processes that have more batches, as long as they have."""
+        while self._asks > 0:
+            self.tick()
 
     def together(self, values: Tensor) -> Tensor:
         """Rows (n, ...) of all processes' items, in their order, on each of them."""

@@ -21,12 +21,12 @@ from ddpm.cli.judging.measure import answers
 from ddpm.cli.sweep_table import RECORD
 from ddpm.cli.tables import aligned
 from ddpm.errors import ConfigError, require
-from ddpm.fidelity.report import Report, write_comparison
+from ddpm.fidelity.report import Report, incomparable, write_comparison
 from ddpm.progress import warn
 from ddpm.training import checkpoint, launch
 from ddpm.training.run import Run, new_folder
 
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,18 @@ class Comparison:
         """The folder of an evaluation of this kind, an old one or a new one."""
         trained = Trained.load(str(place), self.weights, self.device, self.precision)
         found, main = trained.checkpoint, trained.accelerator.is_main_process
-        wanted = self.todo.request(self.todo.told(found, self.weights))
+        todo = replace(self.todo, out=None)
+        try:
+            judge = todo.judge(trained)
+        except ConfigError as error:
+            raise ConfigError("runs", str(place), f"cannot be evaluated: {error}") from error
+        wanted = todo.request(judge, trained, self.weights)
         (there,) = broadcast_object_list([_earlier(found.run, wanted) if main else None])
         if there is None:
-            folder, _ = replace(self.todo, out=None).of_model(trained, self.weights)
+            folder, _ = todo.of_model(judge, trained, self.weights)
             return folder, trained
-        app.say(trained.accelerator, f"was evaluated in this way, see {there}")
+        said = f"was evaluated in this way, see {there} (delete it to have it done again)"
+        app.say(trained.accelerator, said)
         return there, trained
 
     def _write(self, reports: list[Report]) -> float:
@@ -90,6 +96,8 @@ class Comparison:
         asked = self.todo.measure.metrics[0]
         metric = next(m.name for m in reports[0].metrics if answers(m.provenance["metric"], asked))
         ranked = write_comparison(folder / "report.html", reports, sort_by=metric)
+        for warning in incomparable(reports):
+            warn(warning)
         print(_table(ranked))
         print(f"done: {folder} (report.html)", flush=True)
         return next(m.value for m in ranked[0].metrics if m.name == metric)
@@ -146,14 +154,17 @@ def _read_back(folder: Path, trained: Trained) -> Report:
         metrics, warnings, content = findings.read(folder)
     except _UNREADABLE as error:
         raise ConfigError("runs", str(folder), "was changed meanwhile; run this again") from error
-    picture = folder / SAMPLES
+    try:
+        picture = Image.open(folder / SAMPLES).copy()
+    except OSError:  # none was drawn, or it is damaged
+        picture = None
     return replace(
         reported(Run(found.run), found.step, found.config),
         metrics=metrics,
         warnings=warnings,
         provenance={"made by": f"ddpm {__version__}", "evaluation": str(folder)},
-        samples=Image.open(picture).copy() if picture.is_file() else None,
-        seed=content.get("seed"),
+        samples=picture,
+        seed=seed if isinstance(seed := content.get("seed"), int) else None,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from ddpm.fidelity.report import Report, write_report
 from ddpm.files import replacing
 from ddpm.progress import warn
 from ddpm.training import checkpoint
-from ddpm.training.run import Run, new_folder
+from ddpm.training.run import Run, new_folder, unwritable
 
 SAMPLES = "samples.png"
 Weights = Literal["ema", "raw"]
@@ -51,36 +52,47 @@ class Evaluation:
         for name in self.measure.metrics:
             require(name in FIDELITY, "metrics", name, "needs a model; give ckpt= with it")
         problem = "is missing: name what the images are compared with"
-        require(self.measure.reference is not None, "reference", None, problem)
+        needed = set(self.measure.metrics) != {"isc"}
+        require(not needed or self.measure.reference is not None, "reference", None, problem)
         found = images(path, "samples")
         judge = Judge(self.measure, accelerator, self._against(None), found.shape, found)
-        folder = self._folder(accelerator, Path("outputs"), "evaluation")
-        told = {"ddpm": __version__}
-        findings = judge.of_images(told)
-        if accelerator.is_main_process:
-            self._write(folder, findings, Report("Evaluation", folder.name), {})
+        problem = "is what is judged; write elsewhere"
+        require(self.out != path, "out", self.out, problem)
+        with self._folder(accelerator, Path("outputs"), "evaluation") as folder:
+            findings = judge.of_images({"ddpm": __version__})
+            if accelerator.is_main_process:
+                near = f"reference={self.measure.reference}"
+                self._write(folder, findings, Report("Evaluation", folder.name, near=near), {})
         return findings
 
-    def of_model(self, trained: Trained, weights: Weights) -> tuple[Path, Findings]:
-        """Judge a checkpoint; returns also the folder that was written."""
-        found, accelerator = trained.checkpoint, trained.accelerator
-        against = self._against(found.config.get("data"))
-        judge = Judge(self.measure, accelerator, against, trained.facts.shape)
+    def judge(self, trained: Trained) -> Judge:
+        """What judges a checkpoint, made ready; refuses what cannot be done."""
+        against = self._against(trained.checkpoint.config.get("data"))
+        judge = Judge(self.measure, trained.accelerator, against, trained.facts.shape)
         judge.check(trained, self.steps)
         judge.ready(trained.facts)
+        return judge
+
+    def of_model(self, judge: Judge, trained: Trained, weights: Weights) -> tuple[Path, Findings]:
+        """Judge a checkpoint; returns also the folder that was written."""
+        found, accelerator = trained.checkpoint, trained.accelerator
         name = f"step-{found.step:08d}-{label(self.measure.sampler)}"
-        folder = self._folder(accelerator, found.run / "evaluations", name)
-        told = self.told(found, weights)
-        findings = judge.of_model(trained, told, steps=self.steps, estimate=True)
-        if accelerator.is_main_process:
-            run = Run(found.run)
-            run.evaluated(found.step, findings.numbers, str(folder))
-            report = reported(run, found.step, found.config)
-            self._write(folder, findings, report, {"request": self.request(told)})
+        with self._folder(accelerator, found.run / "evaluations", name) as folder:
+            told = self.told(trained, weights)
+            findings = judge.of_model(trained, told, steps=self.steps, estimate=True)
+            if accelerator.is_main_process:
+                run = Run(found.run)
+                run.evaluated(found.step, findings.numbers, str(folder))
+                near = self.measure.reference
+                near = "the training data" if near in (None, "train") else f"reference={near}"
+                report = replace(reported(run, found.step, found.config), near=near)
+                beside = {"request": self.request(judge, trained, weights)}
+                self._write(folder, findings, report, beside)
         return folder, findings
 
-    def told(self, found: checkpoint.Checkpoint, weights: Weights) -> dict[str, Any]:
+    def told(self, trained: Trained, weights: Weights) -> dict[str, Any]:
         """What every number of a checkpoint depends on."""
+        found = trained.checkpoint
         manifest = json.loads((found.folder / checkpoint.MANIFEST).read_text(encoding="utf-8"))
         return {
             "ddpm": __version__,
@@ -88,27 +100,43 @@ class Evaluation:
             "step": found.step,
             "weights": weights,
             "weights_sha256": manifest["files"][checkpoint.WEIGHTS[weights]]["sha256"],
+            "precision": trained.accelerator.mixed_precision,
         }
 
-    def request(self, told: Mapping[str, Any]) -> dict[str, Any]:
-        """All that decides what an evaluation finds: of equal ones, one is enough."""
-        asked = {**vars(self.measure), "steps": self.steps}
-        return {**asked, **{k: told[k] for k in ("ddpm", "weights", "weights_sha256")}}
+    def request(self, judge: Judge, trained: Trained, weights: Weights) -> dict[str, Any]:
+        """All that decides what an evaluation finds: of equal ones one is enough."""
+        told = self.told(trained, weights)
+        asked = {**vars(self.measure), "steps": self.steps, "compared": judge.told()}
+        return {**asked, **{k: told[k] for k in ("ddpm", "weights", "weights_sha256", "precision")}}
 
     def _against(self, node: Mapping[str, Any] | None) -> Against:
         cache = None if self.cache is None else Path(self.cache)
         return Against(self.measure.reference, node, cache=cache)
 
-    def _folder(self, accelerator: Accelerator, parent: Path, name: str) -> Path:
-        """Where the answers go, made by the main process."""
+    @contextmanager
+    def _folder(self, accelerator: Accelerator, parent: Path, name: str) -> Iterator[Path]:
+        """Where the answers go, made by the main process; gone again if it stays empty.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
         folder = None if self.out is None else Path(self.out)
         if folder is None and accelerator.is_main_process:
             folder = new_folder(parent, name)
         (folder,) = broadcast_object_list([folder])
         assert isinstance(folder, Path)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(folder, error) from error
         app.say(accelerator, f"results go to {folder}")
-        return folder
+        try:
+            yield folder
+        except BaseException:
+            if accelerator.is_main_process:
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
 
     def _write(
         self, folder: Path, findings: Findings, report: Report, beside: Mapping[str, Any]
@@ -122,6 +150,9 @@ class Evaluation:
                 findings.samples.save(aside, format="png")
         if findings.bound is not None:
             likelihood.save_bound(folder, findings.bound)
+        else:  # of an earlier call
+            for stale in ("bound.png", "bound.npz"):
+                (folder / stale).unlink(missing_ok=True)
         write_report(folder / "report.html", findings.reported(report, self.measure.seed, folder))
         for metric in findings.metrics:
             error = "" if metric.error is None else f" +- {metric.error:.4g}"

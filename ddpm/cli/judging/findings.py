@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from ddpm import __version__, fidelity
 from ddpm.cli.judging.measure import answers
 from ddpm.fidelity.report import BoundCurve, Metric, Neighbour, Report
 from ddpm.files import replacing
-from ddpm.training.checkpoint import EVALUATION
+from ddpm.training.checkpoint import EVALUATION, read_json
 
 FILE = EVALUATION  # the same name in a folder of ddpm-evaluate
 _UPWARDS = ("isc", "precision", "recall", "f_score")  # more is better
@@ -48,6 +49,7 @@ class Findings:
         told: Mapping[str, Any],
         *,
         num_samples: int | None = None,
+        suffix: str | None = None,
     ) -> None:
         """Take one number.
 
@@ -57,8 +59,10 @@ class Findings:
             error: one standard error, or None.
             told: what it depends on.
             num_samples: that were judged.
+            suffix: of the name, where it is no number of samples.
         """
         name = metric if num_samples is None else fidelity.name_of(metric, num_samples)
+        name = name if suffix is None else f"{name}_{suffix}"
         upwards = metric in _UPWARDS
         self.metrics.append(Metric(name, value, error, {"metric": metric, **told}, upwards))
 
@@ -93,16 +97,16 @@ class Findings:
         """Write ``evaluation.json`` into a folder, with what else is to stand in it."""
         rows = [
             {
+                **metric.provenance,
                 "name": metric.name,
-                "value": metric.value,
+                "value": metric.value if math.isfinite(metric.value) else None,
                 "error": metric.error,
                 "higher_is_better": metric.higher_is_better,
-                **metric.provenance,
             }
             for metric in self.metrics
         ]
         content = {"metrics": rows, "warnings": self.warnings, **beside}
-        with replacing(folder / FILE) as aside:
+        with replacing(folder / FILE, durable=True) as aside:
             aside.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
 
 
@@ -110,13 +114,18 @@ def read(folder: Path) -> tuple[list[Metric], list[str], dict[str, Any]]:
     """Metrics, warnings and the whole content of an ``evaluation.json``.
 
     Raises:
-        ValueError, KeyError, TypeError, OSError: there is none, or it is damaged.
+        ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError: there is none, or
+            it is damaged.
     """
-    content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    content = read_json(folder / FILE)
     metrics = []
     for row in content["metrics"]:
         told = dict(row)
         name, value, error = (told.pop(key) for key in ("name", "value", "error"))
-        higher = told.pop("higher_is_better")
-        metrics.append(Metric(name, value, error, told, higher))
-    return metrics, content["warnings"], content
+        higher = bool(told.pop("higher_is_better"))
+        value = math.nan if value is None else float(value)
+        error = None if error is None else float(error)
+        metrics.append(
+            Metric(str(name), value, error, {**told, "metric": str(told["metric"])}, higher)
+        )
+    return metrics, [str(line) for line in content["warnings"]], content

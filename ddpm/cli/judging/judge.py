@@ -50,6 +50,7 @@ class Judge:
     ) -> None:
         self.measure, self.accelerator, self.against = measure, accelerator, against
         self.images, self._clean = images, None
+        self.compared: Compared | None = None  # the Inception score needs none
         if measure.fidelity:
             self._prepare(measure.fidelity, shape)
 
@@ -57,16 +58,25 @@ class Judge:
         """Load the extractor and find the reference; refuse what these cannot do."""
         problem = "fidelity is of images; take metrics=[bpd,loss]"
         require(len(shape) == 3, "metrics", metrics, problem)
-        device = self.accelerator.device
+        accelerator, given = self.accelerator, self.images
         self.extractor = instantiate.extractor(self.measure.extractor, shape)
-        self.extractor.prepare(device)
-        dim, classes = self.extractor.widths(shape, device)
-        self.compared: Compared = self.against.judged(
-            self.extractor, dim, metrics, self.accelerator
-        )
-        self.count = self._count(self.compared.size)
+        with accelerator.main_process_first():  # one fetches the weights
+            self.extractor.prepare(accelerator.device)
+        dim, classes = self.extractor.widths(shape, accelerator.device)
+        size = None
+        if set(metrics) != {"isc"}:
+            self.compared = self.against.judged(self.extractor, dim, metrics, accelerator)
+            size = self.compared.size
+            if self.compared.images is not None:
+                theirs, _ = self.extractor.widths(self.compared.images.shape, accelerator.device)
+                problem = f"has {theirs} features an image, the samples have {dim}; take images of"
+                named = self.measure.reference
+                require(theirs == dim, "reference", named, f"{problem} one size and colour")
+        self.count = self._count(size)
         for metric in metrics:
-            fidelity.check(metric, self.count, self.compared.size, dim, classes)
+            fidelity.check(metric, self.count, size, dim, classes)
+        if given is not None and self.count < len(given):
+            self.images = fidelity.SomeImages(given, self.count)
 
     def _count(self, size: int | None) -> int:
         """How many samples are judged."""
@@ -109,9 +119,9 @@ class Judge:
             _ = self.reference
 
     @cached_property
-    def reference(self) -> fidelity.Reference:
-        """What samples are compared with."""
-        return self.compared.reference(self.measure.batch_size)
+    def reference(self) -> fidelity.Reference | None:
+        """What samples are compared with, if they are."""
+        return None if self.compared is None else self.compared.reference(self.measure.batch_size)
 
     def of_images(self, told: Mapping[str, Any]) -> Findings:
         """Judge the images that were given."""
@@ -120,9 +130,9 @@ class Judge:
         found = samples.of_images(
             self.extractor, images, self.accelerator, self.count, batch_size, "samples"
         )
-        findings = Findings(warnings=list(self.compared.warnings))
+        findings = Findings(warnings=self._warnings())
         told = {"num_samples": self.count, **told, "samples": images.described()}
-        samples.scores(self.measure.fidelity, found, self.reference, told, findings)
+        self._score(found, told, findings)
         raw = images.read(range(min(samples.GRID, self.count)))
         self._show(findings, found, raw)
         return findings
@@ -135,6 +145,7 @@ class Judge:
         steps: int | None = None,
         stopping: Stopping = never,
         estimate: bool = False,
+        pictures: bool = True,
     ) -> Findings:
         """Judge a model.
 
@@ -144,6 +155,7 @@ class Judge:
             steps: network calls a sample; None = the sampler's own.
             stopping: see :class:`Share`.
             estimate: say first how long it will take.
+            pictures: make those of a report.
 
         Raises:
             ConfigError: guidance or classes that the model does not have.
@@ -157,7 +169,7 @@ class Judge:
         common: dict[str, Any] = {"seed": asked.seed, "batch_size": asked.batch_size}
         shared = {**told, "seed": asked.seed}
         if asked.fidelity:
-            findings.warn(*self.compared.warnings)
+            findings.warn(*self._warnings())
             classes = model.classes(asked.classes)
             drawn = samples.drawn(
                 source,
@@ -165,6 +177,7 @@ class Judge:
                 accelerator,
                 count=self.count,
                 classes=classes,
+                filmed=pictures,
                 stopping=stopping,
                 **common,
             )
@@ -177,11 +190,12 @@ class Judge:
                 "guidance_rescale": asked.guidance_rescale,
                 **({} if asked.classes is None else {"classes": classes}),
             }
-            samples.scores(asked.fidelity, drawn.features, self.reference, depends, findings)
-            self._show(findings, drawn.features, drawn.raw)
-            last = len(drawn.frames) - 1
-            chosen = sorted({round(n * last / (_FRAMES - 1)) for n in range(_FRAMES)})
-            findings.trajectory = [picture(drawn.frames[n][:_FILMED]) for n in chosen]
+            self._score(drawn.features, depends, findings)
+            if pictures:
+                self._show(findings, drawn.features, drawn.raw)
+                last = len(drawn.frames) - 1
+                chosen = sorted({round(n * last / (_FRAMES - 1)) for n in range(_FRAMES)})
+                findings.trajectory = [picture(drawn.frames[n][:_FILMED]) for n in chosen]
         clean, rest = self._clean, {"findings": findings, "stopping": stopping, **common}
         for metric in asked.likelihood:
             assert clean is not None
@@ -205,14 +219,31 @@ class Judge:
         classes = None if known is None else [0]
         samples.estimate(self.accelerator, source, classes, self.measure.batch_size, **work)
 
+    def told(self) -> dict[str, Any]:
+        """What samples and the likelihood are compared with, by content."""
+        told = {} if self.reference is None else dict(self.reference.provenance)
+        return told | ({} if self._clean is None else {"held_out": self._clean.told})
+
+    def _warnings(self) -> list[str]:
+        return [] if self.compared is None else list(self.compared.warnings)
+
+    def _score(self, found: fidelity.Features, told: Mapping[str, Any], findings: Findings) -> None:
+        extractor = {**self.extractor.described(), "features": found.features.shape[1]}
+        told = {**told, "extractor": extractor, "resize": self.extractor.resize}
+        samples.scores(self.measure.fidelity, found, self.reference, told, findings)
+
     def _show(self, findings: Findings, found: fidelity.Features, raw: Tensor) -> None:
         """Take the grid of samples, and each beside what is nearest to it in the reference."""
         findings.samples = picture(raw)
-        theirs, images = self.reference.features, self.compared.images
+        if not self.accelerator.is_main_process:
+            return
+        theirs = None if self.reference is None else self.reference.features
+        images = None if self.compared is None else self.compared.images
         if theirs is None or images is None:
             return
         mine = found.features[:_SHOWN].float()[: len(raw)]
-        apart, where = torch.cdist(mine, theirs.float()).min(dim=1)
+        exact = "donot_use_mm_for_euclid_dist"  # of equals it is 0
+        apart, where = torch.cdist(mine, theirs.float(), compute_mode=exact).min(dim=1)
         near = images.read(where.tolist())
         findings.nearest = [
             Neighbour(picture(raw[i : i + 1]), picture(near[i : i + 1]), float(apart[i]))

@@ -63,11 +63,15 @@ def likelihood(
     """
     total, count = source.diffusion.num_steps, len(clean.x0)
     kept = list(range(total)) if steps is None else respaced(total, (steps,))
-    share = Share(accelerator, count, batch_size, stopping)
+    share = Share(accelerator, count, batch_size, len(kept), stopping)
     terms, priors = [torch.zeros(0, len(kept))], [torch.zeros(0)]
-    calls = share.num_batches * len(kept)
-    with progress(calls, "likelihood", "term", shown=accelerator.is_main_process) as bar:
-        for batch in share.of(share.batches()):
+    with progress(share.calls, "likelihood", "term", shown=accelerator.is_main_process) as bar:
+
+        def after() -> None:
+            bar.update()
+            share.tick()
+
+        for batch in share.batches():
             x0, labels = clean.some(batch, source.device)
             with source.autocast():
                 found = bits_per_dimension(
@@ -76,14 +80,16 @@ def likelihood(
                     randn_like=_noise(seed, batch).like,
                     steps=kept,
                     y=labels,
-                    on_step=bar.update,
+                    on_step=after,
                 )
             terms.append(found.terms)
             priors.append(found.prior)
+        share.finish()
     every = share.together(torch.cat(terms)).double()
     prior = share.together(torch.cat(priors)).double()
     depends = {**told, "bound_steps": len(kept), **clean.told}
-    findings.add(f"{clean.prefix}bpd", *_mean(every.sum(1) + prior), depends)
+    few = None if len(kept) == total else f"{len(kept)}steps"  # another, looser number
+    findings.add(f"{clean.prefix}bpd", *_mean(every.sum(1) + prior), depends, suffix=few)
     spread = every.std(0) / count**0.5
     findings.bound = BoundCurve(kept, every.mean(0).tolist(), spread.tolist(), float(prior.mean()))
 
@@ -105,11 +111,10 @@ def losses(
     """
     accelerator, total = model.accelerator, model.diffusion.num_steps
     network = model.network.eval()
-    share = Share(accelerator, len(clean.x0), batch_size, stopping)
+    share = Share(accelerator, len(clean.x0), batch_size, _QUARTERS, stopping)
     found = [torch.zeros(0, _QUARTERS)]
-    calls = share.num_batches * _QUARTERS
-    with progress(calls, "loss", "call", shown=accelerator.is_main_process) as bar:
-        for batch in share.of(share.batches()):
+    with progress(share.calls, "loss", "call", shown=accelerator.is_main_process) as bar:
+        for batch in share.batches():
             x0, labels = clean.some(batch, accelerator.device)
             noise, columns = _noise(seed, batch), []
             cond: dict[str, Any] = {} if labels is None else {"y": labels}
@@ -120,7 +125,9 @@ def losses(
                     each = model.diffusion.loss(network, x0, t, eps, **cond)
                 columns.append(each.float().cpu())
                 bar.update()
+                share.tick()
             found.append(torch.stack(columns, dim=1))
+        share.finish()
     every = share.together(torch.cat(found)).double()
     depends = {**told, **clean.told}
     findings.add(f"{clean.prefix}loss", *_mean(every.mean(1)), depends)
@@ -129,13 +136,13 @@ def losses(
 
 
 def _noise(seed: int, batch: list[int]) -> SampleNoise:
-    return SampleNoise([mix(seed, For.SAMPLE, index) for index in batch])
+    return SampleNoise([mix(seed, For.HELD_OUT, index) for index in batch])
 
 
 def _step(seed: int, index: int, quarter: int, total: int) -> int:
     """A step t of a quarter of all, for one item."""
     low, high = (total * n // _QUARTERS for n in (quarter, quarter + 1))
-    return min(low + mix(seed, For.STEP, index, quarter) % max(high - low, 1), total - 1)
+    return min(low + mix(seed, For.HELD_OUT, index, quarter) % max(high - low, 1), total - 1)
 
 
 def _mean(values: Tensor) -> tuple[float, float | None]:

@@ -39,6 +39,7 @@ class Measure:
             if name not in METRICS:
                 hint = did_you_mean(name, METRICS)
                 raise ConfigError("metrics", name, f"there is no such metric{hint}")
+        object.__setattr__(self, "metrics", list(dict.fromkeys(self.metrics)))  # it is frozen
         for key in ("batch_size", "num_images"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "must be at least 1")
 

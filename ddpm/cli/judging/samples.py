@@ -46,6 +46,7 @@ def drawn(
     batch_size: int,
     seed: int,
     classes: Sequence[int] | None,
+    filmed: bool = True,
     stopping: Stopping = never,
 ) -> Drawn:
     """Draw samples, each process its share, and take their features at once.
@@ -53,24 +54,30 @@ def drawn(
     Raises:
         GivenUpError: it was told to stop.
     """
-    share = Share(accelerator, count, batch_size, stopping)
-    film = Trajectory(source.codec, source.calls())
+    share = Share(accelerator, count, batch_size, source.calls(), stopping)
+    film = Trajectory(source.codec, source.calls()) if filmed and 0 in share.indices else None
     parts, first = [], []
-    calls = share.num_batches * source.calls()
-    with progress(calls, "sampling", "call", shown=accelerator.is_main_process) as bar:
+    with progress(share.calls, "sampling", "call", shown=accelerator.is_main_process) as bar:
+        shown = on_step(bar, film)
+
+        def after(done: int, total: int, x: Tensor) -> None:
+            shown(done, total, x)
+            share.tick()
+
         batches = generate(
             source,
             share.indices,
             seed=seed,
             batch_size=batch_size,
             classes=classes,
-            on_step=on_step(bar, film),
+            on_step=after,
         )
-        for (raw, _), indices in share.of(zip(batches, share.batches(), strict=True)):
+        for (raw, _), indices in zip(batches, share.batches(), strict=True):
             parts.append(fidelity.of_batch(extractor, raw.to(accelerator.device), indices))
             if indices[0] < GRID:
                 first.append(raw)
-    own = fidelity.joined(parts), first, film.frames if 0 in share.indices else []
+        share.finish()
+    own = fidelity.joined(parts), first, [] if film is None else film.frames
     everyone = gather_object([own])
     features = fidelity.joined([each for each, _, _ in everyone], count)
     raw = torch.cat([each for _, found, _ in everyone for each in found])[:GRID]
@@ -154,22 +161,24 @@ def of_images(
 def scores(
     metrics: Sequence[str],
     samples: fidelity.Features,
-    reference: fidelity.Reference,
+    reference: fidelity.Reference | None,
     told: Mapping[str, Any],
     findings: Findings,
 ) -> None:
     """Take the fidelity metrics that are asked for."""
     for metric in metrics:
-        depends = {**told, **reference.provenance}
+        depends = dict(told)
         if metric == "isc":
             score = fidelity.isc(samples.logits)
-            del depends["reference"]
-        elif metric == "fid":
-            score = fidelity.fid(samples.features, reference.statistics)
         else:
-            assert reference.features is not None
-            compare = {"kid": fidelity.kid, "prc": fidelity.prc}[metric]
-            score = compare(samples.features, reference.features)
+            assert reference is not None
+            depends |= reference.provenance
+            if metric == "fid":
+                score = fidelity.fid(samples.features, reference.statistics)
+            else:
+                assert reference.features is not None
+                compare = {"kid": fidelity.kid, "prc": fidelity.prc}[metric]
+                score = compare(samples.features, reference.features)
         findings.warn(*score.warnings)
         if score.settings:
             depends["settings"] = score.settings

@@ -65,7 +65,7 @@ class Validation:
         with _under_evaluation():
             self.measure = Measure(**options)
             _check_best(best, self.measure)
-            held_out = own.val is not None or not self.measure.likelihood
+            held_out = not self.measure.likelihood or own.val is not None
             problem = "no data are held out; add data.val_fraction=0.1, or take metrics=[fid]"
             require(held_out, "metrics", self.measure.metrics, problem)
             against = Against(self.measure.reference, config["data"], lambda: own, cache)
@@ -73,14 +73,14 @@ class Validation:
         self.node, self.facts, self.accelerator = config["evaluation"], facts, accelerator
         self._warned: set[str] = set()
 
-    def ready(self, model: Trainer) -> None:
-        """Compute what all evaluations share, before any training.
-
-        Raises:
-            ConfigError: guidance, classes or steps that the model does not have.
-        """
+    def check(self, trainer: Trainer) -> None:
+        """Refuse guidance, classes or steps that the model does not have, with ConfigError."""
         with _under_evaluation():
-            self.judge.check(self._model(model))
+            self.judge.check(self._model(trainer))
+
+    def ready(self) -> None:
+        """Compute what all evaluations share, before any training."""
+        with _under_evaluation():
             self.judge.ready(self.facts, part="val")
 
     def _model(self, trainer: Trainer) -> Model:
@@ -88,10 +88,17 @@ class Validation:
 
     def __call__(self, trainer: Trainer, stopping: Callable[[], bool]) -> Evaluated | None:
         """Measure; None if told to stop meanwhile."""
-        told = {"ddpm": __version__, "step": trainer.step, "weights": "ema"}
+        told = {
+            "ddpm": __version__,
+            "step": trainer.step,
+            "weights": "ema",
+            "precision": self.accelerator.mixed_precision,
+        }
         try:
             with _under_evaluation():
-                found = self.judge.of_model(self._model(trainer), told, stopping=stopping)
+                found = self.judge.of_model(
+                    self._model(trainer), told, stopping=stopping, pictures=False
+                )
         except GivenUpError:
             return None
         if self.accelerator.is_main_process:
@@ -101,7 +108,8 @@ class Validation:
             self._warned |= set(found.warnings)
             shown = {k: v for k, v in found.numbers.items() if not k.endswith(_QUARTERS)}
             note(f"step {trainer.step}: {', '.join(f'{k} {v:.5g}' for k, v in shown.items())}")
-        return Evaluated(found.numbers, partial(found.write, measure=self.node))
+        decides = {k: v for k, v in self.node.items() if k not in ("metrics", "batch_size")}
+        return Evaluated(found.numbers, partial(found.write, measure=decides))
 
 
 def _check_best(best: str | None, measure: Measure) -> None:
@@ -119,4 +127,7 @@ def _under_evaluation() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise error if error.key.startswith("trainer.") else error.under("evaluation") from error
+        if error.key.startswith(("trainer.", "data.")):
+            raise
+        key = "sampler.steps" if error.key == "steps" else error.key
+        raise ConfigError(f"evaluation.{key}", error.value, error.problem) from error
