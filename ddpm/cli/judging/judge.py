@@ -166,37 +166,16 @@ class Judge:
         source = self.check(model, steps)
         if estimate:
             self._estimate(model, source)
-        common: dict[str, Any] = {"seed": asked.seed, "batch_size": asked.batch_size}
         shared = {**told, "seed": asked.seed}
         if asked.fidelity:
-            findings.warn(*self._warnings())
-            classes = model.classes(asked.classes)
-            drawn = samples.drawn(
-                source,
-                self.extractor,
-                accelerator,
-                count=self.count,
-                classes=classes,
-                filmed=pictures,
-                stopping=stopping,
-                **common,
-            )
-            depends = {
-                "num_samples": self.count,
-                **shared,
-                "sampler": dict(asked.sampler),
-                "steps": source.calls(),
-                "guidance": asked.guidance,
-                "guidance_rescale": asked.guidance_rescale,
-                **({} if asked.classes is None else {"classes": classes}),
-            }
-            self._score(drawn.features, depends, findings)
-            if pictures:
-                self._show(findings, drawn.features, drawn.raw)
-                last = len(drawn.frames) - 1
-                chosen = sorted({round(n * last / (_FRAMES - 1)) for n in range(_FRAMES)})
-                findings.trajectory = [picture(drawn.frames[n][:_FILMED]) for n in chosen]
-        clean, rest = self._clean, {"findings": findings, "stopping": stopping, **common}
+            self._of_samples(model, source, shared, findings, stopping, pictures)
+        clean = self._clean
+        rest: dict[str, Any] = {
+            "findings": findings,
+            "stopping": stopping,
+            "seed": asked.seed,
+            "batch_size": asked.batch_size,
+        }
         for metric in asked.likelihood:
             assert clean is not None
             if metric == "loss":
@@ -207,6 +186,45 @@ class Judge:
                     source, clean, accelerator, steps=asked.bound_steps, told=told_of_bound, **rest
                 )
         return findings
+
+    def _of_samples(
+        self,
+        model: Model,
+        source: generation.Source,
+        told: Mapping[str, Any],
+        findings: Findings,
+        stopping: Stopping,
+        pictures: bool,
+    ) -> None:
+        """Draw samples, and take the metrics of them."""
+        asked, classes = self.measure, model.classes(self.measure.classes)
+        findings.warn(*self._warnings())
+        drawn = samples.drawn(
+            source,
+            self.extractor,
+            self.accelerator,
+            count=self.count,
+            batch_size=asked.batch_size,
+            seed=asked.seed,
+            classes=classes,
+            filmed=pictures,
+            stopping=stopping,
+        )
+        depends = {
+            "num_samples": self.count,
+            **told,
+            "sampler": dict(asked.sampler),
+            "steps": source.calls(),
+            "guidance": asked.guidance,
+            "guidance_rescale": asked.guidance_rescale,
+            **({} if asked.classes is None else {"classes": classes}),
+        }
+        self._score(drawn.features, depends, findings)
+        if pictures:
+            self._show(findings, drawn.features, drawn.raw)
+            last = len(drawn.frames) - 1
+            chosen = sorted({round(n * last / (_FRAMES - 1)) for n in range(_FRAMES)})
+            findings.trajectory = [picture(drawn.frames[n][:_FILMED]) for n in chosen]
 
     def _estimate(self, model: Model, source: generation.Source) -> None:
         work = {}
