@@ -129,6 +129,8 @@ def _worker(composed: Any, work: Work, arguments: Sequence[Any]) -> float | None
     """What each process runs."""
     from hydra.core.hydra_config import HydraConfig
 
+    from ddpm.training.feed import end_readers
+
     os.setsid()  # Ctrl-C reaches the parent alone, which hands it on
     HydraConfig.instance().set_config(composed)
     status = 0
@@ -143,8 +145,12 @@ def _worker(composed: Any, work: Work, arguments: Sequence[Any]) -> float | None
         status = STOPPED_STATUS
     except KeyboardInterrupt:
         status = INTERRUPTED_STATUS
+    end_readers()
     sys.stdout.flush()
-    sys.exit(status)
+    sys.stderr.flush()
+    # All is saved. Python's own exit would have torch take its threads apart, which now and then
+    # aborts the process ("terminate called without an active exception").
+    os._exit(status)
 
 
 @contextmanager

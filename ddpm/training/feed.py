@@ -101,7 +101,7 @@ class Feed:
             RuntimeError: see :meth:`lost`.
         """
         if self.num_workers:
-            Finalize(None, _end_readers, exitpriority=1)
+            Finalize(None, end_readers, exitpriority=1)
         loader: DataLoader[Any] = DataLoader(
             _Fetch(self.data),
             batch_sampler=_Plan(self, samples),
@@ -178,8 +178,8 @@ def _ignore_signals(_: int) -> None:
         signal.signal(each, signal.SIG_IGN)
 
 
-def _end_readers() -> None:
-    """Before Python waits for them at its exit: one that hangs hears no SIGTERM, see above."""
+def end_readers() -> None:
+    """Kill the processes that read, at the end of this one: one that hangs hears no SIGTERM."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises when one of them ends
     for reader in multiprocessing.active_children():
         if reader.daemon:

@@ -178,6 +178,7 @@ class Loop:
         if self.accelerator.is_main_process:
             with self.run.forgiving("the list of its samples"):
                 details = f", all in {nonfinite.dump(self.run.path, step, samples)}"
+        (details,) = broadcast_object_list([details])  # whoever is heard first says the same
         good = [p for p in checkpoint.listed(self.run.path) if checkpoint.step_of(p) < step]
         kept = f"the last good checkpoint is {good[0]}" if good else "there is no checkpoint yet"
         skipped = f" after {trainer.skipped} steps that were skipped" if trainer.skipped else ""
