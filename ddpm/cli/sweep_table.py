@@ -15,7 +15,6 @@ from ddpm.files import replacing
 
 RECORD = "job.json"  # in the folder of a job: its overrides, and how it ended
 LEGEND = 20  # curves named in the picture
-_QUARTERS = tuple(f"_q{quarter}" for quarter in range(4))  # of t: too many for a table
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,7 @@ def _pair(override: str) -> tuple[str, str]:
 
 def _job(record: Path, told: dict[str, Any], options: dict[str, str]) -> Job:
     from ddpm.training import checkpoint
+    from ddpm.training.meter import QUARTERS
     from ddpm.training.run import Run
 
     run = Run(Path(told.get("folder", record.parent)))
@@ -94,8 +94,11 @@ def _job(record: Path, told: dict[str, Any], options: dict[str, str]) -> Job:
     status, error = told.get("status", "running"), told.get("error") or ""
     if status == "running":  # and the launcher has given up waiting
         status, error = "failed", "killed, or still running: it did not say how it ended"
-    measured = {name: curve[-1][1] for name, curve in run.curves().items() if name != "loss"}
-    measured = {name: value for name, value in measured.items() if not name.endswith(_QUARTERS)}
+    measured = {
+        name: curve[-1][1]
+        for name, curve in run.curves().items()
+        if name != "loss" and not name.endswith(QUARTERS)  # those are too many for a table
+    }
     return Job(int(record.parent.name), options, status, error, run.path, steps, points, measured)
 
 

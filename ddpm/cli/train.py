@@ -246,10 +246,10 @@ def _fit(
 def _result(run: Run, training: Trainer) -> float | None:
     """The best value of what ``trainer.best`` follows, if that is evaluated, else the last loss."""
     from ddpm.training.checkpoint import listed
-    from ddpm.training.meter import QUARTERS
+    from ddpm.training.meter import LOGGED
     from ddpm.training.retention import best_of
 
-    if training.best in (None, "loss", *QUARTERS):
+    if training.best in (None, *LOGGED):
         return run.last_loss()
     assert training.best is not None
     best = best_of(listed(run.path), training.best)

@@ -17,7 +17,7 @@ from ddpm.progress import progress, warn
 from ddpm.signals import StopSignal
 from ddpm.training import checkpoint, nonfinite
 from ddpm.training.agreement import Agreed, agree
-from ddpm.training.meter import QUARTERS, Meter
+from ddpm.training.meter import LOGGED, Meter
 from ddpm.training.retention import prune
 from ddpm.training.run import Run
 from ddpm.training.saving import Saver
@@ -116,8 +116,8 @@ class Loop:
         trainer.settle(first)
         batches = chain([first], batches)
         main, done = self.accelerator.is_main_process, trainer.step
-        if self.evaluate and self._owes_evaluation():
-            self._evaluate(self.evaluate)
+        if self.evaluate is not None and self._owes_evaluation():
+            self._evaluate()
         with progress(last, "training", "step", initial=done, shown=main) as bar:
             while trainer.step < last and not self.agreed.stop:
                 norm = trainer.take_step(batches, self._judge)
@@ -127,7 +127,7 @@ class Loop:
                 if self._due(trainer.log_every):
                     self._log(norm)
                     bar.set_postfix_str(self._speed(), refresh=False)
-                judged = self.evaluate and self._due(trainer.evaluate_every)
+                judged = self.evaluate is not None and self._due(trainer.evaluate_every)
                 if self._due(trainer.checkpoint_every) or (judged and self._follows_evaluation()):
                     self._save()
                     self.meter.restart_clock()
@@ -136,8 +136,8 @@ class Loop:
                     self.preview(trainer)
                     trainer.network.train()
                     self.meter.restart_clock()
-                if self.evaluate and judged and not self.agreed.stop:
-                    self._evaluate(self.evaluate)
+                if judged and not self.agreed.stop:
+                    self._evaluate()
 
     def _due(self, every: int) -> bool:
         """Whether what is done at these steps, and at the last one, is to be done now."""
@@ -214,7 +214,7 @@ class Loop:
 
     def _follows_evaluation(self) -> bool:
         """Whether what is measured decides which checkpoint is the best."""
-        return self.trainer.best not in (None, "loss", *QUARTERS)
+        return self.trainer.best not in (None, *LOGGED)
 
     def _owes_evaluation(self) -> bool:
         """Whether the run was stopped when it was to be evaluated."""
@@ -222,10 +222,11 @@ class Loop:
         due = step == last or (step > 0 and step % self.trainer.evaluate_every == 0)
         return broadcast_object_list([due and not self.run.has_evaluation(step)])[0]
 
-    def _evaluate(self, evaluate: Evaluate) -> None:
+    def _evaluate(self) -> None:
         """Measure, and write it down beside the checkpoint of this step, if there is one."""
         trainer = self.trainer
-        found = evaluate(trainer, self._told_to_stop)
+        assert self.evaluate is not None
+        found = self.evaluate(trainer, self._told_to_stop)
         trainer.network.train()
         self.meter.restart_clock()
         if found is None:  # it is made up for when the run goes on

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 QUARTERS = tuple(f"loss_q{i}" for i in range(4))  # of t, from the clean end
+LOGGED = ("loss", *QUARTERS)  # what training knows of itself, without any evaluation
 
 
 class Meter:

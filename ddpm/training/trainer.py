@@ -20,7 +20,7 @@ from ddpm.training.ema import EMA
 from ddpm.training.feed import Batch, Feed
 from ddpm.training.launch import Precision
 from ddpm.training.loop import Evaluate, Judge, Loop, Verdict
-from ddpm.training.meter import QUARTERS
+from ddpm.training.meter import LOGGED
 from ddpm.training.nonfinite import OnNonfinite
 from ddpm.training.optimizer import Decay, adamw, learning_rate
 from ddpm.training.run import Run
@@ -135,10 +135,9 @@ class Trainer:
         limit = clip_grad_norm
         good = limit is None or limit > 0
         require(good, "clip_grad_norm", limit, "must be above 0, or null for none")
-        known = ("loss", *QUARTERS)
-        problem = f"must be null or of {', '.join(known)}"
+        problem = f"must be null or of {', '.join(LOGGED)}"
         more = "; to follow another metric, take trainer.evaluate_every"
-        good = best is None or best in known or evaluate_every > 0
+        good = best is None or best in LOGGED or evaluate_every > 0
         require(good, "best", best, problem + more)
         processes = accelerator.num_processes
         parts = accumulate * processes

@@ -86,8 +86,7 @@ class Evaluation:
                 near = self.measure.reference
                 near = "the training data" if near in (None, "train") else f"reference={near}"
                 report = replace(reported(run, found.step, found.config), near=near)
-                beside = {"request": self.request(judge, trained, weights)}
-                self._write(folder, findings, report, beside)
+                self._write(folder, findings, report, {"request": self.request(judge, told)})
         return folder, findings
 
     def told(self, trained: Trained, weights: Weights) -> dict[str, Any]:
@@ -103,9 +102,8 @@ class Evaluation:
             "precision": trained.accelerator.mixed_precision,
         }
 
-    def request(self, judge: Judge, trained: Trained, weights: Weights) -> dict[str, Any]:
+    def request(self, judge: Judge, told: Mapping[str, Any]) -> dict[str, Any]:
         """All that decides what an evaluation finds: of equal ones one is enough."""
-        told = self.told(trained, weights)
         asked = {**vars(self.measure), "steps": self.steps, "compared": judge.told()}
         return {**asked, **{k: told[k] for k in ("ddpm", "weights", "weights_sha256", "precision")}}
 

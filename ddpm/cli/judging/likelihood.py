@@ -19,8 +19,9 @@ from ddpm.generation import SampleNoise, Source
 from ddpm.progress import progress
 from ddpm.samplers.base import respaced
 from ddpm.seeding import For, mix
+from ddpm.training.meter import QUARTERS
 
-_QUARTERS = 4
+_QUARTERS = len(QUARTERS)
 
 
 class Clean(NamedTuple):
@@ -131,8 +132,8 @@ def losses(
     every = share.together(torch.cat(found)).double()
     depends = {**told, **clean.told}
     findings.add(f"{clean.prefix}loss", *_mean(every.mean(1)), depends)
-    for quarter in range(_QUARTERS):
-        findings.add(f"{clean.prefix}loss_q{quarter}", *_mean(every[:, quarter]), depends)
+    for name, column in zip(QUARTERS, every.T, strict=True):
+        findings.add(f"{clean.prefix}{name}", *_mean(column), depends)
 
 
 def _noise(seed: int, batch: list[int]) -> SampleNoise:

@@ -21,17 +21,16 @@ from ddpm.instantiate import Facts
 from ddpm.progress import note, warn
 from ddpm.training import Trainer
 from ddpm.training.loop import Evaluated
-from ddpm.training.meter import QUARTERS
+from ddpm.training.meter import LOGGED, QUARTERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ddpm.data.split import Split
 
-_QUARTERS = tuple(f"_{quarter}" for quarter in QUARTERS)
 _GIVEN = {  # what can be followed, by what is asked for
     "prc": ("precision", "recall", "f_score"),
-    "loss": ("val_loss", *(f"val_{quarter}" for quarter in QUARTERS)),
+    "loss": tuple(f"val_{name}" for name in LOGGED),
     "bpd": ("val_bpd",),
 }
 
@@ -106,7 +105,7 @@ class Validation:
                 if warning not in self._warned:
                     warn(warning)
             self._warned |= set(found.warnings)
-            shown = {k: v for k, v in found.numbers.items() if not k.endswith(_QUARTERS)}
+            shown = {k: v for k, v in found.numbers.items() if not k.endswith(QUARTERS)}
             note(f"step {trainer.step}: {', '.join(f'{k} {v:.5g}' for k, v in shown.items())}")
         decides = {k: v for k, v in self.node.items() if k not in ("metrics", "batch_size")}
         return Evaluated(found.numbers, partial(found.write, measure=decides))
@@ -115,7 +114,7 @@ class Validation:
 def _check_best(best: str | None, measure: Measure) -> None:
     """Refuse to follow what is not measured."""
     known = [each for name in measure.metrics for each in _GIVEN.get(name, (name,))]
-    if best is None or best in ("loss", *QUARTERS, *known):
+    if best is None or best in (*LOGGED, *known):
         return
     problem = f"is not measured: evaluation.metrics gives {', '.join(known)}"
     raise ConfigError("trainer.best", best, f"{problem}{did_you_mean(best, known)}")
