@@ -3,6 +3,8 @@
 SIGTERM, SIGINT, SIGHUP, and the warnings of schedulers (SIGUSR1, SIGUSR2), in one of three moods:
 while nothing can be lost a signal raises :class:`~ddpm.errors.Stopped` at once; inside
 :meth:`StopSignal.deferred` it only sets a flag; once all is saved it is not heard any more.
+
+A second signal, at least a second after the first, ends the process at once with 128 + its number.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from ddpm.errors import Stopped
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 STOPPED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: run me again
 # A launcher hands on what a scheduler has sent to all already: the same wish, heard twice.
-_ECHO_SECONDS = 1.0
+ECHO_SECONDS = 1.0
 
 
 class StopSignal:
@@ -39,7 +41,7 @@ class StopSignal:
         self.received: str | None = None
         self._last, self._outer = last, None
         self._when = 0.0
-        self._deferred = self._deaf = self._raised = False
+        self._deferred = self._interruptible = self._raised = self._deaf = self._ignored = False
         self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
@@ -55,7 +57,8 @@ class StopSignal:
         if isinstance(self._outer, StopSignal) and self.received is not None:
             self._outer.received = self.received
             if isinstance(error, Stopped):  # the same wish, and it is being followed
-                self._outer.finish()
+                self._outer._when, self._outer._raised = self._when, True
+                self._outer._deaf = self._deaf
         for each, handler in self._before.items():
             signal.signal(each, signal.SIG_IGN if self._last else handler)
         self._before.clear()
@@ -72,34 +75,71 @@ class StopSignal:
         """
         self._deferred = True
         try:
-            if self.received is not None:
-                raise Stopped(f"stopped by {self.received}")
+            self._raise_received()
             yield
         finally:
             self._deferred = False
 
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Raise at once again, inside :meth:`deferred`: for long work that changes no state.
+
+        Exchange nothing with other processes inside, except within :meth:`uninterrupted`.
+
+        Raises:
+            Stopped: a signal arrived, or had arrived before.
+        """
+        self._interruptible = True
+        try:
+            self._raise_received()
+            yield
+        finally:
+            self._interruptible = False
+
+    @contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """Suspend :meth:`interruptible`, if inside it; then raise what arrived meanwhile.
+
+        Raises:
+            Stopped: a signal arrived, on leaving.
+        """
+        before, self._interruptible = self._interruptible, False
+        try:
+            yield
+        finally:
+            self._interruptible = before
+        if before:
+            self._raise_received()
+
     def finish(self) -> None:
-        """Hear nothing any more: all is saved, and the process is about to end."""
+        """Ignore the next signal: all is saved, and the process is about to end."""
         self._deaf = True
+
+    def _raise_received(self) -> None:
+        if self.received is not None:
+            raise Stopped(f"stopped by {self.received}")
 
     def _heard(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:  # a fork that reads data: it ends with its parent
             return
         now, name = time.monotonic(), signal.Signals(number).name
-        if self._deaf:
-            self.received = self.received or name  # for what would come after, such as a next job
+        if self.received is not None and now - self._when < ECHO_SECONDS:
             return
-        if self.received is not None and now - self._when < _ECHO_SECONDS:
-            return
-        if self.received is not None and self._deferred:
+        followed = self._ignored if self._deaf else self._deferred or self._raised
+        if self.received is not None and followed:
             os._exit(128 + number)
-        self.received, self._when = name, now
+        self.received, self._when = self.received or name, now
+        if self._deaf:  # the name is for what would come after, such as a next job
+            self._ignored = True
+            return
         if not self._deferred:
             self._raised = True
             raise Stopped(f"stopped by {name}")
         if os.environ.get("RANK", "0") == "0":
             note = f"\n{name}: stopping after this step, with a checkpoint; again = at once\n"
             os.write(sys.stderr.fileno() if _has_number(sys.stderr) else 2, note.encode())
+        if self._interruptible:
+            raise Stopped(f"stopped by {name}")
 
 
 def pending() -> str | None:

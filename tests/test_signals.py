@@ -93,3 +93,49 @@ def test_one_that_comes_when_all_is_saved_is_kept_for_what_would_come_next():
         with pytest.raises(Stopped):
             os.kill(os.getpid(), signal.SIGTERM)
     assert pending() is None
+
+
+def test_interruptible_work_inside_training_is_left_at_once(capfd):
+    with StopSignal() as stop, stop.deferred():
+        with pytest.raises(Stopped, match=r"^stopped by SIGTERM$"), stop.interruptible():
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("the signal was not obeyed")
+        assert stop.received == "SIGTERM"
+        with pytest.raises(Stopped), stop.interruptible():
+            pytest.fail("the work was begun after a signal")
+    assert capfd.readouterr().err.count("SIGTERM: stopping after this step") == 1
+
+
+def test_an_exchange_within_interruptible_work_is_not_interrupted():
+    done = []
+    with StopSignal() as stop, stop.deferred():
+        with pytest.raises(Stopped), stop.interruptible():
+            with stop.uninterrupted():
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append(stop.received)
+            pytest.fail("what arrived during the exchange was forgotten")
+        with stop.uninterrupted():  # outside of such work it changes nothing
+            done.append("again")
+    assert done == ["SIGTERM", "again"]
+
+
+INSISTING = """
+import os, signal, time
+from ddpm.signals import StopSignal
+with StopSignal():
+    with StopSignal() as stop:
+        {inside}
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            time.sleep(1.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("continued")
+"""
+
+
+@pytest.mark.parametrize("inside", ["", "stop.finish()"], ids=["winding up", "all is saved"])
+def test_a_second_signal_ends_a_process_that_hangs_at_its_end(inside):
+    code = INSISTING.format(inside=inside)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 128 + signal.SIGTERM and ended.stdout == "", ended.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.errors import ConfigError, Stopped
-from ddpm.signals import STOPPED_STATUS
+from ddpm.signals import STOPPED_STATUS, StopSignal
 
 # A function of the options, or a dataclass of them whose instances are called; gives a number.
 Command = Callable[..., Any]
@@ -33,25 +33,25 @@ def config_dir() -> Path:
 def main(config_name: str, command: Callable[[], Command]) -> None:
     """Compose the config of a command, check it, run it, and exit with what came of it.
 
-    0 is done, 1 a user's mistake, 75 stopped by a signal and ready to go on, 130 interrupted.
+    The status is 0 when all is done, 1 after a user's mistake, and 75 after a signal, Ctrl-C among
+    them, in every command and any number of processes: nothing is lost, and the same command
+    continues or starts afresh. A second signal ends the process at once with 128 + its number.
 
     Args:
         config_name: the root config, and the command's name after ``ddpm-``.
         command: imports and returns the function to call with the root's options. It is called
             only when there is work to do, so that ``--help`` does not wait for torch.
     """
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(usage(config_name))
-        return
     try:
-        _compose(config_name, command)
+        with StopSignal(last=True):  # from the start: also while Hydra and torch are loaded
+            if {"-h", "--help"} & set(sys.argv[1:]):
+                print(usage(config_name))
+            else:
+                _compose(config_name, command)
     except Stopped as stopped:
-        if str(stopped):
+        if str(stopped) and os.environ.get("RANK", "0") == "0":
             _tell(config_name, str(stopped))
         sys.exit(STOPPED_STATUS)
-    except KeyboardInterrupt:
-        _tell(config_name, "interrupted")
-        sys.exit(130)
 
 
 def _compose(config_name: str, command: Callable[[], Command]) -> None:

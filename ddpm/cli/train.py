@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli import app
 from ddpm.errors import Stopped
-from ddpm.signals import STOPPED_STATUS, StopSignal
+from ddpm.signals import StopSignal
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,12 +28,7 @@ Node = dict[str, Any]
 
 def main() -> None:
     """The console script."""
-    try:
-        with StopSignal(last=True):  # also while Hydra and torch are loaded
-            app.main("train", _command)
-    except Stopped as stopped:
-        print(f"ddpm-train: {stopped}", file=sys.stderr)
-        sys.exit(STOPPED_STATUS)
+    app.main("train", _command)
 
 
 def _command() -> app.Command:

@@ -23,7 +23,6 @@ from ddpm.errors import ConfigError, Stopped, require
 from ddpm.signals import SIGNALS, STOPPED_STATUS, StopSignal
 
 Work = Callable[..., float | None]
-INTERRUPTED_STATUS = 130
 _NOTHING_OF_KILLED_WORKERS = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 
@@ -143,8 +142,6 @@ def _worker(composed: Any, work: Work, arguments: Sequence[Any]) -> float | None
         if os.environ["RANK"] == "0":
             print(f"ddpm-{composed.hydra.job.config_name}: {stopped}", file=sys.stderr)
         status = STOPPED_STATUS
-    except KeyboardInterrupt:
-        status = INTERRUPTED_STATUS
     end_readers()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -208,8 +205,6 @@ def _explained(error: Any, processes: int) -> BaseException:
     rank, failure = error.get_first_failure()
     if failure.exitcode == STOPPED_STATUS:
         return Stopped("")
-    if failure.exitcode == INTERRUPTED_STATUS:
-        return KeyboardInterrupt()
     told = failure.message
     if isinstance(told, dict):
         mistake = str(told["message"]).partition(f"{WorkerError.__name__}: ")
