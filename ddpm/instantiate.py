@@ -29,6 +29,7 @@ from ddpm.data.split import Split, split
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, did_you_mean, render, require
 from ddpm.fidelity import Auto, Extractor
+from ddpm.memory import is_out_of_memory
 from ddpm.samplers import Sampler
 from ddpm.samplers.base import Steps
 from ddpm.seeding import For, mix
@@ -444,6 +445,8 @@ def trained(
         problem = f"its config has no {error}; take another checkpoint"
         raise ConfigError("ckpt", str(found.folder), problem) from error
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         problem = f"its weights do not fit its config: {str(error).splitlines()[-1].strip()}"
         raise ConfigError("ckpt", str(found.folder), problem) from error
     return model, process, facts

@@ -168,7 +168,9 @@ def usage(config_name: str) -> str:
 
 def _run(config: Any, command: Command) -> float | None:
     from ddpm.cli import workers
+    from ddpm.cli.memory import shortage
     from ddpm.instantiate import check, load_plugins, plain, typed
+    from ddpm.memory import is_out_of_memory
 
     options = plain(config)
     launched = options.pop("launch", None)
@@ -183,11 +185,27 @@ def _run(config: Any, command: Command) -> float | None:
             return workers.start(count, _run, config, command)
     load_plugins(checked["plugins"])
     try:
-        made = command(**checked)
+        return _call(command, checked)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        short = shortage(error, options)
+    # Out of the handler: the error's frames hold what filled the memory, and a sweep goes on.
+    raise short
+
+
+def _call(command: Command, options: dict[str, Any]) -> float | None:
+    """Run a command on its checked options."""
+    from ddpm.memory import is_out_of_memory
+
+    try:
+        made = command(**options)
         return made() if isinstance(command, type) else made
     except BrokenPipeError:
         raise
     except OSError as error:
+        if is_out_of_memory(error):
+            raise
         problem = f"{error.strerror}; mend that, then run the same command again"
         raise ConfigError(str(error.filename or "out"), None, problem) from error
 

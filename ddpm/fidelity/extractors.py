@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddpm.errors import ConfigError, require
 from ddpm.fidelity.images import file_sha256
+from ddpm.memory import is_out_of_memory
 
 
 class Extractor(ABC):
@@ -121,6 +122,8 @@ class Custom(Extractor):
             with warnings.catch_warnings(action="ignore"):
                 self._module = torch.jit.load(str(self._path), map_location=device).eval()
         except Exception as error:  # what is no archive, or one of another kind
+            if is_out_of_memory(error):
+                raise
             problem = f"cannot be loaded as TorchScript ({reason(error)}); write it anew with"
             where = str(self._path)
             raise ConfigError("extractor.path", where, f"{problem} torch.jit.save") from error
@@ -129,6 +132,8 @@ class Custom(Extractor):
         try:
             found = self._module(images)
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             shape = tuple(images.shape)
             problem = f"fails on uint8 images of shape {shape}: {reason(error)}"
             raise ConfigError("extractor.path", str(self._path), problem) from error

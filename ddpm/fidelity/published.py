@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ddpm.errors import ConfigError, require
 from ddpm.fidelity.extractors import Extractor, Pixels, reason
 from ddpm.fidelity.images import file_sha256
+from ddpm.memory import is_out_of_memory
 
 _TF1 = "bilinear without antialiasing, as in TensorFlow 1, to {}"
 ClipModel = Literal[
@@ -160,6 +161,8 @@ class DINOv2(_Network):
             with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
                 self._load(device)
         except Exception as error:  # no network, no space, a changed repository: any error at all
+            if is_out_of_memory(error):
+                raise
             problem = f"cannot be had from torch.hub ({reason(error)}); copy {torch.hub.get_dir()}"
             remedy = "from a machine that has it, or take another extractor"
             raise ConfigError("extractor", self.name, f"{problem} {remedy}") from error

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from ddpm.errors import ConfigError
 from ddpm.files import LARGEST_LIST, free_space, load_tensors, sync
+from ddpm.memory import is_out_of_memory
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -84,6 +85,8 @@ class Checkpoint:
             with warnings.catch_warnings(action="ignore"):
                 state = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            if is_out_of_memory(error):
+                raise
             raise damaged(self.folder, f"{STATE} holds what is not safe to read") from error
         if not isinstance(state, dict):
             raise damaged(self.folder, f"{STATE} is not that of a training")

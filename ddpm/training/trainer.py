@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ddpm.data import Dataset
 from ddpm.diffusion import GaussianDiffusion, Timesteps, Uniform
 from ddpm.errors import require
+from ddpm.memory import is_out_of_memory
 from ddpm.seeding import For, mix
 from ddpm.signals import StopSignal
 from ddpm.training.checkpoint import Checkpoint, damaged
@@ -317,6 +318,8 @@ class Trainer:
         try:
             self._take(found, found.state())
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            if is_out_of_memory(error):  # nothing is wrong with the checkpoint
+                raise
             reason = "its weights and counters do not fit its config"
             raise damaged(found.folder, reason) from error
 

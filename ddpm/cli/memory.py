@@ -1,0 +1,57 @@
+"""The one line of a command that ran out of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ddpm.errors import ConfigError
+from ddpm.memory import on_gpu, requested
+
+Options = Mapping[str, Any]
+
+
+def shortage(error: BaseException, options: Options) -> ConfigError:
+    """Return the error of a command whose options need more memory than there is.
+
+    Args:
+        error: one that :func:`ddpm.memory.is_out_of_memory` recognizes.
+        options: of the command, as composed.
+    """
+    size = requested(error)
+    where = "the GPU" if on_gpu(error) else "this machine"
+    what = f"{where} ran out of memory" + (f" (allocating {size})" if size else "")
+    if "trainer" in options:
+        return _of_training(what, options)
+    if "batch_size" not in options:
+        return ConfigError("memory", None, f"{what}; use a machine with more, or free some")
+    remedies = ["use a smaller batch_size (it changes no result)"]
+    if options.get("precision") == "no":
+        remedies.append("precision=bf16")
+    return ConfigError("batch_size", options["batch_size"], f"{what}; {', or '.join(remedies)}")
+
+
+def _of_training(what: str, options: Options) -> ConfigError:
+    """Return the error of a training; the remedies are ordered by how little they change."""
+    trainer, model = options["trainer"], options["model"]
+    resumed = options.get("resume") is not None  # then the options are those of the run
+    remedies = []
+    parts = None if resumed else _more_parts(trainer["batch_size"], trainer["accumulate"])
+    if resumed:
+        remedies.append("a higher trainer.accumulate (the same batch in smaller parts)")
+    elif parts is not None:
+        remedies.append(f"trainer.accumulate={parts} (the same batch in smaller parts)")
+    if resumed or trainer["precision"] == "no":
+        remedies.append("trainer.precision=bf16")
+    if model.get("use_checkpoint") is False:
+        remedies.append("model.use_checkpoint=true (a new run)")
+    remedies.append("a smaller trainer.batch_size")
+    problem = f"{what}; set {', or '.join(filter(None, [', '.join(remedies[:-1]), remedies[-1]]))}"
+    problem += "; a run that has begun takes other trainer options with override=true"
+    return ConfigError("trainer.batch_size", None if resumed else trainer["batch_size"], problem)
+
+
+def _more_parts(batch_size: int, accumulate: int) -> int | None:
+    """Return the next number of micro-batches that divides the batch, None for a batch of 1."""
+    larger = range(2 * accumulate, batch_size + 1)
+    return next((parts for parts in larger if batch_size % parts == 0), None)

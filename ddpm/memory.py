@@ -1,0 +1,41 @@
+"""Errors of memory that ran out, told from other errors."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+_GPU = re.compile(r"CUDA|HIP|CUBLAS|CUDNN|XPU")
+_SIGNS = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|bad_alloc")
+_REQUESTED = re.compile(r"(?i)tried to allocate ([\d.]+) ?(bytes|[KMGT]iB)")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for an error of a GPU's, the machine's or NumPy's allocator.
+
+    torch raises a class of its own for a GPU, and a plain ``RuntimeError`` for the CPU and for the
+    libraries below it, which only its text tells from others.
+    """
+    if isinstance(error, MemoryError) or on_gpu(error):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and _SIGNS.search(str(error)) is not None
+
+
+def on_gpu(error: BaseException) -> bool:
+    """Return True where it is the memory of a GPU that ran out."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+        return True
+    text = str(error)
+    signs = _GPU.search(text) is not None and _SIGNS.search(text) is not None
+    return isinstance(error, RuntimeError) and signs
+
+
+def requested(error: BaseException) -> str | None:
+    """Return the size of the failed allocation in words, such as ``2.00 GiB``, if it is known."""
+    match = _REQUESTED.search(str(error))
+    if match is None:
+        return None
+    number, unit = match.groups()
+    return f"{number} {unit}" if unit != "bytes" else f"{float(number) / 2**30:.2f} GiB"

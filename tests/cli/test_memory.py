@@ -1,0 +1,149 @@
+"""Commands that run out of memory: one line with what needs less of it."""
+
+import errno
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm.memory import is_out_of_memory, on_gpu, requested
+from ddpm.samplers import Sampler
+from ddpm.training import Trainer, checkpoint
+
+GPU = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of "
+    "which 1.50 GiB is free.\nProcess 7 has 77.61 GiB memory in use."
+)
+
+
+def gpu(*_, **__):
+    raise torch.OutOfMemoryError(GPU)
+
+
+def cpu(*_, **__):
+    torch.empty(2**47)  # 512 TiB, more than any machine gives
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError(GPU), (True, True, "2.00 GiB")),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors ..."), (True, True, None)),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), (True, True, None)),
+        (RuntimeError("not enough memory: you tried to allocate 3221225472 bytes."),
+         (True, False, "3.00 GiB")),
+        (MemoryError("Unable to allocate 8.00 PiB for an array"), (True, False, None)),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), (True, False, None)),
+        (OSError(errno.ENOSPC, "No space left on device"), (False, False, None)),
+        (RuntimeError("CUDA error: device-side assert triggered"), (False, False, None)),
+        (ValueError("out of memory"), (False, False, None)),
+    ],
+)  # fmt: skip
+def test_errors_are_told_apart(error, expected):
+    assert (is_out_of_memory(error), on_gpu(error), requested(error)) == expected
+
+
+def test_the_allocators_of_torch_and_numpy_are_recognized():
+    for allocate in (cpu, lambda: np.empty(2**47), lambda: bytearray(2**60)):
+        with pytest.raises(Exception) as caught:
+            allocate()
+        assert is_out_of_memory(caught.value) and not on_gpu(caught.value), caught.value
+
+
+BEGUN = "; a run that has begun takes other trainer options with override=true"
+BATCH = "use a smaller batch_size (it changes no result), or precision=bf16"
+
+
+@pytest.mark.parametrize(
+    ("options", "fails", "line"),
+    [
+        ([], gpu, "trainer.batch_size=8: the GPU ran out of memory (allocating 2.00 GiB); set "
+         "trainer.accumulate=2 (the same batch in smaller parts), trainer.precision=bf16, or a "
+         "smaller trainer.batch_size"),
+        (["trainer.precision=bf16", "trainer.accumulate=8"], cpu, "trainer.batch_size=8: this "
+         "machine ran out of memory (allocating 524288.00 GiB); set a smaller "
+         "trainer.batch_size"),
+        (["model=iddpm_unet", "trainer.batch_size=6", "trainer.accumulate=2"], gpu,
+         "trainer.batch_size=6: the GPU ran out of memory (allocating 2.00 GiB); set "
+         "trainer.accumulate=6 (the same batch in smaller parts), trainer.precision=bf16, "
+         "model.use_checkpoint=true (a new run), or a smaller trainer.batch_size"),
+    ],
+)  # fmt: skip
+def test_training(command, tiny, monkeypatch, options, fails, line):
+    monkeypatch.setattr(Trainer, "take_step", fails)
+    small = [each for each in tiny if "iddpm" not in "".join(options) or "dim" not in each]
+    ended = command("train", "name=a", *small, *options)
+    assert (ended.status, ended.line) == (1, f"ddpm-train: {line}{BEGUN}")
+
+
+def test_the_remedy_works_and_a_checkpoint_is_not_called_damaged(command, tiny, monkeypatch):
+    longer = ["name=a", "trainer.max_steps=4", "trainer.checkpoint_every=2"]
+    with monkeypatch.context() as patch:
+        step = Trainer.take_step
+        patch.setattr(
+            Trainer, "take_step", lambda self, *a: gpu() if self.step == 3 else step(self, *a)
+        )
+        assert command("train", *longer, *tiny).status == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "load_state_dict", gpu)
+        ended = command("train", "resume=outputs/a")
+        assert ended.line == (
+            "ddpm-train: trainer.batch_size: the GPU ran out of memory (allocating 2.00 GiB); set "
+            "a higher trainer.accumulate (the same batch in smaller parts), "
+            f"trainer.precision=bf16, or a smaller trainer.batch_size{BEGUN}"
+        )
+    ended = command("train", *longer, *tiny, "trainer.accumulate=2", "override=true")
+    assert ended.status == 0, ended.err
+    assert "from step 2" in ended.out
+
+
+def test_sampling_interpolating_and_evaluating(command, trained, monkeypatch):
+    monkeypatch.setattr(Sampler, "sample", gpu)
+    for name, *options in (
+        ("sample",),
+        ("interpolate", "a=1", "b=2"),
+        ("evaluate", "num_samples=8", "cache=null"),
+    ):
+        ended = command(name, f"ckpt={trained}", "steps=2", "batch_size=4", *options)
+        line = f"batch_size=4: the GPU ran out of memory (allocating 2.00 GiB); {BATCH}"
+        assert (ended.status, ended.err.splitlines()[-1]) == (1, f"ddpm-{name}: {line}")
+        assert "Traceback" not in ended.err
+    ended = command("sample", f"ckpt={trained}", "precision=bf16")
+    assert ended.line.endswith("; use a smaller batch_size (it changes no result)")
+
+
+def test_weights_that_do_not_fit_into_memory_are_not_called_unfitting(
+    command, trained, monkeypatch
+):
+    monkeypatch.setattr(checkpoint.Checkpoint, "weights", cpu)
+    ended = command("sample", f"ckpt={trained}")
+    assert ended.line.startswith("ddpm-sample: batch_size=64: this machine ran out of memory (")
+
+
+def test_commands_without_a_batch(command, trained, monkeypatch):
+    monkeypatch.setattr(checkpoint.Checkpoint, "weights", cpu)
+    ended = command("export", f"ckpt={trained}", "format=safetensors")
+    remedy = "use a machine with more, or free some"
+    assert ended.line == (
+        f"ddpm-export: memory: this machine ran out of memory (allocating 524288.00 GiB); {remedy}"
+    )
+
+
+def test_the_next_job_of_a_sweep_has_the_memory(command, tiny, monkeypatch):
+    """The error of a job that ran out of memory keeps nothing of it alive."""
+    step, networks = Trainer.take_step, []
+
+    def first_fails(self, *args):
+        networks.append(weakref.ref(self.network))
+        if len(networks) == 1:
+            gpu()
+        gc.collect()
+        assert networks[0]() is None, "the first job's network is still in memory"
+        return step(self, *args)
+
+    monkeypatch.setattr(Trainer, "take_step", first_fails)
+    ended = command("train", "-m", "name=s", "seed=0,1", "trainer.max_steps=1", *tiny)
+    assert ended.status == 1 and "the GPU ran out of memory" in ended.err
+    assert len(networks) == 2, ended.err
