@@ -41,7 +41,8 @@ def count(launch: Launch, device: str) -> int:
     """How many processes to start; 1 for none beside this one, also where others were started.
 
     Raises:
-        ConfigError: fewer than one, more than there are GPUs, or a launcher has started us already.
+        ConfigError: fewer than one, more than there are GPUs (which device=cuda lets them share),
+            or a launcher has started us already.
     """
     key, wanted = "launch.processes", launch.processes
     if started_outside():
@@ -58,8 +59,8 @@ def count(launch: Launch, device: str) -> int:
     if wanted == "auto":
         return max(gpus, 1)
     require(wanted >= 1, key, wanted, "must be at least 1, or auto for one a GPU")
-    problem = f"this machine has {gpus} GPUs; take fewer, or device=cpu"
-    require(gpus == 0 or wanted <= gpus, key, wanted, problem)
+    problem = f"this machine has {gpus} GPUs; take fewer, or device=cpu; device=cuda shares them"
+    require(gpus == 0 or wanted <= gpus or device == "cuda", key, wanted, problem)
     return wanted
 
 

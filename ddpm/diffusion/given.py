@@ -19,7 +19,7 @@ class Given:
 
     def __init__(self, mask: Tensor | None = None) -> None:
         self.mask = mask
-        self._masks: dict[torch.device, Tensor] = {}
+        self._copies: dict[tuple[str, torch.device], Tensor] = {}
         whole = None if mask is None else mask.flatten(1).all(dim=1)
         self.channels = [] if whole is None else whole.nonzero().flatten().tolist()
         self._drawn = None if not self.channels else (~whole).nonzero().flatten()  # pyright: ignore
@@ -29,28 +29,36 @@ class Given:
 
     def keep(self, x: Tensor, clean: Tensor) -> Tensor:
         """``x`` (B, C, *spatial) with the given entries of ``clean``."""
-        return x if self.mask is None else torch.where(self._on(x.device), clean, x)
+        if self.mask is None:
+            return x
+        return torch.where(self._on(x.device, "mask", self.mask), clean, x)
 
-    def _on(self, device: torch.device) -> Tensor:
-        """The mask on a device, copied there once."""
-        assert self.mask is not None
-        if device not in self._masks:
-            self._masks[device] = self.mask.to(device)
-        return self._masks[device]
+    def _on(self, device: torch.device, name: str, values: Tensor) -> Tensor:
+        """Return ``values`` on a device; they are copied there once, since a copy is waited for.
+
+        Not as a tensor of inference mode, where sampling is the first to use them: autograd could
+        not save it.
+        """
+        if (name, device) not in self._copies:
+            with torch.inference_mode(False):
+                self._copies[name, device] = values.to(device)
+        return self._copies[name, device]
 
     def drawn(self, x: Tensor) -> Tensor:
         """The channels of ``x`` (B, C, *spatial) that the network answers about."""
-        return x if self._drawn is None else x[:, self._drawn.to(x.device)]
+        return x if self._drawn is None else x[:, self._on(x.device, "drawn", self._drawn)]
 
     def whole(self, part: Tensor, x: Tensor) -> Tensor:
         """``x`` with ``part`` in place of the channels that :meth:`drawn` takes."""
         if self._drawn is None:
             return part
-        return x.to(part.dtype).index_copy(1, self._drawn.to(x.device), part)
+        drawn = self._on(x.device, "drawn", self._drawn)
+        return x.to(part.dtype).index_copy(1, drawn, part)
 
     def mean(self, each: Tensor) -> Tensor:
         """The mean (B,) of ``each`` (B, drawn channels, *spatial) over what is not given."""
         if self.mask is None:
             return each.flatten(1).mean(1)
-        counted = self.drawn(~self._on(each.device)[None]).expand(1, *each.shape[1:])
+        mask = self._on(each.device, "mask", self.mask)
+        counted = self.drawn(~mask[None]).expand(1, *each.shape[1:])
         return (each * counted).flatten(1).sum(1) / counted.sum()

@@ -70,7 +70,8 @@ class Schedule:
         """
         device = t.device if isinstance(t, Tensor) else torch.device("cpu")
         if device not in self._tables:
-            self._tables[device] = self._tables[torch.device("cpu")].to(device)
+            with torch.inference_mode(False):  # training may use what sampling has asked for
+                self._tables[device] = self._tables[torch.device("cpu")].to(device)
         at = t.long() if isinstance(t, Tensor) else torch.tensor([t])
         values = self._tables[device][at + 1]
         return values if like is None else values.reshape(-1, *[1] * (like.ndim - 1))

@@ -31,9 +31,11 @@ class Timesteps(ABC):
 
     def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Steps (count,) of torch's global generator and importance weights 1 / (T p), None = 1."""
-        p = self.weights().to(device)
+        # On the CPU, where the probabilities are: a GPU draws by a cumulative sum, which several
+        # versions of torch refuse under trainer.deterministic.
+        p = self.weights()
         t = torch.multinomial(p, count, replacement=True)
-        return t, (1 / (self.num_steps * p[t])).float()
+        return t.to(device), (1 / (self.num_steps * p[t])).float().to(device)
 
     def update(self, t: Tensor, losses: Tensor) -> None:  # noqa: B027 - most learn nothing
         """Learn from the unweighted losses (B,) at steps t (B,), those of all processes."""

@@ -6,6 +6,7 @@ softmax or embeds a timestep works in float32 or better under any autocast.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -19,7 +20,6 @@ from ddpm.errors import ConfigError, require
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _CONVS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_POOLS: dict[int, Callable[..., nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 def conv_nd(
@@ -36,9 +36,34 @@ def conv_nd(
     return _CONVS[dims](channels, out_channels, kernel, stride=stride, padding=padding, bias=bias)
 
 
+class AvgPool3d(nn.AvgPool3d):
+    """Means over windows that do not overlap, with a gradient that is deterministic on a GPU too.
+
+    torch has none for its own and raises where ``trainer.deterministic`` asks for one. The sums are
+    in the order of torch's, so that they are equal bit for bit on a CPU.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Take ``(B, C, F, H, W)`` to the means."""
+        if not torch.are_deterministic_algorithms_enabled():
+            return super().forward(input)
+        window = self.kernel_size
+        sizes = (window,) * 3 if isinstance(window, int) else tuple(window)
+        ends = [length // n * n for length, n in zip(input.shape[2:], sizes, strict=True)]
+        x = at_least_float32(input)
+        total = torch.zeros((), dtype=x.dtype, device=x.device)
+        for at in itertools.product(*map(range, sizes)):
+            strided = (slice(i, end, n) for i, end, n in zip(at, ends, sizes, strict=True))
+            total = total + x[(..., *strided)]
+        return (total / math.prod(sizes)).to(input.dtype)
+
+
 def avg_pool_nd(dims: int, window: int | tuple[int, ...]) -> nn.Module:
     """Means over windows that do not overlap, over ``dims`` spatial axes (1, 2 or 3)."""
     return _POOLS[dims](window)
+
+
+_POOLS: dict[int, Callable[..., nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: AvgPool3d}
 
 
 def zero_module(module: ModuleT) -> ModuleT:

@@ -18,6 +18,7 @@ from accelerate.utils import (
 )
 
 from ddpm.errors import ConfigError
+from ddpm.progress import warn
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["no", "fp16", "bf16"]
@@ -88,11 +89,27 @@ def accelerator(
         gradient_accumulation_steps=accumulate,
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=_TIMEOUT),
+            InitProcessGroupKwargs(backend=_backend(on_cpu), timeout=_TIMEOUT),
         ],
     )
     _check(made, world, accumulate)
     return made
+
+
+def _backend(on_cpu: bool) -> str:
+    """Return what the processes exchange tensors by; NCCL refuses two of them on one GPU.
+
+    Only for the workers that a command starts itself, which all see the same GPUs; a cluster may
+    show each of its processes a GPU of its own.
+    """
+    gpus = 0 if on_cpu else torch.cuda.device_count()
+    workers = int(os.environ.get(OWN_WORKERS, "1"))
+    if gpus == 0 or workers <= gpus:
+        return "nccl"  # Accelerate's default, which it changes to gloo on a CPU
+    if os.environ.get("RANK") == "0":
+        shared = f"{workers} processes share {gpus} GPU{'s' if gpus > 1 else ''}"
+        warn(f"{shared}: slower than one process per GPU, and each holds the whole network")
+    return "gloo"
 
 
 def _unsupported(kind: str) -> ConfigError:

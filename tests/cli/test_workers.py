@@ -28,6 +28,7 @@ def alone(monkeypatch):
         ("auto", "auto", 0, 1),
         ("auto", "auto", 8, 8),
         ("auto", "cpu", 8, 1),
+        (2, "cuda", 1, 2),  # they share it
     ],
 )
 def test_how_many_are_started(monkeypatch, processes, device, gpus, expected):
@@ -43,7 +44,8 @@ def test_how_many_are_started(monkeypatch, processes, device, gpus, expected):
         (
             9,
             8,
-            "launch.processes=9: this machine has 8 GPUs; take fewer, or device=cpu",
+            "launch.processes=9: this machine has 8 GPUs; take fewer, or device=cpu; device=cuda "
+            "shares them",
         ),
     ],
 )

@@ -207,3 +207,22 @@ def test_self_conditioning_is_told_what_is_given():
     assert not known[0].any()
     assert known[1].shape == x0.shape
     assert torch.equal(known[1][:, mask], x0[:, mask])
+
+
+def test_what_sampling_copied_to_a_device_can_be_trained_with():
+    """A tensor of inference mode cannot be saved for a backward pass; ``meta`` plays the GPU."""
+    mask = torch.zeros(2, 3, dtype=torch.bool)
+    mask[0], mask[1, 0] = True, True
+    schedule = cosine(num_steps=50)
+    process = GaussianDiffusion(schedule, PredX0(), mask, loss="vlb")
+    x0 = torch.zeros(4, 2, 3, device="meta")
+    t = torch.zeros(4, dtype=torch.int64, device="meta")
+    with torch.inference_mode():
+        process.diffuse(x0, t, x0)
+        process.given.whole(process.given.drawn(x0), x0)
+    copies = [*process.given._copies.values(), schedule._tables[torch.device("meta")]]
+    assert len(copies) == 3
+    assert all(each.is_meta and not each.is_inference() for each in copies)
+    answer = torch.zeros(4, 1, 3, device="meta", requires_grad=True)
+    process.loss(lambda *_: answer, x0, t, x0).sum().backward()
+    assert answer.grad is not None

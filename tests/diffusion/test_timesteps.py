@@ -195,3 +195,22 @@ def test_refused(options, line):
     with pytest.raises(ConfigError) as caught:
         LossSecondMoment(10, **options)
     assert str(caught.value) == line
+
+
+def test_no_step_is_drawn_on_the_device():
+    """Drawing there takes a cumulative sum, which has no deterministic kernel on some GPUs."""
+    sampler, meta = filled([1.0, 2.0, 3.0, 4.0]), torch.device("meta")
+    torch.manual_seed(3)
+    expected, weights = sampler.draw(6, CPU)
+    drawn, multinomial = [], torch.multinomial
+
+    def draw(p, *args, **kwargs):
+        drawn.append(multinomial(p, *args, **kwargs))
+        return drawn[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "multinomial", draw)
+        torch.manual_seed(3)
+        t, w = sampler.draw(6, meta)
+    assert t.is_meta and w.is_meta and (t.dtype, w.dtype) == (expected.dtype, weights.dtype)
+    assert torch.equal(drawn[0], expected)

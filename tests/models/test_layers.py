@@ -168,3 +168,25 @@ def test_what_fits_passes():
     check_halvings("channel_mult", (1, 1), (7, 6, 4), 1)
     check_positive(dim=1, mults=(1, 2))
     check_dropout(0.0)
+
+
+@pytest.mark.parametrize("window", [2, (1, 2, 2), (2, 3, 1)])
+def test_pooling_in_three_dimensions_does_not_need_torchs_gradient(window):
+    """torch has none on a GPU under deterministic algorithms; the bits are those of its own."""
+    pool, plain = avg_pool_nd(3, window), torch.nn.AvgPool3d(window)
+    x = torch.randn(2, 3, 4, 7, 6, generator=torch.Generator().manual_seed(0))
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    expected = plain(theirs)
+    torch.use_deterministic_algorithms(True)
+    try:
+        means = pool(ours)
+        half = pool(x.bfloat16())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(half, plain(x.bfloat16().float()).bfloat16())
+    assert torch.equal(means, expected) and torch.equal(pool(x), expected)
+    slope = torch.randn(means.shape, generator=torch.Generator().manual_seed(1))
+    means.backward(slope)
+    expected.backward(slope)
+    assert torch.equal(ours.grad, theirs.grad)
+    assert "AvgPool3D" not in str(means.grad_fn.next_functions)

@@ -53,6 +53,22 @@ def test_processes_that_do_not_know_of_each_other(monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("workers", "gpus", "on_cpu", "backend"),
+    [(None, 1, False, "nccl"), (2, 2, False, "nccl"), (2, 1, False, "gloo"), (2, 1, True, "nccl")],
+)
+def test_processes_that_share_a_gpu_do_not_use_nccl(
+    monkeypatch, capsys, workers, gpus, on_cpu, backend
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("RANK", "0")
+    if workers is not None:
+        monkeypatch.setenv(launch.OWN_WORKERS, str(workers))
+    assert launch._backend(on_cpu) == backend
+    said = "warning: 2 processes share 1 GPU: slower than one process per GPU, and each holds "
+    assert capsys.readouterr().err == (f"{said}the whole network\n" if backend == "gloo" else "")
+
+
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
 def test_networks_that_are_cut_up_among_gpus_are_refused(monkeypatch, kind):
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
