@@ -280,17 +280,21 @@ class Facts:
         num_classes: of class-conditional training, else None.
         class_names: the classes' names, where they have any.
         codec: from raw data to model space and back.
+        class_counts: number of training items per class; None if it is unknown.
     """
 
     shape: tuple[int, ...]
     num_classes: int | None
     class_names: list[str] | None
     codec: Codec
+    class_counts: list[int] | None = None
 
     @classmethod
     def of(cls, data: Dataset) -> Facts:
         """The facts of a data set."""
-        return cls(tuple(data.shape), data.num_classes, data.class_names, data.codec)
+        classes = data.num_classes
+        counts = None if classes is None else data.class_counts()
+        return cls(tuple(data.shape), classes, data.class_names, data.codec, counts)
 
     @classmethod
     def restored(cls, header: Config) -> Facts:
@@ -300,12 +304,17 @@ class Facts:
             classes = typed(header["num_classes"], int | None, "config.json: num_classes")
             names = typed(header["class_names"], list[str] | None, "config.json: class_names")
             codec = header["codec"]
+            # Checkpoints of ddpm 0.1 up to commit 1a06e83 do not have it.
+            counts = header.get("class_counts")
+            counts = typed(counts, list[int] | None, "config.json: class_counts")
         except (KeyError, TypeError) as error:
             raise ConfigError(
                 "ckpt", None, f"its config.json has no {error}; take another"
             ) from error
         require(len(shape) > 0, "ckpt", None, "its config.json has no shape; take another")
-        return cls(shape, classes, names, codec_from_state(codec))
+        good = counts is None or (len(counts) == classes and min(counts) >= 0 < sum(counts))
+        require(good, "ckpt", None, "its config.json has no valid class_counts; take another")
+        return cls(shape, classes, names, codec_from_state(codec), counts)
 
     def state(self) -> dict[str, Any]:
         """As plain data."""
@@ -314,6 +323,7 @@ class Facts:
             "num_classes": self.num_classes,
             "class_names": self.class_names,
             "codec": self.codec.state(),
+            "class_counts": self.class_counts,
         }
 
 

@@ -62,7 +62,7 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from ddpm.cli import sweeps, workers
+    from ddpm.cli import sweep_outputs, sweeps, workers
 
     failures: list[BaseException] = []
     starter = os.getpid()  # launchers run jobs in other processes
@@ -82,6 +82,9 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
     try:
         workers.refuse_sweeps(sys.argv[1:])
         sys.argv[1:] = sweeps.placed(config_name, sys.argv[1:])
+        if sweeps.is_asked_for(sys.argv[1:]):
+            sys.argv[1:], places = sweep_outputs.separated(config_name, sys.argv[1:])
+            print("\n".join(places), end="\n" if places else "", flush=True)
     except ConfigError as error:
         _tell(config_name, str(error))
         sys.exit(1)
@@ -215,6 +218,13 @@ def overrides() -> list[str]:
     from hydra.core.hydra_config import HydraConfig
 
     return list(HydraConfig.get().overrides.task)
+
+
+def typed_options() -> list[tuple[str, str]]:
+    """The typed options with a value other than null: the key, and key and value as typed."""
+    typed = [text.lstrip("+~") for text in overrides()]
+    pairs = [(text.partition("=")[0].partition("@")[0], text) for text in typed]
+    return [(key, text) for key, text in pairs if not text.endswith("=null")]
 
 
 def choices() -> dict[str, str]:

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from ddpm.cli import app
-from ddpm.cli.judging.measure import Measure
-from ddpm.errors import require
+from ddpm.cli.judging.measure import FIDELITY, LIKELIHOOD, METRICS, Measure
+from ddpm.errors import ConfigError, render, require
+from ddpm.progress import warn
+
+_OF_DRAWING = (*FIDELITY, "bpd")
+_USED_BY = {  # the metrics that an option has an effect on, where these are not all
+    "steps": FIDELITY,
+    "classes": FIDELITY,
+    "num_samples": FIDELITY,
+    "extractor": FIDELITY,
+    "sampler": _OF_DRAWING,
+    "guidance": _OF_DRAWING,
+    "guidance_rescale": _OF_DRAWING,
+    "reference": tuple(name for name in METRICS if name != "isc"),
+    "num_images": LIKELIHOOD,
+    "bound_steps": ("bpd",),
+}
+_OF_A_MODEL = (
+    "steps", "classes", "sampler", "guidance", "guidance_rescale", "num_images", "bound_steps",
+    "weights", "precision", "seed",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -41,6 +61,7 @@ class Evaluate(Measure):
         problem = "give one of ckpt=, a model, samples=, images, and runs=, several models"
         require(len(subjects) == 1, "ckpt", self.ckpt, problem)
         measure = Measure(**{each.name: getattr(self, each.name) for each in fields(Measure)})
+        self._refuse_unused()
         todo = Evaluation(measure, self.steps, self.cache, self.out)
         if self.runs is not None:
             runs = [self.runs] if isinstance(self.runs, str) else self.runs
@@ -57,6 +78,21 @@ class Evaluate(Measure):
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return findings.of(self.metrics[0])
+
+    def _refuse_unused(self) -> None:
+        """Refuse typed options that have no effect on images; warn of those of other metrics.
+
+        Raises:
+            ConfigError: the first option that only a model has, beside ``samples=``.
+        """
+        problem = "has no effect on samples=; leave it out, or evaluate a model with ckpt="
+        for key, text in app.typed_options():
+            name = key.partition(".")[0]
+            if self.samples is not None and name in _OF_A_MODEL:
+                raise ConfigError(text, None, problem)
+            used = set(_USED_BY.get(name, METRICS)) & set(self.metrics)
+            if not used and os.environ.get("RANK", "0") == "0":
+                warn(f"{text} has no effect on metrics={render(self.metrics)}")
 
 
 if __name__ == "__main__":

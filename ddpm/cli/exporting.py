@@ -39,7 +39,8 @@ def export(
 
     found = checkpoint.find(ckpt, warn)
     ending = ".safetensors" if format == "safetensors" else ".pt"
-    named = "" if format == "safetensors" else f"-{format}"
+    parts = ["" if format == "safetensors" else format, version or "", "raw" * (weights == "raw")]
+    named = "".join(f"-{part}" for part in parts if part)
     default = found.run / "exported" / f"step-{found.step:08d}{named}{ending}"
     target = Path(default if out is None else out)
     if format == "safetensors":

@@ -128,10 +128,12 @@ def start(processes: int, work: Work, *arguments: Any) -> float | None:
 def _worker(composed: Any, work: Work, arguments: Sequence[Any]) -> float | None:
     """What each process runs."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.core.utils import setup_globals
 
     from ddpm.training.feed import end_readers
 
     os.setsid()  # Ctrl-C reaches the parent alone, which hands it on
+    setup_globals()  # ${hydra:...} in the config
     HydraConfig.instance().set_config(composed)
     status = 0
     try:

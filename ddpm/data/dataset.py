@@ -46,6 +46,17 @@ class Dataset(ABC):
         sequences float32; labels are int64 ``(B,)`` in ``[0, num_classes)``, or None.
         """
 
+    def class_counts(self, indices: Sequence[int] | None = None) -> list[int] | None:
+        """Return the number of items per class, or None if it is unknown.
+
+        Evaluation draws samples of the classes in these proportions. A data set with labels in
+        memory should implement it; it must not decode items.
+
+        Args:
+            indices: the items to count; None = all.
+        """
+        return None
+
     def own_split(self) -> Dataset | None:
         """The part of the data that its authors set aside, for validation; None: there is none.
 
@@ -56,3 +67,13 @@ class Dataset(ABC):
             ConfigError: it cannot be read.
         """
         return None
+
+
+def count_labels(
+    labels: torch.Tensor | None, num_classes: int | None, indices: Sequence[int] | None
+) -> list[int] | None:
+    """Return the number of labels per class among ``indices``; None without labels."""
+    if labels is None or num_classes is None:
+        return None
+    chosen = labels if indices is None else labels[torch.as_tensor(indices, dtype=torch.int64)]
+    return torch.bincount(chosen, minlength=num_classes).tolist()

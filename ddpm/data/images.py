@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ddpm.data.codec import Codec, ImageCodec
-from ddpm.data.dataset import Dataset
+from ddpm.data.dataset import Dataset, count_labels
 from ddpm.data.decoding import fit
 from ddpm.errors import ConfigError, require
 from ddpm.seeding import mix, mix_array
@@ -58,6 +58,10 @@ class PixelSet(Dataset):
             mirrored = torch.from_numpy((mix_array(np.asarray(keys), _FLIP) & np.uint64(1)) == 1)
             raw[mirrored] = raw[mirrored].flip(-1)
         return raw, None if self._labels is None else self._labels[where]
+
+    def class_counts(self, indices: Sequence[int] | None = None) -> list[int] | None:
+        """Return the number of items per class; None without labels."""
+        return count_labels(self._labels, self.num_classes, indices)
 
     def _look_up(self, where: torch.Tensor) -> torch.Tensor:
         """The pixels of the items ``where``, in a tensor of their own."""

@@ -9,7 +9,7 @@ import torch
 
 from ddpm.data.arrays import array_classes, declared_range, read_arrays
 from ddpm.data.codec import SequenceCodec
-from ddpm.data.dataset import Dataset
+from ddpm.data.dataset import Dataset, count_labels
 from ddpm.errors import ConfigError
 
 
@@ -60,3 +60,7 @@ class Sequences(Dataset):
         """Raw float32 ``(B, C, L)`` and labels; there is no augmentation, so keys are not used."""
         where = torch.as_tensor(indices, dtype=torch.int64)
         return self._values[where], None if self._labels is None else self._labels[where]
+
+    def class_counts(self, indices: Sequence[int] | None = None) -> list[int] | None:
+        """Return the number of items per class; None without labels."""
+        return count_labels(self._labels, self.num_classes, indices)

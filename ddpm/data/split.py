@@ -42,6 +42,11 @@ class Part(Dataset):
         where = self._indices[np.asarray(indices, dtype=np.int64)]
         return self._whole.fetch(where.tolist(), keys)
 
+    def class_counts(self, indices: Sequence[int] | None = None) -> list[int] | None:
+        """Return the counts of the whole for the items of this part."""
+        where = self._indices if indices is None else self._indices[np.asarray(indices)]
+        return self._whole.class_counts(where.tolist())
+
 
 @dataclass(frozen=True)
 class Split:

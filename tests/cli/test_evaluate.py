@@ -189,6 +189,15 @@ ERRORS = [
     ("ckpt={run} reference=big.npz", "reference=big.npz: has 256 features an image, the samples have 64; take images of one size and colour"),
     ("ckpt={run} reference=folder", "reference=folder: cannot be read (data.path: is missing); give a folder or an .npz of its images"),
     ("ckpt={run} batch_size=0", "batch_size=0: must be at least 1"),
+    ("samples=half.npz reference=digits steps=50", "steps=50: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
+    ("samples=half.npz reference=digits guidance=1", "guidance=1: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
+    ("samples=half.npz reference=digits classes=[3]", "classes=[3]: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
+    ("samples=half.npz reference=digits weights=raw", "weights=raw: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
+    ("samples=half.npz reference=digits sampler=ddpm", "sampler=ddpm: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
+    ("samples=half.npz reference=digits sampler.eta=1", "sampler.eta=1: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
+    ("samples=half.npz reference=digits num_images=5", "num_images=5: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
+    ("samples=half.npz reference=digits precision=bf16", "precision=bf16: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
+    ("samples=half.npz reference=digits seed=3", "seed=3: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
     ("ckpt={run} model=unet", "model=unet: the model comes from the checkpoint; leave it out"),
 ]  # fmt: skip
 
@@ -200,6 +209,15 @@ def test_mistakes(command, trained, options, line):
     ended = command("evaluate", "extractor=pixels", *options.format(run=trained).split())
     assert ended.status == 1 and ended.line == f"ddpm-evaluate: {line}"
     assert not Path(trained, "evaluations").exists()
+
+
+def test_options_of_metrics_that_are_not_measured_are_warned_of(command, trained):
+    options = ("metrics=[loss]", "num_images=2", "steps=3", "extractor=pixels", "classes=null")
+    ended = command("evaluate", f"ckpt={trained}", *options)
+    assert ended.status == 0
+    warnings = [line for line in ended.err.splitlines() if line.startswith("warning: ")]
+    said = "has no effect on metrics=[loss]"
+    assert warnings == [f"warning: steps=3 {said}", f"warning: extractor=pixels {said}"]
 
 
 @pytest.mark.slow

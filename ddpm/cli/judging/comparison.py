@@ -80,7 +80,7 @@ class Comparison:
             judge = todo.judge(trained)
         except ConfigError as error:
             raise ConfigError("runs", str(place), f"cannot be evaluated: {error}") from error
-        wanted = todo.request(judge, todo.told(trained, self.weights))
+        wanted = todo.request(judge, trained, todo.told(trained, self.weights))
         (there,) = broadcast_object_list([_earlier(found.run, wanted) if main else None])
         if there is None:
             folder, _ = todo.of_model(judge, trained, self.weights)

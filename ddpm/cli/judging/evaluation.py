@@ -86,7 +86,9 @@ class Evaluation:
                 near = self.measure.reference
                 near = "the training data" if near in (None, "train") else f"reference={near}"
                 report = replace(reported(run, found.step, found.config), near=near)
-                self._write(folder, findings, report, {"request": self.request(judge, told)})
+                self._write(
+                    folder, findings, report, {"request": self.request(judge, trained, told)}
+                )
         return folder, findings
 
     def told(self, trained: Trained, weights: Weights) -> dict[str, Any]:
@@ -102,9 +104,10 @@ class Evaluation:
             "precision": trained.accelerator.mixed_precision,
         }
 
-    def request(self, judge: Judge, told: Mapping[str, Any]) -> dict[str, Any]:
+    def request(self, judge: Judge, trained: Trained, told: Mapping[str, Any]) -> dict[str, Any]:
         """All that decides what an evaluation finds: of equal ones one is enough."""
         asked = {**vars(self.measure), "steps": self.steps, "compared": judge.told()}
+        asked |= judge.classes_of(trained)
         return {**asked, **{k: told[k] for k in ("ddpm", "weights", "weights_sha256", "precision")}}
 
     def _against(self, node: Mapping[str, Any] | None) -> Against:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm import fidelity, generation, instantiate
 from ddpm.cli.drawing import Model
-from ddpm.cli.judging import likelihood, samples
+from ddpm.cli.judging import balance, likelihood, samples
 from ddpm.cli.judging.against import MOST, Against, Compared
 from ddpm.cli.judging.batches import Stopping, never
 from ddpm.cli.judging.findings import Findings
@@ -101,6 +101,25 @@ class Judge:
         if asked.fidelity:
             model.classes(asked.classes)
         return model.source(asked.sampler, steps, asked.guidance, asked.guidance_rescale)
+
+    def classes(self, model: Model) -> list[int] | None:
+        """Return the classes of the samples, see :func:`ddpm.generation.generate`.
+
+        Raises:
+            ConfigError: classes that the model does not have.
+        """
+        requested, counts = self.measure.classes, model.facts.class_counts
+        if requested is None and model.facts.num_classes is not None and counts is not None:
+            return balance.balanced(counts, self.count)
+        return model.classes(requested)
+
+    def classes_of(self, model: Model) -> dict[str, Any]:
+        """Return the provenance of the samples' classes; empty for an unconditional model."""
+        if not self.measure.fidelity or model.facts.num_classes is None:
+            return {}
+        requested = self.measure.classes
+        named = None if requested is None else model.classes(requested)
+        return balance.described(named, model.facts.class_counts)
 
     def ready(self, facts: Facts, part: str | None = None) -> None:
         """Read, and compute, what does not depend on the model's weights.
@@ -197,7 +216,7 @@ class Judge:
         pictures: bool,
     ) -> None:
         """Draw samples, and take the metrics of them."""
-        asked, classes = self.measure, model.classes(self.measure.classes)
+        asked, classes = self.measure, self.classes(model)
         findings.warn(*self._warnings())
         drawn = samples.drawn(
             source,
@@ -217,7 +236,7 @@ class Judge:
             "steps": source.calls(),
             "guidance": asked.guidance,
             "guidance_rescale": asked.guidance_rescale,
-            **({} if asked.classes is None else {"classes": classes}),
+            **self.classes_of(model),
         }
         self._score(drawn.features, depends, findings)
         if pictures:

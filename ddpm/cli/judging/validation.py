@@ -108,6 +108,7 @@ class Validation:
             shown = {k: v for k, v in found.numbers.items() if not k.endswith(QUARTERS)}
             note(f"step {trainer.step}: {', '.join(f'{k} {v:.5g}' for k, v in shown.items())}")
         decides = {k: v for k, v in self.node.items() if k not in ("metrics", "batch_size")}
+        decides |= self.judge.classes_of(self._model(trainer))
         return Evaluated(found.numbers, partial(found.write, measure=decides))
 
 

@@ -1,0 +1,116 @@
+"""Samples for an evaluation have the class frequencies of the training data."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm.cli.judging import samples
+from ddpm.cli.judging.balance import BY_FREQUENCY, IN_TURN, balanced
+from ddpm.data import Digits, Sequences
+from ddpm.data.split import split
+from ddpm.errors import ConfigError
+from ddpm.instantiate import Facts
+
+COUNTS = [9, 1, 4, 0, 30]
+
+
+def test_every_first_n_samples_have_the_frequencies_to_less_than_one():
+    classes = balanced(COUNTS, 200)
+    counted = np.eye(5)[classes].cumsum(0)
+    wanted = np.arange(1, 201)[:, None] * np.array(COUNTS) / sum(COUNTS)
+    assert np.abs(counted - wanted).max() < 1 - 1 / 6 + 1e-9  # four classes that occur
+    assert counted[43].tolist() == COUNTS and balanced(COUNTS, 7) == classes[:7]
+
+
+def test_equal_frequencies_come_in_turn_and_those_of_the_digits_nearly_so():
+    assert balanced([5, 5, 5], 7) == [0, 1, 2, 0, 1, 2, 0]
+    assert balanced([0, 3, 0], 3) == [1, 1, 1]
+    counts = Digits(class_cond=True).class_counts()
+    assert counts == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert counts is not None and balanced(counts, 18) == [*range(10), *range(8)]
+
+
+def test_data_sets_count_labels_and_parts_their_own(tmp_path):
+    data = Digits(class_cond=True)
+    parts = split(data, 0.1)
+    train, held = parts.train.class_counts(), parts.held.class_counts()
+    assert [a + b for a, b in zip(train, held, strict=True)] == data.class_counts()
+    assert sum(held) == 180 and Digits().class_counts() is None
+    assert split(parts.train, 0.5).held.class_counts([0]).count(1) == 1
+    np.savez(tmp_path / "s.npz", arr_0=np.zeros((4, 2, 8), np.float32), arr_1=[0, 1, 1, 1])
+    made = Sequences(path=str(tmp_path / "s.npz"), class_cond=True, low=-1, high=1)
+    assert made.class_counts() == [1, 3]
+
+
+def test_they_are_kept_and_checkpoints_without_them_are_read():
+    state = Facts.of(Digits(class_cond=True)).state()
+    assert Facts.restored(state).class_counts == state["class_counts"]
+    del state["class_counts"]
+    assert Facts.restored(state).class_counts is None
+    for wrong in ([1, 2], [0] * 10, [-1, *[1] * 9]):
+        with pytest.raises(ConfigError, match="has no valid class_counts"):
+            Facts.restored({**state, "class_counts": wrong})
+
+
+def test_evaluations_draw_by_them_and_say_so(command, tiny, monkeypatch):
+    rng = np.random.default_rng(0)
+    for name, count in (("cat", 12), ("dog", 4)):
+        Path("pets", name).mkdir(parents=True)
+        for n in range(count):
+            pixels = rng.integers(0, 256, (8, 8), np.uint8)
+            Image.fromarray(pixels).save(f"pets/{name}/{n}.png")
+    drawn, generate = [], samples.generate
+
+    def recorded(source, indices, **named):
+        drawn.extend(named["classes"][i % len(named["classes"])] for i in indices)
+        return generate(source, indices, **named)
+
+    monkeypatch.setattr(samples, "generate", recorded)
+    measured = ("evaluation.metrics=[fid]", "evaluation.num_samples=8", "trainer.evaluate_every=1")
+    ended = command(
+        "train", "name=a", "data=folder", "data.path=pets", "data.class_cond=true", "model=unet",
+        "model.dim_mults=[1,2]", "trainer.max_steps=1", "evaluation.sampler.steps=1",
+        "extractor@evaluation.extractor=pixels", *tiny, *measured,
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+    assert drawn == balanced([12, 4], 8) and drawn.count(1) == 2
+    kept = Path("outputs/a/checkpoints/step-00000001")
+    content = json.loads((kept / "evaluation.json").read_text())
+    told = {"classes": BY_FREQUENCY, "class_counts": [12, 4]}
+    assert (
+        told.items() <= content["metrics"][0].items() and told.items() <= content["measure"].items()
+    )
+    drawn.clear()
+    options = ("extractor=pixels", "num_samples=8", "steps=1", "batch_size=3")
+    for more, wanted in (("classes=null", told), ("classes=[dog]", {"classes": [1]})):
+        drawn.clear()
+        assert command("evaluate", "ckpt=outputs/a", "out=e", more, *options).status == 0
+        content = json.loads(Path("e/evaluation.json").read_text())
+        assert drawn == (balanced([12, 4], 8) if wanted is told else [1] * 8)
+        assert wanted.items() <= content["metrics"][0].items()
+        assert wanted["classes"] == content["request"]["classes"]
+    assert BY_FREQUENCY in Path("e/report.html").read_text() or drawn == [1] * 8
+    _forget_counts(kept)
+    assert command("evaluate", "ckpt=outputs/a", "out=e", *options).status == 0
+    assert drawn[8:] == [0, 1] * 4
+    assert json.loads(Path("e/evaluation.json").read_text())["metrics"][0]["classes"] == IN_TURN
+
+
+def _forget_counts(folder):
+    """Make a checkpoint one of an earlier version."""
+    import hashlib
+
+    header, manifest = folder / "config.json", folder / "manifest.json"
+    content = json.loads(header.read_text())
+    assert content.pop("class_counts") == [12, 4]
+    header.write_text(json.dumps(content))
+    listed = json.loads(manifest.read_text())
+    data = header.read_bytes()
+    listed["files"]["config.json"] = {
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    manifest.write_text(json.dumps(listed))
