@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from datetime import timedelta
@@ -69,7 +70,10 @@ def accelerator(
     if precision == "fp16" and on_cpu:
         problem = "fp16 needs a GPU; on a CPU take bf16, or no for float32"
         raise ConfigError(key, precision, problem)
-    # In a sweep several jobs run in this process, each with its own precision.
+    # In a sweep several jobs run in this process, each with its own precision. The network of the
+    # job before is part of a cycle, and its memory is needed now.
+    if AcceleratorState._shared_state:
+        gc.collect()
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     for kind in _SHARDED:  # as 'accelerate launch' says it; without GPUs Accelerate does not care
