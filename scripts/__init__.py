@@ -1,0 +1,1 @@
+"""Programs for developers; they may use ddpm, never the reverse."""

@@ -1,0 +1,336 @@
+"""Part 3: how fast improved-diffusion's CIFAR-10 network trains and draws, and where time goes."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm import diffusion as d
+from ddpm import models
+from ddpm.data import ImageCodec
+from ddpm.data.images import PixelSet
+from ddpm.training import Trainer, launch
+from ddpm.training.agreement import agree
+from ddpm.training.feed import Batch
+from ddpm.training.loop import Verdict
+from ddpm.training.meter import Meter
+from scripts.gpu.check import Check, Result, Setting, SkippedError, require
+from scripts.gpu.improved_style import ImprovedStyle
+from scripts.gpu.machine import MATMUL, peak
+
+SIZE = 32
+FLOPS = 50.3  # GFLOP per image, forward and backward, of the network at full width
+WAITS = 2  # synchronisations of a step; one is meant, that of the gradient's norm
+
+
+class Noise(PixelSet):
+    """Random images in memory, as many as a feed needs, mirrored at random."""
+
+    def __init__(self, count: int) -> None:
+        self._set_up(ImageCodec((3, SIZE, SIZE)), flip=True)
+        generator = torch.Generator().manual_seed(0)
+        shape = (count, 3, SIZE, SIZE)
+        self._set_pixels(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
+
+
+def network(setting: Setting) -> nn.Module:
+    """Return improved-diffusion's network for CIFAR-10: 128 channels, 3 blocks, dropout 0.3."""
+    torch.manual_seed(0)
+    return models.IDDPMUNet(
+        3,
+        6,
+        (SIZE, SIZE),
+        model_channels=setting.size(128, 32),
+        num_res_blocks=setting.size(3, 1),
+        channel_mult=(1, 2, 2, 2),
+        attention_resolutions=(2, 4),
+        dropout=0.3,
+    )
+
+
+def process() -> d.GaussianDiffusion:
+    """Return that network's process: 4,000 steps, cosine, hybrid loss."""
+    return d.GaussianDiffusion(
+        d.cosine(num_steps=4000),
+        d.PredNoise(),
+        variance="learned_range",
+        loss="hybrid",
+        rescale_timesteps=True,
+    )
+
+
+def trainer(setting: Setting, batch: int) -> Trainer:
+    """Return a trainer in bf16."""
+    accelerator = launch.accelerator("cuda" if setting.device == "cuda" else "cpu", "bf16", key="p")
+    options: dict[str, Any] = {"max_steps": 10**6, "precision": "bf16", "lr_warmup": 0}
+    data = Noise(max(1024, 2 * batch))
+    made = Trainer(network(setting), process(), data, accelerator, 0, batch_size=batch, **options)
+    made.network.train()
+    return made
+
+
+def wait(setting: Setting) -> None:
+    """Wait until the GPU has done what it was given."""
+    if setting.device == "cuda":
+        torch.cuda.synchronize()
+
+
+class Steps:
+    """Steps as the training loop takes them, logging aside."""
+
+    def __init__(self, setting: Setting, batch: int) -> None:
+        self.setting, self.batch = setting, batch
+        self.trainer = trainer(setting, batch)
+        self.batches: Iterator[Batch] = self.trainer.feed.batches(0)
+        self.meter = Meter(self.trainer.accelerator, self.trainer.diffusion.num_steps)
+
+    def take(self, count: int) -> None:
+        """Take steps."""
+        for _ in range(count):
+            self.trainer.take_step(self.batches, self._judge)
+            for t, losses, weights in self.trainer.seen:
+                self.meter.add(losses, t, weights)
+
+    def _judge(self, norm: Tensor) -> Verdict:
+        agreed = agree(self.trainer.accelerator, norm, stop=False, failed=False)
+        return Verdict(use=agreed.finite, counts=agreed.finite)
+
+    def timed(self, count: int) -> float:
+        """Return the seconds of a step."""
+        return seconds(self.setting, partial(self.take, count)) / count
+
+
+def seconds(setting: Setting, work: Callable[[], object]) -> float:
+    """Return how long work takes, on the GPU too."""
+    wait(setting)
+    began = time.perf_counter()
+    work()
+    wait(setting)
+    return time.perf_counter() - began
+
+
+class Phases:
+    """Spans of named parts of a step, by events on the GPU or by the clock.
+
+    Attributes:
+        spans: for each name, begins and ends.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.on_gpu = setting.device == "cuda"
+        self.spans: list[tuple[str, Any, Any]] = []
+
+    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function with its span recorded at each call."""
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            begin = self._now()
+            result = function(*args, **kwargs)
+            self.spans.append((name, begin, self._now()))
+            return result
+
+        return recorded
+
+    def _now(self) -> Any:
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def milliseconds(self, steps: int) -> dict[str, float]:
+        """Return the time of each part in a step."""
+        total: Counter[str] = Counter()
+        for name, begin, end in self.spans:
+            total[name] += begin.elapsed_time(end) if self.on_gpu else (end - begin) * 1000
+        return {name: took / steps for name, took in total.items()}
+
+
+def instrument(steps: Steps) -> Phases:
+    """Record where a step's time goes from now on."""
+    phases, training = Phases(steps.setting), steps.trainer
+    accelerator, optimizer = training.accelerator, training.optimizer
+    training._losses = phases.wrap("forward", training._losses)
+    accelerator.backward = phases.wrap("backward", accelerator.backward)
+    accelerator.clip_grad_norm_ = phases.wrap("optimizer", accelerator.clip_grad_norm_)
+    optimizer.step = phases.wrap("optimizer", optimizer.step)
+    training.ema.update = phases.wrap("EMA", training.ema.update)
+    return phases
+
+
+def kernels(setting: Setting, work: Callable[[], object]) -> float:
+    """Return the milliseconds that the GPU is busy with kernels and copies in some work."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        work()
+        wait(setting)
+    return sum(each.self_device_time_total for each in found.key_averages()) / 1000
+
+
+def matmul(setting: Setting) -> Result:
+    """Measure the peak of bf16 matrix products, which speeds are compared with."""
+    side, count = (MATMUL, 20) if setting.device == "cuda" else (512, 5)
+    a, b = (torch.randn(side, side, device=setting.device, dtype=torch.bfloat16) for _ in "ab")
+    took = min(
+        seconds(setting, lambda: [torch.mm(a, b) for _ in range(count)]) / count for _ in range(3)
+    )
+    measured = 2 * side**3 / took / 1e12
+    stated = peak(torch.cuda.get_device_name()) if setting.device == "cuda" else None
+    setting.held["peaks"] = measured, stated
+    said = "unknown" if stated is None else f"{stated:.0f}, {measured / stated:.0%} reached"
+    return Result(f"{measured:.4g} TFLOP/s, data sheet {said}", {"measured": measured})
+
+
+def flops(setting: Setting) -> Result:
+    """Count the operations of an image, forward and backward, by torch's counter."""
+    made, batch = network(setting).to(setting.device), 4
+    x = torch.randn(batch, 3, SIZE, SIZE, device=setting.device)
+    t = torch.zeros(batch, dtype=torch.int64, device=setting.device)
+    with FlopCounterMode(display=False) as counter:
+        made(x, t).sum().backward()
+    each = counter.get_total_flops() / batch / 1e9
+    setting.held["flops"] = each
+    require(setting.small or abs(each / FLOPS - 1) < 0.05, f"{each:.2f} GFLOP")
+    return Result(
+        f"{each:.2f} GFLOP per image, {sum(p.numel() for p in made.parameters()):,} weights"
+    )
+
+
+def training(batch: int, setting: Setting) -> Result:
+    """Measure images per second, the share of the peak, the split of a step, and the memory."""
+    batch = setting.size(batch, max(batch // 128, 1))
+    if setting.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    steps = Steps(setting, batch)
+    warm, count = setting.size(10, 1), setting.size(40, 2)
+    steps.take(warm)
+    each = min(steps.timed(count) for _ in range(setting.size(3, 1)))
+    speed = batch / each
+    gflops = setting.held.get("flops") or FLOPS
+    phases = instrument(steps)
+    whole = steps.timed(count) * 1000
+    split = phases.milliseconds(count)
+    if setting.device == "cuda":
+        split["waiting"] = max(whole - kernels(setting, partial(steps.take, 3)) / 3, 0.0)
+        memory = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        split["waiting"], memory = max(whole - sum(split.values()), 0.0), None
+    done = speed * gflops / 1000
+    detail = f"{speed:.4g} img/s, {each * 1000:.1f} ms per step, {done:.3g} TFLOP/s"
+    measured, stated = setting.held.get("peaks", (None, None))
+    if measured:
+        detail += f" ({done / measured:.1%} of the measured peak"
+        detail += f", {done / stated:.1%} of the data sheet's)" if stated else ")"
+    parts = ", ".join(f"{name} {took:.1f}" for name, took in split.items())
+    detail += f"; ms: {parts}"
+    detail += "" if memory is None else f"; peak memory {memory:.2f} GiB"
+    setting.held[f"speed {batch}"] = speed
+    data = {"images_per_second": speed, "split": split, "tflops": done, "gib": memory}
+    return Result(detail, data)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the single values that the host reads, which a GPU would be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count and pass on."""
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def synchronisations(setting: Setting) -> Result:
+    """Count the times a step waits for the GPU; torch sees all of its own but distributed ones."""
+    steps, count = Steps(setting, setting.size(32, 2)), setting.size(4, 1)
+    steps.take(setting.size(3, 1))
+    if setting.device == "cpu":
+        with Reads() as reads:
+            steps.take(count)
+        detail = f"{reads.count / count:g} reads of single values per step, of any tensor"
+        return Result(detail, {"reads": reads.count / count})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            steps.take(count)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [each for each in caught if "synchronizing CUDA operation" in str(each.message)]
+    places = Counter(f"{each.filename.rpartition('/')[2]}:{each.lineno}" for each in waits)
+    shown = ", ".join(f"{place} x{n / count:g}" for place, n in places.most_common(6))
+    detail = f"{len(waits) / count:g} per step ({shown})"
+    require(len(waits) / count <= WAITS, detail)
+    return Result(detail, {"synchronisations": len(waits) / count, "places": dict(places)})
+
+
+def beside(batch: int, setting: Setting) -> Result:
+    """Train the same network on the same batches in improved-diffusion's style."""
+    batch = setting.size(batch, max(batch // 128, 1))
+    made = network(setting).to(setting.device).train()
+    theirs = ImprovedStyle(made, process().schedule, setting.device, torch.bfloat16)
+    images = Noise(max(256, batch))
+    raw, _ = images.fetch(range(batch), range(batch))
+    count = setting.size(20, 1)
+
+    def work() -> None:
+        for _ in range(count):
+            theirs.step(raw)
+
+    work()
+    speed = batch * count / min(seconds(setting, work) for _ in range(setting.size(3, 1)))
+    ours = setting.held.get(f"speed {batch}")
+    if ours is None:
+        raise SkippedError("our own speed was not measured")
+    detail = f"{speed:.4g} img/s; ours {ours / speed:.2f} times as fast"
+    if setting.device == "cuda":
+        require(ours > speed, detail)
+    else:
+        detail += ", which counts on a GPU only"
+    return Result(detail, {"images_per_second": speed, "ratio": ours / speed})
+
+
+@torch.inference_mode()
+def sampling(setting: Setting) -> Result:
+    """Measure calls of the network per second as the samplers make them, in bf16."""
+    made = network(setting).to(setting.device)
+    denoiser = d.Denoiser(made.eval(), process())
+    found = {}
+    for batch in (256, 16, 1):
+        batch = setting.size(batch, min(batch, 2))
+        x = torch.randn(batch, 3, SIZE, SIZE, device=setting.device)
+        count = setting.size(60, 1)
+
+        def calls(x: Tensor = x, count: int = count) -> None:
+            for t in range(count):
+                denoiser(x, 3999 - t)
+
+        with torch.autocast(setting.device, torch.bfloat16):
+            calls(x, 1)
+            found[batch] = count / min(seconds(setting, calls) for _ in range(setting.size(3, 1)))
+    detail = ", ".join(f"batch {b}: {n:.1f} calls/s ({n * b:.4g} img/s)" for b, n in found.items())
+    return Result(detail, {str(batch): calls for batch, calls in found.items()})
+
+
+CHECKS = [
+    Check(3, "measured peak of bf16 matrix products", matmul, 3.0),
+    Check(3, f"FLOPs of the CIFAR-10 network: {FLOPS} GFLOP per image within 5 %", flops, 3.0),
+    Check(3, "training, batch 256, bf16", partial(training, 256), 25.0),
+    Check(3, "training, batch 32, bf16", partial(training, 32), 12.0),
+    Check(3, f"host synchronisations per step: at most {WAITS}", synchronisations, 5.0),
+    Check(3, "sampling", sampling, 10.0),
+    Check(3, "improved-diffusion's style, batch 32: ours is faster", partial(beside, 32), 15.0),
+    Check(3, "improved-diffusion's style, batch 256: ours is faster", partial(beside, 256), 20.0),
+]
