@@ -56,6 +56,7 @@ class Evaluate(Measure):
         from ddpm.cli.judging.comparison import Comparison
         from ddpm.cli.judging.evaluation import Evaluation
         from ddpm.training import launch
+        from ddpm.training.agreement import wait_for_all
 
         subjects = [each for each in (self.ckpt, self.samples, self.runs) if each is not None]
         problem = "give one of ckpt=, a model, samples=, images, and runs=, several models"
@@ -75,7 +76,7 @@ class Evaluate(Measure):
             trained = Trained.load(self.ckpt, self.weights, self.device, self.precision)
             accelerator = trained.accelerator
             _, findings = todo.of_model(todo.judge(trained), trained, self.weights)
-        accelerator.wait_for_everyone()
+        wait_for_all(accelerator)
         accelerator.end_training()
         return findings.of(self.metrics[0])
 

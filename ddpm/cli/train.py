@@ -98,6 +98,7 @@ def _train(
     """Build everything, claim the run's folder, and train in it."""
     from accelerate.utils import broadcast_object_list
 
+    from ddpm.training.agreement import wait_for_all
     from ddpm.training.lock import Lock
     from ddpm.training.run import Run
 
@@ -107,7 +108,7 @@ def _train(
     try:
         if accelerator.is_main_process:
             lock.acquire(planned.key, app.tell)
-        accelerator.wait_for_everyone()
+        wait_for_all(accelerator)
         if planned.path is not None and not planned.exists:
             planned = planning()  # another process may have begun it before we had the lock
         found = planned.found(accelerator, facts, len(training.data))
@@ -125,7 +126,7 @@ def _train(
             _begin(run, planned, training, accelerator, latest)
             app.say(accelerator, _summary(training, facts, run))
             _fit(run, planned, training, walk, facts, validation, stop)
-        accelerator.wait_for_everyone()  # all leave together
+        wait_for_all(accelerator)  # all leave together
         app.say(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
         app.say(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
         accelerator.end_training()
@@ -143,9 +144,10 @@ def _build(
     from ddpm import instantiate
     from ddpm.cli.judging.validation import Validation
     from ddpm.generation import check_steps
+    from ddpm.training.agreement import main_first
 
     fetching = config["data"].get("download", False)  # one fetches, the others find it there
-    with accelerator.main_process_first() if fetching else nullcontext():
+    with main_first(accelerator) if fetching else nullcontext():
         own = instantiate.splits(config)
     facts = instantiate.Facts.of(own.train)
     process = instantiate.diffusion(config, facts)
@@ -185,6 +187,7 @@ def _begin(
     import torch
 
     from ddpm import __version__, instantiate
+    from ddpm.training.agreement import wait_for_all
     from ddpm.training.retention import sweep_up
 
     for key, (old, new) in planned.changed.items():
@@ -204,7 +207,7 @@ def _begin(
             **({"changed": planned.changed} if planned.changed else {}),
         )
         run.start_trackers(planned.config, training.step)
-    accelerator.wait_for_everyone()
+    wait_for_all(accelerator)
 
 
 def _fit(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -42,3 +44,25 @@ def agree(accelerator: Accelerator, norm: Tensor, *, stop: bool, failed: bool) -
     assert isinstance(votes, Tensor)
     broken, stopping, failing = votes.tolist()
     return Agreed(broken == 0, stopping > 0, failing > 0)
+
+
+def wait_for_all(accelerator: Accelerator) -> None:
+    """Wait until every process has come here.
+
+    ``accelerator.wait_for_everyone`` names the device by the number of the process on its machine.
+    That device does not exist where processes share a GPU, where each of them sees one GPU alone,
+    and where they run on the CPU of a machine with fewer GPUs.
+    """
+    if accelerator.num_processes > 1:
+        device = accelerator.device
+        torch.distributed.barrier(device_ids=[device.index] if device.type == "cuda" else None)
+
+
+@contextmanager
+def main_first(accelerator: Accelerator) -> Iterator[None]:
+    """Inside, the main process is alone; the others come after it, see :func:`wait_for_all`."""
+    if not accelerator.is_main_process:
+        wait_for_all(accelerator)
+    yield
+    if accelerator.is_main_process:
+        wait_for_all(accelerator)

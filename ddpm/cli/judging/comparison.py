@@ -24,6 +24,7 @@ from ddpm.errors import ConfigError, require
 from ddpm.fidelity.report import Report, incomparable, write_comparison
 from ddpm.progress import warn
 from ddpm.training import checkpoint, launch
+from ddpm.training.agreement import wait_for_all
 from ddpm.training.run import Run, new_folder
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -63,11 +64,11 @@ class Comparison:
             folder, trained = self._evaluated(place)
             if accelerator.is_main_process:
                 reports.append(replace(_read_back(folder, trained), run=names[place]))
-            accelerator.wait_for_everyone()
+            wait_for_all(accelerator)
         best = 0.0
         if accelerator.is_main_process:
             best = self._write(reports)
-        accelerator.wait_for_everyone()
+        wait_for_all(accelerator)
         accelerator.end_training()
         return best
 

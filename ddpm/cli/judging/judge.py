@@ -21,6 +21,7 @@ from ddpm.data import ImageCodec
 from ddpm.errors import require
 from ddpm.fidelity.report import Neighbour
 from ddpm.instantiate import Facts
+from ddpm.training.agreement import main_first
 
 _SHOWN = 24  # samples beside their nearest neighbours
 _FRAMES, _FILMED = 10, 16  # pictures of a trajectory, and samples in each
@@ -60,7 +61,7 @@ class Judge:
         require(len(shape) == 3, "metrics", metrics, problem)
         accelerator, given = self.accelerator, self.images
         self.extractor = instantiate.extractor(self.measure.extractor, shape)
-        with accelerator.main_process_first():  # one fetches the weights
+        with main_first(accelerator):  # one fetches the weights
             self.extractor.prepare(accelerator.device)
         dim, classes = self.extractor.widths(shape, accelerator.device)
         size = None
