@@ -192,7 +192,7 @@ def equal_losses(setting: Setting) -> Result:
 
 
 def equal_samples(setting: Setting) -> Result:
-    """Compare samples of the same seeds on the two devices."""
+    """Compare samples of the same seeds on the two devices, in batches of another size."""
     if not (setting.folder / "outputs" / "fp32" / "checkpoints").exists():
         raise SkippedError("there is no trained model")
     drawn = []
@@ -200,6 +200,7 @@ def equal_samples(setting: Setting) -> Result:
         folder = setting.folder / f"alike-{len(drawn)}"
         shutil.rmtree(folder, ignore_errors=True)
         options = ["ckpt=outputs/fp32", "num_samples=8", "sampler=ddpm", f"out={folder.name}"]
+        options.append(f"batch_size={8 - 5 * len(drawn)}")
         run(setting, "sample", *options, f"device={device}", f"steps={setting.size(20, 3)}")
         drawn.append(pixels(folder))
     far = np.abs(drawn[0] - drawn[1])
