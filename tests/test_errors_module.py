@@ -1,8 +1,10 @@
 """The one error: one line, as it is typed on a command line."""
 
+import pickle
+
 import pytest
 
-from ddpm.errors import ConfigError, did_you_mean, render, require
+from ddpm.errors import ConfigError, did_you_mean, render, require, shortened
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,30 @@ def test_require():
 )
 def test_did_you_mean(word, known, hint):
     assert did_you_mean(word, iter(known)) == hint
+
+
+def test_a_remedy_names_the_options_that_exist_where_it_is_shown():
+    remedy = "set {color}=rgb or {color}=grey"
+    error = ConfigError("color", "auto", "a{b}.png is grey", remedy)
+    assert str(error) == "color=auto: a{b}.png is grey; set data.color=rgb or data.color=grey"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert str(error.under("data")) == f"data.{error}"
+    renamed = error.renamed("samples", "x")
+    assert str(renamed) == "samples=x: a{b}.png is grey; set color=rgb or color=grey"
+    said = (
+        "evaluation.samples=x: a{b}.png is grey; set evaluation.color=rgb or evaluation.color=grey"
+    )
+    assert str(renamed.under("evaluation")) == said
+    path = ConfigError("path", "x", "no such folder", "set {path} to a folder")
+    assert str(path.renamed("reference", "x")) == (
+        "reference=x: no such folder; set reference to a folder"
+    )
+    plain = ConfigError("path", "{x}", "is {odd}").renamed("samples", "{x}")
+    assert str(plain) == "samples={x}: is {odd}"
+
+
+def test_many_names_are_shortened():
+    assert shortened(["cat", "dog"]) == "cat, dog"
+    assert shortened(range(12)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
+    assert shortened(range(1000)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..., 999"
+    assert shortened(["a\nb", "c" * 30]) == "a\\nb, ccccccccccccccccccccc..."

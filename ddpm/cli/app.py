@@ -8,7 +8,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +243,14 @@ def say(accelerator: Any, message: str) -> None:
     """Say something on the output stream, once for all processes."""
     if accelerator.is_main_process:
         print(message, flush=True)
+
+
+def warn_once(accelerator: Any, lines: Iterable[str]) -> None:
+    """Print warnings on the error stream, once for all processes."""
+    from ddpm.progress import warn
+
+    for line in lines if accelerator.is_main_process else ():
+        warn(line)
 
 
 def _tell(config_name: str, message: str) -> None:

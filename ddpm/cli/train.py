@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli import app
-from ddpm.errors import Stopped
+from ddpm.errors import Stopped, shortened
 from ddpm.signals import StopSignal
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def _build(
     fetching = config["data"].get("download", False)  # one fetches, the others find it there
     with main_first(accelerator) if fetching else nullcontext():
         own = instantiate.splits(config)
+    app.warn_once(accelerator, own.train.warnings)
     facts = instantiate.Facts.of(own.train)
     process = instantiate.diffusion(config, facts)
     walk = instantiate.sampler(config["sampler"])
@@ -277,7 +278,10 @@ def _summary(training: Trainer, facts: Facts, run: Run) -> str:
     """What is about to be trained, in a few words."""
     weights = sum(parameter.numel() for parameter in training.network.parameters())
     size = "x".join(map(str, facts.shape))
-    classes = f", {facts.num_classes} classes" if facts.num_classes is not None else ""
+    classes, names = "", ""
+    if facts.num_classes is not None:
+        classes = f", {facts.num_classes} classes"
+        names = f"classes: {shortened(facts.class_names or range(facts.num_classes))}\n"
     start = f" from step {training.step}" if training.step else ""
     few = len(training.data) < training.batch_size
     note = " (fewer than a batch: each batch holds some of them more than once)" if few else ""
@@ -286,7 +290,7 @@ def _summary(training: Trainer, facts: Facts, run: Run) -> str:
     return (
         f"training{start} to step {training.max_steps} on {where}: "
         f"{weights:,} parameters, {len(training.data):,} samples of {size}{classes}{note}\n"
-        f"results go to {run.path}"
+        f"{names}results go to {run.path}"
     )
 
 

@@ -29,6 +29,8 @@ class Dataset(ABC):
     """The name of each class, in the order of the labels; None for a data set without labels."""
     codec: Codec
     """What carries raw items to model space and back."""
+    warnings: tuple[str, ...] = ()
+    """What a user should know of how the data were read, a line each: files that were skipped."""
     in_memory: bool
     """Whether :meth:`fetch` is a cheap look-up, so that workers would only cost."""
 

@@ -1,9 +1,10 @@
 """Image files to arrays: the one place that opens a picture.
 
-JPEG, PNG, WebP and BMP, whatever the suffix says; of an animation, the first frame. The picture is
-turned as its EXIF orientation says (where this stands before the pixels; broken EXIF is ignored).
-Transparency is laid on white, so that the colours hidden under it do not show. CMYK and palettes
-are converted, 16-bit grey is scaled down. Colour profiles are ignored.
+JPEG, PNG, WebP, BMP and TIFF, whatever the suffix says; of an animation, the first frame, of a
+document, the first page. The picture is turned as its EXIF orientation says (where this stands
+before the pixels; broken EXIF is ignored). Transparency is laid on white, so that the colours
+hidden under it do not show. CMYK and palettes are converted, 16-bit grey is scaled down. Colour
+profiles are ignored.
 
 Of GIFs all frames can be read, composed one after the other as the file says (partial frames,
 disposal, palettes of their own); how long each is shown is ignored.
@@ -25,9 +26,9 @@ from PIL import Image, UnidentifiedImageError
 from ddpm.data.gifs import compose, read_layout
 from ddpm.errors import ConfigError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 64_000_000
-_PICTURES = (("JPEG", "PNG", "WEBP", "BMP"), "JPEG, PNG, WebP or BMP picture")
+_PICTURES = (("JPEG", "PNG", "WEBP", "BMP", "TIFF"), "JPEG, PNG, WebP, BMP or TIFF picture")
 _GIFS = (("GIF",), "GIF")
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNS = {
@@ -64,12 +65,13 @@ def must_agree(
     if not any_size and one[:2] != another[:2]:
         side = min(*one[:2], *another[:2])
         sizes = f"{name} is {_size(one)}, {other_name} is {_size(another)}"
-        remedy = f"resize them to one size, such as data.image_size={side}"
-        raise ConfigError("image_size", None, f"the images differ in size: {sizes}; {remedy}")
+        problem = f"the images differ in size: {sizes}"
+        remedy = f"resize them to one size, such as {{image_size}}={side}"
+        raise ConfigError("image_size", None, problem, remedy)
     if not any_color and one.grey != another.grey:
         grey, rgb = (name, other_name) if one.grey else (other_name, name)
         problem = f"{grey} is grey but {rgb} is in colour"
-        raise ConfigError("color", "auto", f"{problem}; set data.color=rgb or data.color=grey")
+        raise ConfigError("color", "auto", problem, "set {color}=rgb or {color}=grey")
 
 
 def _size(header: Header) -> str:
@@ -158,12 +160,15 @@ def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 @contextmanager
 def quiet_about_size() -> Iterator[None]:
-    """Keep Pillow's warnings on large pictures to itself: they are refused here anyway.
+    """Keep Pillow's warnings to itself.
+
+    Large pictures are refused here anyway, and odd metadata, as TIFF files have, do not matter.
 
     Changes a process-wide filter, so it is for the main thread, around the threads that decode.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
 
 
@@ -178,6 +183,7 @@ def _opened(path: str, kind: tuple[tuple[str, ...], str] = _PICTURES) -> Iterato
         with Image.open(path, formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(path, f"{image.width}x{image.height} pixels")
+            _refuse_deep(path, image)
             yield image
     except ConfigError:
         raise
@@ -195,6 +201,15 @@ def _opened(path: str, kind: tuple[tuple[str, ...], str] = _PICTURES) -> Iterato
 def _too_large(path: str, size: str) -> ConfigError:
     limit = f"the limit is {MAX_PIXELS // 1_000_000} million"
     return ConfigError("path", path, f"has {size}, {limit}; remove the file or scale it down")
+
+
+def _refuse_deep(path: str, image: Image.Image) -> None:
+    """Refuse values that do not say what is black and what is white."""
+    if image.mode in ("I", "F"):
+        called = {"F": "32-bit floating-point values"}.get(image.mode, "32-bit or signed values")
+        problem = f"holds {called}, whose black and white are unknown"
+        remedy = "convert it to a TIFF or PNG with 8 or 16 bits per channel, scaled as you need"
+        raise ConfigError("path", path, f"{problem}; {remedy}")
 
 
 def _header(image: Image.Image) -> Header:

@@ -3,44 +3,114 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from ddpm.errors import ConfigError
 
 _CHUNK = 16  # visits a task: less bookkeeping, still prompt errors
+_MAX_KINDS = 8  # of skipped files that are listed
+_OF_THE_SYSTEM = ("desktop.ini", "thumbs.db", "ehthumbs.db")  # nobody put them there
+_GIF = ".gif"
+_PARTS = ("train", "training", "val", "valid", "validation", "test", "testing")
+"""Names of folders that are parts of a data set, the one to train on first."""
 
 
-def find_files(root: str, suffixes: tuple[str, ...], what: str) -> list[str]:
-    """Files with these suffixes, in either case, below ``root`` and relative to it.
+@dataclass(frozen=True)
+class Listing:
+    """Files below a folder.
 
-    What is hidden (``.name``) or no regular file is left out. The order depends on names alone;
-    ``what`` is what the files are called. Raises ConfigError (key ``path``) if there is no such
-    folder, or no such file in it.
+    Attributes:
+        root: the folder.
+        files: those with the requested suffixes, relative to ``root``; the order depends on names
+            alone.
+        suffixes: the requested ones.
+        what: what these files are called.
+        skipped: the number of other files per suffix.
+    """
+
+    root: str
+    files: list[str]
+    suffixes: tuple[str, ...]
+    what: str
+    skipped: Counter[str]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A line that counts the skipped files by suffix, unless there are none."""
+        if not self.skipped:
+            return ()
+        read = f"{self.what} are read from {' '.join(self.suffixes)}"
+        return (f"{self.root}: skipped {self._counts}; {read}",)
+
+    @property
+    def _counts(self) -> str:
+        ranked = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
+        counts = [
+            f"{count} {kind}{' (data=video reads them)' if kind == _GIF else ''}"
+            for kind, count in ranked[:_MAX_KINDS]
+        ]
+        rest = sum(count for _, count in ranked[_MAX_KINDS:])
+        return ", ".join(counts + ([f"{rest} of other kinds"] if rest else []))
+
+    def refuse_empty(self) -> None:
+        """Raise ConfigError (key ``path``) unless there are files; it counts the skipped ones."""
+        if self.files:
+            return
+        problem = f"holds no {self.what} ({' '.join(self.suffixes)}), nor do the folders in it"
+        if self.skipped:
+            problem += f"; skipped {self._counts}"
+        raise ConfigError("path", self.root, problem, f"set {{path}} to a folder of {self.what}")
+
+
+def find_files(root: str, suffixes: tuple[str, ...], what: str) -> Listing:
+    """List the files with these suffixes, in either case, below ``root``.
+
+    Hidden files (``.name``) and those that operating systems leave behind are ignored; other files
+    are counted as skipped. ``what`` is what the files are called. Raises ConfigError (key ``path``)
+    if there is no such folder, or no such file in it.
     """
     if not os.path.isdir(root):
-        raise ConfigError("path", root, _no_folder(root, what))
-    files = list(_walk(root, "", (os.path.realpath(root),), suffixes))
-    if not files:
-        problem = f"holds no {what} ({' '.join(suffixes)}), nor do the folders in it"
-        raise ConfigError("path", root, f"{problem}; set data.path to a folder of {what}")
-    return files
+        problem, remedy = _no_folder(root, what)
+        raise ConfigError("path", root, problem, remedy)
+    skipped: Counter[str] = Counter()
+    files = list(_walk(root, "", (os.path.realpath(root),), suffixes, skipped))
+    listing = Listing(root, files, suffixes, what, skipped)
+    listing.refuse_empty()
+    return listing
 
 
-def _no_folder(root: str, what: str) -> str:
-    """Why ``root`` is none, and what to do."""
+def _no_folder(root: str, what: str) -> tuple[str, str]:
+    """Why ``root`` is not a folder, and what to do."""
+    remedy = f"set {{path}} to a folder of {what}"
     try:
         os.stat(root)
     except PermissionError as error:
-        return f"cannot be reached ({error.strerror}); make the folders above it readable"
+        problem = f"cannot be reached ({error.strerror})"
+        return problem, "make the folders above it readable"
     except (OSError, ValueError):
-        return f"no such folder; set data.path to a folder of {what}"
-    return f"is a file, not a folder; set data.path to a folder of {what}"
+        return "no such folder", remedy
+    return "is a file, not a folder", remedy
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """What a skipped file is counted as: its suffix, or the lack of one."""
+    if not os.path.isfile(entry.path):
+        return "unreadable (broken link, pipe or device)"
+    suffix = os.path.splitext(entry.name)[1].lower()
+    return suffix if re.fullmatch(r"\.[a-z0-9_+-]{1,12}", suffix) else "without suffix"
 
 
 def _walk(
-    root: str, below: str, above: tuple[str, ...], suffixes: tuple[str, ...]
+    root: str,
+    below: str,
+    above: tuple[str, ...],
+    suffixes: tuple[str, ...],
+    skipped: Counter[str],
 ) -> Iterator[str]:
     """Files in ``root/below`` and deeper; links to a folder ``above`` are not followed again."""
     folder = os.path.join(root, below) if below else root
@@ -57,23 +127,57 @@ def _walk(
         if os.path.isdir(entry.path):
             real = os.path.realpath(entry.path)
             if real not in above:
-                yield from _walk(root, relative, (*above, real), suffixes)
+                yield from _walk(root, relative, (*above, real), suffixes, skipped)
         elif entry.name.lower().endswith(suffixes) and os.path.isfile(entry.path):
             yield relative
+        elif entry.name.lower() not in _OF_THE_SYSTEM:
+            skipped[_kind(entry)] += 1
 
 
-def folder_classes(files: list[str]) -> tuple[list[int], list[str]]:
-    """The label of each file, which is the first folder in its path, and the classes' names.
+def folder_classes(files: list[str], root: str) -> tuple[list[int], list[str], tuple[str, ...]]:
+    """Return the label of each file below ``root``, the classes' names, and warnings.
 
-    Raises ConfigError (key ``class_cond``) for a file in no folder.
+    The class is the first folder in the path. Folders named as the parts of a data set (train, val,
+    test) are refused as classes where they are at least two, or half of all: a single one among
+    others may well be a class, such as the train among vehicles, and is worth a warning.
+
+    Raises ConfigError (key ``class_cond``), also for a file that is not in a folder.
     """
     names = [os.path.dirname(file).split(os.sep)[0] for file in files]
     if "" in names:
-        problem = f"{files[names.index('')]} is in no class folder; put it into one, named after"
-        raise ConfigError("class_cond", True, f"{problem} its class, or set data.class_cond=false")
+        problem = f"{files[names.index('')]} is in no class folder"
+        remedy = "put it into one, named after its class, or set {class_cond}=false"
+        raise ConfigError("class_cond", True, problem, remedy)
     classes = sorted(set(names))
+    parts = [name for name in classes if name.lower() in _PARTS]
+    if len(parts) > 1 or 2 * len(parts) >= len(classes):
+        _refuse_parts(sorted(parts, key=_rank), files, root)
     numbers = {name: number for number, name in enumerate(classes)}
-    return [numbers[name] for name in names], classes
+    warnings = tuple(
+        f"the folder {os.path.join(root, name)} is one class of {len(classes)}; if it is a part of "
+        "the data set instead, move it elsewhere"
+        for name in parts
+    )
+    return [numbers[name] for name in names], classes, warnings
+
+
+def _rank(part: str) -> int:
+    return _PARTS.index(part.lower())
+
+
+def _refuse_parts(parts: list[str], files: list[str], root: str) -> None:
+    """Raise ConfigError for class folders that are ``parts`` of a data set, if there are any."""
+    if not parts:
+        return
+    first = parts[0]
+    below = [file for file in files if file.split(os.sep)[0] == first]
+    flat = any(file.count(os.sep) == 1 for file in below)  # no class folders in there
+    problem = f"{', '.join(parts)} in {root} are parts of a data set, not classes"
+    if len(parts) == 1:
+        problem = f"{first} in {root} is a part of a data set, not a class"
+    chosen = f"set {{path}}={os.path.join(root, first).replace('{', '{{').replace('}', '}}')}"
+    remedy = f"{chosen} and {{class_cond}}=false" if flat else chosen
+    raise ConfigError("class_cond", True, problem, remedy)
 
 
 def visit_all(count: int, visit: Callable[[int], None], what: str) -> None:

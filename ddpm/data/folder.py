@@ -25,10 +25,10 @@ _WORK = "reading images"
 
 
 class Folder(PixelSet):
-    """The JPEG, PNG, WebP and BMP pictures in a folder and the folders below it, sorted by name.
+    """The JPEG, PNG, WebP, BMP and TIFF pictures in a folder and below it, sorted by name.
 
-    What is hidden (``.name``) or no regular file is left out. How a picture becomes pixels is told
-    in :mod:`ddpm.data.decoding`.
+    Hidden files (``.name``) are ignored, others are counted in :attr:`warnings`. For the conversion
+    of pictures to pixels see :mod:`ddpm.data.decoding`.
 
     ``image_size``: None takes the size that all pictures share; a number scales the short side to
     it and cuts out the central square; (height, width) covers that size and cuts likewise. Nothing
@@ -53,7 +53,8 @@ class Folder(PixelSet):
         require(cache_mb >= 0, "cache_mb", cache_mb, "must be 0 or more")
         size = target_size(image_size)
         self._root = os.path.expanduser(path)
-        self._files = find_files(self._root, SUFFIXES, "images")
+        listing = find_files(self._root, SUFFIXES, "images")
+        self._files, self.warnings = listing.files, listing.warnings
         with quiet_about_size():
             self._first = read_header(self._absolute(0))
             self._any_size, self._any_color = size is not None, color != "auto"
@@ -61,7 +62,9 @@ class Folder(PixelSet):
             shape = (1 if grey else 3, *(size or self._first[:2]))
             self._set_up(ImageCodec(shape), flip=flip)
             if class_cond:
-                self._set_labels(*folder_classes(self._files))
+                labels, names, warnings = folder_classes(self._files, self._root)
+                self._set_labels(labels, names)
+                self.warnings += warnings
             numel = len(self._files) * shape[0] * shape[1] * shape[2]
             if numel <= cache_mb * 2**20:
                 self._set_pixels(self._decode_all())

@@ -31,6 +31,7 @@ class Part(Dataset):
         self._indices = np.sort(np.asarray(indices, dtype=np.int64))
         self.shape, self.codec, self.in_memory = whole.shape, whole.codec, whole.in_memory
         self.num_classes, self.class_names = whole.num_classes, whole.class_names
+        self.warnings = whole.warnings
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -52,6 +52,8 @@ class Source(Protocol):
     """Height and width of what :meth:`read` gives."""
     limits: tuple[float, float] | None
     """The range of float32 values; None for uint8."""
+    warnings: tuple[str, ...]
+    """As :attr:`ddpm.data.Dataset.warnings`."""
 
     def name(self, video: int) -> str:
         """What a video is called in messages."""
@@ -85,7 +87,7 @@ class VideoFile:
         if not os.path.isdir(path):
             return cls(path)
         inside = [
-            name for name in find_files(path, SUFFIXES, "frames") if not os.path.dirname(name)
+            name for name in find_files(path, SUFFIXES, "frames").files if not os.path.dirname(name)
         ]
         if not inside:
             problem = "its pictures are in folders below it; give the folder of one video"
@@ -126,7 +128,9 @@ class VideoFiles:
     def __init__(self, root: str, image_size: Size, color: str) -> None:
         self._root = os.path.expanduser(root)
         found: dict[str, list[str]] = {}
-        for file in find_files(self._root, (GIF, *SUFFIXES), "videos"):
+        listing = find_files(self._root, (GIF, *SUFFIXES), "videos")
+        self.warnings = listing.warnings
+        for file in listing.files:
             folder, name = os.path.split(file)
             if file.lower().endswith(GIF):
                 found[file] = []
@@ -168,7 +172,9 @@ class VideoFiles:
 
     def labels(self) -> tuple[list[int], list[str]]:
         """The class of each video, the first folder above it, and the classes' names."""
-        return folder_classes(self._names)
+        labels, names, warnings = folder_classes(self._names, self._root)
+        self.warnings += warnings
+        return labels, names
 
     def read(self, video: int, wanted: range) -> Pixels:
         """As :meth:`Source.read`, uint8."""
@@ -190,6 +196,7 @@ class VideoArray:
     low: float | None
     high: float | None
     limits: tuple[float, float] | None = field(init=False, default=None)
+    warnings: tuple[str, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
         values, self._labels = load_arrays(self.path, self.key, self.class_cond, mapped=True)

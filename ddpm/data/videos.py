@@ -77,6 +77,7 @@ class Videos(PixelSet):
             if class_cond:
                 labels, names = source.labels()
                 self._set_labels([labels[video] for video, _ in self._clips], names)
+            self.warnings = source.warnings
             self._dtype = torch.uint8 if source.limits is None else torch.float32
             if len(self) * math.prod(shape) * self._dtype.itemsize <= cache_mb * 2**20:
                 self._set_pixels(self._read_all(source))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import is_zipfile
 
 import numpy as np
@@ -27,6 +26,8 @@ class Images(ABC):
 
     shape: tuple[int, ...]
     """(C, H, W)."""
+    warnings: tuple[str, ...] = ()
+    """As :attr:`ddpm.data.Dataset.warnings`."""
     shown: bool = True
     """Whether hashing shows a bar; one process of several does."""
 
@@ -142,29 +143,35 @@ class FolderImages(DatasetImages):
     """The pictures in a folder and the folders below it; see :class:`ddpm.data.Folder`."""
 
     def __init__(
-        self, path: str, *, key: str = "samples", image_size: tuple[int, int] | None = None
+        self,
+        path: str,
+        *,
+        key: str = "samples",
+        image_size: int | tuple[int, int] | None = None,
+        color: Literal["auto", "rgb", "grey"] = "auto",
     ) -> None:
         """Read them.
 
         Args:
             path: the folder.
             key: the option that names it.
-            image_size: (height, width) to bring them to; None = they share one.
+            image_size: as that of :class:`ddpm.data.Folder`.
+            color: likewise.
 
         Raises:
             ConfigError: (key ``key``) what keeps them from becoming one set.
         """
         try:
-            data = Folder(path=path, image_size=image_size)
+            data = Folder(path=path, image_size=image_size, color=color)
         except ConfigError as error:
-            # it speaks of the options of a data group, and there are none here
-            problem = error.problem.replace("data.path", key)
-            problem = re.sub(r", such as data\.image_size=\d+", "", problem)
-            problem = re.sub(r"set data\.color=\S+ or data\.color=\S+", "convert them", problem)
             where = str(error.value) if error.key == "path" else path
-            raise ConfigError(key, where, problem) from error
+            raise error.renamed(key, where) from error
         resize = "none" if image_size is None else "scaled to cover, then cut at the centre"
-        super().__init__(data, {"source": str(path), "resize": resize}, key=key)
+        named: dict[str, Any] = {"source": str(path), "resize": resize}
+        named |= {} if image_size is None else {"image_size": image_size}
+        named |= {} if color == "auto" else {"color": color}
+        super().__init__(data, named, key=key)
+        self.warnings = data.warnings
 
 
 class NpzImages(HeldImages):

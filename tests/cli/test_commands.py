@@ -257,6 +257,7 @@ def test_a_folder_of_images_with_iddpm_unet(command):
     for name in ("cat/a.png", "cat/b.JPG", "dog/deep/c.webp"):
         Path("imgs", name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (20, 24, 3), np.uint8)).save(f"imgs/{name}")
+    Path("imgs/cat/note.txt").write_text("not a picture")
     ended = command(
         "train", "data=folder", "data.path=imgs", "data.image_size=16", "data.class_cond=true",
         "model=iddpm_unet", "model.model_channels=32", "model.channel_mult=[1,2]",
@@ -264,7 +265,8 @@ def test_a_folder_of_images_with_iddpm_unet(command):
         "trainer.batch_size=4", "trainer.preview_every=0", "name=f",
     )  # fmt: skip
     assert ended.status == 0, ended.err
-    assert "3 samples of 3x16x16, 2 classes" in ended.out
+    assert "3 samples of 3x16x16, 2 classes\nclasses: cat, dog\n" in ended.out
+    assert ended.err.startswith("warning: imgs: skipped 1 .txt; images are read from .jpg .jpeg ")
     ended = command(
         "sample", "ckpt=outputs/f", "classes=[dog]", "num_samples=1", "steps=2", "out=s"
     )

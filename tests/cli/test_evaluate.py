@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from ddpm.data import Digits
@@ -140,6 +141,58 @@ def test_images_that_are_in_the_reference_are_at_distance_0_of_themselves(comman
     assert "Nearest neighbours in reference=digits" in page
 
 
+def mixed_folder():
+    """Pictures of several sizes, grey and in colour; and a file that is not a picture."""
+    Path("mixed").mkdir()
+    for number, size in enumerate([(9, 8), (8, 12), (16, 16), (8, 8)] * 3):
+        pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
+        image = Image.fromarray(pixels if number % 2 else pixels[:, :, 0])
+        image.save(f"mixed/{number:02}.png")
+    Path("mixed/a.heic").touch()
+
+
+def test_folders_of_mixed_pictures_have_the_options_of_training(command, tiny):
+    mixed_folder()
+    options = ("samples=mixed", "reference=mixed", "extractor=pixels", "metrics=[fid]", "out=o")
+    ended = command("evaluate", *options)
+    assert ended.status == 1 and ended.line == (
+        "ddpm-evaluate: samples=mixed: the images differ in size: 00.png is 8 wide and 9 high, "
+        "01.png is 12 wide and 8 high; resize them to one size, such as image_size=8"
+    )
+    ended = command("evaluate", *options, "image_size=8")
+    assert ended.status == 1 and ended.line == (
+        "ddpm-evaluate: samples=mixed: 00.png is grey but 01.png is in colour; set color=rgb or "
+        "color=grey"
+    )
+    ended = command("evaluate", *options, "image_size=8", "color=rgb")
+    assert ended.status == 0, ended.err
+    skipped = "warning: mixed: skipped 1 .heic; images are read from .jpg "
+    assert [line[: len(skipped)] for line in ended.err.splitlines()][:2] == [skipped] * 2
+    (row,) = found("o")["metrics"]
+    for images in (row["samples"], row["reference"]):
+        told = {name: images[name] for name in ("image_size", "color", "resize", "shape")}
+        assert told == {
+            "image_size": 8,
+            "color": "rgb",
+            "resize": "scaled to cover, then cut at the centre",
+            "shape": [3, 8, 8],
+        }
+    ended = command(
+        "train", "name=m", "trainer.evaluate_every=1", "evaluation.reference=mixed", *tiny
+    )
+    assert ended.status == 1 and ended.line == (
+        "ddpm-train: evaluation.reference=mixed: the images differ in size: 00.png is 8 wide and 9 "
+        "high, 01.png is 12 wide and 8 high; resize them to one size, such as "
+        "evaluation.image_size=8"
+    )
+    measured = ("evaluation.image_size=8", "evaluation.color=grey", "evaluation.num_samples=4")
+    ended = command(
+        "train", "name=m", "trainer.max_steps=1", "trainer.evaluate_every=1",
+        "evaluation.reference=mixed", "evaluation.sampler.steps=2", *measured, *tiny,
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+
+
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["pixels", "custom"])
 def test_the_command_gives_torch_fidelitys_numbers_to_the_last_digit(command, name, processes):
@@ -187,6 +240,9 @@ ERRORS = [
     ("ckpt={run} reference=half.npz metrics=[loss]", "reference=half.npz: holds images alone; loss and bpd are of train, val or a data group"),
     ("ckpt={run} reference=val", "reference=val: no data are held out; train with data.val_fraction=0.1, or leave it out"),
     ("ckpt={run} reference=big.npz", "reference=big.npz: has 256 features an image, the samples have 64; take images of one size and colour"),
+    ("samples=half.npz reference=digits image_size=8", "image_size=8: has an effect on folders of pictures alone, and none is evaluated; omit it"),
+    ("ckpt={run} color=grey", "color=grey: has an effect on folders of pictures alone, and none is evaluated; omit it"),
+    ("ckpt={run} reference=large", "reference=large: has 256 features an image, the samples have 64; set image_size=[8,8] color=grey"),
     ("ckpt={run} reference=folder", "reference=folder: cannot be read (data.path: is missing); give a folder or an .npz of its images"),
     ("ckpt={run} batch_size=0", "batch_size=0: must be at least 1"),
     ("samples=half.npz reference=digits steps=50", "steps=50: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
@@ -206,6 +262,8 @@ ERRORS = [
 def test_mistakes(command, trained, options, line):
     digits("half.npz", range(0, 1797, 2))
     np.savez("big.npz", arr_0=np.zeros((9, 16, 16, 1), np.uint8))
+    Path("large").mkdir()
+    Image.new("L", (16, 16)).save("large/a.png")
     ended = command("evaluate", "extractor=pixels", *options.format(run=trained).split())
     assert ended.status == 1 and ended.line == f"ddpm-evaluate: {line}"
     assert not Path(trained, "evaluations").exists()

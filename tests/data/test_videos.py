@@ -387,8 +387,8 @@ def test_a_path_that_leads_to_no_videos_is_told_in_a_line(tmp_path: Path, name, 
 def test_a_folder_without_videos_is_told_in_a_line(tmp_path: Path):
     (tmp_path / "a.mp4").write_bytes(b"")
     assert error_of(path=str(tmp_path)) == (
-        f"path={tmp_path}: holds no videos (.gif .jpg .jpeg .png .webp .bmp), nor do the folders "
-        "in it; set data.path to a folder of videos"
+        f"path={tmp_path}: holds no videos (.gif .jpg .jpeg .jpe .jfif .png .webp .bmp .tif "
+        ".tiff), nor do the folders in it; skipped 1 .mp4; set data.path to a folder of videos"
     )
 
 
@@ -450,7 +450,11 @@ def test_a_damaged_gif_is_named_wherever_it_stops(tmp_path: Path):
         ("b.gif", b"<html>404</html>", "holds no GIF; remove the file or re-encode it"),
         ("b.gif", "png", "holds no GIF; remove the file or re-encode it"),
         ("b.gif", b"GIF89a" + struct.pack("<HHBBB", 9000, 9000, 0, 0, 0) + b",", "holds no GIF"),
-        ("b/1.png", b"", "holds no JPEG, PNG, WebP or BMP picture; remove the file or re-encode"),
+        (
+            "b/1.png",
+            b"",
+            "holds no JPEG, PNG, WebP, BMP or TIFF picture; remove the file or re-encode",
+        ),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, name: str, content: Any, said: str, cache_mb: int):

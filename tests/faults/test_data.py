@@ -88,6 +88,9 @@ def other_files():
     Path("imgs/b.png").symlink_to("nowhere.png")
 
 
+NO_IMAGES = (
+    "holds no images (.jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff), nor do the folders in it"
+)
 INSTEAD = "set data.path to a folder of images"
 
 
@@ -99,9 +102,8 @@ INSTEAD = "set data.path to a folder of images"
         (a_link_to_itself, f"no such folder; {INSTEAD}"),
         (a_file, f"is a file, not a folder; {INSTEAD}"),
         (a_pipe, f"is a file, not a folder; {INSTEAD}"),
-        (empty, "holds no images (.jpg .jpeg .png .webp .bmp), nor do the folders in it; "
-         + INSTEAD),
-        (other_files, "holds no images (.jpg .jpeg .png .webp .bmp), nor do the folders in it; "
+        (empty, f"{NO_IMAGES}; {INSTEAD}"),
+        (other_files, f"{NO_IMAGES}; skipped 1 .txt, 1 unreadable (broken link, pipe or device); "
          + INSTEAD),
     ],
 )  # fmt: skip
@@ -150,7 +152,7 @@ def test_a_picture_that_may_not_be_read(command, imgs, permissions):
 # one bad file among a hundred good ones
 
 REMEDY = "remove the file or re-encode it"
-NONE = f"holds no JPEG, PNG, WebP or BMP picture; {REMEDY}"
+NONE = f"holds no JPEG, PNG, WebP, BMP or TIFF picture; {REMEDY}"
 LIMIT = "the limit is 64 million; remove the file or scale it down"
 TEXT_BOMB = (b"zTXt", b"a\0\0" + zlib.compress(bytes(50_000_000), 9))
 BAD = [

@@ -128,23 +128,23 @@ def test_what_is_wrong_with_a_folder_is_told_with_its_own_option(tmp_path):
     )
     (tmp_path / "empty").mkdir()
     assert told(lambda: FolderImages(str(tmp_path / "empty"), key="reference")) == (
-        f"reference={tmp_path / 'empty'}: holds no images (.jpg .jpeg .png .webp .bmp), nor do the "
-        "folders in it; set reference to a folder of images"
+        f"reference={tmp_path / 'empty'}: holds no images (.jpg .jpeg .jpe .jfif .png .webp .bmp "
+        ".tif .tiff), nor do the folders in it; set reference to a folder of images"
     )
     mixed = tmp_path / "mixed"
     lay_out(pictures(1, 1, 4, 6), mixed, ["a.png"])
     lay_out(pictures(1, 1, 5, 5), mixed, ["b.png"])
     assert told(lambda: FolderImages(str(mixed))) == (
         f"samples={mixed}: the images differ in size: a.png is 6 wide and 4 high, b.png is 5 wide "
-        "and 5 high; resize them to one size"
+        "and 5 high; resize them to one size, such as image_size=4"
     )
     lay_out(pictures(1, 3, 4, 6), mixed, ["b.png"])
     assert told(lambda: FolderImages(str(mixed))) == (
-        f"samples={mixed}: a.png is grey but b.png is in colour; convert them"
+        f"samples={mixed}: a.png is grey but b.png is in colour; set color=rgb or color=grey"
     )
     (mixed / "b.png").write_bytes(b"<html>")
     assert told(lambda: FolderImages(str(mixed))).startswith(
-        f"samples={mixed / 'b.png'}: holds no JPEG, PNG, WebP or BMP picture"
+        f"samples={mixed / 'b.png'}: holds no JPEG, PNG, WebP, BMP or TIFF picture"
     )
 
 

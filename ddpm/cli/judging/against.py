@@ -37,6 +37,7 @@ class Against:
         node: of the model's own data, or None.
         own: reads these.
         cache: the folder of reference statistics, or None.
+        options: for reading a folder, those of :class:`ddpm.fidelity.FolderImages`.
     """
 
     def __init__(
@@ -45,9 +46,17 @@ class Against:
         node: Mapping[str, Any] | None,
         own: Callable[[], Split] | None = None,
         cache: Path | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.named, self.node, self._own, self.cache = named, node, own, cache
+        self._options = options or {}
         self.group = named is not None and named not in _PARTS and _is_data_group(named)
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether ``reference`` names a folder of pictures, as far as its name tells."""
+        own = self.named is None or self.named in _PARTS or self.group
+        return not own and not str(self.named).endswith((".npz", ".safetensors"))
 
     @cached_property
     def _of_model(self) -> tuple[Split, Mapping[str, Any]]:
@@ -134,13 +143,14 @@ class Against:
             found, warnings = fidelity.named(self.named, extractor, dim, need_features=features)
             return Compared(extractor, accelerator, features, ready=found, warnings=warnings)
         images = self._images()
+        app.warn_once(accelerator, images.warnings)
         images = images if len(images) <= MOST else fidelity.SomeImages(images, MOST)
         images.shown = accelerator.is_main_process
         return Compared(extractor, accelerator, features, images=images, cache=self.cache)
 
     def _images(self) -> fidelity.Images:
         if self.named is not None and self.named not in _PARTS and not self.group:
-            return images(self.named, "reference")
+            return images(self.named, "reference", self._options)
         part = self.named if self.named in _PARTS else "train"
         data, told = self._part(part, group=self.group)
         return fidelity.DatasetImages(data, told, key="reference")
@@ -201,11 +211,11 @@ class Compared:
         )
 
 
-def images(path: str, key: str) -> fidelity.Images:
-    """The images of a folder, or of an .npz."""
+def images(path: str, key: str, options: Mapping[str, Any]) -> fidelity.Images:
+    """The images of a folder, read with ``options``, or of an .npz."""
     if path.endswith(".npz"):
         return fidelity.NpzImages(path, key=key)
-    return fidelity.FolderImages(path, key=key)
+    return fidelity.FolderImages(path, key=key, **options)
 
 
 def _is_statistics(path: str) -> bool:

@@ -54,7 +54,8 @@ class Evaluation:
         problem = "is missing: name what the images are compared with"
         needed = set(self.measure.metrics) != {"isc"}
         require(not needed or self.measure.reference is not None, "reference", None, problem)
-        found = images(path, "samples")
+        found = images(path, "samples", self.measure.of_folders)
+        app.warn_once(accelerator, found.warnings)
         judge = Judge(self.measure, accelerator, self._against(None), found.shape, found)
         problem = "is what is judged; write elsewhere"
         require(self.out != path, "out", self.out, problem)
@@ -106,13 +107,16 @@ class Evaluation:
 
     def request(self, judge: Judge, trained: Trained, told: Mapping[str, Any]) -> dict[str, Any]:
         """All that decides what an evaluation finds: of equal ones one is enough."""
-        asked = {**vars(self.measure), "steps": self.steps, "compared": judge.told()}
+        defaults = {"image_size", "color"} - self.measure.of_folders.keys()
+        measure = {k: v for k, v in vars(self.measure).items() if k not in defaults}
+        asked = {**measure, "steps": self.steps, "compared": judge.told()}
         asked |= judge.classes_of(trained)
         return {**asked, **{k: told[k] for k in ("ddpm", "weights", "weights_sha256", "precision")}}
 
     def _against(self, node: Mapping[str, Any] | None) -> Against:
         cache = None if self.cache is None else Path(self.cache)
-        return Against(self.measure.reference, node, cache=cache)
+        options = self.measure.of_folders
+        return Against(self.measure.reference, node, cache=cache, options=options)
 
     @contextmanager
     def _folder(self, accelerator: Accelerator, parent: Path, name: str) -> Iterator[Path]:

@@ -18,7 +18,7 @@ from ddpm.cli.judging.batches import Stopping, never
 from ddpm.cli.judging.findings import Findings
 from ddpm.cli.judging.measure import Measure
 from ddpm.data import ImageCodec
-from ddpm.errors import require
+from ddpm.errors import render, require
 from ddpm.fidelity.report import Neighbour
 from ddpm.instantiate import Facts
 from ddpm.training.agreement import main_first
@@ -52,6 +52,10 @@ class Judge:
         self.measure, self.accelerator, self.against = measure, accelerator, against
         self.images, self._clean = images, None
         self.compared: Compared | None = None  # the Inception score needs none
+        reads_folder = against.is_folder or isinstance(images, fidelity.FolderImages)
+        for name, value in measure.of_folders.items():
+            problem = "has an effect on folders of pictures alone, and none is evaluated; omit it"
+            require(reads_folder, name, value, problem)
         if measure.fidelity:
             self._prepare(measure.fidelity, shape)
 
@@ -70,9 +74,13 @@ class Judge:
             size = self.compared.size
             if self.compared.images is not None:
                 theirs, _ = self.extractor.widths(self.compared.images.shape, accelerator.device)
-                problem = f"has {theirs} features an image, the samples have {dim}; take images of"
+                problem = f"has {theirs} features an image, the samples have {dim}"
+                remedy = "take images of one size and colour"
+                if self.against.is_folder:
+                    color, size_of = "grey" if shape[0] == 1 else "rgb", list(shape[1:])
+                    remedy = f"set image_size={render(size_of)} color={color}"
                 named = self.measure.reference
-                require(theirs == dim, "reference", named, f"{problem} one size and colour")
+                require(theirs == dim, "reference", named, f"{problem}; {remedy}")
         self.count = self._count(size)
         for metric in metrics:
             fidelity.check(metric, self.count, size, dim, classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ddpm.errors import ConfigError, did_you_mean, require
 
@@ -32,6 +32,8 @@ class Measure:
     seed: int
     guidance: float
     guidance_rescale: float
+    image_size: int | tuple[int, int] | None = None
+    color: Literal["auto", "rgb", "grey"] = "auto"
 
     def __post_init__(self) -> None:
         require(bool(self.metrics), "metrics", [], "name at least one, such as [fid]")
@@ -47,6 +49,12 @@ class Measure:
     def fidelity(self) -> list[str]:
         """The metrics of samples."""
         return [name for name in self.metrics if name in FIDELITY]
+
+    @property
+    def of_folders(self) -> dict[str, Any]:
+        """The options for reading folders of pictures that are not at their defaults."""
+        options = {"image_size": self.image_size, "color": self.color}
+        return {name: value for name, value in options.items() if value not in (None, "auto")}
 
     @property
     def likelihood(self) -> list[str]:

@@ -67,7 +67,8 @@ class Validation:
             held_out = not self.measure.likelihood or own.val is not None
             problem = "no data are held out; add data.val_fraction=0.1, or take metrics=[fid]"
             require(held_out, "metrics", self.measure.metrics, problem)
-            against = Against(self.measure.reference, config["data"], lambda: own, cache)
+            reference, options = self.measure.reference, self.measure.of_folders
+            against = Against(reference, config["data"], lambda: own, cache, options)
             self.judge = Judge(self.measure, accelerator, against, facts.shape)
         self.node, self.facts, self.accelerator = config["evaluation"], facts, accelerator
         self._warned: set[str] = set()
@@ -130,4 +131,5 @@ def _under_evaluation() -> Iterator[None]:
         if error.key.startswith(("trainer.", "data.")):
             raise
         key = "sampler.steps" if error.key == "steps" else error.key
-        raise ConfigError(f"evaluation.{key}", error.value, error.problem) from error
+        same = ConfigError(key, error.value, error.fault, error.remedy, error.options)
+        raise same.under("evaluation") from error
