@@ -138,7 +138,10 @@ def node(target: type, options: Config) -> dict[str, Any]:
 
 
 def complete(node: Config, key: str) -> dict[str, Any]:
-    """A node with the options that it leaves out, at their defaults."""
+    """A node with the options that it leaves out, at their defaults.
+
+    A class may say in ``earlier`` what versions without an option did.
+    """
     target = _exported(node["_target_"], f"{key}._target_")
     parameters = inspect.signature(target).parameters.values()
     defaults = {
@@ -148,7 +151,7 @@ def complete(node: Config, key: str) -> dict[str, Any]:
     }
     if key == "data":
         defaults["val_fraction"] = 0.0  # of every data node, see splits
-    return {"_target_": node["_target_"], **defaults, **node}
+    return {"_target_": node["_target_"], **defaults, **getattr(target, "earlier", {}), **node}
 
 
 def completed(config: Config) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class Model:
         try:
             return codec.read_given(path)
         except ConfigError as error:
-            raise ConfigError("condition", path, error.problem) from error
+            raise error.renamed("condition", path) from error
 
     def formats(self, asked: str | None) -> tuple[list[str], list[str]]:
         """The formats to write: those of one file a sample, and those of one file for all.

@@ -98,7 +98,7 @@ def _end(codec: Any, key: str, given: int | str) -> Any:
     try:
         return codec.read(given)
     except ConfigError as error:
-        raise ConfigError(key, given, error.problem) from error
+        raise error.renamed(key, given) from error
 
 
 if __name__ == "__main__":

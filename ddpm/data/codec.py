@@ -15,7 +15,8 @@ from PIL import Image
 
 from ddpm.data.arrays import read_arrays
 from ddpm.data.decoding import quiet_about_size, read_pixels
-from ddpm.data.pictures import grid, plots, save_gif
+from ddpm.data.gifs import write_frames
+from ddpm.data.pictures import grid, plots
 from ddpm.data.scaling import Bytes, Range
 from ddpm.errors import ConfigError, did_you_mean
 from ddpm.files import replacing
@@ -123,7 +124,8 @@ class Codec(ABC):
         columns: int | None = None,
     ) -> Path:
         """Write raw batches ``(N, *shape)`` as a GIF of their pictures; the last stays longer."""
-        save_gif([self.picture(raw, columns=columns) for raw in frames], path, duration_ms, hold_ms)
+        pictures = [self.picture(raw, columns=columns) for raw in frames]
+        write_frames(pictures, path, [duration_ms] * (len(pictures) - 1) + [hold_ms])
         return path
 
     def film(

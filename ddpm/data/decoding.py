@@ -7,7 +7,7 @@ hidden under it do not show. CMYK and palettes are converted, 16-bit grey is sca
 profiles are ignored.
 
 Of GIFs all frames can be read, composed one after the other as the file says (partial frames,
-disposal, palettes of their own); how long each is shown is ignored.
+disposal, palettes of their own); for their durations see :func:`ddpm.data.gifs.timeline`.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Header(NamedTuple):
     width: int
     grey: bool
     """Whether it is stored without colour; WebP always stores colour."""
-    num_frames: int = 1
-    """How many frames a GIF has."""
+    durations_ms: tuple[int, ...] = ()
+    """How long each frame of a GIF is shown."""
 
 
 def must_agree(
@@ -103,27 +103,30 @@ def read_pixels(
 
 
 def read_gif_header(path: str) -> Header:
-    """Size, colour and number of frames of the GIF at ``path``; decodes no pixels.
+    """Size, colour and durations of the frames of the GIF at ``path``; decodes no pixels.
 
     Raises ConfigError, naming the file, also for one that does not reach its end.
     """
     with _opened(path, _GIFS) as image:
         frames = read_layout(Path(path).read_bytes())
         grey = all(frame.grey for frame in frames)
-        return Header(image.height, image.width, grey, len(frames))
+        durations_ms = tuple(frame.duration_ms for frame in frames)
+        return Header(image.height, image.width, grey, durations_ms)
 
 
 def read_gif_frames(
     path: str, channels: int, wanted: Sequence[int], size: tuple[int, int]
 ) -> Pixels:
-    """The frames ``wanted`` of the GIF at ``path``: uint8 ``(channels, frames, height, width)``.
+    """The stored frames ``wanted`` of the GIF at ``path``: uint8 ``(channels, F, height, width)``.
 
-    They are composed, converted and fitted each like a picture of :func:`read_pixels`.
+    A frame may be wanted several times. They are composed, converted and fitted each like a picture
+    of :func:`read_pixels`.
     """
     with _opened(path, _GIFS) as image:
         frames = read_layout(Path(path).read_bytes())[: max(wanted) + 1]
         seen = enumerate(compose(frames, image.size))
-        read = {at: _pixels(_plain(each, channels), size) for at, each in seen if at in wanted}
+        needed = set(wanted)
+        read = {at: _pixels(_plain(each, channels), size) for at, each in seen if at in needed}
         return np.stack([read[index] for index in wanted], axis=1)
 
 

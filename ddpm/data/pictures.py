@@ -1,16 +1,12 @@
-"""Batches as pictures: grids of images, small line plots of sequences, and animations of both."""
+"""Batches as pictures: grids of images and small line plots of sequences."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-
-from ddpm.files import replacing
 
 MAX_PANELS = 16
 _BACKGROUND = 225
@@ -89,15 +85,3 @@ def plots(
         figure.legend(handles, names, loc="outside upper right", ncols=5, fontsize=7)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-
-
-def save_gif(frames: Sequence[Image.Image], path: Path, duration_ms: int, hold_ms: int) -> None:
-    """Write ``frames``, of one size, as a GIF that repeats for ever and holds its last frame.
-
-    Frames that equal the one before are merged with it; the time they are shown stays.
-    """
-    times = [duration_ms] * (len(frames) - 1) + [hold_ms]
-    with replacing(path) as aside:
-        frames[0].save(
-            aside, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0
-        )

@@ -16,8 +16,8 @@ from PIL import Image
 from ddpm.data.arrays import as_float, load_arrays
 from ddpm.data.codec import Codec, checked_shape
 from ddpm.data.decoding import quiet_about_size
-from ddpm.data.gifs import write_frames
-from ddpm.data.pictures import as_image, grid, save_gif, visible
+from ddpm.data.gifs import Rate, durations, write_frames
+from ddpm.data.pictures import as_image, grid, visible
 from ddpm.data.scaling import Bytes, Range
 from ddpm.data.video_sources import GIF, VideoFile, must_be_array
 from ddpm.errors import ConfigError, require
@@ -68,7 +68,10 @@ class VideoCodec(Codec):
     """Videos: raw uint8 0..255, or float32 from ``low`` to ``high``, is -1..1 in model space.
 
     ``shape`` is (channels, frames, height, width). Without ``low`` and ``high`` raw data are uint8.
-    ``condition`` is a :class:`Condition` or its fields.
+    ``condition`` is a :class:`Condition` or its fields. ``fps`` is the rate at which GIFs are read
+    and written: a number of frames per second, None for the shortest duration in each file,
+    "shortest" for the same of a model that was trained on frames of different durations, "stored"
+    for each stored frame once.
     """
 
     kind = "videos"
@@ -84,7 +87,11 @@ class VideoCodec(Codec):
         low: float | None = None,
         high: float | None = None,
         condition: Condition | Mapping[str, Any] = Condition(),
+        fps: float | str | None = "stored",  # of checkpoints of versions that knew no rate
     ) -> None:
+        known = fps in (None, "shortest", "stored") or (isinstance(fps, int | float) and fps > 0)
+        require(known, "fps", fps, "must be a positive number, null, shortest or stored")
+        self.fps = fps
         self.shape = checked_shape(shape, "channels frames height width")
         require((low is None) == (high is None), "low", low, f"and high={high} go together")
         self._scaling = Bytes() if low is None or high is None else Range(float(low), float(high))
@@ -108,7 +115,9 @@ class VideoCodec(Codec):
         low, high = (None, None) if isinstance(scaling, Bytes) else (scaling.low, scaling.high)
         condition = asdict(self.condition) | {"channels": list(self.given_channels)}
         shape = list(self.shape)
-        return {"kind": self.kind, "shape": shape, "low": low, "high": high, "condition": condition}
+        rate = {} if self.fps == "stored" else {"fps": self.fps}
+        limits = {"low": low, "high": high}
+        return {"kind": self.kind, "shape": shape, **limits, "condition": condition, **rate}
 
     def read(self, path: str) -> torch.Tensor:
         """The first frames of a GIF, a folder of frames, or an array file of one video.
@@ -156,7 +165,7 @@ class VideoCodec(Codec):
         """Write a grid of the videos ``(N, C, F, H, W)``, moving together, as one GIF."""
         frames = self._pixels(raw).transpose(2, 0, 1, 3, 4)
         pictures = [grid(each, columns) for each in frames]
-        save_gif(pictures, path, duration_ms, duration_ms)
+        write_frames(pictures, path, self._durations_ms(duration_ms))
         return path
 
     def array(self, raw: torch.Tensor) -> npt.NDArray[Any]:
@@ -182,9 +191,23 @@ class VideoCodec(Codec):
         paths = []
         for number, pixels in enumerate(self._pixels(raw), start=first):
             path = self._item_path(folder, format, number)
-            write_frames([as_image(each) for each in visible(pixels.swapaxes(0, 1))], path, 100)
+            pictures = [as_image(each) for each in visible(pixels.swapaxes(0, 1))]
+            write_frames(pictures, path, self._durations_ms(100))
             paths.append(path)
         return paths
+
+    @property
+    def _rate(self) -> Rate:
+        """The rate at which GIFs are read, for :func:`ddpm.data.gifs.timeline`."""
+        if isinstance(self.fps, int | float):
+            return float(self.fps)
+        return "stored" if self.fps == "stored" else None
+
+    def _durations_ms(self, default: int) -> int | list[int]:
+        """The durations of frames that are written; ``default`` if the rate is not known."""
+        if not isinstance(self.fps, int | float):
+            return default
+        return durations(self.shape[1], self.fps)
 
     def _pixels(self, raw: torch.Tensor) -> npt.NDArray[np.uint8]:
         """The raw batch as uint8, ``low`` to ``high`` as 0..255."""
@@ -211,7 +234,7 @@ class VideoCodec(Codec):
             problem = f"pictures hold 1 or 3 channels, the model's videos {channels}; give an .npz"
             raise ConfigError("path", path, problem)
         with quiet_about_size():
-            video = VideoFile.at(path)
+            video = VideoFile.at(path, self._rate)
             length = video.length()
             problem = f"has {length} frames, but {needed} are needed; give a longer one"
             require(length >= needed, "path", path, problem)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ from ddpm.data.decoding import (
     read_pixels,
 )
 from ddpm.data.files import find_files, folder_classes, visit_all
+from ddpm.data.gifs import Rate, timeline
 from ddpm.errors import ConfigError, require
 
 Size = tuple[int, int] | None
@@ -75,17 +76,23 @@ class VideoFile:
     Attributes:
         path: of the GIF or the folder.
         frames: the pictures' names, ``2.png`` before ``10.png``; none for a GIF.
+        timeline: the stored frame of a GIF that each of its frames shows; None if not known yet.
     """
 
     path: str
     frames: tuple[str, ...] = ()
+    timeline: list[int] | None = None
 
     @classmethod
-    def at(cls, path: str) -> VideoFile:
+    def at(cls, path: str, fps: Rate) -> VideoFile:
         """The video at ``path``; raises ConfigError if there is none."""
         path = os.path.expanduser(path)
         if not os.path.isdir(path):
-            return cls(path)
+            durations_ms = read_gif_header(path).durations_ms
+            try:
+                return cls(path, timeline=timeline(durations_ms, fps, path))
+            except ConfigError as error:
+                raise ConfigError("path", path, error.fault, "save a shorter one") from error
         inside = [
             name for name in find_files(path, SUFFIXES, "frames").files if not os.path.dirname(name)
         ]
@@ -101,12 +108,13 @@ class VideoFile:
 
     def length(self) -> int:
         """The number of frames."""
-        return len(self.frames) or read_gif_header(self.path).num_frames
+        return len(self.frames or self.timeline or ())
 
     def read(self, channels: int, wanted: Sequence[int], size: tuple[int, int]) -> Pixels:
         """Some frames as uint8 ``(channels, F, H, W)``, each fitted to ``size``."""
         if not self.frames:
-            return read_gif_frames(self.path, channels, wanted, size)
+            assert self.timeline is not None
+            return read_gif_frames(self.path, channels, [self.timeline[at] for at in wanted], size)
         files = self.files
         return np.stack([read_pixels(files[at], channels, size)[1] for at in wanted], axis=1)
 
@@ -120,12 +128,15 @@ def _natural(name: str) -> tuple[list[int | str], str]:
 class VideoFiles:
     """All GIFs, and all folders that hold pictures, in a folder and the folders below it.
 
+    ``fps`` is the rate of GIFs, see :func:`ddpm.data.gifs.timeline`. ``uneven`` tells that there
+    are GIFs whose frames have different durations.
+
     Raises ConfigError for whatever keeps them from becoming one set, naming the file.
     """
 
     limits: tuple[float, float] | None = None
 
-    def __init__(self, root: str, image_size: Size, color: str) -> None:
+    def __init__(self, root: str, image_size: Size, color: str, fps: Rate) -> None:
         self._root = os.path.expanduser(root)
         found: dict[str, list[str]] = {}
         listing = find_files(self._root, (GIF, *SUFFIXES), "videos")
@@ -145,7 +156,14 @@ class VideoFiles:
         first = headers[0][0]
         grey = first.grey if color == "auto" else color == "grey"
         self.channels, self.size = 1 if grey else 3, image_size or first[:2]
-        self.lengths = [len(each) if len(each) > 1 else each[0].num_frames for each in headers]
+        gifs = [header[0].durations_ms for header in headers]
+        self.uneven = any(len(set(durations_ms)) > 1 for durations_ms in gifs)
+        require(fps is None or any(gifs), "fps", fps, "is for GIFs, and there are none; omit it")
+        for at, durations_ms in enumerate(gifs):
+            if durations_ms:
+                shown = timeline(durations_ms, fps, self._names[at])
+                self._videos[at] = replace(self._videos[at], timeline=shown)
+        self.lengths = [video.length() for video in self._videos]
 
     def _headers(self, *, any_size: bool, any_color: bool) -> list[list[Header]]:
         """The headers of each video's files, all of one size and colour where that has to be."""

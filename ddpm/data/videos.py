@@ -26,6 +26,10 @@ class Videos(PixelSet):
     of ``(N, C, F, H, W)`` or ``(N, F, C, H, W)``. ``order`` says which of the two; None: told by
     the shape, if exactly one of the axes can be 1 to 4 channels.
 
+    Frames of a GIF follow at equal intervals in time, ``fps`` of them per second. ``fps`` None:
+    intervals of the file's shortest duration, so that a frame of 200 ms beside others of 50 ms is
+    four frames. "stored": every frame is one, whatever its duration.
+
     Of every video each ``stride``-th frame is taken, from the first on, and these are cut one
     after the other into clips of ``frames`` frames; a rest that makes no clip is left out, and a
     video too short for one is refused. ``frames`` None: each video is one clip; all have as many.
@@ -40,12 +44,15 @@ class Videos(PixelSet):
     Raises ConfigError for whatever keeps the videos from becoming one set, naming the file.
     """
 
+    earlier = {"fps": "stored"}
+
     def __init__(
         self,
         *,
         path: str,
         frames: int | None = None,
         stride: int = 1,
+        fps: float | Literal["stored"] | None = None,
         image_size: int | tuple[int, int] | None = None,
         class_cond: bool = False,
         color: Literal["auto", "rgb", "grey"] = "auto",
@@ -61,19 +68,24 @@ class Videos(PixelSet):
         require(stride >= 1, "stride", stride, "must be at least 1, which takes every frame")
         good = frames is None or frames >= 1
         require(good, "frames", frames, "must be at least 1; null takes the whole videos")
+        if isinstance(fps, int | float):
+            require(0 < fps < math.inf, "fps", fps, "must be more than 0, such as 20")
         path, size = os.path.expanduser(path), target_size(image_size)
+        rate = fps
         with quiet_about_size():
             if os.path.isdir(path):
                 _only("arrays", key=key, order=order, low=low, high=high)
-                source = VideoFiles(path, size, color)
+                source = VideoFiles(path, size, color, fps)
+                rate = "shortest" if fps is None and source.uneven else fps
             else:
                 must_be_array(path, "a folder of videos")
-                _only("pictures", color=None if color == "auto" else color)
+                _only("pictures", color=None if color == "auto" else color, fps=fps)
                 source = VideoArray(path, key, order, class_cond, size, low, high)
             self._source: Source | None = source
             self._cut(source, frames, stride)
             shape = (source.channels, self._frames, *source.size)
-            self._set_up(VideoCodec(shape, *(source.limits or ()), condition=condition), flip=flip)
+            low, high = source.limits or (None, None)
+            self._set_up(VideoCodec(shape, low, high, condition, rate), flip=flip)
             if class_cond:
                 labels, names = source.labels()
                 self._set_labels([labels[video] for video, _ in self._clips], names)

@@ -15,6 +15,7 @@ FREE_KEYS = frozenset(
         "data.path",
         "data.download",
         "data.cache_mb",
+        "data.fps",  # the codec's state has the rate, and data of another one are refused
         "trainer.max_steps",
         "trainer.log_every",
         "trainer.preview_every",
