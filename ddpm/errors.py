@@ -61,6 +61,23 @@ class ConfigError(Exception):
         return ConfigError(f"{prefix}.{self.key}", self.value, self.fault, self.remedy, options)
 
 
+class Advice(str):
+    """A warning with a remedy, which names options as that of :class:`ConfigError` does."""
+
+    problem: str
+    remedy: str
+
+    def __new__(cls, problem: str, remedy: str, options: str = _DATA) -> Advice:
+        """Compose the line."""
+        made = super().__new__(cls, f"{problem}; {remedy.format_map(_Options(options))}")
+        made.problem, made.remedy = problem, remedy
+        return made
+
+    def renamed(self) -> Advice:
+        """The same where options stand for themselves."""
+        return Advice(self.problem, self.remedy, "")
+
+
 class Stopped(BaseException):
     """A signal asked to stop and nothing is lost: exit status 75, "run me again".
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddpm import generation, instantiate
+from ddpm.cli import app
 from ddpm.data import Codec
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, require
@@ -94,7 +95,9 @@ class Model:
             problem = "is missing: the model is given part of the data; name a file that holds it"
             raise ConfigError("condition", None, problem)
         try:
-            return codec.read_given(path)
+            known = codec.read_given(path)
+            app.warn_once(self.accelerator, codec.warnings_of(path))
+            return known
         except ConfigError as error:
             raise error.renamed("condition", path) from error
 

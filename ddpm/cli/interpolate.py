@@ -43,6 +43,9 @@ def interpolate(
     trained = Trained.load(ckpt, weights, device, precision)
     codec, last = trained.facts.codec, trained.diffusion.num_steps - 1
     read = [_end(codec, key, given) for key, given in (("a", a), ("b", b))]
+    for given in (a, b):
+        if isinstance(given, str):
+            app.warn_once(trained.accelerator, codec.warnings_of(given))
     if t is None:
         seeds = all(isinstance(end, int) for end in read)
         t = last if seeds or mode == "ddim" else last // 2

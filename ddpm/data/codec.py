@@ -15,10 +15,11 @@ from PIL import Image
 
 from ddpm.data.arrays import read_arrays
 from ddpm.data.decoding import quiet_about_size, read_pixels
+from ddpm.data.depth import Levels, of_one_file
 from ddpm.data.gifs import write_frames
 from ddpm.data.pictures import grid, plots
-from ddpm.data.scaling import Bytes, Range
-from ddpm.errors import ConfigError, did_you_mean
+from ddpm.data.scaling import Bytes, Range, Whole
+from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.files import replacing
 
 
@@ -74,6 +75,10 @@ class Codec(ABC):
     def read(self, path: str) -> torch.Tensor:
         """One raw item ``(C, *spatial)`` from a user's file; raises ConfigError (key ``path``)."""
 
+    def pixels(self, raw: torch.Tensor) -> torch.Tensor:
+        """Raw images as uint8; of other data, as they are."""
+        return raw
+
     def read_given(self, path: str) -> torch.Tensor:
         """Raw items ``(N, *shape)`` from a user's file that holds what is ``given``.
 
@@ -81,6 +86,13 @@ class Codec(ABC):
         """
         problem = "nothing is given to this model; it was trained without a condition"
         raise ConfigError("path", str(path), problem)
+
+    def warnings_of(self, path: str) -> tuple[str, ...]:
+        """What a user should know of a file that :meth:`read` or :meth:`read_given` takes.
+
+        Like :attr:`ddpm.data.Dataset.warnings`. Raises ConfigError (key ``path``).
+        """
+        return ()
 
     @abstractmethod
     def picture(self, raw: torch.Tensor, *, columns: int | None = None) -> Image.Image:
@@ -174,9 +186,11 @@ def checked_shape(shape: Iterable[int], names: str) -> tuple[int, ...]:
 
 
 class ImageCodec(Codec):
-    """Images: raw uint8 0..255 is -1..1 in model space.
+    """Images: raw uint8 0..255, or 16-bit levels from ``low`` to ``high``, is -1..1 in model space.
 
     ``shape`` is (channels, height, width); pictures in files have 1 channel (grey) or 3 (RGB).
+    Without ``low`` and ``high`` raw data are uint8; with them, they are grey, whole numbers in
+    float32, and written as 16-bit PNG or arrays of uint16.
     """
 
     kind = "images"
@@ -184,38 +198,60 @@ class ImageCodec(Codec):
     formats = ("png", "npz", "npy")
     default_format = "png"
     folders = {"png": "images"}
-    _scaling = Bytes()
 
-    def __init__(self, shape: Iterable[int]) -> None:
+    def __init__(
+        self, shape: Iterable[int], low: float | None = None, high: float | None = None
+    ) -> None:
         self.shape = checked_shape(shape, "channels height width")
+        require((low is None) == (high is None), "low", low, f"and high={high} go together")
+        self._scaling: Bytes | Whole = Bytes()
+        self.levels = Levels()
+        if low is not None and high is not None:
+            require(self.shape[0] == 1, "shape", self.shape, "has 16-bit levels in colour")
+            self.levels = Levels.declared(16, low, high)
+            self._scaling = Whole(float(low), float(high))
 
     def encode(self, raw: torch.Tensor) -> torch.Tensor:
-        """Raw uint8 ``(B, C, H, W)`` to float32 in -1..1."""
+        """Raw ``(B, C, H, W)`` to float32 in -1..1."""
         return self._scaling.encode(raw)
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
-        """Model space to uint8: the nearest of the 256 values, clamped to 0 and 255."""
+        """Model space to raw: the nearest of the values, clamped to the range."""
         return self._scaling.decode(x)
 
+    def pixels(self, raw: torch.Tensor) -> torch.Tensor:
+        """Raw data as uint8, the range as 0..255: what is shown, and what is compared."""
+        return raw if raw.dtype == torch.uint8 else Bytes().decode(self.encode(raw))
+
     def state(self) -> dict[str, Any]:
-        """Kind and shape."""
-        return {"kind": self.kind, "shape": list(self.shape)}
+        """Kind, shape, and the range of 16-bit levels."""
+        levels = self.levels
+        limits = {"low": levels.low, "high": levels.high} if levels.bits == 16 else {}
+        return {"kind": self.kind, "shape": list(self.shape), **limits}
 
     def read(self, path: str) -> torch.Tensor:
-        """A picture file as uint8 ``(C, H, W)``, scaled to cover that and cut at the centre."""
+        """A picture file as raw ``(C, H, W)``, scaled to cover that and cut at the centre."""
         self._need_picture_channels("path", path, "train on grey or RGB images")
         channels, height, width = self.shape
         with quiet_about_size():
-            _, pixels = read_pixels(str(Path(path).expanduser()), channels, (height, width))
+            place = str(Path(path).expanduser())
+            _, pixels = read_pixels(place, channels, (height, width), self.levels)
         return torch.from_numpy(pixels.copy())
+
+    def warnings_of(self, path: str) -> tuple[str, ...]:
+        """A line if 16-bit values use a small part of the model's range."""
+        with quiet_about_size():
+            header, _ = read_pixels(str(Path(path).expanduser()), 1, None, self.levels)
+        return of_one_file(path, header.seen, self.levels)
 
     def picture(self, raw: torch.Tensor, *, columns: int | None = None) -> Image.Image:
         """A grid; see :func:`ddpm.data.pictures.grid`."""
-        return grid(raw.detach().cpu().numpy(), columns)
+        return grid(self.pixels(raw.detach()).cpu().numpy(), columns)
 
-    def array(self, raw: torch.Tensor) -> npt.NDArray[np.uint8]:
-        """Channels last, as programs that evaluate samples expect: uint8 ``(N, H, W, C)``."""
-        return np.ascontiguousarray(raw.cpu().numpy().transpose(0, 2, 3, 1))
+    def array(self, raw: torch.Tensor) -> npt.NDArray[Any]:
+        """Channels last, as programs that evaluate samples expect: ``(N, H, W, C)``."""
+        array = np.ascontiguousarray(raw.cpu().numpy().transpose(0, 2, 3, 1))
+        return array if self.levels.bits == 8 else array.astype(np.uint16)
 
     def write(
         self,

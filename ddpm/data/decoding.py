@@ -3,8 +3,8 @@
 JPEG, PNG, WebP, BMP and TIFF, whatever the suffix says; of an animation, the first frame, of a
 document, the first page. The picture is turned as its EXIF orientation says (where this stands
 before the pixels; broken EXIF is ignored). Transparency is laid on white, so that the colours
-hidden under it do not show. CMYK and palettes are converted, 16-bit grey is scaled down. Colour
-profiles are ignored.
+hidden under it do not show. CMYK and palettes are converted, 16-bit grey becomes what
+:class:`ddpm.data.depth.Levels` say, 16 bits per colour become 8. Colour profiles are ignored.
 
 Of GIFs all frames can be read, composed one after the other as the file says (partial frames,
 disposal, palettes of their own); for their durations see :func:`ddpm.data.gifs.timeline`.
@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from ddpm.data.depth import WHITE, Levels
 from ddpm.data.gifs import compose, read_layout
 from ddpm.errors import ConfigError
 
@@ -40,7 +41,9 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+_BYTES = Levels()
+_WHITE_IS_ZERO = (262, 0)  # a tag of TIFF
 
 
 class Header(NamedTuple):
@@ -52,14 +55,26 @@ class Header(NamedTuple):
     """Whether it is stored without colour; WebP always stores colour."""
     durations_ms: tuple[int, ...] = ()
     """How long each frame of a GIF is shown."""
+    bits: int = 8
+    """16 for 16-bit grey."""
+    deep_colour: bool = False
+    """Whether there are 16 bits per colour, of which 8 are read."""
+    seen: tuple[int, int] | None = None
+    """The least and greatest value of 16-bit grey that was decoded."""
 
 
 def must_agree(
-    first: tuple[str, Header], other: tuple[str, Header], *, any_size: bool, any_color: bool
+    first: tuple[str, Header],
+    other: tuple[str, Header],
+    *,
+    any_size: bool,
+    any_color: bool,
+    any_bits: bool,
 ) -> None:
     """Raise ConfigError if two files, given by name and header, do not belong into one set.
 
-    ``any_size`` and ``any_color``: they may differ in that, because the user said what to take.
+    ``any_size``, ``any_color`` and ``any_bits``: they may differ in that, because the user said
+    what to take.
     """
     (name, one), (other_name, another) = first, other
     if not any_size and one[:2] != another[:2]:
@@ -72,6 +87,9 @@ def must_agree(
         grey, rgb = (name, other_name) if one.grey else (other_name, name)
         problem = f"{grey} is grey but {rgb} is in colour"
         raise ConfigError("color", "auto", problem, "set {color}=rgb or {color}=grey")
+    if not any_bits and one.bits != another.bits:
+        problem = f"{name} has {one.bits} bits, {other_name} has {another.bits}"
+        raise ConfigError("bits", "auto", problem, "set {bits}=16 or {bits}=8")
 
 
 def _size(header: Header) -> str:
@@ -85,20 +103,30 @@ def read_header(path: str) -> Header:
 
 
 def read_pixels(
-    path: str, channels: int, size: tuple[int, int] | None = None
+    path: str, channels: int, size: tuple[int, int] | None = None, levels: Levels = _BYTES
 ) -> tuple[Header, Pixels]:
-    """The picture at ``path`` as uint8 ``(channels, height, width)``, fitted to ``size``.
+    """The picture at ``path`` as ``(channels, height, width)``, fitted to ``size``.
 
-    ``channels`` is 1 (grey) or 3 (RGB); ``size`` is (height, width), or None for the picture's.
-    Raises ConfigError, naming the file, for one that is damaged, too large or no picture.
+    ``channels`` is 1 (grey) or 3 (RGB, always of 8-bit ``levels``); ``size`` is (height, width), or
+    None for the picture's. Raises ConfigError, naming the file, for one that is damaged, too large,
+    beyond the levels or not a picture.
     """
     with _opened(path) as image:
         header = _header(image)
         turn = _TURNS.get(_orientation(image))
-        plain = _plain(image, channels)
+        if header.bits == 16:
+            values, clear = _deep(image)
+            plain, seen = levels.of_deep(values, clear, path)
+            plain = plain.convert("RGB") if channels == 3 else plain
+            header = header._replace(seen=seen)
+        else:
+            plain = levels.of_plain(_plain(image, channels))
         if turn is not None:
             plain = plain.transpose(turn)
-        pixels = _pixels(plain, size or (header.height, header.width))
+        size = size or (header.height, header.width)
+        pixels = (
+            levels.fitted(fit(plain, size))[None] if levels.bits == 16 else _pixels(plain, size)
+        )
     return header, pixels
 
 
@@ -116,7 +144,7 @@ def read_gif_header(path: str) -> Header:
 
 def read_gif_frames(
     path: str, channels: int, wanted: Sequence[int], size: tuple[int, int]
-) -> Pixels:
+) -> npt.NDArray[np.uint8]:
     """The stored frames ``wanted`` of the GIF at ``path``: uint8 ``(channels, F, height, width)``.
 
     A frame may be wanted several times. They are composed, converted and fitted each like a picture
@@ -134,7 +162,7 @@ def _plain(image: Image.Image, channels: int) -> Image.Image:
     return _without_alpha(image).convert("L" if channels == 1 else "RGB")
 
 
-def _pixels(plain: Image.Image, size: tuple[int, int]) -> Pixels:
+def _pixels(plain: Image.Image, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """An image (L or RGB), fitted to ``size``, as ``(channels, height, width)``."""
     pixels = np.asarray(fit(plain, size))
     return pixels[None] if plain.mode == "L" else pixels.transpose(2, 0, 1)
@@ -219,7 +247,10 @@ def _header(image: Image.Image) -> Header:
     width, height = image.size
     if _orientation(image) in (5, 6, 7, 8):
         width, height = height, width
-    return Header(height, width, _is_grey(image))
+    bits = 16 if image.mode.startswith("I;16") else 8
+    modes = [tile[3] for tile in getattr(image, "tile", ())]  # in the file, such as RGB;16B
+    deep_colour = bits == 8 and ";16" in str(modes)
+    return Header(height, width, _is_grey(image), (), bits, deep_colour)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -241,13 +272,17 @@ def _is_grey(image: Image.Image) -> bool:
 
 def _without_alpha(image: Image.Image) -> Image.Image:
     """The picture in 8 bits, with what is transparent laid on white."""
-    if image.mode.startswith("I"):  # 16 bits of grey
-        values = np.asarray(image).astype(np.float64)
-        if "transparency" in image.info:
-            values[values == image.info["transparency"]] = 65535
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
     if not image.has_transparency_data:
         return image
     canvas = Image.new("RGBA", image.size, "white")
     canvas.alpha_composite(image.convert("RGBA"))
     return canvas
+
+
+def _deep(image: Image.Image) -> tuple[npt.NDArray[np.float64], float | None]:
+    """The values of a 16-bit grey picture, and the one that is transparent, if there is one."""
+    values = np.asarray(image).astype(np.float64)
+    tag, white_is_zero = _WHITE_IS_ZERO
+    if getattr(image, "tag_v2", {}).get(tag) == white_is_zero:  # which Pillow ignores here
+        values = WHITE - values
+    return values, image.info.get("transparency")

@@ -41,3 +41,12 @@ class Range:
     def decode(self, x: torch.Tensor) -> torch.Tensor:
         """Model space to raw float32."""
         return (x.float() + 1) / 2 * (self.high - self.low) + self.low
+
+
+@dataclass(frozen=True)
+class Whole(Range):
+    """Raw whole numbers, as float32, from ``low`` to ``high`` are -1..1. Raises ConfigError."""
+
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
+        """Model space to the nearest whole numbers, clamped to ``low`` and ``high``."""
+        return super().decode(x).round().clamp(self.low, self.high)

@@ -15,7 +15,9 @@ from PIL import Image
 
 from ddpm.data.arrays import as_float, load_arrays
 from ddpm.data.codec import Codec, checked_shape
-from ddpm.data.decoding import quiet_about_size
+from ddpm.data.decoding import SUFFIXES, quiet_about_size, read_pixels
+from ddpm.data.depth import Levels, of_one_file
+from ddpm.data.files import find_files
 from ddpm.data.gifs import Rate, durations, write_frames
 from ddpm.data.pictures import as_image, grid, visible
 from ddpm.data.scaling import Bytes, Range
@@ -71,7 +73,8 @@ class VideoCodec(Codec):
     ``condition`` is a :class:`Condition` or its fields. ``fps`` is the rate at which GIFs are read
     and written: a number of frames per second, None for the shortest duration in each file,
     "shortest" for the same of a model that was trained on frames of different durations, "stored"
-    for each stored frame once.
+    for each stored frame once. ``levels`` tells that ``low`` and ``high`` are black and white in
+    16-bit pictures.
     """
 
     kind = "videos"
@@ -88,10 +91,12 @@ class VideoCodec(Codec):
         high: float | None = None,
         condition: Condition | Mapping[str, Any] = Condition(),
         fps: float | str | None = "stored",  # of checkpoints of versions that knew no rate
+        levels: bool = False,
     ) -> None:
         known = fps in (None, "shortest", "stored") or (isinstance(fps, int | float) and fps > 0)
         require(known, "fps", fps, "must be a positive number, null, shortest or stored")
-        self.fps = fps
+        require(not levels or low is not None, "levels", levels, "needs low and high")
+        self.fps, self.levels = fps, Levels.declared(16, low, high) if levels else Levels()
         self.shape = checked_shape(shape, "channels frames height width")
         require((low is None) == (high is None), "low", low, f"and high={high} go together")
         self._scaling = Bytes() if low is None or high is None else Range(float(low), float(high))
@@ -117,6 +122,7 @@ class VideoCodec(Codec):
         shape = list(self.shape)
         rate = {} if self.fps == "stored" else {"fps": self.fps}
         limits = {"low": low, "high": high}
+        rate |= {"levels": True} if self.levels.bits == 16 else {}
         return {"kind": self.kind, "shape": shape, **limits, "condition": condition, **rate}
 
     def read(self, path: str) -> torch.Tensor:
@@ -148,6 +154,16 @@ class VideoCodec(Codec):
         read = raw.clone()
         read[:, named if items.shape[1] < channels else slice(None), : items.shape[2]] = items
         return torch.where(self.given, read, raw)
+
+    def warnings_of(self, path: str) -> tuple[str, ...]:
+        """Of a folder of frames: skipped files, and 16-bit values in a small part of the range."""
+        path = os.path.expanduser(str(path))
+        if not os.path.isdir(path):
+            return ()
+        listing = find_files(path, SUFFIXES, "frames")
+        with quiet_about_size():
+            seen = read_pixels(os.path.join(path, listing.files[0]), 1, None, self.levels)[0].seen
+        return listing.warnings + of_one_file(path, seen, self.levels)
 
     def picture(self, raw: torch.Tensor, *, columns: int | None = None) -> Image.Image:
         """A film strip for each video: up to 16 of its frames, evenly spaced, from left to right.
@@ -238,7 +254,9 @@ class VideoCodec(Codec):
             length = video.length()
             problem = f"has {length} frames, but {needed} are needed; give a longer one"
             require(length >= needed, "path", path, problem)
-            pixels = video.read(channels, range(needed), (size[0], size[1]))
+            pixels = video.read(channels, range(needed), (size[0], size[1]), self.levels)
+        if self.levels.bits == 16:
+            return pixels[None]
         return self.decode(Bytes().encode(torch.from_numpy(pixels[None]))).numpy()
 
     def _typed(self, values: npt.NDArray[Any], path: str) -> npt.NDArray[Any]:

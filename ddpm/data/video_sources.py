@@ -17,7 +17,6 @@ from ddpm.data.arrays import array_classes, declared_range, load_arrays, measure
 from ddpm.data.decoding import (
     SUFFIXES,
     Header,
-    Pixels,
     fit,
     must_agree,
     read_gif_frames,
@@ -25,6 +24,7 @@ from ddpm.data.decoding import (
     read_header,
     read_pixels,
 )
+from ddpm.data.depth import LOOKED_AT, Bits, Levels, depth_warnings, range_warnings, refuse_range
 from ddpm.data.files import find_files, folder_classes, visit_all
 from ddpm.data.gifs import Rate, timeline
 from ddpm.errors import ConfigError, require
@@ -110,13 +110,18 @@ class VideoFile:
         """The number of frames."""
         return len(self.frames or self.timeline or ())
 
-    def read(self, channels: int, wanted: Sequence[int], size: tuple[int, int]) -> Pixels:
-        """Some frames as uint8 ``(channels, F, H, W)``, each fitted to ``size``."""
+    def read(
+        self, channels: int, wanted: Sequence[int], size: tuple[int, int], levels: Levels
+    ) -> npt.NDArray[Any]:
+        """Some frames as ``(channels, F, H, W)``, each fitted to ``size``."""
         if not self.frames:
             assert self.timeline is not None
-            return read_gif_frames(self.path, channels, [self.timeline[at] for at in wanted], size)
+            stored = [self.timeline[at] for at in wanted]
+            frames = read_gif_frames(self.path, channels, stored, size)
+            return frames if levels.bits == 8 else levels.of_bytes(frames)
         files = self.files
-        return np.stack([read_pixels(files[at], channels, size)[1] for at in wanted], axis=1)
+        read = [read_pixels(files[at], channels, size, levels)[1] for at in wanted]
+        return np.stack(read, axis=1)
 
 
 def _natural(name: str) -> tuple[list[int | str], str]:
@@ -136,7 +141,16 @@ class VideoFiles:
 
     limits: tuple[float, float] | None = None
 
-    def __init__(self, root: str, image_size: Size, color: str, fps: Rate) -> None:
+    def __init__(
+        self,
+        root: str,
+        image_size: Size,
+        color: str,
+        fps: Rate,
+        bits: Bits,
+        low: float | None,
+        high: float | None,
+    ) -> None:
         self._root = os.path.expanduser(root)
         found: dict[str, list[str]] = {}
         listing = find_files(self._root, (GIF, *SUFFIXES), "videos")
@@ -152,9 +166,19 @@ class VideoFiles:
             VideoFile(os.path.join(self._root, name), tuple(sorted(frames, key=_natural)))
             for name, frames in found.items()
         ]
-        headers = self._headers(any_size=image_size is not None, any_color=color != "auto")
-        first = headers[0][0]
+        first = self._header(self._videos[0].files[0])
         grey = first.grey if color == "auto" else color == "grey"
+        self.levels = Levels.chosen(bits, low, high, grey, first.bits)
+        headers = self._headers(
+            any_size=image_size is not None,
+            any_color=color != "auto",
+            any_bits=bits != "auto" or not grey,
+        )
+        if self.levels.bits == 16:
+            self.limits = self.levels.low, self.levels.high
+        self._warn_of_depth(headers)
+        if not any(header.bits == 16 for video in headers for header in video):
+            refuse_range(low, high)
         self.channels, self.size = 1 if grey else 3, image_size or first[:2]
         gifs = [header[0].durations_ms for header in headers]
         self.uneven = any(len(set(durations_ms)) > 1 for durations_ms in gifs)
@@ -165,7 +189,7 @@ class VideoFiles:
                 self._videos[at] = replace(self._videos[at], timeline=shown)
         self.lengths = [video.length() for video in self._videos]
 
-    def _headers(self, *, any_size: bool, any_color: bool) -> list[list[Header]]:
+    def _headers(self, *, any_size: bool, any_color: bool, any_bits: bool) -> list[list[Header]]:
         """The headers of each video's files, all of one size and colour where that has to be."""
         files = [file for video in self._videos for file in video.files]
         headers = [self._header(files[0])] * len(files)
@@ -174,11 +198,26 @@ class VideoFiles:
         def look(index: int) -> None:
             headers[index] = self._header(files[index])
             other = os.path.relpath(files[index], self._root), headers[index]
-            must_agree(first, other, any_size=any_size, any_color=any_color)
+            must_agree(first, other, any_size=any_size, any_color=any_color, any_bits=any_bits)
 
         visit_all(len(files), look, "looking at videos")
         left = iter(headers)
         return [[next(left) for _ in video.files] for video in self._videos]
+
+    def _warn_of_depth(self, headers: list[list[Header]]) -> None:
+        """Take what is to be said of the depths of all pictures, and of the range of some."""
+        pictures = [header for video in headers for header in video]
+        deep = [
+            file
+            for video, each in zip(self._videos, headers, strict=True)
+            for file, header in zip(video.files, each, strict=True)
+            if header.bits == 16
+        ]
+        counts = len(pictures), len(deep), sum(header.deep_colour for header in pictures)
+        self.warnings += depth_warnings(self._root, *counts, self.levels)
+        step = -(-len(deep) // LOOKED_AT) or 1
+        seen = [read_pixels(file, 1, levels=self.levels)[0].seen for file in deep[::step]]
+        self.warnings += range_warnings(self._root, seen, self.levels)
 
     @staticmethod
     def _header(file: str) -> Header:
@@ -194,9 +233,9 @@ class VideoFiles:
         self.warnings += warnings
         return labels, names
 
-    def read(self, video: int, wanted: range) -> Pixels:
-        """As :meth:`Source.read`, uint8."""
-        return self._videos[video].read(self.channels, wanted, self.size)
+    def read(self, video: int, wanted: range) -> npt.NDArray[Any]:
+        """As :meth:`Source.read`."""
+        return self._videos[video].read(self.channels, wanted, self.size, self.levels)
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from ddpm.data.decoding import quiet_about_size
+from ddpm.data.depth import Bits
 from ddpm.data.files import visit_all
 from ddpm.data.images import PixelSet, target_size
 from ddpm.data.video_codec import Condition, VideoCodec
@@ -34,17 +35,18 @@ class Videos(PixelSet):
     after the other into clips of ``frames`` frames; a rest that makes no clip is left out, and a
     video too short for one is refused. ``frames`` None: each video is one clip; all have as many.
 
-    ``image_size``, ``color`` and ``cache_mb`` are those of :class:`~ddpm.data.Folder`; arrays keep
-    their channels. ``class_cond``: the class is the first folder below ``path``, or stands in the
-    array "labels" or "arr_1". ``key`` names the array of an .npz. Pictures and uint8 arrays are
-    uint8; other arrays float32, with ``low`` and ``high`` as in :class:`~ddpm.data.Sequences`.
+    ``image_size``, ``color``, ``bits`` and ``cache_mb`` are those of :class:`~ddpm.data.Folder`;
+    arrays keep their channels. ``class_cond``: the class is the first folder below ``path``, or
+    stands in the array "labels" or "arr_1". ``key`` names the array of an .npz. Pictures and uint8
+    arrays are uint8; 16-bit grey pictures float32, with ``low`` and ``high`` as in a folder; other
+    arrays float32, with ``low`` and ``high`` as in :class:`~ddpm.data.Sequences`.
     ``flip`` mirrors a random half of the clips, left to right. ``condition`` says what of a clip is
     given clean.
 
     Raises ConfigError for whatever keeps the videos from becoming one set, naming the file.
     """
 
-    earlier = {"fps": "stored"}
+    earlier = {"fps": "stored", "bits": 8}
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class Videos(PixelSet):
         image_size: int | tuple[int, int] | None = None,
         class_cond: bool = False,
         color: Literal["auto", "rgb", "grey"] = "auto",
+        bits: Bits = "auto",
         key: str | None = None,
         order: Order | None = None,
         low: float | None = None,
@@ -71,21 +74,23 @@ class Videos(PixelSet):
         if isinstance(fps, int | float):
             require(0 < fps < math.inf, "fps", fps, "must be more than 0, such as 20")
         path, size = os.path.expanduser(path), target_size(image_size)
-        rate = fps
+        rate, levels = fps, False
         with quiet_about_size():
             if os.path.isdir(path):
-                _only("arrays", key=key, order=order, low=low, high=high)
-                source = VideoFiles(path, size, color, fps)
+                _only("arrays", key=key, order=order)
+                source = VideoFiles(path, size, color, fps, bits, low, high)
+                levels = source.levels.bits == 16
                 rate = "shortest" if fps is None and source.uneven else fps
             else:
                 must_be_array(path, "a folder of videos")
-                _only("pictures", color=None if color == "auto" else color, fps=fps)
+                options = {"color": color, "bits": bits}
+                _only("pictures", **{k: v for k, v in options.items() if v != "auto"}, fps=fps)
                 source = VideoArray(path, key, order, class_cond, size, low, high)
             self._source: Source | None = source
             self._cut(source, frames, stride)
             shape = (source.channels, self._frames, *source.size)
             low, high = source.limits or (None, None)
-            self._set_up(VideoCodec(shape, low, high, condition, rate), flip=flip)
+            self._set_up(VideoCodec(shape, low, high, condition, rate, levels), flip=flip)
             if class_cond:
                 labels, names = source.labels()
                 self._set_labels([labels[video] for video, _ in self._clips], names)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddpm.data import UNTOUCHED, Dataset, Folder, ImageCodec
-from ddpm.errors import ConfigError, require
+from ddpm.errors import Advice, ConfigError, require
 from ddpm.progress import progress
 from ddpm.seeding import For, mix_array
 
@@ -95,7 +95,8 @@ class DatasetImages(Images):
         """Refuse what holds no images.
 
         Args:
-            data: whose raw items are uint8 (C, H, W).
+            data: of images (C, H, W); levels of 16 bits become uint8, see
+                :meth:`ddpm.data.ImageCodec.pixels`.
             named: what provenance says of it: its class, split, path.
             key: where the config names it.
 
@@ -106,17 +107,21 @@ class DatasetImages(Images):
         self.shape = tuple(data.shape)
         kind = data.codec.kind
         problem = f"holds {kind}, and fidelity is of images; leave fid, kid, isc and prc out"
-        require(isinstance(data.codec, ImageCodec), key, None, problem)
+        if not isinstance(data.codec, ImageCodec):
+            raise ConfigError(key, None, problem)
+        self._codec = data.codec
 
     def __len__(self) -> int:
         return len(self._data)
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Raw items, with the key at which our own data sets mirror nothing."""
-        return self._data.fetch(indices, [UNTOUCHED] * len(indices))[0]
+        """Raw items as uint8, with the key at which our own data sets mirror nothing."""
+        return self._codec.pixels(self._data.fetch(indices, [UNTOUCHED] * len(indices))[0])
 
     def _named(self) -> dict[str, Any]:
-        return self._names
+        levels = self._codec.levels
+        read = {} if levels.bits == 8 else {"levels_as_uint8": [levels.low, levels.high]}
+        return {**self._names, **read}
 
 
 class SomeImages(Images):
@@ -139,6 +144,12 @@ class SomeImages(Images):
         return {**self._whole._named(), "chosen_at_random_from": len(self._whole)}
 
 
+class _Pictures(Folder):
+    """A folder of which a range may be declared for the pictures of another one."""
+
+    _needs_deep = False
+
+
 class FolderImages(DatasetImages):
     """The pictures in a folder and the folders below it; see :class:`ddpm.data.Folder`."""
 
@@ -149,29 +160,35 @@ class FolderImages(DatasetImages):
         key: str = "samples",
         image_size: int | tuple[int, int] | None = None,
         color: Literal["auto", "rgb", "grey"] = "auto",
+        low: float | None = None,
+        high: float | None = None,
     ) -> None:
-        """Read them.
+        """Read them, in 8 bits.
 
         Args:
             path: the folder.
             key: the option that names it.
-            image_size: as that of :class:`ddpm.data.Folder`.
-            color: likewise.
+            image_size: as that of :class:`ddpm.data.Folder`, like the next ones.
+            color: grey or colour.
+            low: black in 16-bit pictures.
+            high: white in 16-bit pictures.
 
         Raises:
             ConfigError: (key ``key``) what keeps them from becoming one set.
         """
         try:
-            data = Folder(path=path, image_size=image_size, color=color)
+            options: dict[str, Any] = {"color": color, "low": low, "high": high}
+            data = _Pictures(path=path, image_size=image_size, bits=8, **options)
         except ConfigError as error:
             where = str(error.value) if error.key == "path" else path
             raise error.renamed(key, where) from error
         resize = "none" if image_size is None else "scaled to cover, then cut at the centre"
         named: dict[str, Any] = {"source": str(path), "resize": resize}
         named |= {} if image_size is None else {"image_size": image_size}
-        named |= {} if color == "auto" else {"color": color}
+        named |= {k: v for k, v in options.items() if v not in (None, "auto")}
         super().__init__(data, named, key=key)
-        self.warnings = data.warnings
+        said = data.warnings
+        self.warnings = tuple(x.renamed() if isinstance(x, Advice) else x for x in said)
 
 
 class NpzImages(HeldImages):

@@ -15,7 +15,8 @@ FREE_KEYS = frozenset(
         "data.path",
         "data.download",
         "data.cache_mb",
-        "data.fps",  # the codec's state has the rate, and data of another one are refused
+        "data.bits",  # this and the next are in the codec's state, and compared there
+        "data.fps",
         "trainer.max_steps",
         "trainer.log_every",
         "trainer.preview_every",

@@ -129,12 +129,14 @@ def test_cmyk_is_converted(tmp_path: Path):
     assert torch.allclose(red, torch.tensor([255.0, 0, 0]), atol=3)
 
 
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path):
+def test_sixteen_bits_are_kept_or_scaled_never_clipped(tmp_path: Path):
     values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
-    assert only(tmp_path).tolist() == [[[0, 0, 1, 1, 128, 255]]]
+    assert only(tmp_path).tolist() == [values.tolist()]
+    assert only(tmp_path, bits=8).tolist() == [[[0, 0, 1, 1, 128, 255]]]
     Image.fromarray(values).save(tmp_path / "a.png", transparency=257)
-    assert only(tmp_path).tolist() == [[[0, 0, 1, 255, 128, 255]]]
+    assert only(tmp_path).tolist() == [[[0, 128, 129, 65535, 32768, 65535]]]
+    assert only(tmp_path, bits=8).tolist() == [[[0, 0, 1, 255, 128, 255]]]
 
 
 def test_one_bit_is_black_and_white(tmp_path: Path):

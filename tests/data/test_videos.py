@@ -409,8 +409,8 @@ WHOLE = noise(9, 8, 8)
         (noise(7, 8, 8), {"frames": 8}, "frames=8: VIDEO has 7 frames, too few for it; set "
          "data.frames=7 or less, or remove it"),
         (WHOLE, {"class_cond": True}, "class_cond=true: VIDEO is in no class folder; put it into"),
-        (WHOLE, {"low": 0.0}, "low=0.0: is for arrays, which these are not; omit it"),
-        (WHOLE, {"high": 0.0}, "high=0.0: is for arrays, which these are not; omit it"),
+        (WHOLE, {"low": 0.0}, "low=0.0: is for 16-bit grey pictures, and there are none; omit it"),
+        (WHOLE, {"high": 0.0}, "high=0.0: black is 0 and white 0, which must be greater"),
         (WHOLE, {"key": "a"}, "key=a: is for arrays, which these are not; omit it"),
         (WHOLE, {"order": "ncfhw"}, "order=ncfhw: is for arrays, which these are not; omit it"),
     ],

@@ -107,7 +107,7 @@ class Evaluation:
 
     def request(self, judge: Judge, trained: Trained, told: Mapping[str, Any]) -> dict[str, Any]:
         """All that decides what an evaluation finds: of equal ones one is enough."""
-        defaults = {"image_size", "color"} - self.measure.of_folders.keys()
+        defaults = {"image_size", "color", "low", "high"} - self.measure.of_folders.keys()
         measure = {k: v for k, v in vars(self.measure).items() if k not in defaults}
         asked = {**measure, "steps": self.steps, "compared": judge.told()}
         asked |= judge.classes_of(trained)

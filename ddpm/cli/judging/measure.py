@@ -34,6 +34,8 @@ class Measure:
     guidance_rescale: float
     image_size: int | tuple[int, int] | None = None
     color: Literal["auto", "rgb", "grey"] = "auto"
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.metrics), "metrics", [], "name at least one, such as [fid]")
@@ -53,7 +55,7 @@ class Measure:
     @property
     def of_folders(self) -> dict[str, Any]:
         """The options for reading folders of pictures that are not at their defaults."""
-        options = {"image_size": self.image_size, "color": self.color}
+        options = {name: getattr(self, name) for name in ("image_size", "color", "low", "high")}
         return {name: value for name, value in options.items() if value not in (None, "auto")}
 
     @property

@@ -73,11 +73,13 @@ def drawn(
             on_step=after,
         )
         for (raw, _), indices in zip(batches, share.batches(), strict=True):
-            parts.append(fidelity.of_batch(extractor, raw.to(accelerator.device), indices))
+            pixels = source.codec.pixels(raw)
+            parts.append(fidelity.of_batch(extractor, pixels.to(accelerator.device), indices))
             if indices[0] < GRID:
-                first.append(raw)
+                first.append(pixels)
         share.finish()
-    own = fidelity.joined(parts), first, [] if film is None else film.frames
+    frames = [] if film is None else [source.codec.pixels(raw) for raw in film.frames]
+    own = fidelity.joined(parts), first, frames
     everyone = gather_object([own])
     features = fidelity.joined([each for each, _, _ in everyone], count)
     raw = torch.cat([each for _, found, _ in everyone for each in found])[:GRID]
