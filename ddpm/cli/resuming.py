@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from ddpm import __version__, instantiate
 from ddpm.cli import app, sweeps
+from ddpm.cli.judging.measure import Measure
 from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.progress import warn
 from ddpm.training import checkpoint
@@ -95,7 +96,7 @@ def plan(asked: Node, *, name: str | None, out: str, resume: str | None, overrid
             problem = "there is no run; give the folder of one, such as outputs/latest"
             raise ConfigError("resume", resume, problem)
         return Plan(asked, key, path)
-    stored = instantiate.completed(stored)  # of a version that had fewer options
+    stored = _completed(stored)  # of a version that had fewer options
     if resume is not None:
         asked = _with_overrides(stored, asked)
         _refuse_code(asked)
@@ -104,6 +105,15 @@ def plan(asked: Node, *, name: str | None, out: str, resume: str | None, overrid
     if "trainer.max_steps" in changed and asked["trainer"].get("lr_decay") == "cosine":
         warn("lr_decay=cosine ends at max_steps: with another one this is not the same run")
     return Plan(asked, key, path, True, changed)
+
+
+def _completed(stored: Node) -> Node:
+    """A stored config with every option, also those of evaluations, at their defaults."""
+    stored = instantiate.completed(stored)
+    if isinstance(stored.get("evaluation"), dict):
+        defaults = {each.name: each.default for each in fields(Measure) if each.default != MISSING}
+        stored["evaluation"] = {**defaults, **stored["evaluation"]}
+    return stored
 
 
 def _named(name: str | None, out: str) -> Path | None:

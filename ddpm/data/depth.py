@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -63,18 +63,24 @@ class Levels:
         ``clear`` is the value of transparent pixels, which become white. Raises ConfigError for
         values outside the range.
         """
-        opaque = values if clear is None else values[values != clear]
-        seen = (int(opaque.min()), int(opaque.max())) if opaque.size else None
-        if seen is not None and seen[0] < self.low:
-            problem = f"{path} holds values down to {seen[0]}"
-            raise ConfigError("low", self.low, problem, f"set {{low}}={seen[0]} or less")
-        if seen is not None and seen[1] > self.high:
-            problem = f"{path} holds values up to {seen[1]}"
-            raise ConfigError("high", self.high, problem, f"set {{high}}={seen[1]} or more")
+        seen = self.seen_in(values if clear is None else values[values != clear], path)
         values = values if clear is None else np.where(values == clear, self.high, values)
         if self.bits == 16:
             return Image.fromarray(values.astype(np.float32)), seen
         return Image.fromarray(self.to_bytes(values)), seen
+
+    def seen_in(self, values: npt.NDArray[Any], path: str) -> tuple[int, int] | None:
+        """The least and greatest of 16-bit values; raises ConfigError outside the range."""
+        if not values.size:
+            return None
+        seen = int(values.min()), int(values.max())
+        if seen[0] < self.low:
+            problem = f"{path} holds values down to {seen[0]}"
+            raise ConfigError("low", self.low, problem, f"set {{low}}={seen[0]} or less")
+        if seen[1] > self.high:
+            problem = f"{path} holds values up to {seen[1]}"
+            raise ConfigError("high", self.high, problem, f"set {{high}}={seen[1]} or more")
+        return seen
 
     def of_plain(self, image: Image.Image) -> Image.Image:
         """An 8-bit picture, whose white becomes that of the range where the levels are 16-bit."""

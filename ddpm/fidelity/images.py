@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ddpm.data import UNTOUCHED, Dataset, Folder, ImageCodec
+from ddpm.data.depth import Levels, range_warnings
 from ddpm.errors import Advice, ConfigError, require
 from ddpm.progress import progress
 from ddpm.seeding import For, mix_array
@@ -192,10 +193,27 @@ class FolderImages(DatasetImages):
 
 
 class NpzImages(HeldImages):
-    """The array ``arr_0`` of an .npz, uint8 (N, H, W, C), as programs that sample write it."""
+    """The array ``arr_0`` of an .npz, (N, H, W, C), as programs that sample write it.
 
-    def __init__(self, path: str, *, key: str = "samples") -> None:
+    uint8 with 1 or 3 channels, or the 16-bit levels that :class:`ddpm.data.ImageCodec` writes,
+    uint16 with 1 channel, which become uint8.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        key: str = "samples",
+        low: float | None = None,
+        high: float | None = None,
+    ) -> None:
         """Read it; labels beside it are ignored.
+
+        Args:
+            path: the file.
+            key: the option that names it.
+            low: black in uint16 images; None = 0.
+            high: white in uint16 images; None = 65535.
 
         Raises:
             ConfigError: (key ``key``) there is no such array, or none of images.
@@ -203,10 +221,24 @@ class NpzImages(HeldImages):
         array = read_npz(path, key, "arr_0")["arr_0"]
         remedy = "save uint8 images of shape (N, H, W, C) with 1 or 3 channels"
         shape = ", ".join(map(str, array.shape))
-        good = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] in (1, 3)
+        channels = {np.dtype(np.uint8): (1, 3), np.dtype(np.uint16): (1,)}.get(array.dtype, ())
+        good = array.ndim == 4 and array.shape[3] in channels
         problem = f"its arr_0 is {array.dtype} of shape ({shape}); {remedy}"
         require(good and array.size > 0, key, path, problem)
+        if array.dtype == np.uint16:
+            try:
+                array = self._in_eight_bits(array, path, Levels.declared(8, low, high))
+            except ConfigError as error:
+                raise error.renamed(key, path) from error
         super().__init__(torch.from_numpy(array).permute(0, 3, 1, 2), path)
+
+    def _in_eight_bits(
+        self, array: np.ndarray[Any, Any], path: str, levels: Levels
+    ) -> np.ndarray[Any, Any]:
+        seen = levels.seen_in(array, path)
+        said = range_warnings(path, [seen], levels)
+        self.warnings = tuple(each.renamed() for each in said)
+        return levels.to_bytes(array.astype(np.float64))
 
 
 def read_npz(path: str, key: str, *names: str) -> dict[str, np.ndarray[Any, Any]]:

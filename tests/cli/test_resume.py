@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from ddpm.training import checkpoint
 
@@ -96,6 +97,19 @@ def test_a_finished_run_says_so(command, trained):
     ended = command("train", f"resume={trained}")
     assert ended.status == 0
     assert "is done: 2 steps" in ended.out
+
+
+def test_options_that_a_run_did_not_know_are_no_change(command, trained):
+    """An evaluation of earlier versions had no options for folders."""
+    file = Path(trained, "config.yaml")
+    config = yaml.safe_load(file.read_text())
+    for name in ("image_size", "color", "low", "high"):
+        del config["evaluation"][name]
+    file.write_text(yaml.safe_dump(config))
+    ended = command("train", f"resume={trained}", "trainer.max_steps=3")
+    assert ended.status == 0, ended.err
+    changed = [line for line in ended.out.splitlines() if "from now on" in line]
+    assert changed == ["trainer.max_steps: 2 until step 2, from now on 3"]
 
 
 def test_other_options_are_refused_with_their_names(command, trained):

@@ -11,7 +11,7 @@ from PIL import Image
 from ddpm.data import Folder, ImageCodec, VideoCodec, Videos, codec_from_state
 from ddpm.data.decoding import read_header
 from ddpm.errors import ConfigError
-from ddpm.fidelity import DatasetImages, FolderImages
+from ddpm.fidelity import DatasetImages, FolderImages, NpzImages
 from ddpm.instantiate import completed
 from ddpm.training.same import check_same
 
@@ -264,6 +264,18 @@ def test_what_is_compared_is_the_range_in_eight_bits(tmp_path: Path):
     assert images.sha256 == same.sha256
     assert images.described()["levels_as_uint8"] == [0, 4095]
     assert same.described()["high"] == 4095 and "levels_as_uint8" not in same.described()
+
+
+def test_written_arrays_are_compared_in_eight_bits(tmp_path: Path):
+    codec = ImageCodec((1, 8, 8), 0, 4095)
+    raw = torch.from_numpy(RAMP.astype(np.float32))[None, None]
+    (path,) = codec.write(raw, tmp_path, format="npz")
+    images = NpzImages(str(path), high=4095)
+    assert torch.equal(images.read([0]), codec.pixels(raw)) and images.warnings == ()
+    assert "set high=4095 to use all of it" in NpzImages(str(path)).warnings[0]
+    assert line(NpzImages, str(path), high=4000) == (
+        f"samples={path}: {path} holds values up to 4095; set high=4095 or more"
+    )
 
 
 # videos

@@ -212,9 +212,10 @@ class Compared:
 
 
 def images(path: str, key: str, options: Mapping[str, Any]) -> fidelity.Images:
-    """The images of a folder, read with ``options``, or of an .npz."""
+    """The images of a folder, or of an .npz, read with such ``options`` as apply."""
     if path.endswith(".npz"):
-        return fidelity.NpzImages(path, key=key)
+        limits = {name: options[name] for name in ("low", "high") if name in options}
+        return fidelity.NpzImages(path, key=key, **limits)
     return fidelity.FolderImages(path, key=key, **options)
 
 

@@ -52,10 +52,11 @@ class Judge:
         self.measure, self.accelerator, self.against = measure, accelerator, against
         self.images, self._clean = images, None
         self.compared: Compared | None = None  # the Inception score needs none
-        reads_folder = against.is_folder or isinstance(images, fidelity.FolderImages)
+        folder = against.is_folder or isinstance(images, fidelity.FolderImages)
+        npz = str(against.named).endswith(".npz") or isinstance(images, fidelity.NpzImages)
         for name, value in measure.of_folders.items():
             problem = "has an effect on folders of pictures alone, and none is evaluated; omit it"
-            require(reads_folder, name, value, problem)
+            require(folder or (npz and name in ("low", "high")), name, value, problem)
         if measure.fidelity:
             self._prepare(measure.fidelity, shape)
 
