@@ -62,7 +62,7 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from ddpm.cli import sweep_outputs, sweeps, workers
+    from ddpm.cli import sweep_options, sweep_outputs, sweeps, workers
 
     failures: list[BaseException] = []
     starter = os.getpid()  # launchers run jobs in other processes
@@ -81,9 +81,12 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
 
     try:
         workers.refuse_sweeps(sys.argv[1:])
-        sys.argv[1:] = sweeps.placed(config_name, sys.argv[1:])
+        typed = sys.argv[1:]
+        sys.argv[1:] = sweeps.placed(config_name, sweeps.prepared(config_name, typed))
         if sweeps.is_asked_for(sys.argv[1:]):
             sys.argv[1:], places = sweep_outputs.separated(config_name, sys.argv[1:])
+            if places and any(a.endswith(sweep_options.SWEEPER) for a in sys.argv[1:]):
+                places = [f"{places[0].rstrip(':')}, with its number"]  # some may become one job
             print("\n".join(places), end="\n" if places else "", flush=True)
     except ConfigError as error:
         _tell(config_name, str(error))
@@ -101,7 +104,7 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
             raise
         if os.environ.get("DDPM_DEBUG"):
             raise
-        _tell(config_name, explain(config_name, error, sys.argv[1:]))
+        _tell(config_name, explain(config_name, error, typed))
         sys.exit(1)
     except BrokenPipeError:  # who read our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -303,11 +306,16 @@ def _near(config_name: str, key: str, arguments: list[str]) -> str:
     from ddpm.errors import did_you_mean
 
     place = config_dir()
-    groups = [a for a in arguments if (place / a.split("=", 1)[0]).is_dir() and "," not in a]
+    groups = [a for a in arguments if (place / a.split("=", 1)[0]).is_dir()]
+    single = [a for a in groups if "," not in a]
+    swept = [f"{a.partition('=')[0]}={choice}" for a in groups if a not in single
+             for choice in a.partition("=")[2].split(",")]  # fmt: skip
     GlobalHydra.instance().clear()
+    known: list[str] = []
     try:
         with initialize_config_dir(config_dir=str(place), version_base="1.3"):
-            known = _paths(compose(config_name, overrides=groups))
+            for choice in [[one] for one in swept] or [[]]:
+                known += _paths(compose(config_name, overrides=[*single, *choice]))
     except Exception:  # the suggestion is a courtesy: any trouble here must not hide the mistake
         return ""
     leaf = key.rsplit(".", 1)[-1]

@@ -14,6 +14,7 @@ from ddpm.cli.tables import aligned
 from ddpm.files import replacing
 
 RECORD = "job.json"  # in the folder of a job: its overrides, and how it ended
+NOT_AN_OPTION = "-"  # of a job whose choice of a group does not have the option
 LEGEND = 20  # curves named in the picture
 
 
@@ -71,7 +72,7 @@ def jobs(place: Path) -> list[Job]:
     keys = list(dict.fromkeys(key for options in typed.values() for key in options))
     differ = [key for key in keys if len({options.get(key) for options in typed.values()}) > 1]
     return [
-        _job(path, one, {key: typed[path].get(key, "") for key in differ})
+        _job(path, one, {key: typed[path].get(key, NOT_AN_OPTION) for key in differ})
         for path, one in told.items()
     ]
 

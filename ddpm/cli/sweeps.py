@@ -77,6 +77,15 @@ def placed(config_name: str, arguments: Sequence[str]) -> list[str]:
     return [*given, f"hydra.sweep.dir=${{out}}/multirun/{own}"]
 
 
+def prepared(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments, ready for a sweep over a config group if they start one."""
+    if not is_asked_for(arguments):
+        return list(arguments)
+    from ddpm.cli import sweep_options
+
+    return sweep_options.prepared(config_name, arguments, list(_overrides(arguments).values()))
+
+
 def is_asked_for(arguments: Sequence[str]) -> bool:
     """Whether these arguments of a command start a sweep."""
     return any(map(_asks_for_sweep, arguments))

@@ -206,6 +206,110 @@ def test_the_folder_of_a_sweep_is_fixed_on_the_command_line(typed, place):
     assert sweeps.placed("sample", typed) == typed
 
 
+NETWORKS = ("model=unet,simple_unet", "model.width=8", "trainer.max_steps=1")
+
+
+def jobs_of(monkeypatch):
+    """Let jobs do nothing; gives the overrides of each that is started."""
+    from ddpm.cli import app
+
+    started = []
+    monkeypatch.setattr(app, "_run", lambda config, command: started.append(app.overrides()))
+    return started
+
+
+def test_an_option_goes_to_the_jobs_whose_choice_has_it(command, tiny):
+    small = [option for option in tiny if not option.startswith("model.")]
+    options = ("name=lr", *NETWORKS, "model.dim=8,16", *small)
+    ended = command("train", "-m", *options)
+    assert ended.status == 0, ended.err
+    assert ended.out.splitlines()[:3] == [
+        "model.dim: not an option of model=simple_unet; left out there",
+        "model.width: not an option of model=unet; left out there",
+        "4 combinations are 3 jobs: the others differ in such options alone",
+    ]
+    table = [(r["job"], r["model"], r["model.width"], r["model.dim"], r["steps"]) for r in rows()]
+    assert table == [
+        ("0", "unet", "-", "8", "1"), ("1", "unet", "-", "16", "1"),
+        ("2", "simple_unet", "8", "-", "1"),
+    ]  # fmt: skip
+    assert numbered() == ["0", "1", "2"]
+    printed = ended.out.splitlines()[-5:-2]
+    assert [line.split()[:5] for line in printed] == [
+        ["0", "unet", "8", "-", "done"], ["1", "unet", "16", "-", "done"],
+        ["2", "simple_unet", "-", "8", "done"],
+    ]  # fmt: skip
+    ended = command("train", "-m", *options)
+    assert ended.status == 0 and ended.out.count(" is done: 1 steps;") == 3
+
+
+SPREAD = {
+    ("data=folder,digits", "data.path=p", "seed=1"): [
+        ["data=folder", "data.path=p", "seed=1"], ["data=digits", "seed=1"],
+    ],
+    ("data.path='a, b',c", "data=digits,folder"): [
+        ["data=digits"], ["data.path='a, b'", "data=folder"], ["data.path=c", "data=folder"],
+    ],
+    ("schedule=linear,sigmoid", "schedule.start=-3,-2", "model=simple_unet", "model.width=8"): [
+        ["schedule=linear", "model=simple_unet", "model.width=8"],
+        ["schedule=sigmoid", "schedule.start=-3", "model=simple_unet", "model.width=8"],
+        ["schedule=sigmoid", "schedule.start=-2", "model=simple_unet", "model.width=8"],
+    ],
+    ("seed=0,1", "model=unet,simple_unet", "model.dim_mults=[1,2]", "model.width=8"): [
+        ["seed=0", "model=unet", "model.dim_mults=[1,2]"],
+        ["seed=0", "model=simple_unet", "model.width=8"],
+        ["seed=1", "model=unet", "model.dim_mults=[1,2]"],
+        ["seed=1", "model=simple_unet", "model.width=8"],
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", SPREAD)
+def test_the_jobs_of_a_sweep_over_a_group(command, monkeypatch, typed):
+    started = jobs_of(monkeypatch)
+    ended = command("train", "-m", "name=lr", *typed)
+    assert ended.status == 0, ended.err
+    assert [[one for one in job if one != "name=lr"] for job in started] == SPREAD[typed]
+
+
+def test_the_samplers_of_a_sweep_have_their_own_options(command, monkeypatch):
+    started = jobs_of(monkeypatch)
+    ended = command("sample", "-m", "ckpt=x", "sampler=ddpm,ddim", "sampler.eta=0.5", "out=g")
+    assert ended.status == 0, ended.err
+    assert ended.out.splitlines() == [
+        "out=g is the same for several jobs of the sweep; each has its own, with its number",
+        "sampler.eta: not an option of sampler=ddpm; left out there",
+    ]
+    assert started == [
+        ["ckpt=x", "sampler=ddpm", 'out="g/0"'],
+        ["ckpt=x", "sampler=ddim", "sampler.eta=0.5", 'out="g/1"'],
+    ]
+
+
+NOWHERE = {
+    ("model=iddpm_unet,simple_unet", "model.model_chanels=32"): (
+        "model.model_chanels=32: there is no such option; did you mean 'model.model_channels'?"
+    ),
+    ("model=unet,simple_unet", "model.model_channels=32,64"): None,
+    ("model=unet,simple_unet", "model.width=8", "trainer.lrr=1"): (
+        "trainer.lrr=1: there is no such option; did you mean 'trainer.lr'?"
+    ),
+    ("model=unet,nosuch", "model.width=8"): None,
+    ("hydra/sweeper=basic", "model=unet,simple_unet", "model.width=8"): None,
+}
+
+
+@pytest.mark.parametrize("typed", NOWHERE)
+def test_an_option_that_no_choice_has_is_refused_before_any_job(command, monkeypatch, typed):
+    started = jobs_of(monkeypatch)
+    ended = command("train", "-m", *typed)
+    assert (ended.status, started) == (1, [])
+    assert ended.line.startswith("ddpm-train: ")
+    if NOWHERE[typed] is not None:
+        assert ended.line == f"ddpm-train: {NOWHERE[typed]}"
+        assert not Path("outputs").exists()
+
+
 def test_one_run_is_no_sweep(command, tiny):
     assert command("train", "name=one", "trainer.max_steps=1", *tiny).status == 0
     assert sorted(os.listdir("outputs")) == ["latest", "one"]
