@@ -47,9 +47,10 @@ def bring(
     from ddpm import __version__, instantiate
     from ddpm.interop.bring import bring as read
     from ddpm.training import checkpoint
-    from ddpm.training.run import Run
+    from ddpm.training.run import Run, appearing
 
     require(step is None or step >= 0, "step", step, "must be 0 or above")
+    _require_free(name, out)
     parts = {
         "schedule": schedule,
         "objective": objective,
@@ -68,9 +69,7 @@ def bring(
     config = {"seed": 0, **instantiate.completed(config)}
     facts = _facts(found, config, size, given_channels, cond_frames, data)
     _check(config, facts, found)
-    run = Run(_folder(name, out, source))
     print("\n".join(_told(found, config, facts, source)), flush=True)
-    run.create(instantiate.to_yaml(config), Path(out, "latest"))
     came = {"source": source, "file": Path(file).name, "recipe": recipe}
     header = {"ddpm": __version__, "config": config, **facts.state(), "step": taken, "came": came}
     state = {
@@ -81,8 +80,13 @@ def bring(
         "timesteps": None,
         "scaler": None,
     }
-    checkpoint.save(run.path / checkpoint.FOLDER, header, raw=found.raw, ema=found.ema, state=state)
-    print(f"done: {run.path}\nsample it with: ddpm-sample ckpt={run.path}", flush=True)
+    wanted = f"{time.strftime('%Y%m%d-%H%M%S')}-{source}" if name is None else name
+    with appearing(Path(out)) as place:
+        Run(place).create(instantiate.to_yaml(config))
+        weights = {"raw": found.raw, "ema": found.ema}
+        checkpoint.save(place / checkpoint.FOLDER, header, **weights, state=state)
+        folder = _settle(place, Path(out, wanted), name is None)
+    print(f"done: {folder}\nsample it with: ddpm-sample ckpt={folder}", flush=True)
 
 
 def _facts(
@@ -156,18 +160,36 @@ def _check(config: Node, facts: Facts, found: Brought) -> None:
     network.load_state_dict(found.raw)
 
 
-def _folder(name: str | None, out: str, source: str) -> Path:
-    """A new folder for the run; ConfigError where the name is taken."""
-    from ddpm.training.run import new_folder
-
+def _require_free(name: str | None, out: str) -> None:
+    """Raise ConfigError where the name is not that of one new folder."""
     if name is None:
-        return new_folder(Path(out), f"{time.strftime('%Y%m%d-%H%M%S')}-{source}")
+        return
     problem = "is the name of one folder, without / in it; its parent is out="
-    require(name not in ("", "..") and Path(name).name == name, "name", name, problem)
+    require(name not in ("", "..", "latest") and Path(name).name == name, "name", name, problem)
     folder = Path(out, name)
     problem = "there is such a folder; choose another name, or delete it"
-    require(not folder.exists(), "name", name, problem)
-    return folder
+    require(not folder.exists() and not folder.is_symlink(), "name", name, problem)
+
+
+def _settle(place: Path, folder: Path, numbered: bool) -> Path:
+    """Give a complete run its name, with the first of -2, -3, ... that is free if it may have one.
+
+    Raises:
+        OSError: the file system refuses; the run is at ``place`` then, as after a signal.
+    """
+    from ddpm.training.run import point
+
+    number, free = 1, folder
+    while numbered and free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    place.rename(free)
+    try:
+        point(free.parent / "latest", free)
+    except BaseException:
+        free.rename(place)
+        raise
+    return free
 
 
 def _told(found: Brought, config: Node, facts: Facts, source: str) -> list[str]:
@@ -186,8 +208,16 @@ def _told(found: Brought, config: Node, facts: Facts, source: str) -> list[str]:
         f"process: {', '.join(names)}, {schedule['num_steps']} steps, variance "
         f"{diffusion['variance']} (schedule=, objective=, diffusion= to say otherwise)"
     )
-    if found.raw is found.ema:
+    if found.averaged == "raw":
         lines.append("no averaged weights were found: the average starts at the weights themselves")
+    elif found.averaged == "ema":
+        lines.append("only averaged weights were found: training would go on from the average")
+    if found.types:
+        lines.append(f"weights of {' and '.join(found.types)} were converted to float32")
+    if found.ignored:
+        rest = f" and {len(found.ignored) - 8} more" if len(found.ignored) > 8 else ""
+        names = ", ".join(found.ignored[:8])
+        lines.append(f"ignored, because these are not weights of the network: {names}{rest}")
     return lines
 
 

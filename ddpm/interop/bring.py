@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from ddpm.errors import ConfigError, did_you_mean, render, require
 from ddpm.interop.files import Parts, read, step_in
-from ddpm.interop.networks import find
+from ddpm.interop.networks import SOURCES, find
 from ddpm.interop.original import REQUIRED, Described, Original, Weights, bind, load
-from ddpm.interop.process import Process, openai
+from ddpm.interop.process import Process, openai, schedule_in
 from ddpm.interop.recipes import RECIPES, Recipe
+from ddpm.interop.unwrap import holds_network, plain, unwrap
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Brought:
         values: the range of the data, None for pictures of 8 bits.
         assumed: arguments of the original's constructor that the weights do not show, and nobody
             said.
+        averaged: which weights there were: ``both``, ``raw`` or ``ema`` alone.
+        types: of the weights in the file, where they were not float32.
+        ignored: names of what else the file holds.
     """
 
     described: Described
@@ -40,6 +44,9 @@ class Brought:
     size: tuple[int, ...] | None
     values: tuple[float, float] | None
     assumed: dict[str, Any]
+    averaged: Literal["both", "raw", "ema"]
+    types: Sequence[str]
+    ignored: Sequence[str]
 
     @property
     def learned(self) -> bool:
@@ -104,6 +111,9 @@ def bring(
         (known.image_size, known.image_size) if known else None,
         original.values,
         assumed,
+        "raw" if average is None else "ema" if parts.only_average and ema is None else "both",
+        parts.types,
+        parts.ignored,
     )
 
 
@@ -126,7 +136,7 @@ def _process(
 ) -> Process:
     """What the user says, else what the recipe or the file does."""
     try:
-        found = openai(recipe.process) if recipe else original.process(arguments, parts)
+        found = _published(recipe, parts, said) if recipe else original.process(arguments, parts)
     except ConfigError as error:
         missing = [key for key in ("schedule", "objective") if key not in said]
         if error.key in missing:
@@ -136,6 +146,16 @@ def _process(
             raise ConfigError(missing[0], None, problem) from error
         found = Process(said["schedule"], said["objective"])
     return replace(found, **said)
+
+
+def _published(recipe: Recipe, parts: Parts, said: Mapping[str, Any]) -> Process:
+    """The process of a recipe; ConfigError where the file's own schedule is another."""
+    found = openai(recipe.process)
+    if "schedule" not in said:
+        shown = schedule_in(parts.buffers)
+        problem = "the recipe has another schedule than the betas in the file; add schedule=..."
+        require(shown in (None, found.schedule), "schedule", None, problem)
+    return found
 
 
 def _versioned(
@@ -159,12 +179,26 @@ def _differing(said: Mapping[str, Any], shown: Mapping[str, Any]) -> Iterator[tu
 
 
 def _split(original: Original, source: str, file: str, key: str) -> Parts:
-    """The parts of a file; ConfigError with its name where it is none of the system's."""
+    """Return the parts of a file, with weights in float32.
+
+    Raises:
+        ConfigError: (key ``key``) no network of the system, or weights that are no numbers.
+    """
     content = read(file, key)
+    split = _guarded(lambda content: unwrap(content, source, original.anchors), source, file, key)
     try:
-        return _guarded(original.split, source, file, key)(content)
+        parts = split(content)
     except ConfigError as error:
-        raise ConfigError(key, file, error.problem) from None
+        others = [name for name, o in SOURCES.items() if holds_network(content, o.anchors)]
+        named = " or source=".join(others)
+        hint = f"; its names are those of another system: set source={named}" if others else ""
+        hint = "" if source in others else hint
+        raise ConfigError(key, file, f"{error.problem}{hint}") from None
+    raw, types = plain(parts.raw, "averaged" if parts.only_average else "raw", key, file)
+    if parts.ema is None or parts.only_average:
+        return replace(parts, raw=raw, ema=None if parts.ema is None else raw, types=types)
+    ema, more = plain(parts.ema, "averaged", key, file)
+    return replace(parts, raw=raw, ema=ema, types=sorted({*types, *more}))
 
 
 def _guarded(step: Callable[[Any], Any], source: str, file: str, key: str) -> Callable[[Any], Any]:
@@ -207,6 +241,11 @@ def _as_options(error: ConfigError) -> ConfigError:
     """A mistake in the original's arguments as one in the command's options."""
     problem = error.problem.replace("that kwargs describe", "that is described")
     problem = problem.replace("give the arguments", "say network.<argument>=... with those")
+    if problem.endswith("has no such parameter"):
+        problem += (
+            "; set network.<argument>=... if it is described wrongly, else save the network's "
+            "state dict alone"
+        )
     key = error.key.removeprefix("kwargs.")
     return ConfigError(
         key if key.startswith("state_dict") else f"network.{key}", error.value, problem

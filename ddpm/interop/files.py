@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ddpm.errors import ConfigError, require
 from ddpm.files import load_tensors, replacing
+
+# Inert values that trainings put beside the weights: numbers of numpy, options, paths.
+_scalar = np.float64(0).__reduce__()[0]
+_PLAIN = [
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "f2", "i8", "i4", "?")),
+    argparse.Namespace,
+    PosixPath,
+]
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,9 @@ class Parts:
         buffers: the tables of the process, ``betas`` among them; empty for a bare network.
         step: how many optimizer steps were taken, where it is told.
         version: of the original, where it is stated.
+        only_average: the file holds averaged weights alone, which are ``raw`` too.
+        ignored: names of what else the file holds and nothing here uses.
+        types: of the weights in the file, where they were not float32.
     """
 
     raw: dict[str, Tensor]
@@ -34,97 +50,63 @@ class Parts:
     buffers: Mapping[str, Tensor] | None = None
     step: int | None = None
     version: str | None = None
+    only_average: bool = False
+    ignored: Sequence[str] = ()
+    types: Sequence[str] = ()
 
 
-def read(path: str, key: str = "file") -> dict[str, Any]:
-    """The content of a ``.safetensors`` file or of one that ``torch.save`` wrote, on the CPU.
+def read(path: str, key: str = "file") -> Any:
+    """Return the content of a safetensors file or of one that ``torch.save`` wrote, on the CPU.
 
-    Only tensors and plain data are read; nothing in the file is run.
+    Only tensors and plain data are read; nothing in the file is run. The kind of the file shows in
+    its first bytes, whatever it is called.
 
     Raises:
         ConfigError: (key ``key``) it is not there, is neither, or holds anything else.
     """
     place = Path(path).expanduser()
     require(not place.is_dir(), key, path, "is a folder; give the file in it")
-    require(place.is_file(), key, path, "there is no such file")
+    require(place.exists(), key, path, "there is no such file")
+    require(place.is_file(), key, path, "is not a regular file; give a checkpoint")
     try:
-        if place.suffix == ".safetensors":
-            return load_tensors(place)
-        with warnings.catch_warnings(action="ignore"):
-            found = torch.load(place, map_location="cpu", weights_only=True)
+        found = _load(place)
     except Exception as error:  # what is no checkpoint fails in many ways
-        what = re.search(r"GLOBAL (\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and what:
-            problem = (
-                f"holds more than tensors and plain data ({what[1]}), which is not safe to load; "
-                "save the state dict alone, with torch.save(model.state_dict(), ...)"
-            )
-            raise ConfigError(key, path, problem) from error
-        problem = "cannot be read as a checkpoint; it may be cut short, or of another kind"
-        raise ConfigError(key, path, problem) from error
-    good = isinstance(found, Mapping) and all(isinstance(name, str) for name in found)
-    require(good, key, path, "holds no state dict")
-    return dict(found)
+        raise ConfigError(key, path, _reason(place, error)) from error
+    good = isinstance(found, Mapping | list | tuple)
+    require(good, key, path, "holds no state dict; save one, with torch.save(model.state_dict())")
+    return found
 
 
-def bare(checkpoint: Mapping[str, Any]) -> Parts:
-    """A state dict alone, as improved-diffusion and guided-diffusion save it."""
-    state = unwrapped(checkpoint)
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    problem = "holds no weights; give the file of a network's state dict"
-    require(bool(tensors) and len(tensors) == len(state), "file", None, problem)
-    return Parts(tensors)
+def _load(place: Path) -> Any:
+    with place.open("rb") as file:
+        start = file.read(9)
+    if start[8:] == b"{" and start[:1] not in (b"{", b"P"):
+        return load_tensors(place)
+    plain = torch.serialization.safe_globals(_PLAIN)
+    with warnings.catch_warnings(action="ignore"), plain, place.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def nested(checkpoint: Mapping[str, Any], *, of: str, prefixes: Sequence[str]) -> Parts:
-    """Take apart a file of a ``Trainer``, the state of a ``GaussianDiffusion``, or bare weights.
-
-    As all trainers that grew out of denoising-diffusion-pytorch write them; the average is a
-    process of its own, or ema-pytorch's.
-
-    Args:
-        checkpoint: the content of the file.
-        of: the system, for the mistake.
-        prefixes: what a process may call its network.
-
-    Raises:
-        ConfigError: (key ``file``) there is no network in it.
-    """
-    model = checkpoint.get("model", checkpoint)
-    raw, buffers = _inside(model, prefixes) if isinstance(model, Mapping) else ({}, {})
-    require("init_conv.weight" in raw, "file", None, f"holds no network of {of}")
-    ema = None
-    if isinstance(checkpoint.get("ema"), Mapping):
-        average = under("ema_model.", checkpoint["ema"]) or checkpoint["ema"]
-        ema = _inside(average, prefixes)[0] or None
-    step, version = checkpoint.get("step"), checkpoint.get("version")
-    told = version if isinstance(version, str) else None
-    return Parts(raw, ema, buffers, None if step is None else int(step), told)
-
-
-def _inside(
-    state: Mapping[str, Any], prefixes: Sequence[str]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights of the network inside a process, and the process's tables."""
-    state = unwrapped(state)
-    for prefix in prefixes:
-        if weights := under(prefix, state):
-            others = {name: each for name, each in state.items() if not name.startswith(prefix)}
-            return weights, others
-    return dict(state), {}
-
-
-def unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the ``module.`` that a distributed wrapper puts before every name."""
-    inside = under("module.", state)
-    return inside if len(inside) == len(state) else dict(state)
-
-
-def under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries with that prefix, without it."""
-    return {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-    }
+def _reason(place: Path, error: Exception) -> str:
+    """Why a file cannot be read, and what to do."""
+    what = re.search(r"GLOBAL (\S+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and what:
+        return (
+            f"holds more than tensors and plain data ({what[1]}), which is not safe to load; save "
+            "the state dict alone where you trust the file: torch.save(model.state_dict(), "
+            "'weights.pt'), or of a Lightning file torch.save(torch.load(file, "
+            "weights_only=False)['state_dict'], 'weights.pt')"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror}); give a checkpoint"
+    if "TorchScript" in str(error):
+        return "is a TorchScript program; save its weights: torch.save(model.state_dict(), ...)"
+    if place.stat().st_size == 0:
+        return "cannot be read as a checkpoint: it is empty; copy or save it again"
+    return (
+        "cannot be read as a checkpoint: it is cut short or of another kind; copy it again, or "
+        "save a state dict with torch.save(model.state_dict(), ...)"
+    )
 
 
 def step_in(path: str) -> int | None:

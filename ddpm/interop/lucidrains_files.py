@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from ddpm.diffusion import (
     Schedule,
 )
 from ddpm.errors import ConfigError, require
-from ddpm.interop.files import Parts, nested
+from ddpm.interop.files import Parts
 from ddpm.interop.lucidrains_versions import MARK, Number, Versions, parse
 from ddpm.interop.original import Export
 from ddpm.interop.process import SCHEDULES, Node, Process, node, objective, schedule_with
@@ -28,9 +27,6 @@ _OBJECTIVES: dict[str, type[Objective]] = {
     "pred_x0": PredX0,
     "pred_v": PredV,
 }
-
-
-split = partial(nested, of="denoising-diffusion-pytorch", prefixes=("model.",))
 
 
 def process(versions: Versions, kwargs: dict[str, Any], parts: Parts) -> Process:
@@ -57,7 +53,7 @@ def process(versions: Versions, kwargs: dict[str, Any], parts: Parts) -> Process
     return Process(told_schedule, objective(loss=loss, **what), diffusion)
 
 
-def _schedule(versions: Versions, betas: object) -> tuple[Schedule, Node]:
+def _schedule(versions: Versions, betas: Tensor | None) -> tuple[Schedule, Node]:
     """The schedule with these betas, and its node; the version's default where there are none."""
     if betas is None:
         name = versions.schedule
@@ -78,13 +74,16 @@ def _objective(
     if found is None:
         present = versions.schedule == "sigmoid" and number >= (1, 6, 3)
         return {"name": "pred_v", "weighting": "noise"} if present else {"name": "pred_noise"}
-    snr, found = schedule.snr(torch.arange(schedule.num_steps)), found.double()
+    snr, close = schedule.snr(torch.arange(schedule.num_steps)), 1e-4
+    if found.dtype != torch.float32:  # a file of half precision
+        close = max(close, 2 * torch.finfo(found.dtype).eps)
+    found = found.double()
     for name, kind in _OBJECTIVES.items():
         each = kind()
         reached = float((found / each.noise_weight(snr, torch.ones_like(snr))).max())
         for gamma in (None, float(f"{reached:.4g}")):
             capped = snr if gamma is None else snr.clamp(max=gamma)
-            if torch.allclose(found, each.noise_weight(snr, capped), rtol=1e-4, atol=0):
+            if torch.allclose(found, each.noise_weight(snr, capped), rtol=close, atol=0):
                 return {"name": name, "weighting": "noise", "min_snr_gamma": gamma}
     problem = "the file's loss weights are not those of noise, x0 or v; add objective=..."
     raise ConfigError("objective", None, problem)

@@ -16,8 +16,9 @@ from ddpm.interop.original import (
     Weights,
     smallest_size,
 )
-from ddpm.interop.process import Process, openai
+from ddpm.interop.process import Process, openai, schedule_in
 from ddpm.interop.recipes import resolve
+from ddpm.interop.unwrap import Anchors
 from ddpm.models import IDDPMUNet
 
 # The originals' own defaults hold where their arguments are absent, not those of our constructor.
@@ -262,11 +263,19 @@ def _express(described: Described, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _process(source: str) -> Callable[[dict[str, Any], Parts], Process]:
-    """The process at the defaults of the scripts, the variance as the outputs show it."""
+    """The process at the defaults of the scripts, the variance as the outputs show it.
+
+    The scripts save a network alone. Where a file of somebody's own training has betas beside it,
+    they say which schedule it is.
+    """
 
     def process(kwargs: dict[str, Any], parts: Parts) -> Process:
-        learned = kwargs["out_channels"] == 2 * kwargs["in_channels"]
-        return openai(resolve(source, 64, learn_sigma=learned).process)
+        flags: dict[str, Any] = {"learn_sigma": kwargs["out_channels"] == 2 * kwargs["in_channels"]}
+        shown = schedule_in(parts.buffers)
+        if shown is not None:
+            flags["diffusion_steps"] = shown["num_steps"]
+            flags["noise_schedule"] = shown["_target_"].rpartition(".")[2]
+        return openai(resolve(source, 64, **flags).process)
 
     return process
 
@@ -274,12 +283,19 @@ def _process(source: str) -> Callable[[dict[str, Any], Parts], Process]:
 # `num_heads` is 4 in the scripts of both, and 1 in their constructors.
 _ASSUMED: Arguments = {"num_heads": 4}
 
+_ANCHORS: Anchors = {
+    "input_blocks.0.0.weight": (3, 4, 5),
+    "time_embed.0.weight": (2,),
+    "out.2.weight": (3, 4, 5),
+}
+
 ORIGINALS = {
     "improved-diffusion": Original(
         defaults=_IMPROVED,
         describe=_improved_diffusion,
         infer=_infer_improved,
         express=_express_improved,
+        anchors=_ANCHORS,
         process=_process("improved-diffusion"),
         assumed=_ASSUMED,
     ),
@@ -288,6 +304,7 @@ ORIGINALS = {
         describe=_guided_diffusion,
         infer=_infer_guided,
         express=_express_guided,
+        anchors=_ANCHORS,
         process=_process("guided-diffusion"),
         assumed=_ASSUMED,
     ),

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import did_you_mean, render, require
-from ddpm.interop.files import Parts, bare
-from ddpm.interop.process import Process, node, objective
+from ddpm.interop.files import Parts
+from ddpm.interop.process import Process, node, objective, schedule_in
+from ddpm.interop.unwrap import Anchors
 from ddpm.models.layers import Network
 
 Arguments = Mapping[str, Any]
@@ -66,9 +67,11 @@ def as_it_is(network: nn.Module) -> nn.Module:
 
 
 def unknown_process(kwargs: dict[str, Any], parts: Parts) -> Process:
-    """A thousand steps of the linear schedule and the noise, as in Ho et al. 2020."""
+    """The noise is predicted, as in Ho et al. 2020, with their schedule unless betas are there."""
     return Process(
-        node("linear"), objective("pred_noise"), node("GaussianDiffusion", variance="fixed_large")
+        schedule_in(parts.buffers) or node("linear"),
+        objective("pred_noise"),
+        node("GaussianDiffusion", variance="fixed_large"),
     )
 
 
@@ -116,7 +119,8 @@ class Original:
         adapt: wraps our network so that it is called as the original's is.
         express: the arguments of its constructor for a network of ours; ConfigError where it has
             no such network.
-        split: takes a file of its training apart.
+        anchors: names that each of its networks has, by which one is found in a file; see
+            :mod:`ddpm.interop.unwrap`.
         process: what its diffusion is, from the network's arguments and a file.
         assumed: published values of arguments that weights do not show, where they differ from
             the constructor's defaults.
@@ -131,10 +135,10 @@ class Original:
     describe: Callable[[Arguments, Weights], Described]
     infer: Callable[[Weights], dict[str, Any]]
     express: Callable[[Described], dict[str, Any]]
+    anchors: Anchors
     ours: Callable[[str], str] = keep
     theirs: Callable[[str], str] = keep
     adapt: Callable[[nn.Module], nn.Module] = as_it_is
-    split: Callable[[Mapping[str, Any]], Parts] = bare
     process: Callable[[dict[str, Any], Parts], Process] = unknown_process
     assumed: Arguments = field(default_factory=dict)
     extra: Callable[[nn.Module], dict[str, Tensor]] = nothing

@@ -61,7 +61,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def schedule_with(betas: object, candidates: Mapping[str, dict[str, Any]]) -> tuple[Schedule, Node]:
+def schedule_with(betas: Tensor, candidates: Mapping[str, dict[str, Any]]) -> tuple[Schedule, Node]:
     """The schedule whose betas, rounded to float32, are those of a file, and its node.
 
     Args:
@@ -71,15 +71,16 @@ def schedule_with(betas: object, candidates: Mapping[str, dict[str, Any]]) -> tu
     Raises:
         ConfigError: (key ``schedule``) it is none of them.
     """
-    good = isinstance(betas, Tensor) and betas.ndim == 1 and len(betas) > 0
+    good = betas.ndim == 1 and len(betas) > 0 and betas.is_floating_point()
     require(good, "schedule", None, "the file's betas are no table; add schedule=...")
-    assert isinstance(betas, Tensor)
     for name, options in candidates.items():
         try:
             schedule = SCHEDULES[name](num_steps=len(betas), **options)
         except ConfigError:  # so few steps are not possible
             continue
-        if torch.allclose(schedule.betas.float(), betas.float(), rtol=1e-5, atol=1e-9):
+        ours = schedule.betas.to(betas.dtype).float()  # files of half precision round them
+        close = max(1e-5, 2 * torch.finfo(betas.dtype).eps if betas.dtype != torch.float32 else 0)
+        if torch.allclose(ours, betas.float(), rtol=close, atol=1e-9):
             return schedule, node(name, num_steps=len(betas), **options)
     problem = (
         f"the {len(betas)} betas of the file, {float(betas[0]):.4g} to {float(betas[-1]):.4g}, are "
@@ -87,6 +88,15 @@ def schedule_with(betas: object, candidates: Mapping[str, dict[str, Any]]) -> tu
         "parameters that it was trained with"
     )
     raise ConfigError("schedule", None, problem)
+
+
+def schedule_in(tables: Mapping[str, Tensor] | None) -> Node | None:
+    """The node of the schedule with the betas of a file, or None where the file has none.
+
+    Raises ConfigError (key ``schedule``) for betas of no schedule at its defaults.
+    """
+    betas = (tables or {}).get("betas")
+    return None if betas is None else schedule_with(betas, {name: {} for name in SCHEDULES})[1]
 
 
 def openai(told: Mapping[str, Any]) -> Process:

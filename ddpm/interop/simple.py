@@ -67,5 +67,11 @@ def _express(described: Described) -> dict[str, Any]:
 
 
 ORIGINALS = {
-    "simple-unet": Original(defaults=_ARGUMENTS, describe=_describe, infer=_infer, express=_express)
+    "simple-unet": Original(
+        defaults=_ARGUMENTS,
+        describe=_describe,
+        infer=_infer,
+        express=_express,
+        anchors={"inc.conv1.0.weight": (4,), "outc.weight": (4,)},
+    )
 }

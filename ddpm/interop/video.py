@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.errors import ConfigError, require
-from ddpm.interop.files import Parts, nested
+from ddpm.interop.files import Parts
 from ddpm.interop.original import (
     REQUIRED,
     Arguments,
@@ -218,12 +218,6 @@ def _draw(x: Tensor, probability: float) -> Tensor:
     return torch.rand(len(x), device=x.device) < probability
 
 
-# The network is `denoise_fn` in video-diffusion-pytorch and `model` in DiffPhyCon.
-split = partial(
-    nested, of="video-diffusion-pytorch or DiffPhyCon", prefixes=("denoise_fn.", "model.")
-)
-
-
 def _express(conv: str, described: Described) -> dict[str, Any]:
     """The arguments of the original's constructor for a network of ours."""
     options = dict(described.options)
@@ -277,7 +271,7 @@ ORIGINALS = {
         theirs=_theirs,
         adapt=partial(VideoNetwork, frames_first=False),
         express=partial(_express, "factorised"),
-        split=split,
+        anchors={"init_conv.weight": (5,)},
         process=_video_process,
         extra=_fixed_entries,
     ),
@@ -289,7 +283,7 @@ ORIGINALS = {
         theirs=_theirs,
         adapt=partial(VideoNetwork, frames_first=True),
         express=partial(_express, "full"),
-        split=split,
+        anchors={"init_conv.weight": (5,)},
         process=_diffphycon_process,
         extra=_fixed_entries,
         values=(-1.0, 1.0),

@@ -73,11 +73,21 @@ class Checkpoint:
         return self.folder.parent.parent if inside else self.folder.parent
 
     def weights(self, which: str) -> dict[str, Tensor]:
-        """The state dict of the ``raw`` or the ``ema`` weights, on the CPU."""
+        """The state dict of the ``raw`` or the ``ema`` weights, on the CPU.
+
+        Raises:
+            ConfigError: the file is damaged, or holds values that are not finite.
+        """
         try:
-            return load_tensors(self.folder / WEIGHTS[which])
+            tensors = load_tensors(self.folder / WEIGHTS[which])
         except (safetensors.SafetensorError, ValueError) as error:
             raise damaged(self.folder, f"{WEIGHTS[which]} cannot be read") from error
+        for name, value in tensors.items():
+            wrong = value.numel() - int(torch.isfinite(value).sum())
+            if wrong:
+                reason = f"{wrong} of {value.numel()} values of {name} are NaN or infinite"
+                raise damaged(self.folder, f"{WEIGHTS[which]}: {reason}")
+        return tensors
 
     def state(self) -> dict[str, Any]:
         """Optimizer and counters, on the CPU; only tensors and plain data are read."""

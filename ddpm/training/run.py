@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from PIL import Image
 
 from ddpm.errors import ConfigError
@@ -50,10 +53,7 @@ class Run:
             with replacing(self.config_file, durable=True) as aside:
                 aside.write_text(config_yaml, encoding="utf-8")
             if latest is not None:
-                new = latest.with_name(f".latest-{os.getpid()}")
-                new.unlink(missing_ok=True)
-                new.symlink_to(os.path.relpath(self.path, latest.parent))
-                new.replace(latest)
+                point(latest, self.path)
         except OSError as error:
             raise unwritable(self.path, error) from error
 
@@ -184,6 +184,51 @@ def unwritable(folder: Path, error: OSError) -> ConfigError:
     """The mistake of an output folder that the file system refuses."""
     problem = f"cannot be written ({error.strerror}); choose another folder with out="
     return ConfigError("out", str(folder), problem)
+
+
+def point(latest: Path, folder: Path) -> None:
+    """Make the link ``latest`` point to a folder; OSError where the file system refuses."""
+    new = latest.with_name(f".latest-{os.getpid()}")
+    new.unlink(missing_ok=True)
+    try:
+        new.symlink_to(os.path.relpath(folder, latest.parent))
+        new.replace(latest)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+@contextmanager
+def appearing(parent: Path) -> Iterator[Path]:
+    """A hidden folder inside ``parent`` for a run that is to appear whole, with its checkpoint.
+
+    The caller renames it at the end. If anything goes wrong before, it is removed, and so are the
+    parents that were made for it. What a killed process left under this name is removed first.
+
+    Raises:
+        ConfigError: (key ``out``) the place cannot be written.
+    """
+    missing = [each for each in (parent, *parent.parents) if not each.exists()]
+    mine = f".unfinished-{platform.node()}-"
+    aside = parent / f"{mine}{os.getpid()}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for stale in parent.iterdir():
+            process = stale.name.removeprefix(mine)
+            if process != stale.name and process.isdigit() and not psutil.pid_exists(int(process)):
+                shutil.rmtree(stale, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        yield aside
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        for each in missing:
+            with suppress(OSError):
+                each.rmdir()
+        if isinstance(error, OSError):
+            raise unwritable(parent, error) from error
+        if isinstance(error, ConfigError):  # it names files in the folder that is gone
+            raise ConfigError("out", str(parent), error.problem) from error
+        raise
 
 
 def new_folder(parent: Path, wanted: str) -> Path:

@@ -1,12 +1,16 @@
 """Checkpoints of other systems come in, are sampled and trained on, and go out again."""
 
 import json
+import os
+import platform
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ddpm.errors import Stopped
 from ddpm.interop import import_network
 from ddpm.models import IDDPMUNet
 from ddpm.training.checkpoint import find
@@ -212,6 +216,121 @@ def test_what_is_not_safe_to_load_is_not_loaded(command, files):
     ended = command("import", *BROUGHT)
     assert ended.status == 1
     assert "cannot be read as a checkpoint" in ended.line
+
+
+SAVE = (
+    "which is not safe to load; save the state dict alone where you trust the file: "
+    "torch.save(model.state_dict(), 'weights.pt'), or of a Lightning file "
+    "torch.save(torch.load(file, weights_only=False)['state_dict'], 'weights.pt')"
+)
+CUT = ": it is cut short or of another kind; copy it again, or save a state dict with "
+CUT += "torch.save(model.state_dict(), ...)"
+
+
+def other_files():
+    """Files that hold no state dict, and why they are refused."""
+    torch.save(torch.nn.Linear(2, 2), "module.pt")
+    yield (
+        "module.pt",
+        f"holds more than tensors and plain data (torch.nn.modules.linear.Linear), {SAVE}",
+    )
+    torch.save(torch.ones(3), "tensor.pt")
+    yield "tensor.pt", "holds no state dict; save one, with torch.save(model.state_dict())"
+    Path("text.pt").write_text("weights\n")
+    with zipfile.ZipFile("zip.pt", "w") as archive:
+        archive.writestr("a.txt", "weights")
+    whole = Path("model050000.pt").read_bytes()
+    Path("cut.pt").write_bytes(whole[: len(whole) // 2])
+    Path("cut.safetensors").write_bytes((999).to_bytes(8, "little") + b'{"a":')
+    for name in ("text.pt", "zip.pt", "cut.pt", "cut.safetensors"):
+        yield name, f"cannot be read as a checkpoint{CUT}"
+    Path("empty.pt").touch()
+    yield "empty.pt", "cannot be read as a checkpoint: it is empty; copy or save it again"
+    os.mkfifo("pipe.pt")
+    yield "pipe.pt", "is not a regular file; give a checkpoint"
+
+
+def test_other_kinds_of_files_are_one_line(command, files):
+    for name, problem in list(other_files()):
+        ended = command("import", *BROUGHT[:1], f"file={name}", "size=8")
+        assert (ended.status, ended.line) == (1, f"ddpm-import: file={name}: {problem}")
+    assert not Path("outputs").exists()
+
+
+def test_weights_that_are_no_numbers_are_told_of_the_file(command, files):
+    state = weights("ema")
+    state["out.2.bias"][0] = float("nan")
+    torch.save(state, "ema_0.9999_050000.pt")
+    ended = command("import", *BROUGHT)
+    assert (ended.status, ended.line) == (
+        1,
+        "ddpm-import: ema=ema_0.9999_050000.pt: its raw weights hold values that are NaN or "
+        "infinite: 1 of 2 in out.2.bias; use a checkpoint that was saved before the training "
+        "diverged",
+    )
+    assert not Path("outputs").exists()
+
+
+def test_a_file_with_all_wrappings_says_what_it_is(command, files):
+    half = {f"model.module.{name}": value.half() for name, value in weights().items()}
+    torch.save({"state_dict": half, "epoch": 3, "optimizer_states": []}, "last.ckpt")
+    options = ("file=last.ckpt", "network.num_heads=2", "size=8", "name=i")
+    ended = command("import", "source=improved-diffusion", *options)
+    assert ended.status == 0, ended.err
+    assert ended.out.splitlines()[-5:] == [
+        "no averaged weights were found: the average starts at the weights themselves",
+        "weights of float16 were converted to float32",
+        "ignored, because these are not weights of the network: epoch, optimizer_states",
+        "done: outputs/i",
+        "sample it with: ddpm-sample ckpt=outputs/i",
+    ]
+    assert sorted(os.listdir("outputs")) == ["i", "latest"]
+    torch.save({"ema": half}, "last.ckpt")
+    ended = command("import", "source=improved-diffusion", *options[:3], "name=e")
+    said = "only averaged weights were found: training would go on from the average"
+    assert ended.status == 0 and ended.out.splitlines()[-4] == said
+    assert os.readlink("outputs/latest") == "e"
+
+
+FAILURES = {
+    "the config": "ddpm.training.run.replacing",
+    "the weights": "ddpm.training.checkpoint.safetensors.torch.save_file",
+    "the name": "pathlib.Path.rename",
+    "the link": "ddpm.training.run.point",
+}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), Stopped("stopped by SIGINT")]
+)
+@pytest.mark.parametrize("what", FAILURES)
+def test_an_import_that_fails_while_writing_leaves_nothing(
+    command, files, monkeypatch, what, error
+):
+    def fail(*given, **named):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FAILURES[what], fail)
+        ended = command("import", *BROUGHT, "out=a/b")
+    assert ended.status == (1 if isinstance(error, OSError) else 75)
+    if isinstance(error, OSError):
+        assert ended.line.startswith("ddpm-import: out=a/b: cannot be written (")
+    assert not Path("a").exists()
+    Path("a/b/mine").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(FAILURES[what], fail)
+        assert command("import", *BROUGHT, "out=a/b").status != 0
+    assert os.listdir("a/b") == ["mine"]
+
+
+def test_what_a_killed_import_left_is_removed_by_the_next(command, files):
+    left = Path(f"outputs/.unfinished-{platform.node()}-999999999")
+    other = Path("outputs/.unfinished-elsewhere-999999999")
+    (left / "checkpoints").mkdir(parents=True)
+    other.mkdir()
+    assert command("import", *BROUGHT).status == 0
+    assert sorted(os.listdir("outputs")) == [other.name, "i", "latest"]
 
 
 def test_the_class_for_no_class_comes_back_as_it_went(command, tiny):

@@ -142,6 +142,16 @@ def test_weights_of_another_network_are_refused(run, name):
     assert refused_to_go_on(run) == MISFIT
 
 
+def test_weights_that_are_not_finite_are_refused(run):
+    weights = safetensors.torch.load(Path(STEP, "ema.safetensors").read_bytes())
+    weights["init_conv.bias"][1:3] = torch.tensor([float("nan"), float("inf")])
+    forge("ema.safetensors", safetensors.torch.save(weights))
+    reason = damaged("ema.safetensors: 2 of 8 values of init_conv.bias are NaN or infinite")
+    for name, options in (("sample", DRAW), ("export", DRAW[:1]), ("train", ON)):
+        ended = run(name, *options)
+        assert (ended.status, ended.line) == (1, f"ddpm-{name}: {reason}")
+
+
 MISFIT = damaged("its weights and counters do not fit its config")
 
 

@@ -16,12 +16,12 @@ from ddpm.diffusion import (
 from ddpm.errors import ConfigError
 from ddpm.interop import import_network
 from ddpm.interop.bring import bring
-from ddpm.interop.files import Parts, under
+from ddpm.interop.files import Parts
 from ddpm.interop.lucidrains import _wrap
-from ddpm.interop.lucidrains_files import split
 from ddpm.interop.networks import find
 from ddpm.interop.original import Described, bind
 from ddpm.interop.take import take
+from ddpm.interop.unwrap import unwrap
 from ddpm.models import IDDPMUNet, UNet
 from tests.reference_cases import filled, load_case, relative_error
 
@@ -47,6 +47,16 @@ FORMS = {  # version: our options for its networks
 }
 EVERY = [(source, version) for source, forms in FORMS.items() for version in forms]
 DIFFUSION = GaussianDiffusion(cosine(num_steps=10), PredV(weighting="noise"))
+
+
+def split(content):
+    """The parts of a file."""
+    return unwrap(content, TWO, find(TWO).anchors)
+
+
+def under(prefix, state):
+    """The entries with that prefix, without it."""
+    return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
 
 
 def network(source: str = TWO, version: str = "1.8.14", channels: int = 2, **options) -> UNet:

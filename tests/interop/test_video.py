@@ -9,7 +9,8 @@ from ddpm.errors import ConfigError
 from ddpm.interop import import_network
 from ddpm.interop.files import Parts
 from ddpm.interop.networks import find
-from ddpm.interop.video import VideoNetwork, _fixed_entries, split
+from ddpm.interop.unwrap import unwrap
+from ddpm.interop.video import VideoNetwork, _fixed_entries
 from ddpm.models.unet3d import UNet3D
 from tests.reference_cases import filled, load_case, relative_error
 
@@ -20,6 +21,11 @@ CASES = {
     "unet3d_factorised_group": VIDEO,
 }
 SMALL = {"dim": 8, "dim_mults": (1, 2), "channels": 2, "attn_heads": 2, "attn_dim_head": 8}
+
+
+def split(content):
+    """The parts of a file."""
+    return unwrap(content, VIDEO, find(VIDEO).anchors)
 
 
 def import_case(name: str):
@@ -229,7 +235,7 @@ def test_split_bare_weights_and_what_is_neither():
     assert parts.step is None
     with pytest.raises(ConfigError) as error:
         split({"model": {"conv.weight": torch.zeros(1)}})
-    line = "file: holds no network of video-diffusion-pytorch or DiffPhyCon"
+    line = "file: holds no network of video-diffusion-pytorch"
     assert str(error.value) == line
 
 
