@@ -33,10 +33,13 @@ def shortage(error: BaseException, options: Options) -> ConfigError:
 
 def _of_training(what: str, options: Options) -> ConfigError:
     """Return the error of a training; the remedies are ordered by how little they change."""
+    from ddpm.training.launch import world_size
+
     trainer, model = options["trainer"], options["model"]
     resumed = options.get("resume") is not None  # then the options are those of the run
     remedies = []
-    parts = None if resumed else _more_parts(trainer["batch_size"], trainer["accumulate"])
+    mine = trainer["batch_size"] // world_size()  # samples of a step, of one process
+    parts = None if resumed else _more_parts(mine, trainer["accumulate"])
     if resumed:
         remedies.append("a higher trainer.accumulate (the same batch in smaller parts)")
     elif parts is not None:
@@ -51,7 +54,7 @@ def _of_training(what: str, options: Options) -> ConfigError:
     return ConfigError("trainer.batch_size", None if resumed else trainer["batch_size"], problem)
 
 
-def _more_parts(batch_size: int, accumulate: int) -> int | None:
-    """Return the next number of micro-batches that divides the batch, None for a batch of 1."""
-    larger = range(2 * accumulate, batch_size + 1)
-    return next((parts for parts in larger if batch_size % parts == 0), None)
+def _more_parts(samples: int, accumulate: int) -> int | None:
+    """Return the next number of micro-batches that divides the samples, None if each has one."""
+    larger = range(2 * accumulate, samples + 1)
+    return next((parts for parts in larger if samples % parts == 0), None)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddpm.cli.memory import shortage
 from ddpm.memory import is_out_of_memory, on_gpu, requested
 from ddpm.samplers import Sampler
 from ddpm.training import Trainer, checkpoint
@@ -56,26 +57,47 @@ BEGUN = "; a run that has begun takes other trainer options with override=true"
 BATCH = "use a smaller batch_size (it changes no result), or precision=bf16"
 
 
+def test_training(command, tiny, monkeypatch):
+    monkeypatch.setattr(Trainer, "take_step", cpu)
+    ended = command("train", "name=a", *tiny)
+    assert (ended.status, ended.line) == (
+        1,
+        "ddpm-train: trainer.batch_size=8: this machine ran out of memory (allocating 524288.00 "
+        "GiB); set trainer.accumulate=2 (the same batch in smaller parts), "
+        f"trainer.precision=bf16, or a smaller trainer.batch_size{BEGUN}",
+    )
+
+
 @pytest.mark.parametrize(
-    ("options", "fails", "line"),
+    ("accumulate", "precision", "model", "remedies"),
     [
-        ([], gpu, "trainer.batch_size=8: the GPU ran out of memory (allocating 2.00 GiB); set "
-         "trainer.accumulate=2 (the same batch in smaller parts), trainer.precision=bf16, or a "
-         "smaller trainer.batch_size"),
-        (["trainer.precision=bf16", "trainer.accumulate=8"], cpu, "trainer.batch_size=8: this "
-         "machine ran out of memory (allocating 524288.00 GiB); set a smaller "
+        (8, "bf16", {}, "a smaller trainer.batch_size"),
+        (4, "bf16", {"use_checkpoint": True}, "trainer.accumulate=8 (the same batch in smaller "
+         "parts), or a smaller trainer.batch_size"),
+        (1, "no", {"use_checkpoint": False}, "trainer.accumulate=2 (the same batch in smaller "
+         "parts), trainer.precision=bf16, model.use_checkpoint=true (a new run), or a smaller "
          "trainer.batch_size"),
-        (["model=iddpm_unet", "trainer.batch_size=6", "trainer.accumulate=2"], gpu,
-         "trainer.batch_size=6: the GPU ran out of memory (allocating 2.00 GiB); set "
-         "trainer.accumulate=6 (the same batch in smaller parts), trainer.precision=bf16, "
-         "model.use_checkpoint=true (a new run), or a smaller trainer.batch_size"),
     ],
 )  # fmt: skip
-def test_training(command, tiny, monkeypatch, options, fails, line):
-    monkeypatch.setattr(Trainer, "take_step", fails)
-    small = [each for each in tiny if "iddpm" not in "".join(options) or "dim" not in each]
-    ended = command("train", "name=a", *small, *options)
-    assert (ended.status, ended.line) == (1, f"ddpm-train: {line}{BEGUN}")
+def test_only_what_helps_is_advised(accumulate, precision, model, remedies):
+    trainer = {"batch_size": 8, "accumulate": accumulate, "precision": precision}
+    said = shortage(torch.OutOfMemoryError(GPU), {"trainer": trainer, "model": model})
+    what = "trainer.batch_size=8: the GPU ran out of memory (allocating 2.00 GiB); set "
+    assert str(said) == f"{what}{remedies}{BEGUN}"
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "world", "parts"),
+    [(8, 1, 1, 2), (6, 2, 1, 6), (6, 1, 2, 3), (128, 1, 8, 2), (12, 2, 2, 6), (2, 1, 2, None)],
+)
+def test_micro_batches_that_are_advised_divide_the_batch(
+    monkeypatch, batch, accumulate, world, parts
+):
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    trainer = {"batch_size": batch, "accumulate": accumulate, "precision": "no"}
+    said = str(shortage(MemoryError(), {"trainer": trainer, "model": {}}))
+    assert ("trainer.accumulate" in said) == (parts is not None)
+    assert parts is None or f"set trainer.accumulate={parts} (" in said
 
 
 def test_the_remedy_works_and_a_checkpoint_is_not_called_damaged(command, tiny, monkeypatch):
@@ -112,18 +134,9 @@ def test_sampling_interpolating_and_evaluating(command, trained, monkeypatch):
         assert "Traceback" not in ended.err
     ended = command("sample", f"ckpt={trained}", "precision=bf16")
     assert ended.line.endswith("; use a smaller batch_size (it changes no result)")
-
-
-def test_weights_that_do_not_fit_into_memory_are_not_called_unfitting(
-    command, trained, monkeypatch
-):
-    monkeypatch.setattr(checkpoint.Checkpoint, "weights", cpu)
+    monkeypatch.setattr(checkpoint.Checkpoint, "weights", cpu)  # they are not called unfitting
     ended = command("sample", f"ckpt={trained}")
     assert ended.line.startswith("ddpm-sample: batch_size=64: this machine ran out of memory (")
-
-
-def test_commands_without_a_batch(command, trained, monkeypatch):
-    monkeypatch.setattr(checkpoint.Checkpoint, "weights", cpu)
     ended = command("export", f"ckpt={trained}", "format=safetensors")
     remedy = "use a machine with more, or free some"
     assert ended.line == (
@@ -131,25 +144,22 @@ def test_commands_without_a_batch(command, trained, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("fails", [True, False])
-def test_the_next_job_of_a_sweep_has_the_memory(command, tiny, monkeypatch, fails):
+def test_the_next_job_of_a_sweep_has_the_memory(command, tiny, monkeypatch):
     """Nothing of a job stays in memory, also of one that ran out of it."""
     step, networks = Trainer.take_step, []
 
     def first_fails(self, *args):
         networks.append(weakref.ref(self.network))
-        if len(networks) == 1 and fails:
+        if len(networks) == 1:
             gpu()
-        alive = len(networks) == 2 and networks[0]() is not None
-        assert not alive, "the first job's network is still in memory"
+        assert all(each() is None for each in networks[:-1]), "an earlier network is in memory"
         return step(self, *args)
 
     monkeypatch.setattr(Trainer, "take_step", first_fails)
     gc.disable()
     try:
-        ended = command("train", "-m", "name=s", "seed=0,1", "trainer.max_steps=1", *tiny)
+        ended = command("train", "-m", "name=s", "seed=0,1,2", "trainer.max_steps=1", *tiny)
     finally:
         gc.enable()
-    assert ended.status == int(fails), ended.err
-    assert ("the GPU ran out of memory" in ended.err) == fails
-    assert len(networks) == 2, ended.err
+    assert ended.status == 1 and "the GPU ran out of memory" in ended.err, ended.err
+    assert len(networks) == 3, ended.err
