@@ -93,14 +93,16 @@ class _Worker:
         )
         self._said: queue.Queue[str | None] = queue.Queue()
         assert self._process.stdout is not None
-        reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
-        reader.start()
+        stream = self._process.stdout
+        self._reader = threading.Thread(target=self._read, args=(stream,), daemon=True)
+        self._reader.start()
 
     def __enter__(self) -> _Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._kill()
+        self._reader.join(timeout=10)  # it writes to the log
         self._log.close()
 
     def next(self, check: Check, limit: float) -> Line:
@@ -129,7 +131,7 @@ class _Worker:
         for line in stream:
             if line.startswith(_MARK):
                 self._said.put(line.removeprefix(_MARK))
-            else:
+            elif not self._log.closed:  # a process of the worker's may outlive it
                 self._log.write(line)
         self._said.put(None)
 
