@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from ddpm.signals import STOPPED_STATUS, StopSignal
 
 # A function of the options, or a dataclass of them whose instances are called; gives a number.
 Command = Callable[..., Any]
+BUSY = "ddpm-busy"  # the name of threads that may be in one long call of a library
 _NO_CHOICE = "Config group override must be a string"  # Hydra's bare ValueError for data=null
 _FROM_CHECKPOINT = ("model", "diffusion", "schedule", "objective", "timesteps", "data", "trainer")
 
@@ -51,6 +53,11 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
     except Stopped as stopped:
         if str(stopped) and os.environ.get("RANK", "0") == "0":
             _tell(config_name, str(stopped))
+        if any(thread.name == BUSY for thread in threading.enumerate()):
+            # Python would take apart what a library still works with.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(STOPPED_STATUS)
         sys.exit(STOPPED_STATUS)
 
 

@@ -13,12 +13,14 @@ from ddpm.fidelity.images import (
     SomeImages,
     holds_statistics,
 )
+from ddpm.fidelity.moments import Moments
 from ddpm.fidelity.published import CLIP, Auto, DINOv2, Inception
-from ddpm.fidelity.reference import Reference, named, reference_of
+from ddpm.fidelity.reference import LARGEST_KEPT, Reference, named, reference_of
 from ddpm.fidelity.scores import Score, Statistics, check, fid, isc, kid, name_of, prc
 
 __all__ = [
     "CLIP",
+    "LARGEST_KEPT",
     "Auto",
     "Custom",
     "DINOv2",
@@ -29,6 +31,7 @@ __all__ = [
     "HeldImages",
     "Images",
     "Inception",
+    "Moments",
     "NpzImages",
     "Pixels",
     "Reference",

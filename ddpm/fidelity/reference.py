@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ _VERSION = 1  # of the file; another one is computed anew
 class Reference:
     """What samples are compared with.
 
+    Of several processes, the main one alone has more than the provenance.
+
     Attributes:
         statistics: for fid.
         features: (n, D), for kid and prc; None where a file has none.
@@ -44,9 +47,14 @@ class Reference:
             number of features) and ``resize``, as plain JSON.
     """
 
-    statistics: Statistics
+    statistics: Statistics | None
     features: Tensor | None
     provenance: dict[str, Any]
+
+    def held(self) -> Statistics:
+        """Return the statistics on a process that has them."""
+        assert self.statistics is not None
+        return self.statistics
 
 
 def provenance(extractor: Extractor, images: Images, count: int | None = None) -> dict[str, Any]:
@@ -79,47 +87,58 @@ def _determining(told: Mapping[str, Any]) -> list[Any]:
 def reference_of(
     extractor: Extractor,
     images: Images,
-    compute: Callable[[int], Features],
+    compute: Callable[[int], Features | Statistics | None],
     *,
     cache: Path | None,
     count: int | None = None,
     need_features: bool = False,
     main: bool = True,
-    told: Callable[[Reference | None], Reference | None] = lambda found: found,
+    told: Callable[[dict[str, Any] | None], dict[str, Any] | None] = lambda found: found,
+    attend: Callable[[Callable[[], Reference]], Reference] = lambda work: work(),
 ) -> Reference:
     """What the cache has, else what ``compute`` gives, which is then kept.
 
     Args:
         extractor: prepared.
         images: those to compare with.
-        compute: gives the features of the first so many images, in their order.
+        compute: gives the features of the first so many images, in their order, or their
+            statistics; on other processes than the main one None.
         cache: the folder of files; None = nothing is looked up or kept.
         count: how many of the images; None = all.
         need_features: a file with statistics alone does not do.
         main: of several processes, the one that looks into the cache and writes to it.
-        told: gives every process what the main one has found: they compute all or none.
+        told: gives every process the provenance that the main one has found: they compute all or
+            none.
+        attend: calls what takes long, on the main process.
 
     Raises:
         ConfigError: too few images, or the cache cannot be written.
     """
     wanted = provenance(extractor, images, count)
     place = cache if main else None
-    found = told(None if place is None else find(place, wanted, need_features=need_features))
-    if found is not None:
-        return found
+    found = None if place is None else find(place, wanted, need_features=need_features)
+    known = told(None if found is None else found.provenance)
+    if known is not None:
+        return found or Reference(None, None, known)
     num_images = wanted["reference"]["num_images"]
     require(num_images >= 2, "reference", None, f"holds {num_images} images; there must be 2")
-    made = make(compute(num_images), wanted)
-    if place is not None:
+    computed = compute(num_images)
+    made = attend(partial(make, computed, wanted)) if main and computed is not None else None
+    if place is not None and made is not None:
         keep(place, made)
-    return made
+    known = told(None if made is None else made.provenance)
+    assert known is not None
+    return made or Reference(None, None, known)
 
 
-def make(features: Features, wanted: Mapping[str, Any]) -> Reference:
+def make(computed: Features | Statistics, wanted: Mapping[str, Any]) -> Reference:
     """The reference of the features of all images that a provenance tells of, in any order."""
-    values = joined([features], wanted["reference"]["num_images"]).features
-    extractor = {**wanted["extractor"], "features": values.shape[1]}
-    return Reference(Statistics.of(values), values, {**wanted, "extractor": extractor})
+    values = None
+    if isinstance(computed, Features):
+        values = joined([computed], wanted["reference"]["num_images"]).features
+        computed = Statistics.of(values)
+    extractor = {**wanted["extractor"], "features": len(computed.mu)}
+    return Reference(computed, values, {**wanted, "extractor": extractor})
 
 
 def find(
@@ -153,7 +172,7 @@ def keep(cache: Path, made: Reference) -> Path:
     """
     import safetensors.torch
 
-    statistics, features = made.statistics, made.features
+    statistics, features = made.held(), made.features
     tensors = {"mu": torch.from_numpy(statistics.mu), "sigma": torch.from_numpy(statistics.sigma)}
     if features is not None and features.numel() * features.element_size() <= LARGEST_KEPT:
         tensors["features"] = features.contiguous()
@@ -191,7 +210,7 @@ def named(
     require(place.is_file(), key, path, "there is no such file")
     ours = place.suffix == ".safetensors"
     found = _ours(place, path, extractor, key) if ours else _of_the_field(path, extractor, key)
-    _check_shape(found.statistics, dim, path, key)
+    _check_shape(found.held(), dim, path, key)
     problem = "holds no features, which kid and prc need; give the images, or metrics=[fid]"
     require(found.features is not None or not need_features, key, path, problem)
     guess = f"{path} does not say of which extractor and images it is; {extractor.name} is assumed"

@@ -47,7 +47,7 @@ class Statistics:
 
         count, dim = features.shape
         assert count >= 2, count
-        _check_size(dim)
+        require_size(dim)
         found = fid_features_to_statistics(features)
         sigma = np.asarray(found["sigma"]).reshape(dim, dim)  # of one feature it is a number
         return cls(found["mu"], sigma, count)
@@ -112,7 +112,7 @@ def check(
         return (f"isc: {said}, so it comes out too low",) if few else ()
     if metric != "fid":
         return ()
-    _check_size(dim)
+    require_size(dim)
     counts = {"samples": num_samples, "reference images": num_reference}
     return tuple(
         f"fid: {count} {what} are fewer than the {dim} features, so their covariance is singular; "
@@ -261,6 +261,7 @@ def _same_dim(samples: Tensor | Statistics, reference: Tensor | Statistics) -> N
     require(ours == theirs, "reference", None, f"{problem} and one extractor")
 
 
-def _check_size(dim: int) -> None:
+def require_size(dim: int) -> None:
+    """Refuse more features than a covariance can be of, with ConfigError."""
     problem = f"gives {dim} features an image; fid is of {LARGEST} at most, kid and prc of any"
     require(dim <= LARGEST, "extractor", None, f"{problem}, and extractor=inception has 2048")

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from ddpm import instantiate
 from ddpm.cli.judging.batches import GivenUpError, Share
@@ -77,12 +76,3 @@ def test_what_answers_what_was_asked_for():
 )
 def test_auto_takes_pixels_for_tiny_grey_images_alone(shape, name):
     assert instantiate.extractor({"_target_": "ddpm.fidelity.Auto"}, shape).name == name
-
-
-def test_rows_of_processes_come_together_in_order(monkeypatch):
-    from ddpm.cli.judging import batches
-
-    parts = [(6, torch.tensor([6.0, 7.0])), (0, torch.arange(6.0)), (0, torch.zeros(0))]
-    monkeypatch.setattr(batches, "gather_object", lambda _: parts)
-    share = Share(process(0, 2), 8, 3)
-    assert share.together(torch.zeros(0)).tolist() == [0, 1, 2, 3, 4, 5, 6, 7]

@@ -14,8 +14,9 @@ from accelerate.utils import broadcast_object_list
 
 from ddpm import fidelity, instantiate
 from ddpm.cli import app
+from ddpm.cli.judging.gathering import attended, on_main
 from ddpm.cli.judging.likelihood import Clean
-from ddpm.cli.judging.samples import of_images
+from ddpm.cli.judging.samples import Collector, of_images
 from ddpm.data import UNTOUCHED, Dataset
 from ddpm.data.split import Split
 from ddpm.errors import ConfigError, require
@@ -182,10 +183,10 @@ class Compared:
             self.size: int | None = len(images)
         else:
             assert ready is not None
-            self.size = ready.statistics.num_images
+            self.size = ready.held().num_images
 
     def reference(self, batch_size: int) -> fidelity.Reference:
-        """Features or statistics, from the cache or computed; on every process alike."""
+        """Features or statistics, from the cache or computed, on the main process."""
         if self.ready is None:
             self.ready = self._computed(batch_size)
         return self.ready
@@ -193,12 +194,21 @@ class Compared:
     def _computed(self, batch_size: int) -> fidelity.Reference:
         images, accelerator = self.images, self.accelerator
         assert images is not None
-        sha256 = images.sha256 if accelerator.is_main_process else ""  # one reads them all
-        images.take_hash(str(broadcast_object_list([sha256])[0]))
+        hash_once(images, accelerator)
+        dim, _ = self.extractor.widths(images.shape, accelerator.device)
 
-        def compute(count: int) -> fidelity.Features:
-            what = "reference"
-            return of_images(self.extractor, images, accelerator, count, batch_size, what)
+        def compute(count: int) -> fidelity.Features | fidelity.Statistics | None:
+            limit, few = fidelity.LARGEST_KEPT, not self.need_features
+            collector = Collector(
+                accelerator, count, dim, has_logits=False, statistics_only=few, limit=limit
+            )
+            named = "reference"
+            found = of_images(
+                self.extractor, images, accelerator, collector, count, batch_size, named
+            )
+            if not accelerator.is_main_process:
+                return None
+            return found.features if found.moments is None else found.moments.statistics()
 
         return fidelity.reference_of(
             self.extractor,
@@ -207,8 +217,15 @@ class Compared:
             cache=self.cache,
             need_features=self.need_features,
             main=accelerator.is_main_process,
+            attend=attended,
             told=lambda found: broadcast_object_list([found])[0],
         )
+
+
+def hash_once(images: fidelity.Images, accelerator: Accelerator) -> None:
+    """Have the main process hash images, and tell the others."""
+    images.shown = accelerator.is_main_process
+    images.take_hash(on_main(accelerator, lambda: images.sha256))
 
 
 def images(path: str, key: str, options: Mapping[str, Any]) -> fidelity.Images:

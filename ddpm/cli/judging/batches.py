@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import Tensor
 
 from ddpm import fidelity
 
@@ -75,10 +72,3 @@ class Share:
         """Answer the processes that have more batches, as long as they have."""
         while self._asks > 0:
             self.tick()
-
-    def together(self, values: Tensor) -> Tensor:
-        """Rows (n, ...) of all processes' items, in their order, on each of them."""
-        parts = sorted(gather_object([(self.indices.start, values)]), key=lambda part: part[0])
-        whole = torch.cat([each for _, each in parts])
-        assert len(whole) == self.count, (len(whole), self.count)
-        return whole

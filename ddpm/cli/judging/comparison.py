@@ -137,7 +137,7 @@ def _earlier(run: Path, wanted: Mapping[str, Any]) -> Path | None:
     for file in folders:
         try:
             _, _, content = findings.read(file.parent)
-            if content.get("request") == plain:
+            if content.get("request") == plain and content.get("complete") is not False:
                 return file.parent
         except _UNREADABLE:
             continue

@@ -15,16 +15,18 @@ from accelerate.utils import broadcast_object_list
 from ddpm import __version__
 from ddpm.cli import app
 from ddpm.cli.drawing import Trained, label
-from ddpm.cli.judging import likelihood
-from ddpm.cli.judging.against import Against, images
+from ddpm.cli.judging import likelihood, unfinished
+from ddpm.cli.judging.against import Against, hash_once, images
 from ddpm.cli.judging.findings import Findings
 from ddpm.cli.judging.judge import Judge
 from ddpm.cli.judging.measure import FIDELITY, Measure
-from ddpm.errors import require
+from ddpm.cli.judging.unfinished import Unfinished
+from ddpm.errors import Stopped, require
 from ddpm.fidelity.report import Report, write_report
 from ddpm.files import replacing
 from ddpm.progress import warn
 from ddpm.training import checkpoint
+from ddpm.training.lock import Lock
 from ddpm.training.run import Run, new_folder, unwritable
 
 SAMPLES = "samples.png"
@@ -59,11 +61,17 @@ class Evaluation:
         judge = Judge(self.measure, accelerator, self._against(None), found.shape, found)
         problem = "is what is judged; write elsewhere"
         require(self.out != path, "out", self.out, problem)
-        with self._folder(accelerator, Path("outputs"), "evaluation") as folder:
-            findings = judge.of_images({"ddpm": __version__})
+        assert judge.images is not None
+        hash_once(judge.images, accelerator)
+        ours = {"ddpm": __version__}
+        request = {**vars(self.measure), **ours, "compared": judge.told()}
+        request["samples"] = judge.images.described()
+        with self._folder(accelerator, Path("outputs"), "evaluation", request) as record:
+            findings, folder = judge.of_images(ours, record), record.place
             if accelerator.is_main_process:
                 near = f"reference={self.measure.reference}"
-                self._write(folder, findings, Report("Evaluation", folder.name, near=near), {})
+                report = Report("Evaluation", folder.name, near=near)
+                self._write(folder, findings, report, {"request": request})
         return findings
 
     def judge(self, trained: Trained) -> Judge:
@@ -78,18 +86,18 @@ class Evaluation:
         """Judge a checkpoint; returns also the folder that was written."""
         found, accelerator = trained.checkpoint, trained.accelerator
         name = f"step-{found.step:08d}-{label(self.measure.sampler)}"
-        with self._folder(accelerator, found.run / "evaluations", name) as folder:
-            told = self.told(trained, weights)
-            findings = judge.of_model(trained, told, steps=self.steps, estimate=True)
+        told = self.told(trained, weights)
+        request, parent = self.request(judge, trained, told), found.run / "evaluations"
+        with self._folder(accelerator, parent, name, request) as record:
+            folder = record.place
+            findings = judge.of_model(trained, told, steps=self.steps, estimate=True, record=record)
             if accelerator.is_main_process:
                 run = Run(found.run)
                 run.evaluated(found.step, findings.numbers, str(folder))
                 near = self.measure.reference
                 near = "the training data" if near in (None, "train") else f"reference={near}"
                 report = replace(reported(run, found.step, found.config), near=near)
-                self._write(
-                    folder, findings, report, {"request": self.request(judge, trained, told)}
-                )
+                self._write(folder, findings, report, {"request": request})
         return folder, findings
 
     def told(self, trained: Trained, weights: Weights) -> dict[str, Any]:
@@ -119,29 +127,67 @@ class Evaluation:
         return Against(self.measure.reference, node, cache=cache, options=options)
 
     @contextmanager
-    def _folder(self, accelerator: Accelerator, parent: Path, name: str) -> Iterator[Path]:
-        """Where the answers go, made by the main process; gone again if it stays empty.
+    def _folder(
+        self, accelerator: Accelerator, parent: Path, name: str, request: Mapping[str, Any]
+    ) -> Iterator[Unfinished]:
+        """The record of an unfinished evaluation of this request, or a new one.
+
+        The main process makes its folder, and deletes it again if nothing was finished.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: the folder cannot be written, or another process writes to it.
+            Stopped: names the folder.
         """
-        folder = None if self.out is None else Path(self.out)
-        if folder is None and accelerator.is_main_process:
-            folder = new_folder(parent, name)
-        (folder,) = broadcast_object_list([folder])
-        assert isinstance(folder, Path)
+        main, chosen = accelerator.is_main_process, None
+        if main:
+            chosen = self._chosen(parent, name, request)
+        lock = None if chosen is None else chosen[2]
+        told: list[Any] = [None if chosen is None else chosen[:2]]
+        folder, continued = broadcast_object_list(told)[0]
+        if continued:
+            app.say(accelerator, f"continuing the unfinished evaluation in {folder}")
+        else:
+            app.say(accelerator, f"results go to {folder}")
+        record = Unfinished(folder, unfinished.plain(request), main=main)
+        try:
+            yield record
+            accelerator.wait_for_everyone()
+            if main:
+                record.parts.clear()
+        except Stopped as stopped:
+            if not record.abandon():
+                raise
+            kept = f"{folder} contains what is finished; the same command continues the evaluation"
+            raise Stopped(f"{stopped}; {kept}") from None
+        except BaseException:
+            record.abandon()
+            raise
+        finally:
+            if lock is not None:
+                lock.release()
+            if main:
+                with suppress(OSError):
+                    folder.rmdir()
+
+    def _chosen(
+        self, parent: Path, name: str, request: Mapping[str, Any]
+    ) -> tuple[Path, bool, Lock]:
+        """The folder, True if it has an unfinished evaluation to continue, and its lock."""
+        if self.out is None:
+            found = unfinished.find(parent, request)
+            if found is not None:
+                return found[0], True, found[1]
+        folder = new_folder(parent, name) if self.out is None else Path(self.out)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(folder, error) from error
-        app.say(accelerator, f"results go to {folder}")
-        try:
-            yield folder
-        except BaseException:
-            if accelerator.is_main_process:
-                with suppress(OSError):
-                    folder.rmdir()
-            raise
+        lock = Lock(folder / unfinished.FOLDER)
+        lock.acquire("out", app.tell)
+        continued = unfinished.is_unfinished(folder, unfinished.plain(request))
+        if not continued:
+            unfinished.Parts(folder / unfinished.FOLDER).clear(lock=False)
+        return folder, continued, lock
 
     def _write(
         self, folder: Path, findings: Findings, report: Report, beside: Mapping[str, Any]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -14,17 +13,15 @@ from ddpm import fidelity, generation, instantiate
 from ddpm.cli.drawing import Model
 from ddpm.cli.judging import balance, likelihood, samples
 from ddpm.cli.judging.against import MOST, Against, Compared
-from ddpm.cli.judging.batches import Stopping, never
+from ddpm.cli.judging.batches import Share, Stopping, never
+from ddpm.cli.judging.estimate import Estimate, Stage
 from ddpm.cli.judging.findings import Findings
 from ddpm.cli.judging.measure import Measure
-from ddpm.data import ImageCodec
+from ddpm.cli.judging.neighbours import neighbours, picture
+from ddpm.cli.judging.unfinished import Unfinished
 from ddpm.errors import render, require
-from ddpm.fidelity.report import Neighbour
 from ddpm.instantiate import Facts
 from ddpm.training.agreement import main_first
-
-_SHOWN = 24  # samples beside their nearest neighbours
-_FRAMES, _FILMED = 10, 16  # pictures of a trajectory, and samples in each
 
 
 class Judge:
@@ -69,6 +66,7 @@ class Judge:
         with main_first(accelerator):  # one fetches the weights
             self.extractor.prepare(accelerator.device)
         dim, classes = self.extractor.widths(shape, accelerator.device)
+        self.widths = dim, classes
         size = None
         if set(metrics) != {"isc"}:
             self.compared = self.against.judged(self.extractor, dim, metrics, accelerator)
@@ -152,16 +150,24 @@ class Judge:
         """What samples are compared with, if they are."""
         return None if self.compared is None else self.compared.reference(self.measure.batch_size)
 
-    def of_images(self, told: Mapping[str, Any]) -> Findings:
+    def of_images(self, told: Mapping[str, Any], record: Unfinished) -> Findings:
         """Judge the images that were given."""
         assert self.images is not None
         images, batch_size = self.images, self.measure.batch_size
-        found = samples.of_images(
-            self.extractor, images, self.accelerator, self.count, batch_size, "samples"
-        )
         findings = Findings(warnings=self._warnings())
+        record.save(findings)
+        found = samples.of_images(
+            self.extractor,
+            images,
+            self.accelerator,
+            self._collector(),
+            self.count,
+            batch_size,
+            "samples",
+            record.parts,
+        )
         told = {"num_samples": self.count, **told, "samples": images.described()}
-        self._score(found, told, findings)
+        self._score(found, told, findings, record)
         raw = images.read(range(min(samples.GRID, self.count)))
         self._show(findings, found, raw)
         return findings
@@ -175,6 +181,7 @@ class Judge:
         stopping: Stopping = never,
         estimate: bool = False,
         pictures: bool = True,
+        record: Unfinished | None = None,
     ) -> Findings:
         """Judge a model.
 
@@ -185,6 +192,7 @@ class Judge:
             stopping: see :class:`Share`.
             estimate: say first how long it will take.
             pictures: make those of a report.
+            record: where what is finished is kept.
 
         Raises:
             ConfigError: guidance or classes that the model does not have.
@@ -192,18 +200,20 @@ class Judge:
         """
         asked, accelerator, findings = self.measure, self.accelerator, Findings()
         self.ready(model.facts)
-        source = self.check(model, steps)
-        if estimate:
-            self._estimate(model, source)
+        source, record = self.check(model, steps), record or Unfinished()
+        record.save(findings)
+        expected = self._estimate(model, source, record if estimate else None)
         shared = {**told, "seed": asked.seed}
         if asked.fidelity:
-            self._of_samples(model, source, shared, findings, stopping, pictures)
+            self._of_samples(model, source, shared, findings, stopping, pictures, record)
+            expected.done(", ".join(asked.fidelity))
         clean = self._clean
         rest: dict[str, Any] = {
             "findings": findings,
             "stopping": stopping,
             "seed": asked.seed,
             "batch_size": asked.batch_size,
+            "parts": record.parts,
         }
         for metric in asked.likelihood:
             assert clean is not None
@@ -214,6 +224,8 @@ class Judge:
                 likelihood.likelihood(
                     source, clean, accelerator, steps=asked.bound_steps, told=told_of_bound, **rest
                 )
+            record.save(findings)
+            expected.done(metric)
         return findings
 
     def _of_samples(
@@ -224,6 +236,7 @@ class Judge:
         findings: Findings,
         stopping: Stopping,
         pictures: bool,
+        record: Unfinished,
     ) -> None:
         """Draw samples, and take the metrics of them."""
         asked, classes = self.measure, self.classes(model)
@@ -232,12 +245,14 @@ class Judge:
             source,
             self.extractor,
             self.accelerator,
+            self._collector(),
             count=self.count,
             batch_size=asked.batch_size,
             seed=asked.seed,
             classes=classes,
             filmed=pictures,
             stopping=stopping,
+            parts=record.parts,
         )
         depends = {
             "num_samples": self.count,
@@ -248,23 +263,43 @@ class Judge:
             "guidance_rescale": asked.guidance_rescale,
             **self.classes_of(model),
         }
-        self._score(drawn.features, depends, findings)
+        self._score(drawn.collected, depends, findings, record, stopping)
         if pictures:
-            self._show(findings, drawn.features, drawn.raw)
-            last = len(drawn.frames) - 1
-            chosen = sorted({round(n * last / (_FRAMES - 1)) for n in range(_FRAMES)})
-            findings.trajectory = [picture(drawn.frames[n][:_FILMED]) for n in chosen]
+            self._show(findings, drawn.collected, drawn.raw)
+            findings.trajectory = [picture(frame) for frame in drawn.frames]
 
-    def _estimate(self, model: Model, source: generation.Source) -> None:
-        work = {}
-        if self.measure.fidelity:
-            work["num_samples"] = self.count, source.calls()
-        if "bpd" in self.measure.metrics and self._clean is not None:
-            terms = self.measure.bound_steps or source.diffusion.num_steps
-            work["num_images"] = len(self._clean.x0), terms
-        known = model.facts.num_classes
-        classes = None if known is None else [0]
-        samples.estimate(self.accelerator, source, classes, self.measure.batch_size, **work)
+    def _collector(self) -> samples.Collector:
+        dim, classes = self.widths
+        return samples.Collector(
+            self.accelerator,
+            self.count,
+            dim,
+            has_logits=classes is not None,
+            statistics_only=self.measure.fidelity == ["fid"],
+            limit=samples.LARGEST_GATHERED,
+        )
+
+    def _estimate(
+        self, model: Model, source: generation.Source, record: Unfinished | None
+    ) -> Estimate:
+        """The expected durations, printed; without a record nothing is expected."""
+        asked, work = self.measure, []
+        if record is None:
+            return Estimate(main=False)
+        if asked.fidelity:
+            named, calls = ", ".join(asked.fidelity), source.calls()
+            work.append(Stage(named, samples.DRAWN, "num_samples", self.count, calls))
+        for metric in asked.likelihood:
+            assert self._clean is not None
+            terms = asked.bound_steps or source.diffusion.num_steps
+            calls = terms if metric == "bpd" else likelihood.QUARTERS_OF_T
+            work.append(Stage(metric, metric, "num_images", len(self._clean.x0), calls))
+        expected = Estimate(self.accelerator.is_main_process)
+        batch_size, classes = asked.batch_size, model.facts.num_classes
+        for stage in work:
+            expected.add(stage, Share(self.accelerator, stage.count, batch_size), record.parts)
+        expected.begin(source, None if classes is None else [0], batch_size)
+        return expected
 
     def told(self) -> dict[str, Any]:
         """What samples and the likelihood are compared with, by content."""
@@ -274,30 +309,35 @@ class Judge:
     def _warnings(self) -> list[str]:
         return [] if self.compared is None else list(self.compared.warnings)
 
-    def _score(self, found: fidelity.Features, told: Mapping[str, Any], findings: Findings) -> None:
-        extractor = {**self.extractor.described(), "features": found.features.shape[1]}
+    def _score(
+        self,
+        found: samples.Collected,
+        told: Mapping[str, Any],
+        findings: Findings,
+        record: Unfinished,
+        stopping: Stopping = never,
+    ) -> None:
+        extractor = {**self.extractor.described(), "features": found.dim}
         told = {**told, "extractor": extractor, "resize": self.extractor.resize}
-        samples.scores(self.measure.fidelity, found, self.reference, told, findings)
+        samples.scores(
+            self.measure.fidelity,
+            found,
+            self.reference,
+            told,
+            findings,
+            self.accelerator,
+            record,
+            stopping,
+        )
 
-    def _show(self, findings: Findings, found: fidelity.Features, raw: Tensor) -> None:
+    def _show(self, findings: Findings, found: samples.Collected, raw: Tensor) -> None:
         """Take the grid of samples, and each beside what is nearest to it in the reference."""
-        findings.samples = picture(raw)
         if not self.accelerator.is_main_process:
             return
-        theirs = None if self.reference is None else self.reference.features
-        images = None if self.compared is None else self.compared.images
-        if theirs is None or images is None:
+        findings.samples = picture(raw)
+        reference, compared = self.reference, self.compared
+        if reference is None or reference.features is None or found.features is None:
             return
-        mine = found.features[:_SHOWN].float()[: len(raw)]
-        exact = "donot_use_mm_for_euclid_dist"  # of equals it is 0
-        apart, where = torch.cdist(mine, theirs.float(), compute_mode=exact).min(dim=1)
-        near = images.read(where.tolist())
-        findings.nearest = [
-            Neighbour(picture(raw[i : i + 1]), picture(near[i : i + 1]), float(apart[i]))
-            for i in range(len(mine))
-        ]
-
-
-def picture(raw: Tensor) -> Any:
-    """A grid of uint8 images (n, C, H, W)."""
-    return ImageCodec(tuple(raw.shape[1:])).picture(raw)
+        if compared is not None and compared.images is not None:
+            mine = found.features.features[: samples.SHOWN][: len(raw)]
+            findings.nearest = neighbours(mine, raw, reference.features, compared.images)

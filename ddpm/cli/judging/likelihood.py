@@ -8,20 +8,23 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ddpm.cli.drawing import Model
 from ddpm.cli.judging.batches import Share, Stopping, never
 from ddpm.cli.judging.findings import Findings
+from ddpm.cli.judging.gathering import to_main
+from ddpm.cli.judging.unfinished import Parts
 from ddpm.evaluation import bits_per_dimension
 from ddpm.fidelity.report import BoundCurve
 from ddpm.generation import SampleNoise, Source
 from ddpm.progress import progress
 from ddpm.samplers.base import respaced
 from ddpm.seeding import For, mix
-from ddpm.training.meter import QUARTERS
+from ddpm.training.meter import LOGGED, QUARTERS
 
-_QUARTERS = len(QUARTERS)
+QUARTERS_OF_T = len(QUARTERS)
 
 
 class Clean(NamedTuple):
@@ -56,6 +59,7 @@ def likelihood(
     told: Mapping[str, Any],
     findings: Findings,
     stopping: Stopping = never,
+    parts: Parts | None = None,
 ) -> None:
     """Bits per dimension of clean data, and its terms over t; noise by index.
 
@@ -64,35 +68,44 @@ def likelihood(
     """
     total, count = source.diffusion.num_steps, len(clean.x0)
     kept = list(range(total)) if steps is None else respaced(total, (steps,))
-    share = Share(accelerator, count, batch_size, len(kept), stopping)
+    share, parts = Share(accelerator, count, batch_size, len(kept), stopping), parts or Parts()
     terms, priors = [torch.zeros(0, len(kept))], [torch.zeros(0)]
-    with progress(share.calls, "likelihood", "term", shown=accelerator.is_main_process) as bar:
+    main, done = accelerator.is_main_process, _done(share, parts, "bpd", len(kept))
+    with progress(share.calls, "likelihood", "term", initial=done, shown=main) as bar:
 
         def after() -> None:
             bar.update()
             share.tick()
 
         for batch in share.batches():
-            x0, labels = clean.some(batch, source.device)
-            with source.autocast():
-                found = bits_per_dimension(
-                    source.denoiser,
-                    x0,
-                    randn_like=_noise(seed, batch).like,
-                    steps=kept,
-                    y=labels,
-                    on_step=after,
-                )
-            terms.append(found.terms)
-            priors.append(found.prior)
+            held = parts.load("bpd", batch)
+            if held is None:
+                x0, labels = clean.some(batch, source.device)
+                with source.autocast():
+                    found = bits_per_dimension(
+                        source.denoiser,
+                        x0,
+                        randn_like=_noise(seed, batch).like,
+                        steps=kept,
+                        y=labels,
+                        on_step=after,
+                    )
+                held = {"terms": found.terms, "prior": found.prior}
+                parts.save("bpd", batch, held)
+            terms.append(held["terms"])
+            priors.append(held["prior"])
         share.finish()
-    every = share.together(torch.cat(terms)).double()
-    prior = share.together(torch.cat(priors)).double()
+    every, prior = (to_main(accelerator, torch.cat(each)) for each in (terms, priors))
+    number: tuple[float, float | None] = 0.0, None
+    if every is not None and prior is not None:
+        every, prior = every.double(), prior.double()
+        number, spread = _mean(every.sum(1) + prior), every.std(0) / count**0.5
+        means, spreads = every.mean(0).tolist(), spread.tolist()
+        findings.bound = BoundCurve(kept, means, spreads, float(prior.mean()))
+    number, findings.bound = broadcast_object_list([(number, findings.bound)])[0]
     depends = {**told, "bound_steps": len(kept), **clean.told}
     few = None if len(kept) == total else f"{len(kept)}steps"  # another, looser number
-    findings.add(f"{clean.prefix}bpd", *_mean(every.sum(1) + prior), depends, suffix=few)
-    spread = every.std(0) / count**0.5
-    findings.bound = BoundCurve(kept, every.mean(0).tolist(), spread.tolist(), float(prior.mean()))
+    findings.add(f"{clean.prefix}bpd", *number, depends, suffix=few)
 
 
 def losses(
@@ -104,6 +117,7 @@ def losses(
     told: Mapping[str, Any],
     findings: Findings,
     stopping: Stopping = never,
+    parts: Parts | None = None,
 ) -> None:
     """The training loss of clean data, each at one step t of each quarter; t and noise by index.
 
@@ -112,14 +126,19 @@ def losses(
     """
     accelerator, total = model.accelerator, model.diffusion.num_steps
     network = model.network.eval()
-    share = Share(accelerator, len(clean.x0), batch_size, _QUARTERS, stopping)
-    found = [torch.zeros(0, _QUARTERS)]
-    with progress(share.calls, "loss", "call", shown=accelerator.is_main_process) as bar:
+    parts, main = parts or Parts(), accelerator.is_main_process
+    share = Share(accelerator, len(clean.x0), batch_size, QUARTERS_OF_T, stopping)
+    found, done = [torch.zeros(0, QUARTERS_OF_T)], _done(share, parts, "loss", QUARTERS_OF_T)
+    with progress(share.calls, "loss", "call", initial=done, shown=main) as bar:
         for batch in share.batches():
+            held = parts.load("loss", batch)
+            if held is not None:
+                found.append(held["losses"])
+                continue
             x0, labels = clean.some(batch, accelerator.device)
             noise, columns = _noise(seed, batch), []
             cond: dict[str, Any] = {} if labels is None else {"y": labels}
-            for quarter in range(_QUARTERS):
+            for quarter in range(QUARTERS_OF_T):
                 t = torch.tensor([_step(seed, index, quarter, total) for index in batch])
                 t, eps = t.to(x0.device), noise.like(x0)
                 with torch.inference_mode(), accelerator.autocast():
@@ -128,12 +147,21 @@ def losses(
                 bar.update()
                 share.tick()
             found.append(torch.stack(columns, dim=1))
+            parts.save("loss", batch, {"losses": found[-1]})
         share.finish()
-    every = share.together(torch.cat(found)).double()
-    depends = {**told, **clean.told}
-    findings.add(f"{clean.prefix}loss", *_mean(every.mean(1)), depends)
-    for name, column in zip(QUARTERS, every.T, strict=True):
-        findings.add(f"{clean.prefix}{name}", *_mean(column), depends)
+    every = to_main(accelerator, torch.cat(found))
+    numbers = []
+    if every is not None:
+        every = every.double()
+        numbers = [_mean(each) for each in (every.mean(1), *every.T)]
+    (numbers,) = broadcast_object_list([numbers])
+    for name, number in zip(LOGGED, numbers, strict=True):
+        findings.add(f"{clean.prefix}{name}", *number, {**told, **clean.told})
+
+
+def _done(share: Share, parts: Parts, name: str, calls: int) -> int:
+    """Network calls of the batches that are kept."""
+    return calls * sum(parts.has(name, batch) for batch in share.batches())
 
 
 def _noise(seed: int, batch: list[int]) -> SampleNoise:
@@ -142,7 +170,7 @@ def _noise(seed: int, batch: list[int]) -> SampleNoise:
 
 def _step(seed: int, index: int, quarter: int, total: int) -> int:
     """A step t of a quarter of all, for one item."""
-    low, high = (total * n // _QUARTERS for n in (quarter, quarter + 1))
+    low, high = (total * n // QUARTERS_OF_T for n in (quarter, quarter + 1))
     return min(low + mix(seed, For.HELD_OUT, index, quarter) % max(high - low, 1), total - 1)
 
 

@@ -2,45 +2,114 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ddpm import fidelity
-from ddpm.cli import app
 from ddpm.cli.drawing import GRID, Trajectory, on_step
 from ddpm.cli.judging.batches import Share, Stopping, never
 from ddpm.cli.judging.findings import Findings
-from ddpm.generation import SampleNoise, Source, generate
+from ddpm.cli.judging.gathering import (
+    attended,
+    features_to_main,
+    moments_to_main,
+    on_main,
+    to_main,
+)
+from ddpm.cli.judging.unfinished import Parts, Unfinished
+from ddpm.generation import Source, generate
 from ddpm.progress import progress
 
-_TRIAL_SECONDS = 0.3
-_WORTH_TELLING = 200  # network calls, below which nobody waits long
+_FRAMES, _FILMED = 10, 16  # pictures of a trajectory, and samples in each
+SHOWN = 24  # samples beside their nearest neighbours
+LARGEST_GATHERED = 2**26  # bytes of features that fid alone gathers; of more it adds up moments
+DRAWN = "samples"  # the name of their parts
+NUMBERS = {"prc": ("precision", "recall", "f_score")}  # of a metric, where it has several
+
+
+class Collected(NamedTuple):
+    """Features of all samples, on the main process alone.
+
+    Attributes:
+        features: of all of them, or of the first ones if there are moments; None elsewhere.
+        moments: mean and covariance of all, where only these are needed.
+        dim: features per image.
+    """
+
+    features: fidelity.Features | None
+    moments: fidelity.Moments | None
+    dim: int
 
 
 class Drawn(NamedTuple):
-    """Samples of a model.
+    """Samples of a model; the tensors are empty on other processes than the main one.
 
     Attributes:
-        features: of all of them.
+        collected: their features.
         raw: the first ones, uint8 (n, C, H, W).
         frames: the first ones on their way from noise to data.
     """
 
-    features: fidelity.Features
+    collected: Collected
     raw: Tensor
     frames: list[Tensor]
+
+
+class Collector:
+    """Takes the features of one process batch by batch.
+
+    Args:
+        accelerator: whose processes share the images.
+        count: images in all.
+        dim: features per image.
+        has_logits: True if the extractor gives logits.
+        statistics_only: True if mean and covariance are enough.
+        limit: bytes of features that are gathered all the same.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        count: int,
+        dim: int,
+        *,
+        has_logits: bool,
+        statistics_only: bool,
+        limit: int,
+    ) -> None:
+        self.accelerator, self.dim, self.has_logits = accelerator, dim, has_logits
+        many = accelerator.num_processes > 1 and count * dim * 4 > limit
+        self.moments = fidelity.Moments(dim) if statistics_only and many else None
+        self.parts: list[fidelity.Features] = []
+
+    def add(self, part: fidelity.Features) -> None:
+        """Take the features of a batch."""
+        if self.moments is None:
+            self.parts.append(part)
+            return
+        self.moments.add(part.features)
+        if len(part) and int(part.indices[0]) < SHOWN:
+            self.parts.append(part)
+
+    def collect(self) -> Collected:
+        """Gather what is needed on the main process."""
+        own = fidelity.joined(self.parts)
+        self.parts = []
+        features = features_to_main(self.accelerator, own, has_logits=self.has_logits)
+        moments = self.moments and moments_to_main(self.accelerator, self.moments)
+        return Collected(features, moments, self.dim)
 
 
 def drawn(
     source: Source,
     extractor: fidelity.Extractor,
     accelerator: Accelerator,
+    collector: Collector,
     *,
     count: int,
     batch_size: int,
@@ -48,143 +117,162 @@ def drawn(
     classes: Sequence[int] | None,
     filmed: bool = True,
     stopping: Stopping = never,
+    parts: Parts | None = None,
 ) -> Drawn:
     """Draw samples, each process its share, and take their features at once.
 
     Raises:
         GivenUpError: it was told to stop.
     """
-    share = Share(accelerator, count, batch_size, source.calls(), stopping)
-    film = Trajectory(source.codec, source.calls()) if filmed and 0 in share.indices else None
-    parts, first = [], []
-    with progress(share.calls, "sampling", "call", shown=accelerator.is_main_process) as bar:
+    calls, parts = source.calls(), parts or Parts()
+    share = Share(accelerator, count, batch_size, calls, stopping)
+    film = Trajectory(source.codec, calls) if filmed and 0 in share.indices else None
+    first, frames = [torch.zeros(0, dtype=torch.uint8)], torch.zeros(0, dtype=torch.uint8)
+    left = [batch for batch in share.batches() if not parts.has(DRAWN, batch)]
+    main, done = accelerator.is_main_process, share.calls - len(left) * calls
+    with progress(share.calls, "sampling", "call", initial=done, shown=main) as bar:
         shown = on_step(bar, film)
 
         def after(done: int, total: int, x: Tensor) -> None:
             shown(done, total, x)
             share.tick()
 
-        batches = generate(
-            source,
-            share.indices,
-            seed=seed,
-            batch_size=batch_size,
-            classes=classes,
-            on_step=after,
-        )
-        for (raw, _), indices in zip(batches, share.batches(), strict=True):
-            pixels = source.codec.pixels(raw)
-            parts.append(fidelity.of_batch(extractor, pixels.to(accelerator.device), indices))
-            if indices[0] < GRID:
-                first.append(pixels)
+        for indices in share.batches():
+            held = parts.load(DRAWN, indices)
+            if held is None:
+                named: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
+                ((raw, _),) = generate(source, indices, classes=classes, on_step=after, **named)
+                raw = source.codec.pixels(raw)
+                found = _extracted(extractor, raw.to(accelerator.device), indices)
+                held = {"features": found.features}
+                if found.logits is not None:
+                    held["logits"] = found.logits
+                if indices[0] < GRID:
+                    held["raw"] = raw
+                if film is not None and indices[0] == 0:
+                    held["frames"] = _shown(list(map(source.codec.pixels, film.frames)))
+                parts.save(DRAWN, indices, held)
+            where = torch.tensor(indices)
+            collector.add(fidelity.Features(where, held["features"], held.get("logits")))
+            if "raw" in held:
+                first.append(held["raw"])
+            frames = held.get("frames", frames)
         share.finish()
-    frames = [] if film is None else [source.codec.pixels(raw) for raw in film.frames]
-    own = fidelity.joined(parts), first, frames
-    everyone = gather_object([own])
-    features = fidelity.joined([each for each, _, _ in everyone], count)
-    raw = torch.cat([each for _, found, _ in everyone for each in found])[:GRID]
-    return Drawn(features, raw, next((frames for _, _, frames in everyone if frames), []))
+    raw = to_main(accelerator, torch.cat([each for each in first if len(each)] or first))
+    frames = to_main(accelerator, frames)
+    raw = torch.zeros(0, *source.codec.shape, dtype=torch.uint8) if raw is None else raw[:GRID]
+    return Drawn(collector.collect(), raw, [] if frames is None else list(frames))
 
 
-def estimate(
-    accelerator: Accelerator,
-    source: Source,
-    classes: Sequence[int] | None,
-    batch_size: int,
-    **work: tuple[int, int],
-) -> None:
-    """Say how long the work will take, after some calls of the network that count for nothing.
-
-    Args:
-        accelerator: whose processes share it.
-        source: the model.
-        classes: of samples.
-        batch_size: items at once.
-        work: by the option that says how many: their number, and network calls for each.
-    """
-    calls = {
-        key: Share(accelerator, count, batch_size).most * each
-        for key, (count, each) in work.items()
-    }
-    long = [key for key in work if calls[key] >= _WORTH_TELLING]
-    if not long:
-        return
-    seconds = _seconds_a_call(source, min(batch_size, work[long[0]][0]), classes)
-    for key in long:
-        (count, each), took = work[key], seconds * calls[key]
-        fewer = max(count // 10, 2)
-        app.say(
-            accelerator,
-            f"{key}={count} of {each} network calls: about {_duration(took)} on this machine; "
-            f"{key}={fewer} takes {_duration(took * fewer / count)}",
-        )
+def _shown(frames: Sequence[Tensor]) -> Tensor:
+    """The frames that a report shows, (frames, samples, C, H, W)."""
+    last = len(frames) - 1
+    chosen = sorted({round(n * last / (_FRAMES - 1)) for n in range(_FRAMES)})
+    return torch.stack([frames[n][:_FILMED] for n in chosen])
 
 
-def _seconds_a_call(source: Source, size: int, classes: Sequence[int] | None) -> float:
-    noise = SampleNoise(range(size)).draw(source.codec.shape).to(source.device)
-    y = None if classes is None else torch.full((size,), classes[0], device=source.device)
-    took, until = [], time.perf_counter() + _TRIAL_SECONDS
-    while len(took) < 3 or time.perf_counter() < until:  # the first one is slower than the others
-        began = time.perf_counter()
-        with torch.inference_mode(), source.autocast():
-            float(source.denoiser(noise, source.diffusion.num_steps - 1, y=y).x0.sum())
-        took.append(time.perf_counter() - began)
-    return min(took)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def _extracted(
+    extractor: fidelity.Extractor, raw: Tensor, indices: Sequence[int]
+) -> fidelity.Features:
+    """The features of a batch; one call of a slow extractor takes longer than a signal may wait."""
+    return attended(lambda: fidelity.of_batch(extractor, raw, indices))
 
 
 def of_images(
     extractor: fidelity.Extractor,
     images: fidelity.Images,
     accelerator: Accelerator,
+    collector: Collector,
     count: int,
     batch_size: int,
     what: str,
-) -> fidelity.Features:
+    parts: Parts | None = None,
+) -> Collected:
     """Features of the first ``count`` images, of all processes."""
-    share = Share(accelerator, count, batch_size)
-    with progress(len(share.indices), what, "img", shown=accelerator.is_main_process) as bar:
-        found = fidelity.extract(
-            extractor,
-            images,
-            share.indices,
-            batch_size=batch_size,
-            device=accelerator.device,
-            on_batch=bar.update,
-        )
-    return fidelity.joined(gather_object([found]), count)
+    share, parts = Share(accelerator, count, batch_size), parts or Parts()
+    done = sum(len(batch) for batch in share.batches() if parts.has(DRAWN, batch))
+    main = accelerator.is_main_process
+    with progress(len(share.indices), what, "img", initial=done, shown=main) as bar:
+        for indices in share.batches():
+            held = parts.load(DRAWN, indices)
+            if held is None:
+                raw = images.read(indices).to(accelerator.device)
+                found = _extracted(extractor, raw, indices)
+                held = {"features": found.features}
+                if found.logits is not None:
+                    held["logits"] = found.logits
+                parts.save(DRAWN, indices, held)
+                bar.update(len(indices))
+            where = torch.tensor(indices)
+            collector.add(fidelity.Features(where, held["features"], held.get("logits")))
+    return collector.collect()
 
 
 def scores(
     metrics: Sequence[str],
-    samples: fidelity.Features,
+    samples: Collected,
+    reference: fidelity.Reference | None,
+    told: Mapping[str, Any],
+    findings: Findings,
+    accelerator: Accelerator,
+    record: Unfinished,
+    stopping: Stopping = never,
+) -> None:
+    """Take the requested fidelity metrics, on the main process; all processes get the numbers.
+
+    Raises:
+        GivenUpError: it was told to stop.
+    """
+    for metric in metrics:
+        recalled = record.main and record.recall(findings, NUMBERS.get(metric, (metric,)))
+        if not broadcast_object_list([recalled])[0]:
+            work = _Scoring(metric, samples, reference)
+            score: fidelity.Score = on_main(accelerator, work, stopping)
+            _take(metric, score, reference, told, findings)
+        record.save(findings)
+    findings.metrics, findings.warnings = broadcast_object_list(
+        [(findings.metrics, findings.warnings)]
+    )[0]
+
+
+class _Scoring(NamedTuple):
+    """A metric to compute on the main process."""
+
+    metric: str
+    samples: Collected
+    reference: fidelity.Reference | None
+
+    def __call__(self) -> fidelity.Score:
+        features = self.samples.features
+        assert features is not None
+        if self.metric == "isc":
+            return fidelity.isc(features.logits)
+        assert self.reference is not None
+        if self.metric == "fid":
+            moments = self.samples.moments
+            ours = features.features if moments is None else moments.statistics()
+            return fidelity.fid(ours, self.reference.held())
+        assert self.reference.features is not None
+        compare = {"kid": fidelity.kid, "prc": fidelity.prc}[self.metric]
+        return compare(features.features, self.reference.features)
+
+
+def _take(
+    metric: str,
+    score: fidelity.Score,
     reference: fidelity.Reference | None,
     told: Mapping[str, Any],
     findings: Findings,
 ) -> None:
-    """Take the fidelity metrics that are asked for."""
-    for metric in metrics:
-        depends = dict(told)
-        if metric == "isc":
-            score = fidelity.isc(samples.logits)
-        else:
-            assert reference is not None
-            depends |= reference.provenance
-            if metric == "fid":
-                score = fidelity.fid(samples.features, reference.statistics)
-            else:
-                assert reference.features is not None
-                compare = {"kid": fidelity.kid, "prc": fidelity.prc}[metric]
-                score = compare(samples.features, reference.features)
-        findings.warn(*score.warnings)
-        if score.settings:
-            depends["settings"] = score.settings
-        for name, value in score.values.items():
-            if not name.endswith("_std"):
-                error = score.values.get(f"{name}_std")
-                findings.add(name, value, error, depends, num_samples=len(samples))
+    """Add the numbers of a score to findings."""
+    depends = dict(told)
+    if metric != "isc":
+        assert reference is not None
+        depends |= reference.provenance
+    findings.warn(*score.warnings)
+    if score.settings:
+        depends["settings"] = score.settings
+    for name, value in score.values.items():
+        if not name.endswith("_std"):
+            error = score.values.get(f"{name}_std")
+            findings.add(name, value, error, depends, num_samples=score.num_samples)

@@ -1,0 +1,262 @@
+"""An evaluation that is cut off keeps what it had finished, and the same command continues it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm import fidelity
+from ddpm.cli.judging import likelihood, samples
+from ddpm.errors import Stopped
+
+OPTIONS = (
+    "metrics=[fid,kid,bpd,loss]",
+    "num_samples=9",
+    "steps=2",
+    "num_images=6",
+    "bound_steps=3",
+    "batch_size=4",
+)
+CALLS = {"generate": samples, "bits_per_dimension": likelihood, "kid": fidelity, "fid": fidelity}
+
+
+class Calls(dict):
+    stop: dict[str, int]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts calls by name; ``calls.stop[name] = n`` cuts off the n-th call of ``name``."""
+
+    counted = Calls.fromkeys(CALLS, 0)
+    counted.stop = {}
+
+    def count(name, real):
+        def counting(*given, **named):
+            counted[name] += 1
+            if counted.stop.get(name) == counted[name]:
+                raise Stopped("stopped by SIGTERM")
+            return real(*given, **named)
+
+        return counting
+
+    for name, module in CALLS.items():
+        monkeypatch.setattr(module, name, count(name, getattr(module, name)))
+    return counted
+
+
+def content(folder):
+    return json.loads(Path(folder, "evaluation.json").read_text())
+
+
+def numbers(folder):
+    return {row["name"]: (row["value"], row["error"]) for row in content(folder)["metrics"]}
+
+
+def files(folder):
+    return {path.name for path in Path(folder).iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "finished", "again"),
+    [
+        ("generate", 2, [], {"generate": 2, "fid": 1, "kid": 1, "bits_per_dimension": 2}),
+        ("kid", 1, ["fid_9"], {"generate": 0, "fid": 0, "kid": 1, "bits_per_dimension": 2}),
+        (
+            "bits_per_dimension",
+            2,
+            ["fid_9", "kid_9"],
+            {"generate": 0, "fid": 0, "kid": 0, "bits_per_dimension": 1},
+        ),
+    ],
+)
+def test_what_is_finished_is_kept_and_the_same_command_continues(
+    command, trained, calls, name, at, finished, again
+):
+    options = (f"ckpt={trained}", *OPTIONS)
+    assert command("evaluate", *options, "out=whole").status == 0
+    calls.update(dict.fromkeys(calls, 0))
+    calls.stop = {name: at}
+    ended = command("evaluate", *options)
+    (folder,) = Path(trained, "evaluations").iterdir()
+    said = f"{folder} contains what is finished; the same command continues the evaluation"
+    assert ended.status == 75 and ended.line == f"ddpm-evaluate: stopped by SIGTERM; {said}"
+    assert content(folder)["complete"] is False and list(numbers(folder)) == finished
+    calls.update(dict.fromkeys(calls, 0))
+    calls.stop = {}
+    ended = command("evaluate", *options)
+    assert ended.status == 0, ended.err
+    assert f"continuing the unfinished evaluation in {folder}\n" in ended.out
+    assert dict(calls) == again and numbers(folder) == numbers("whole")
+    assert files(folder) == files("whole") and "complete" not in content(folder)
+    page, whole = (Path(each, "report.html").read_text() for each in (folder, "whole"))
+    assert page.replace(str(folder), "whole") == whole
+    assert command("evaluate", *options).status == 0  # a finished one is done again
+    assert len(list(Path(trained, "evaluations").iterdir())) == 2
+
+
+def test_with_nothing_finished_nothing_is_left_behind(command, trained, calls):
+    calls.stop = {"generate": 1}
+    ended = command("evaluate", f"ckpt={trained}", *OPTIONS)
+    assert ended.status == 75 and ended.line == "ddpm-evaluate: stopped by SIGTERM"
+    assert not list(Path(trained, "evaluations").iterdir())
+
+
+def test_another_request_does_not_continue_it(command, trained, calls):
+    calls.stop = {"kid": 1}
+    options = (f"ckpt={trained}", *OPTIONS)
+    assert command("evaluate", *options).status == 75
+    calls.stop = {}
+    ended = command("evaluate", *options, "seed=1")
+    assert ended.status == 0 and "continuing" not in ended.out
+    complete = [
+        content(each).get("complete", True) for each in Path(trained, "evaluations").iterdir()
+    ]
+    assert sorted(complete) == [False, True]
+
+
+def test_the_folder_that_is_named_is_continued_and_another_request_starts_there_anew(
+    command, trained, calls
+):
+    options = (f"ckpt={trained}", *OPTIONS, "out=o")
+    calls.stop = {"kid": 1}
+    assert command("evaluate", *options).status == 75
+    kept = sorted(Path("o/unfinished").glob("samples-*.safetensors"))
+    assert [path.name for path in kept] == [f"samples-0000000{n}.safetensors" for n in (0, 4, 8)]
+    kept[1].unlink()
+    calls.stop = {"generate": 4}
+    assert command("evaluate", *options).status == 75 and list(numbers("o")) == ["fid_9"]
+    calls.stop, calls["generate"] = {"kid": 2}, 0
+    assert command("evaluate", *options).status == 75 and calls["generate"] == 1
+    calls["generate"] = 0
+    calls.stop = {}
+    assert command("evaluate", *options, "seed=1").status == 0 and calls["generate"] == 3
+    assert content("o")["metrics"][0]["seed"] == 1 and "unfinished" not in files("o")
+
+
+def test_a_damaged_part_is_computed_again(command, trained, calls):
+    options = (f"ckpt={trained}", *OPTIONS, "out=o")
+    assert command("evaluate", *options).status == 0
+    whole = numbers("o")
+    calls.update(dict.fromkeys(calls, 0))
+    calls.stop = {"kid": 1}
+    assert command("evaluate", *options).status == 75
+    Path("o/unfinished/samples-00000004.safetensors").write_bytes(b"nothing")
+    calls.stop, calls["generate"] = {}, 0
+    ended = command("evaluate", *options)
+    assert ended.status == 0 and calls["generate"] == 1 and numbers("o") == whole
+    assert "samples-00000004.safetensors is damaged" in ended.err
+
+
+def test_images_and_comparisons_are_continued_too(command, trained, calls):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
+    np.savez("s.npz", arr_0=pixels)
+    options = ("samples=s.npz", "reference=digits", "metrics=[fid,kid]", "extractor=pixels")
+    calls.stop = {"kid": 1}
+    assert command("evaluate", *options).status == 75
+    calls.stop, calls["fid"] = {"kid": 3}, 0
+    ended = command("evaluate", *options)
+    assert ended.status == 0 and calls["fid"] == 0
+    assert "continuing the unfinished evaluation in outputs/evaluation\n" in ended.out
+    assert list(numbers("outputs/evaluation")) == ["fid_20", "kid_20"]
+    assert command("evaluate", f"runs=[{trained}]", *OPTIONS).status == 75
+    calls["generate"] = 0
+    ended = command("evaluate", f"runs=[{trained}]", *OPTIONS)
+    assert ended.status == 0 and calls["generate"] == 0 and "continuing" in ended.out
+
+
+def test_long_work_is_estimated_and_the_estimate_is_corrected(capsys, monkeypatch):
+    from ddpm.cli.judging import estimate
+
+    clock = iter([100.0, 700.0, 1400.0, 1500.0])
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(estimate, "_seconds_per_call", lambda *_: 0.5)
+    stages = [
+        estimate.Stage("fid, kid", "samples", "num_samples", 1000, 50, 20),
+        estimate.Stage("bpd", "bpd", "num_images", 128, 1000, 2),
+        estimate.Stage("loss", "loss", "num_images", 128, 4, 2),
+    ]
+    expected = estimate.Estimate(main=True)
+    expected.stages = stages
+    expected.begin(None, None, 64)
+    for name in ("fid, kid", "bpd", "loss"):
+        expected.done(name)
+    assert capsys.readouterr().out.splitlines() == [
+        "fid, kid: num_samples=1000 of 50 network calls each: about 8 min on this machine; "
+        "num_samples=100 takes 50 s",
+        "bpd: num_images=128 of 1000 network calls each: about 17 min on this machine; "
+        "num_images=12 takes 2 min",
+        "in all about 25 min",
+        "fid, kid: done; about 20 min left",
+    ]
+
+
+class Slow(torch.nn.Module):
+    """An extractor that takes minutes for a batch, in one call, if the images are bright."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        flat = images.flatten(1).float()
+        work, times = torch.rand(64, 64), 1
+        if bool(images.max() > 200):
+            times = 100_000_000
+        for _ in range(times):
+            work = work @ work / 64
+        return flat + work.sum() * 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_during_one_long_call_of_a_library_is_obeyed(command, trained, processes):
+    torch.jit.script(Slow()).save("slow.pt")
+    np.savez("dark.npz", arr_0=np.arange(20 * 64, dtype=np.uint8).reshape(20, 8, 8, 1) % 100)
+    options = ("extractor=custom", "extractor.path=slow.pt", "reference=dark.npz", "metrics=[fid]")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ddpm.cli.evaluate", f"ckpt={trained}", *OPTIONS[1:], *options,
+         f"launch.processes={processes}"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert any(line.startswith("results go to") for line in process.stdout)
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 5 and process.returncode == 75, err
+    assert "ddpm-evaluate: stopped by SIGTERM\n" in err
+
+
+LONG = """
+import sys, time
+from ddpm import fidelity
+from ddpm.cli import evaluate
+def kid(*_):
+    import numpy
+    print("kid", flush=True)
+    numpy.linalg.eigvals(numpy.random.default_rng(0).random((6000, 6000)))
+fidelity.kid = kid
+evaluate.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_during_a_score_is_obeyed_and_the_finished_one_is_kept(command, trained):
+    Path("long.py").write_text(LONG)
+    process = subprocess.Popen(
+        [sys.executable, "long.py", f"ckpt={trained}", *OPTIONS],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and any(line == "kid\n" for line in process.stdout)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 5 and process.returncode == 75, err
+    assert "the same command continues the evaluation" in err
+    (folder,) = Path(trained, "evaluations").iterdir()
+    assert list(numbers(folder)) == ["fid_9"]
