@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
+
+_recordings: list[list[str]] = []
 
 
 def progress(total: int, what: str, unit: str, *, initial: int = 0, shown: bool = True) -> tqdm:
@@ -38,6 +42,19 @@ def progress(total: int, what: str, unit: str, *, initial: int = 0, shown: bool 
 def warn(message: str) -> None:
     """Say on the error stream that something is not as it should be."""
     note(f"warning: {message}")
+    for messages in _recordings:
+        messages.append(message)
+
+
+@contextmanager
+def recording() -> Iterator[list[str]]:
+    """Collect the warnings of the block: the error stream alone may have no reader."""
+    messages: list[str] = []
+    _recordings.append(messages)
+    try:
+        yield messages
+    finally:
+        _recordings[:] = [each for each in _recordings if each is not messages]
 
 
 def note(message: str) -> None:

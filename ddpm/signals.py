@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Self
 
@@ -137,7 +137,8 @@ class StopSignal:
             raise Stopped(f"stopped by {name}")
         if os.environ.get("RANK", "0") == "0":
             note = f"\n{name}: stopping after this step, with a checkpoint; again = at once\n"
-            os.write(sys.stderr.fileno() if _has_number(sys.stderr) else 2, note.encode())
+            with suppress(OSError):  # nobody may be reading any more
+                os.write(sys.stderr.fileno() if _has_number(sys.stderr) else 2, note.encode())
         if self._interruptible:
             raise Stopped(f"stopped by {name}")
 

@@ -1,1 +1,5 @@
 """The commands. ``app`` is what they share; each other module is one short main."""
+
+from ddpm.lifetime import end_import_with_launcher
+
+end_import_with_launcher()  # torch, which comes next, may take longer to import than we may live on

@@ -10,10 +10,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from ddpm import streams
 from ddpm.errors import ConfigError, Stopped
+from ddpm.lifetime import leaving, one_of_several
 from ddpm.signals import STOPPED_STATUS, StopSignal
 
 # A function of the options, or a dataclass of them whose instances are called; gives a number.
@@ -44,21 +47,23 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
         command: imports and returns the function to call with the root's options. It is called
             only when there is work to do, so that ``--help`` does not wait for torch.
     """
-    try:
-        with StopSignal(last=True):  # from the start: also while Hydra and torch are loaded
-            if {"-h", "--help"} & set(sys.argv[1:]):
-                print(usage(config_name))
-            else:
-                _compose(config_name, command)
-    except Stopped as stopped:
-        if str(stopped) and os.environ.get("RANK", "0") == "0":
-            _tell(config_name, str(stopped))
-        if any(thread.name == BUSY for thread in threading.enumerate()):
-            # Python would take apart what a library still works with.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(STOPPED_STATUS)
-        sys.exit(STOPPED_STATUS)
+    streams.protect()
+    with leaving() if one_of_several() else nullcontext():
+        try:
+            with StopSignal(last=True):  # from the start: also while Hydra and torch are loaded
+                if {"-h", "--help"} & set(sys.argv[1:]):
+                    print(usage(config_name))
+                else:
+                    _compose(config_name, command)
+        except Stopped as stopped:
+            if str(stopped) and os.environ.get("RANK", "0") == "0":
+                _tell(config_name, str(stopped))
+            if any(thread.name == BUSY for thread in threading.enumerate()):
+                # Python would take apart what a library still works with.
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(STOPPED_STATUS)
+            sys.exit(STOPPED_STATUS)
 
 
 def _compose(config_name: str, command: Callable[[], Command]) -> None:
@@ -75,6 +80,7 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
     starter = os.getpid()  # launchers run jobs in other processes
 
     def job(config: Any) -> float | None:
+        streams.protect()
         try:
             return sweeps.recorded(config_name, config, starter, lambda: _run(config, command()))
         except ConfigError as error:
@@ -113,8 +119,6 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
             raise
         _tell(config_name, explain(config_name, error, typed))
         sys.exit(1)
-    except BrokenPipeError:  # who read our output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # of Hydra, which makes the folder of a sweep
         _tell(config_name, f"{error.filename or 'out'}: {error.strerror}; choose another out=")
         sys.exit(1)
@@ -214,8 +218,6 @@ def _call(command: Command, options: dict[str, Any]) -> float | None:
     try:
         made = command(**options)
         return made() if isinstance(command, type) else made
-    except BrokenPipeError:
-        raise
     except OSError as error:
         if is_out_of_memory(error):
             raise

@@ -186,7 +186,7 @@ def recorded(
     try:
         with _told(place, config):
             return work()
-    except (ConfigError, BrokenPipeError):
+    except ConfigError:
         raise
     except Exception:
         traceback.print_exc()

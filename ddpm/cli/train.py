@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli import app
 from ddpm.errors import Stopped, shortened
+from ddpm.progress import recording
 from ddpm.signals import StopSignal
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def train(
         "trainer": trainer,
         "evaluation": evaluation,
     }
-    with StopSignal() as stop:
+    with StopSignal() as stop, recording() as warnings:
         planning = partial(plan, asked, name=name, out=out, resume=resume, override=override)
         planned = planning()
         options = instantiate.trainer_options(planned.config)
@@ -85,7 +86,7 @@ def train(
             accumulate=options["accumulate"],
             deterministic=options["deterministic"],
         )
-        return _train(planned, planning, accelerator, Path(out), stop)
+        return _train(planned, planning, accelerator, Path(out), stop, warnings)
 
 
 def _train(
@@ -94,6 +95,7 @@ def _train(
     accelerator: Accelerator,
     out: Path,
     stop: StopSignal,
+    warnings: list[str],
 ) -> float | None:
     """Build everything, claim the run's folder, and train in it."""
     from accelerate.utils import broadcast_object_list
@@ -103,7 +105,8 @@ def _train(
     from ddpm.training.run import Run
 
     training, walk, facts, validation = _build(planned.config, accelerator, out)
-    run = Run(planned.path or _new_folder(accelerator, out), training.trackers)
+    path = planned.path or _new_folder(accelerator, out)
+    run = Run(path, training.trackers, warnings)
     lock = Lock(run.path)
     try:
         if accelerator.is_main_process:

@@ -13,16 +13,21 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ddpm import streams
 from ddpm.cli import sweeps
 from ddpm.errors import ConfigError, Stopped, require
-from ddpm.signals import SIGNALS, STOPPED_STATUS, StopSignal
+from ddpm.lifetime import OWN_WORKERS, end_with_parent, leaving, one_of_several
+from ddpm.signals import SIGNALS, StopSignal
 
 Work = Callable[..., float | None]
+# For a worker whose launcher is gone: it hears a signal, finishes its step and saves.
+_GRACE_SECONDS = 8.0
 _NOTHING_OF_KILLED_WORKERS = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 
@@ -45,9 +50,7 @@ def count(launch: Launch, device: str) -> int:
             or a launcher has started us already.
     """
     key, wanted = "launch.processes", launch.processes
-    if started_outside():
-        from ddpm.training.launch import OWN_WORKERS
-
+    if one_of_several():
         problem = "the launcher has started the processes; leave it out"
         require(wanted == 1 or OWN_WORKERS in os.environ, key, wanted, problem)
         return 1
@@ -64,18 +67,13 @@ def count(launch: Launch, device: str) -> int:
     return wanted
 
 
-def started_outside() -> bool:
-    """Whether torchrun, accelerate launch or our own launcher has started this process."""
-    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
-
-
 def refuse_sweeps(arguments: Sequence[str]) -> None:
     """Refuse a sweep inside a launcher: each of its processes would run all jobs.
 
     Raises:
         ConfigError: that is what was asked for.
     """
-    if started_outside() and sweeps.is_asked_for(arguments):
+    if one_of_several() and sweeps.is_asked_for(arguments):
         problem = (
             "a sweep inside a launcher would run every job in every process; start the sweep "
             "without the launcher and add launch.processes=N"
@@ -93,7 +91,7 @@ def start(processes: int, work: Work, *arguments: Any) -> float | None:
 
     Raises:
         ConfigError: of a worker, or telling which one died, and of what.
-        Stopped: the workers were told to stop, and have, and have said so.
+        Stopped: the workers were told to stop, and have.
     """
     from hydra.core.hydra_config import HydraConfig
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -126,40 +124,55 @@ def start(processes: int, work: Work, *arguments: Any) -> float | None:
 
 
 def _worker(composed: Any, work: Work, arguments: Sequence[Any]) -> float | None:
-    """What each process runs."""
+    """Run the work in one process."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.utils import setup_globals
 
-    from ddpm.training.feed import end_readers
+    from ddpm.training.saving import in_progress
 
+    streams.protect()
+    launcher = int(os.environ[OWN_WORKERS])
+    end_with_parent(launcher, _GRACE_SECONDS, in_progress)
     os.setsid()  # Ctrl-C reaches the parent alone, which hands it on
     setup_globals()  # ${hydra:...} in the config
     HydraConfig.instance().set_config(composed)
-    status = 0
+    with leaving(), _heard_at_last():
+        try:
+            with StopSignal(last=True):
+                return work(*arguments)
+        except ConfigError as error:
+            raise WorkerError(str(error)) from None
+        except Stopped as stopped:
+            raise WorkerStopped(str(stopped)) from None
+        finally:
+            end_with_parent(launcher)  # nothing is left to save
+
+
+@contextmanager
+def _heard_at_last() -> Iterator[None]:
+    """Afterwards a signal is ignored for a while only: torch waits for the launcher without limit.
+
+    A scheduler's signal to all processes, when all is done, must not make a failure of it.
+    """
+    listened = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
     try:
-        with StopSignal(last=True):
-            return work(*arguments)
-    except ConfigError as error:
-        raise WorkerError(str(error)) from None
-    except Stopped as stopped:
-        if os.environ["RANK"] == "0":
-            print(f"ddpm-{composed.hydra.job.config_name}: {stopped}", file=sys.stderr)
-        status = STOPPED_STATUS
-    end_readers()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # All is saved. Python's own exit would have torch take its threads apart, which now and then
-    # aborts the process ("terminate called without an active exception").
-    os._exit(status)
+        yield
+    finally:
+        done = time.monotonic()
+
+        def end(number: int, _: object) -> None:
+            if time.monotonic() - done > _GRACE_SECONDS:
+                os._exit(128 + number)
+
+        for each in listened:
+            signal.signal(each, end)
 
 
 @contextmanager
 def _environment(processes: int) -> Iterator[None]:
     """What the workers shall find: their threads, and that they are wanted without a GPU too."""
-    from ddpm.training.launch import OWN_WORKERS
-
     before = dict(os.environ)
-    os.environ[OWN_WORKERS] = str(processes)
+    os.environ[OWN_WORKERS] = str(os.getpid())
     os.environ["PYTHONWARNINGS"] = ",".join(
         filter(None, [os.environ.get("PYTHONWARNINGS"), _NOTHING_OF_KILLED_WORKERS])
     )
@@ -206,13 +219,13 @@ def _handing_on() -> Iterator[list[str]]:
 def _explained(error: Any, processes: int) -> BaseException:
     """The failure of the worker that failed first."""
     rank, failure = error.get_first_failure()
-    if failure.exitcode == STOPPED_STATUS:
-        return Stopped("")
     told = failure.message
     if isinstance(told, dict):
-        mistake = str(told["message"]).partition(f"{WorkerError.__name__}: ")
-        if not mistake[0]:
-            return WorkerError(mistake[2])
+        kind, _, line = str(told["message"]).partition(": ")
+        if kind == WorkerError.__name__:
+            return WorkerError(line)
+        if kind == WorkerStopped.__name__:
+            return Stopped(line)
         trace = str(told.get("extraInfo", {}).get("py_callstack", ""))
         print(f"process {rank}:\n{trace}", file=sys.stderr, flush=True)
         what = f"process {rank} failed, see above: {told['message']}"
@@ -222,6 +235,10 @@ def _explained(error: Any, processes: int) -> BaseException:
         what = f"process {rank} ended with status {failure.exitcode}"
     problem = f"{what}; the others were ended too, the same command goes on"
     return ConfigError("launch.processes", processes, problem)
+
+
+class WorkerStopped(Exception):  # noqa: N818, as Stopped itself
+    """A worker has stopped; the launcher says so, unless it ended the worker itself."""
 
 
 class WorkerError(ConfigError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ddpm.data import Dataset as Data
 from ddpm.errors import ConfigError, require
+from ddpm.lifetime import end_with_parent
 from ddpm.seeding import For, mix_array
 from ddpm.signals import SIGNALS
 
@@ -108,7 +111,7 @@ class Feed:
             timeout=_PATIENCE_SECONDS if self.num_workers else 0,
             num_workers=self.num_workers,
             multiprocessing_context=_START_METHOD if self.num_workers else None,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=partial(_begin_reading, os.getpid()),
             collate_fn=_unchanged,
             pin_memory=self.pin_memory,
             # A loader draws a seed when it starts: not from the generator that training uses.
@@ -172,8 +175,9 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _ignore_signals(_: int) -> None:
+def _begin_reading(trainer: int, _: int) -> None:
     """In a process that reads: schedulers signal all processes, and the trainer needs this one."""
+    end_with_parent(trainer)
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
 

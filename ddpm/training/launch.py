@@ -19,12 +19,11 @@ from accelerate.utils import (
 )
 
 from ddpm.errors import ConfigError
+from ddpm.lifetime import OWN_WORKERS  # they may be several without a GPU
 from ddpm.progress import warn
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["no", "fp16", "bf16"]
-# Set for the workers that a command starts itself: they may be several without a GPU.
-OWN_WORKERS = "DDPM_WORKERS"
 _LAUNCHERS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _SLURM = "SLURM_STEP_NUM_TASKS"  # tasks of one srun
 _KINDS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)

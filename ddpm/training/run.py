@@ -31,15 +31,22 @@ class Run:
     Args:
         path: the folder; made on first use.
         trackers: where else to log.
+        warnings: a list that grows as warnings appear; they are moved to ``events.jsonl``.
     """
 
-    def __init__(self, path: Path, trackers: Trackers | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        trackers: Trackers | None = None,
+        warnings: list[str] | None = None,
+    ) -> None:
         self.path, self.trackers = path, Trackers([]) if trackers is None else trackers
         self.samples = path / "samples"
         self.config_file = path / CONFIG
         self.metrics_file = path / "metrics.jsonl"
         self.events_file = path / "events.jsonl"
         self.began = False  # whether this process has written an event
+        self._warnings = [] if warnings is None else warnings
         self._refused: set[str] = set()
 
     def create(self, config_yaml: str, latest: Path | None = None) -> None:
@@ -61,6 +68,7 @@ class Run:
         """Append one line to ``metrics.jsonl``, and tell the trackers."""
         with self.forgiving("metrics.jsonl"):
             _append(self.metrics_file, record)
+        self._write_warnings(record["step"])
         self.trackers.log(record, record["step"])
 
     def show(self, name: str, picture: Image.Image, step: int) -> Path:
@@ -90,7 +98,17 @@ class Run:
 
     def event(self, name: str, step: int, **facts: Any) -> None:
         """Append what happened to the run, and when, to ``events.jsonl``."""
-        self.began, now = True, time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        if self.began:
+            self._write_warnings(step)
+        self.began = True
+        self._write_event(name, step, **facts)
+
+    def _write_warnings(self, step: int) -> None:
+        while self._warnings:
+            self._write_event("warning", step, message=self._warnings.pop(0))
+
+    def _write_event(self, name: str, step: int, **facts: Any) -> None:
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         with self.forgiving("events.jsonl"):
             _append(self.events_file, {"time": now, "event": name, "step": step, **facts})
 

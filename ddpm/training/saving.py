@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from accelerate.utils import recursively_apply
@@ -14,6 +14,7 @@ from ddpm.errors import ConfigError
 from ddpm.training import checkpoint
 
 _TRIES = 3
+_THREAD = "checkpoint"
 
 
 class Saver:
@@ -34,7 +35,7 @@ class Saver:
     ) -> None:
         self.run, self.prune, self.warn = run, prune, warn
         self.failures = 0  # in a row
-        self._thread: Thread | None = None
+        self._thread: threading.Thread | None = None
         self._failure: Exception | None = None  # of the thread
         self._error: Exception | None = None
 
@@ -42,7 +43,7 @@ class Saver:
         """Copy what :func:`ddpm.training.checkpoint.save` takes, and begin to write it."""
         self.wait()
         copy = recursively_apply(_copy, content)
-        self._thread = Thread(target=self._write, args=(header, copy), name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(header, copy), name=_THREAD)
         self._thread.start()
 
     def wait(self) -> None:
@@ -85,6 +86,11 @@ class Saver:
                 self.warn(f"{self.run}: older checkpoints cannot be deleted: {error}")
         except Exception as failure:  # reported by error(), in the thread that can act on it
             self._failure = failure
+
+
+def in_progress() -> bool:
+    """Return True while this process is writing a checkpoint."""
+    return any(thread.name == _THREAD for thread in threading.enumerate())
 
 
 def _copy(value: Tensor) -> Tensor:
