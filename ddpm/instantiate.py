@@ -25,6 +25,7 @@ from torch import nn
 from yaml import YAMLError
 
 from ddpm.data import Codec, Dataset, codec_from_state
+from ddpm.data.classes import label_values
 from ddpm.data.split import Split, split
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, did_you_mean, render, require
@@ -318,6 +319,18 @@ class Facts:
         good = counts is None or (len(counts) == classes and min(counts) >= 0 < sum(counts))
         require(good, "ckpt", None, "its config.json has no valid class_counts; take another")
         return cls(shape, classes, names, codec_from_state(codec), counts)
+
+    @property
+    def names(self) -> list[str] | None:
+        """Names of the classes, their numbers where they have none; None without classes."""
+        if self.num_classes is None:
+            return None
+        return self.class_names or [str(number) for number in range(self.num_classes)]
+
+    def values(self, labels: torch.Tensor | None) -> torch.Tensor | None:
+        """Class numbers as the labels in a file: the names where all are whole numbers."""
+        values = label_values(self.names)
+        return labels if labels is None or values is None else torch.tensor(values)[labels]
 
     def state(self) -> dict[str, Any]:
         """As plain data."""

@@ -68,7 +68,6 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
 
 def _compose(config_name: str, command: Callable[[], Command]) -> None:
     """Have Hydra compose the config, or those of a sweep, and call the command."""
-    sys.argv[1:] = [readable(argument, sys.argv[1:]) for argument in sys.argv[1:]]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     import hydra
     from hydra.errors import HydraException
@@ -93,6 +92,7 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
         return None
 
     try:
+        sys.argv[1:] = [readable(argument, sys.argv[1:]) for argument in sys.argv[1:]]
         workers.refuse_sweeps(sys.argv[1:])
         typed = sys.argv[1:]
         sys.argv[1:] = sweeps.placed(config_name, sweeps.prepared(config_name, typed))
@@ -134,22 +134,22 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
 def readable(argument: str, arguments: list[str]) -> str:
     """An argument as Hydra's grammar reads it.
 
-    Values with characters that it knows only in quotes are quoted: accents, ``~``, ``=``, and
-    parentheses other than those of its functions. Beside ``resume``, options may be those of
-    groups that are not the default ones, so they are marked as additions.
+    Values are quoted where :func:`ddpm.cli.values.literal` says so. Beside ``resume``, options may
+    be those of groups that are not the default ones, so they are marked as additions.
     """
+    from ddpm.cli import sweeps, values
+
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
         return argument
+    if value:
+        sweep = sweeps.is_asked_for(arguments)
+        value = values.literal(key.lstrip("+"), value, sweep=sweep)
     if key.startswith("network."):  # arguments of somebody else's constructor: any are possible
         key = f"++{key}"
     plain = "." in key and "@" not in key and key[0].isalpha()
     if plain and any(a.startswith("resume=") for a in arguments):
         key = f"++{key}"
-    strange = not value.isascii() or re.search(r"[~=]", value)
-    called = re.fullmatch(r"\w+\(.*\)", value)
-    if (strange or ("(" in value and not called)) and value[0] not in "'\"[{":
-        value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return f"{key}={value}"
 
 
@@ -184,12 +184,12 @@ def usage(config_name: str) -> str:
 
 
 def _run(config: Any, command: Command) -> float | None:
-    from ddpm.cli import workers
+    from ddpm.cli import values, workers
     from ddpm.cli.memory import shortage
     from ddpm.instantiate import check, load_plugins, plain, typed
     from ddpm.memory import is_out_of_memory
 
-    options = plain(config)
+    options = values.expanded(plain(config))
     launched = options.pop("launch", None)
     if "ckpt" in options:
         for key in _FROM_CHECKPOINT:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ddpm import generation, instantiate
 from ddpm.cli import app
 from ddpm.data import Codec
+from ddpm.data.classes import class_number, listed
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, require
 from ddpm.progress import progress, warn
@@ -57,27 +58,25 @@ class Model:
         )
 
     def classes(self, asked: list[int | str] | int | str | None) -> list[int] | None:
-        """Class numbers of what a user typed, numbers or names; default all, in turn.
+        """Return the numbers of the classes that a user typed; by default all, in turn.
 
         Raises:
             ConfigError: an unconditional model, or a class that it does not know.
         """
-        count, names = self.facts.num_classes, self.facts.class_names or []
-        if count is None:
+        names = self.facts.names
+        if names is None:
             problem = "the model knows no classes; leave it out, or train with data.class_cond=true"
             require(asked is None, "classes", asked, problem)
             return None
         if asked is None:
-            return list(range(count))
+            return list(range(len(names)))
         wanted = asked if isinstance(asked, list) else [asked]
-        numbers = [names.index(c) if isinstance(c, str) and c in names else c for c in wanted]
-        for number in numbers:
-            if not isinstance(number, int) or not 0 <= number < count:
-                known = f" or {', '.join(names)}" if names else ""
-                problem = f"the model knows the classes 0 to {count - 1}{known}"
-                raise ConfigError("classes", asked, problem)
-        require(bool(numbers), "classes", asked, "name at least one, or leave it out")
-        return [int(number) for number in numbers]
+        numbers = [class_number(each, names) for each in wanted]
+        known = [number for number in numbers if number is not None]
+        problem = f"the model knows the classes {listed(names)}; use some of those"
+        require(len(known) == len(wanted), "classes", asked, problem)
+        require(bool(known), "classes", asked, "name at least one, or leave it out")
+        return known
 
     def given(self, path: str | None) -> Tensor | None:
         """What a model is given, raw data (N, C, *spatial) of the user's file.

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpm.cli import app
+from ddpm.cli import app, values
 from ddpm.errors import ConfigError, render, require
 
 if TYPE_CHECKING:
@@ -100,10 +100,12 @@ def _facts(
     """Shape, classes and codec: of the data if they are named, else of what the network takes."""
     from ddpm import instantiate
     from ddpm.data import Codec, Condition, ImageCodec, SequenceCodec, VideoCodec
+    from ddpm.data.classes import relabelled
 
     described = found.described
     if data is not None:
-        return instantiate.Facts.of(instantiate.dataset({"data": data}))
+        own = instantiate.dataset({"data": data})
+        return instantiate.Facts.of(relabelled(own, _classes(found, config), None))
     axes = len(described.size)
     spatial = [size] * min(axes, 2) if isinstance(size, int) else size or found.size
     what = AXES[axes]
@@ -164,8 +166,7 @@ def _require_free(name: str | None, out: str) -> None:
     """Raise ConfigError where the name is not that of one new folder."""
     if name is None:
         return
-    problem = "is the name of one folder, without / in it; its parent is out="
-    require(name not in ("", "..", "latest") and Path(name).name == name, "name", name, problem)
+    values.check_run_name(name, out)
     folder = Path(out, name)
     problem = "there is such a folder; choose another name, or delete it"
     require(not folder.exists() and not folder.is_symlink(), "name", name, problem)

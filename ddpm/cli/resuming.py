@@ -12,8 +12,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ddpm import __version__, instantiate
-from ddpm.cli import app, sweeps
+from ddpm.cli import app, sweeps, values
 from ddpm.cli.judging.measure import Measure
+from ddpm.data.classes import relabelled
+from ddpm.data.split import Split
 from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.progress import warn
 from ddpm.training import checkpoint
@@ -41,6 +43,23 @@ class Plan:
     path: Path | None = None
     exists: bool = False
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    def numbered(self, own: Split) -> Split:
+        """Return the data with the class numbers of the run's checkpoints.
+
+        See :func:`ddpm.data.relabelled`: in earlier versions labels counted from 0.
+        """
+        for folder in checkpoint.listed(self.path) if self.exists and self.path else []:
+            try:
+                facts = instantiate.Facts.restored(checkpoint.read_json(folder / checkpoint.CONFIG))
+            except (ConfigError, OSError, ValueError, TypeError, RecursionError):
+                continue  # a damaged one, of which found() tells
+            held = own.held
+            count, names = facts.num_classes, facts.class_names
+            if held is not None:
+                held = relabelled(held, count, names)
+            return Split(relabelled(own.train, count, names), held)
+        return own
 
     def found(
         self, accelerator: Accelerator, facts: instantiate.Facts, num_samples: int
@@ -119,10 +138,7 @@ def _completed(stored: Node) -> Node:
 def _named(name: str | None, out: str) -> Path | None:
     """The folder of a run that has a name, or of a job of a sweep."""
     if name is not None:
-        problem = "is the name of one folder, without / in it; its parent is out="
-        require(name not in ("", "..") and Path(name).name == name, "name", name, problem)
-        problem = f"is the link to the last run; to go on with that, take resume={out}/latest"
-        require(name != "latest", "name", name, problem)
+        values.check_run_name(name, out)
     return sweeps.folder() or (None if name is None else Path(out, name))
 
 

@@ -61,7 +61,8 @@ def sample(
             on_step=on_step(bar, film),
         )
         first = mine.start
-        for raw, labels in batches:
+        for raw, numbers in batches:
+            labels = trained.facts.values(numbers)
             for each in singly:
                 codec.write(raw, folder, format=each, labels=labels, first=first)
             if jointly or first < GRID:

@@ -28,8 +28,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
+from omegaconf import read_write
 
-from ddpm.cli import app
+from ddpm.cli import app, values
 from ddpm.cli import sweep_table as table
 from ddpm.errors import ConfigError, Stopped, require
 from ddpm.files import replacing
@@ -132,7 +133,10 @@ class Begin(Callback):
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         """Note the sweep's folder for :func:`conclude`, and who is to hear signals."""
-        _own.place = Path(config.hydra.sweep.dir)
+        where = values.expand("hydra.sweep.dir", config.hydra.sweep.dir)
+        with read_write(config):
+            config.hydra.sweep.dir = where
+        _own.place = Path(where)
         for record in table.records(_own.place):
             record.unlink()
         here = str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher")

@@ -104,7 +104,7 @@ def _train(
     from ddpm.training.lock import Lock
     from ddpm.training.run import Run
 
-    training, walk, facts, validation = _build(planned.config, accelerator, out)
+    training, walk, facts, validation = _build(planned, accelerator, out)
     path = planned.path or _new_folder(accelerator, out)
     run = Run(path, training.trackers, warnings)
     lock = Lock(run.path)
@@ -139,7 +139,7 @@ def _train(
 
 
 def _build(
-    config: Node, accelerator: Accelerator, out: Path
+    planned: Plan, accelerator: Accelerator, out: Path
 ) -> tuple[Trainer, Sampler, Facts, Validation | None]:
     """The trainer, the previews' sampler, what the data decide, and what evaluates."""
     from contextlib import nullcontext
@@ -149,9 +149,10 @@ def _build(
     from ddpm.generation import check_steps
     from ddpm.training.agreement import main_first
 
+    config = planned.config
     fetching = config["data"].get("download", False)  # one fetches, the others find it there
     with main_first(accelerator) if fetching else nullcontext():
-        own = instantiate.splits(config)
+        own = planned.numbered(instantiate.splits(config))
     app.warn_once(accelerator, own.train.warnings)
     facts = instantiate.Facts.of(own.train)
     process = instantiate.diffusion(config, facts)

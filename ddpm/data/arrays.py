@@ -158,9 +158,11 @@ def declared_range(
 def array_classes(
     labels: Any, path: str, count: int, what: str
 ) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Labels as class numbers, and the names of the classes: sorted, or "0", "1" and so on.
+    """Return labels as class numbers, and the names of the classes.
 
-    ``what`` is what one of the ``count`` items is called. Raises ConfigError (key ``class_cond``).
+    The classes are the labels that occur, in their order: names, or whole numbers from 0, which
+    are then the names. ``what`` is what one of the ``count`` items is called. Raises ConfigError
+    (key ``class_cond``).
     """
     if labels.shape != (count,):
         problem = f"{path} holds labels of shape {labels.shape}; they must be ({count},)"
@@ -168,7 +170,21 @@ def array_classes(
     if labels.dtype.kind == "U":
         names, numbers = np.unique(labels, return_inverse=True)
         return numbers.astype(np.int64), [str(name) for name in names]
-    if labels.dtype.kind not in "iu" or labels.min() < 0:
+    whole = _whole_numbers(labels)
+    if whole is None:
         problem = f"{path} holds labels that are not whole numbers from 0, nor names"
         raise ConfigError("class_cond", True, f"{problem}; save them as integers")
-    return labels.astype(np.int64), [str(number) for number in range(int(labels.max()) + 1)]
+    values, numbers = np.unique(whole, return_inverse=True)
+    return numbers.astype(np.int64), [str(value) for value in values.tolist()]
+
+
+def _whole_numbers(labels: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+    """Return labels as whole numbers from 0, or None where some are not; 2.0 and True are."""
+    if labels.dtype.kind == "b":
+        return labels.astype(np.int64)
+    if labels.dtype.kind == "f":
+        whole = np.isfinite(labels) & (np.abs(labels) < 2**53) & (np.rint(labels) == labels)
+        labels = labels.astype(np.int64) if bool(whole.all()) else labels
+    if labels.dtype.kind not in "iu" or labels.min() < 0:
+        return None
+    return labels

@@ -19,7 +19,7 @@ class Sequences(Dataset):
     ``key`` names the array in an .npz, or in a .pt that holds a dict; by default "arr_0" or the
     only one. ``low`` and ``high`` declare the range of the values, which becomes -1..1 in model
     space; what is None is measured. ``class_cond`` takes labels from the array "labels" or "arr_1":
-    whole numbers from 0, or names.
+    whole numbers from 0, or names; the classes are those that occur.
 
     Raises ConfigError for a file that is not like this or holds NaN, infinities, or values outside
     the declared range. Everything is kept in memory, as float32.

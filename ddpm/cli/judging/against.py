@@ -18,6 +18,7 @@ from ddpm.cli.judging.gathering import attended, on_main
 from ddpm.cli.judging.likelihood import Clean
 from ddpm.cli.judging.samples import Collector, of_images
 from ddpm.data import UNTOUCHED, Dataset
+from ddpm.data.classes import relabelled
 from ddpm.data.split import Split
 from ddpm.errors import ConfigError, require
 from ddpm.instantiate import Facts
@@ -112,6 +113,7 @@ class Against:
         if part is None:
             part = "train" if group or self._of_model[0].val is None else "val"
         data, told = self._part(part, group=group)
+        data = relabelled(data, facts.num_classes, facts.class_names)
         problem = f"its data are {list(data.shape)}, the model's {list(facts.shape)}"
         require(tuple(data.shape) == tuple(facts.shape), "reference", self.named, problem)
         generator = torch.Generator().manual_seed(seed)

@@ -1,0 +1,134 @@
+"""Values of options as they were typed: text is not read as a number, and ``~`` is expanded."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddpm.errors import ConfigError, require
+
+PATHS = frozenset(
+    {
+        *("a", "b", "cache", "ckpt", "condition", "ema", "file", "out", "reference", "resume"),
+        *("runs", "samples", "data.path", "extractor.path", "extractor.weights"),
+        *("evaluation.reference", "evaluation.extractor.path", "evaluation.extractor.weights"),
+        *("hydra.run.dir", "hydra.sweep.dir"),
+    }
+)
+"""Options that name files or folders."""
+TEXT = PATHS | {"name", "version", "recipe", "data.key", "classes", "evaluation.classes"}
+"""Options whose values are text, also where they look like numbers."""
+SEEDS = frozenset({"a", "b"})  # a whole number is the seed of a sample
+RESERVED = {
+    "latest": "the link to the last run; to go on with that, take resume={out}/latest",
+    "multirun": "the folder of sweeps; use another name",
+    "references": "the folder of reference statistics; use another name",
+}
+_PAIRS = {"[": "]", "(": ")", "{": "}"}
+
+
+def literal(key: str, value: str, *, sweep: bool) -> str:
+    """Return a typed value in the form in which Hydra's grammar reads what was meant.
+
+    Values with characters that the grammar accepts only in quotes are quoted: accents, ``~``,
+    ``=``, and parentheses other than those of its functions. So is text that the grammar would
+    read as a number or a truth value. In paths, a leading ``~`` is expanded.
+
+    Args:
+        key: the option.
+        value: as typed, not empty.
+        sweep: whether commas separate the values of a sweep.
+    """
+    parts = _split(value) if sweep else [value]
+    return ",".join(_element(key, part) if part else part for part in parts)
+
+
+def _element(key: str, value: str) -> str:
+    if key in TEXT and value.startswith("[") and value.endswith("]") and value != "[]":
+        return f"[{','.join(_element(key, each.strip()) for each in _split(value[1:-1]))}]"
+    if value[:1] in ("", "'", '"', "[", "{"):
+        return value
+    text = expand(key, value) if key in PATHS else value
+    called = re.fullmatch(r"\w+\(.*\)", text)
+    strange = not text.isascii() or re.search(r"[~=]", text) or ("(" in text and not called)
+    if text != value or strange or (key in TEXT and _is_number(text, seed=key in SEEDS)):
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return value
+
+
+def _is_number(text: str, *, seed: bool) -> bool:
+    """Return whether Hydra reads a text as a number or a truth value, other than a seed."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        read = OverridesParser.create().parse_override(f"x={text}").value()
+    except HydraException:
+        return False
+    return isinstance(read, (int, float)) and not (seed and type(read) is int)
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that are in no quotes and no brackets."""
+    parts, start, closing, quote = [], 0, [], ""
+    for at, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote and text[at - 1] != "\\" else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in _PAIRS:
+            closing.append(_PAIRS[letter])
+        elif closing and letter == closing[-1]:
+            closing.pop()
+        elif letter == "," and not closing:
+            parts.append(text[start:at])
+            start = at + 1
+    return [*parts, text[start:]]
+
+
+def expand(key: str, path: str) -> str:
+    """Return a path with a leading ``~`` or ``~user`` replaced by that home directory.
+
+    As in a shell, the name of an unknown user is left as it is.
+
+    Raises:
+        ConfigError: the own home directory is not known.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded == "~" or expanded.startswith("~/"):
+        raise ConfigError(key, path, "the home directory is not known; set HOME")
+    return expanded
+
+
+def expanded(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a config in which the leading ``~`` of every path is expanded.
+
+    Raises:
+        ConfigError: the own home directory is not known.
+    """
+    return {name: _expanded(f"{prefix}{name}", value) for name, value in options.items()}
+
+
+def _expanded(key: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return expanded(value, f"{key}.")
+    if key not in PATHS:
+        return value
+    if isinstance(value, list):
+        return [expand(key, each) if isinstance(each, str) else each for each in value]
+    return expand(key, value) if isinstance(value, str) else value
+
+
+def check_run_name(name: str, out: str) -> None:
+    """Refuse the name of a run that is not a folder of its own in ``out``.
+
+    Raises:
+        ConfigError: a path, or a name under which something else is kept.
+    """
+    problem = "is the name of one folder, without / in it; its parent is out="
+    require(name not in ("", "..") and Path(name).name == name, "name", name, problem)
+    if name in RESERVED:
+        raise ConfigError("name", name, f"is {RESERVED[name].format(out=out)}")
