@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ddpm import __version__, instantiate
-from ddpm.cli import app, sweeps, values
+from ddpm.cli import app, places, sweeps, values
 from ddpm.cli.judging.measure import Measure
 from ddpm.data.classes import relabelled
 from ddpm.data.split import Split
@@ -86,7 +86,7 @@ class Plan:
             known["class_names"] = mine["class_names"]
         asked = {name: mine[name] for name in known}
         check_same({"data": known}, {"data": asked}, self.key, found.run)
-        stored = instantiate.completed(found.config)
+        stored = places.without(instantiate.completed(found.config), set(places.KEYS))
         here = {key: node for key, node in self.config.items() if key in stored}
         check_same(stored, here, self.key, found.run, override=True)  # plan() has asked for that
         if accelerator.is_main_process:
@@ -116,11 +116,16 @@ def plan(asked: Node, *, name: str | None, out: str, resume: str | None, overrid
             raise ConfigError("resume", resume, problem)
         return Plan(asked, key, path)
     stored = _completed(stored)  # of a version that had fewer options
+    there = places.located(stored, path)
     if resume is not None:
-        asked = _with_overrides(stored, asked)
+        asked = _with_overrides(there, asked)
         _refuse_code(asked)
+    else:
+        asked = places.repeated(_with_axes(asked, stored), there)
+    stored = places.without(stored, set(places.KEYS))
     known = {key: node for key, node in asked.items() if key in stored}
     changed = check_same(stored, known, key, path, override=override)
+    changed = {name: pair for name, pair in changed.items() if not places.is_same(name, *pair)}
     if "trainer.max_steps" in changed and asked["trainer"].get("lr_decay") == "cosine":
         warn("lr_decay=cosine ends at max_steps: with another one this is not the same run")
     return Plan(asked, key, path, True, changed)
@@ -133,6 +138,15 @@ def _completed(stored: Node) -> Node:
         defaults = {each.name: each.default for each in fields(Measure) if each.default != MISSING}
         stored["evaluation"] = {**defaults, **stored["evaluation"]}
     return stored
+
+
+def _with_axes(asked: Node, stored: Node) -> Node:
+    """Return the config with the axes of sequences of the run, where they were not typed again."""
+    data, there = asked["data"], stored.get("data")
+    axes = there.get("axes") if isinstance(there, dict) else None
+    if axes is None or data.get("axes", axes) is not None:
+        return asked
+    return {**asked, "data": {**data, "axes": axes}}
 
 
 def _named(name: str | None, out: str) -> Path | None:
@@ -156,7 +170,7 @@ def _stored(path: Path) -> Node | None:
 
 def _with_overrides(stored: Node, asked: Node) -> Node:
     """The stored config with the options that were typed beside ``resume``."""
-    merged = deepcopy(stored)
+    merged = places.without(deepcopy(stored), _typed_keys())
     if isinstance(merged.get("evaluation"), dict):  # of a version that had fewer options
         merged["evaluation"] = {**asked["evaluation"], **merged["evaluation"]}
     for typed in app.overrides():
@@ -183,6 +197,10 @@ def _with_overrides(stored: Node, asked: Node) -> Node:
     return {**asked, **merged}  # an imported run has no sampler and no trainer either
 
 
+def _typed_keys() -> set[str]:
+    return {one.lstrip("+~").partition("=")[0] for one in app.overrides()}
+
+
 def _refuse_code(asked: Node) -> None:
     """Refuse an extractor that runs a file, unless the user names it: a run may be others' work.
 
@@ -190,8 +208,7 @@ def _refuse_code(asked: Node) -> None:
         ConfigError: the run has one, and is to evaluate.
     """
     node = asked["evaluation"]["extractor"]
-    typed = {one.lstrip("+~").partition("=")[0] for one in app.overrides()}
-    named = {"extractor@evaluation.extractor", "evaluation.extractor.path"} & typed
+    named = {"extractor@evaluation.extractor", "evaluation.extractor.path"} & _typed_keys()
     if asked["trainer"].get("evaluate_every") and str(node.get("_target_")).endswith(".Custom"):
         problem = (
             "is a file that would be run; if you trust it, add "

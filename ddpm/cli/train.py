@@ -192,13 +192,14 @@ def _begin(
     import torch
 
     from ddpm import __version__, instantiate
+    from ddpm.cli import places
     from ddpm.training.agreement import wait_for_all
     from ddpm.training.retention import sweep_up
 
     for key, (old, new) in planned.changed.items():
         app.say(accelerator, f"{key}: {old} until step {training.step}, from now on {new}")
     if accelerator.is_main_process:
-        run.create(instantiate.to_yaml(planned.config), latest)
+        run.create(instantiate.to_yaml(places.stored(planned.config)), latest)
         run.rewind(training.step)
         sweep_up(run.path)
         run.event(
@@ -228,13 +229,14 @@ def _fit(
     import torch
 
     from ddpm import __version__
+    from ddpm.cli import places
     from ddpm.cli.previews import Previews
 
     accelerator, config = training.accelerator, planned.config
     previews = Previews(walk, training.diffusion, facts, accelerator, seed=config["seed"], run=run)
     header = {
         "ddpm": __version__,
-        "config": config,
+        "config": places.stored(config),
         **facts.state(),
         "num_samples": len(training.data),
         "processes": accelerator.num_processes,
@@ -281,7 +283,6 @@ def _ending(run: Run, training: Trainer) -> Iterator[None]:
 def _summary(training: Trainer, facts: Facts, run: Run) -> str:
     """What is about to be trained, in a few words."""
     weights = sum(parameter.numel() for parameter in training.network.parameters())
-    size = "x".join(map(str, facts.shape))
     classes, names = "", ""
     if facts.num_classes is not None:
         classes = f", {facts.num_classes} classes"
@@ -293,7 +294,7 @@ def _summary(training: Trainer, facts: Facts, run: Run) -> str:
     where = f"{world} processes, each on {device}" if world > 1 else str(device)
     return (
         f"training{start} to step {training.max_steps} on {where}: "
-        f"{weights:,} parameters, {len(training.data):,} samples of {size}{classes}{note}\n"
+        f"{weights:,} parameters, {facts.codec.counted(len(training.data))}{classes}{note}\n"
         f"{names}results go to {run.path}"
     )
 

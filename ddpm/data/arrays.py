@@ -34,7 +34,6 @@ def load_arrays(
     read where it is looked at. The values are real numbers; pickled objects are refused. Raises
     ConfigError.
     """
-    path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise ConfigError("path", path, "no such file")
     suffix = Path(path).suffix.lower()

@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from ddpm.data.pictures import grid, plots
 from ddpm.data.scaling import Bytes, Range, Whole
 from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.files import replacing
+
+Axes = Literal["NCL", "NLC"]
+"""Order of the axes of sequences in files: samples, channels, length, or the length before."""
 
 
 class Codec(ABC):
@@ -93,6 +96,10 @@ class Codec(ABC):
         Like :attr:`ddpm.data.Dataset.warnings`. Raises ConfigError (key ``path``).
         """
         return ()
+
+    def counted(self, count: int) -> str:
+        """Return a number of items and the shape of one in words."""
+        return f"{count:,} samples of {'x'.join(map(str, self.shape))}"
 
     @abstractmethod
     def picture(self, raw: torch.Tensor, *, columns: int | None = None) -> Image.Image:
@@ -234,14 +241,13 @@ class ImageCodec(Codec):
         self._need_picture_channels("path", path, "train on grey or RGB images")
         channels, height, width = self.shape
         with quiet_about_size():
-            place = str(Path(path).expanduser())
-            _, pixels = read_pixels(place, channels, (height, width), self.levels)
+            _, pixels = read_pixels(path, channels, (height, width), self.levels)
         return torch.from_numpy(pixels.copy())
 
     def warnings_of(self, path: str) -> tuple[str, ...]:
         """A line if 16-bit values use a small part of the model's range."""
         with quiet_about_size():
-            header, _ = read_pixels(str(Path(path).expanduser()), 1, None, self.levels)
+            header, _ = read_pixels(path, 1, None, self.levels)
         return of_one_file(path, header.seen, self.levels)
 
     def picture(self, raw: torch.Tensor, *, columns: int | None = None) -> Image.Image:
@@ -285,7 +291,8 @@ class ImageCodec(Codec):
 class SequenceCodec(Codec):
     """Sequences: raw float32 from ``low`` to ``high`` is -1..1 in model space; never clamped.
 
-    ``shape`` is (channels, length).
+    ``shape`` is (channels, length). In files the axes are in the order of the training data,
+    ``axes``: (channels, length) for "NCL", (length, channels) for "NLC".
     """
 
     kind = "sequences"
@@ -293,8 +300,10 @@ class SequenceCodec(Codec):
     formats = ("npy", "npz")
     default_format = "npy"
 
-    def __init__(self, shape: Iterable[int], low: float, high: float) -> None:
+    def __init__(self, shape: Iterable[int], low: float, high: float, axes: Axes = "NCL") -> None:
         self.shape = checked_shape(shape, "channels length")
+        require(axes in get_args(Axes), "axes", axes, "must be NCL or NLC")
+        self._last = axes == "NLC"  # channels last
         self.low, self.high = float(low), float(high)
         self._scaling = Range(self.low, self.high)
 
@@ -307,23 +316,39 @@ class SequenceCodec(Codec):
         return self._scaling.decode(x)
 
     def state(self) -> dict[str, Any]:
-        """Kind, shape and range."""
-        shape = list(self.shape)
-        return {"kind": self.kind, "shape": shape, "low": self.low, "high": self.high}
+        """Kind, shape and range, and axes other than the usual ones."""
+        state = {"kind": self.kind, "shape": list(self.shape), "low": self.low, "high": self.high}
+        return {**state, "axes": "NLC"} if self._last else state
+
+    def counted(self, count: int) -> str:
+        """Return the number of sequences, their channels and their length in words."""
+        return f"{count:,} sequences of {named(*self.shape)}"
 
     def read(self, path: str) -> torch.Tensor:
-        """An .npy, .npz or .pt file of ``(C, L)``, or ``(L,)`` for one channel, as float32."""
+        """Read an .npy, .npz or .pt file of one sequence as float32 ``(C, L)``.
+
+        Its axes are those of the training data; ``(L,)`` is one channel.
+        """
         values, _ = read_arrays(str(path), None, want_labels=False)
-        item = values[None] if values.ndim == 1 else values
+        item = values[None] if values.ndim == 1 else values.T if self._last else values
         if item.shape != self.shape:
-            problem = f"has the shape {values.shape}, but the model's sequences {self.shape}"
-            raise ConfigError("path", str(path), f"{problem} (channels, length); cut it to that")
-        return torch.from_numpy(item)
+            own, names = (self.shape, "channels, length")
+            if self._last:
+                own, names = (self.shape[::-1], "length, channels")
+            problem = f"has the shape {values.shape}, but the model's sequences {own} ({names})"
+            raise ConfigError("path", str(path), f"{problem}; cut it to that")
+        return torch.from_numpy(np.ascontiguousarray(item))
 
     def picture(self, raw: torch.Tensor, *, columns: int | None = None) -> Image.Image:
         """Line plots of the first 16; see :func:`ddpm.data.pictures.plots`."""
         return plots(raw.detach().cpu().numpy(), self.low, self.high, columns)
 
     def array(self, raw: torch.Tensor) -> npt.NDArray[np.float32]:
-        """As it is: float32 ``(N, C, L)``."""
-        return raw.cpu().numpy()
+        """Return float32 in the axes of the training data: ``(N, C, L)`` or ``(N, L, C)``."""
+        array = raw.cpu().numpy()
+        return np.ascontiguousarray(array.swapaxes(1, 2)) if self._last else array
+
+
+def named(channels: int, length: int) -> str:
+    """Return the size of a sequence in words: ``2 channels, length 128``."""
+    return f"{channels} channel{'s' if channels != 1 else ''}, length {length}"

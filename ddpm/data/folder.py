@@ -63,7 +63,7 @@ class Folder(PixelSet):
     ) -> None:
         require(cache_mb >= 0, "cache_mb", cache_mb, "must be 0 or more")
         size = target_size(image_size)
-        self._root = os.path.expanduser(path)
+        self._root = path
         listing = find_files(self._root, SUFFIXES, "images")
         self._files, self.warnings = listing.files, listing.warnings
         with quiet_about_size():

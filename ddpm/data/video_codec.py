@@ -157,7 +157,7 @@ class VideoCodec(Codec):
 
     def warnings_of(self, path: str) -> tuple[str, ...]:
         """Of a folder of frames: skipped files, and 16-bit values in a small part of the range."""
-        path = os.path.expanduser(str(path))
+        path = str(path)
         if not os.path.isdir(path):
             return ()
         listing = find_files(path, SUFFIXES, "frames")
@@ -231,7 +231,7 @@ class VideoCodec(Codec):
 
     def _items(self, path: str, needed: int, channels: tuple[int, ...]) -> npt.NDArray[Any]:
         """The raw videos ``(N, C, needed, H, W)`` in a file, C one of ``channels``."""
-        path = os.path.expanduser(str(path))
+        path = str(path)
         if os.path.isdir(path) or path.lower().endswith(GIF):
             return self._from_pictures(path, needed)
         must_be_array(path, "a GIF, a folder of frames")

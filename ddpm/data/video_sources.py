@@ -86,7 +86,6 @@ class VideoFile:
     @classmethod
     def at(cls, path: str, fps: Rate) -> VideoFile:
         """The video at ``path``; raises ConfigError if there is none."""
-        path = os.path.expanduser(path)
         if not os.path.isdir(path):
             durations_ms = read_gif_header(path).durations_ms
             try:
@@ -151,7 +150,7 @@ class VideoFiles:
         low: float | None,
         high: float | None,
     ) -> None:
-        self._root = os.path.expanduser(root)
+        self._root = root
         found: dict[str, list[str]] = {}
         listing = find_files(self._root, (GIF, *SUFFIXES), "videos")
         self.warnings = listing.warnings

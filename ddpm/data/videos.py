@@ -73,7 +73,7 @@ class Videos(PixelSet):
         require(good, "frames", frames, "must be at least 1; null takes the whole videos")
         if isinstance(fps, int | float):
             require(0 < fps < math.inf, "fps", fps, "must be more than 0, such as 20")
-        path, size = os.path.expanduser(path), target_size(image_size)
+        size = target_size(image_size)
         rate, levels = fps, False
         with quiet_about_size():
             if os.path.isdir(path):

@@ -111,7 +111,7 @@ class Custom(Extractor):
     resize = "its own"
 
     def __init__(self, *, path: str) -> None:
-        self._path = Path(path).expanduser()
+        self._path = Path(path)
         problem = "there is no such file; save a TorchScript module there, with torch.jit.save"
         require(self._path.is_file(), "path", path, problem)
         self.sha256 = file_sha256(self._path, "path")

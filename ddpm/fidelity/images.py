@@ -247,7 +247,7 @@ def read_npz(path: str, key: str, *names: str) -> dict[str, np.ndarray[Any, Any]
     Raises:
         ConfigError: (key ``key``) it is not there, damaged, or lacks one of them.
     """
-    place = Path(path).expanduser()
+    place = Path(path)
     require(place.is_file(), key, path, "there is no such file")
     try:
         if not is_zipfile(place):
@@ -279,7 +279,7 @@ def holds_statistics(path: str) -> bool:
 
     It reads names only; what is damaged or no such file at all gives False.
     """
-    place = Path(path).expanduser()
+    place = Path(path)
     if place.suffix == ".safetensors":
         return place.is_file()
     try:

@@ -53,7 +53,7 @@ class _Published(_Network):
     """
 
     def __init__(self, weights: str | None) -> None:
-        self._weights = None if weights is None else Path(weights).expanduser()
+        self._weights = None if weights is None else Path(weights)
         if self._weights is not None:
             require(self._weights.is_file(), "weights", weights, "there is no such file")
             self._verify(self._weights, "weights", f"fetch it from {self._source()[0]}")

@@ -206,7 +206,7 @@ def named(
     Raises:
         ConfigError: (key ``key``) it is damaged, of another extractor, or lacks what is needed.
     """
-    place = Path(path).expanduser()
+    place = Path(path)
     require(place.is_file(), key, path, "there is no such file")
     ours = place.suffix == ".safetensors"
     found = _ours(place, path, extractor, key) if ours else _of_the_field(path, extractor, key)
@@ -239,7 +239,7 @@ def _of_the_field(path: str, extractor: Extractor, key: str) -> Reference:
     problem = "its mu and sigma are no real numbers; give another file, or the images"
     require({mu.dtype.kind, sigma.dtype.kind} == {"f"}, key, path, problem)
     told = {
-        "reference": {"source": path, "sha256": file_sha256(Path(path).expanduser(), key)},
+        "reference": {"source": path, "sha256": file_sha256(Path(path), key)},
         "extractor": {**extractor.described(), "features": len(np.atleast_1d(mu))},
         "resize": "not known: the file does not say",
     }

@@ -64,7 +64,7 @@ def read(path: str, key: str = "file") -> Any:
     Raises:
         ConfigError: (key ``key``) it is not there, is neither, or holds anything else.
     """
-    place = Path(path).expanduser()
+    place = Path(path)
     require(not place.is_dir(), key, path, "is a folder; give the file in it")
     require(place.exists(), key, path, "there is no such file")
     require(place.is_file(), key, path, "is not a regular file; give a checkpoint")

@@ -13,6 +13,7 @@ from ddpm.nested import flat
 FREE_KEYS = frozenset(
     {
         "data.path",
+        "data.axes",  # what they make of the data is compared by itself
         "data.download",
         "data.cache_mb",
         "data.bits",  # this and the next are in the codec's state, and compared there

@@ -32,7 +32,9 @@ def test_classes_are_asked_for_and_written_by_their_labels(command, tiny, gaps):
     assert ended.line == f"ddpm-sample: classes=[1]: {problem}"
     again = (*DATA, "data.path=all/samples.npz", "trainer.max_steps=1", "name=b")
     ended = command("train", *again, *tiny)
-    assert ended.status == 0 and "4 samples of 2x16, 3 classes" in ended.out, ended.err
+    assert ended.status == 0 and "4 sequences of 2 channels, length 16, 3 classes" in ended.out, (
+        ended.err
+    )
     assert command("sample", "ckpt=outputs/b", "steps=1", "classes=5").status == 0
 
 

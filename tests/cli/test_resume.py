@@ -139,7 +139,7 @@ def test_a_moved_data_set_is_named_alone(command, tiny):
     Path("a.npy").rename("b.npy")
     ended = command("train", "resume=outputs/w", "data.path=b.npy", "trainer.max_steps=4")
     assert ended.status == 0, ended.err
-    assert last("outputs/w").config["data"]["path"] == "b.npy"
+    assert last("outputs/w").config["data"]["path"] == str(Path("b.npy").resolve())
     ended = command("train", "resume=outputs/w", "data.pat=b.npy")
     assert ended.line == (
         "ddpm-train: data.pat=b.npy: there is no such option; did you mean 'data.path'?"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.data import Sequences
+from ddpm.data import Sequences, codec_from_state
 from ddpm.errors import ConfigError
 
 VALUES = np.random.default_rng(0).normal(3, 5, (7, 2, 10)).astype(np.float32)
@@ -186,3 +186,73 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, name: str):
     assert not mark.exists()
     pickle.loads(pickle.dumps(malice))  # it would have
     assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "problem"),
+    [
+        (
+            (7, 128, 2),
+            "whose last axis is the shorter one; set data.axes=NCL for 128 channels, length 2, or "
+            "data.axes=NLC for 2 channels, length 128",
+        ),
+        (
+            (3, 2, 1),
+            "whose last axis is the shorter one; set data.axes=NCL for 2 channels, length 1, or "
+            "data.axes=NLC for 1 channel, length 2",
+        ),
+        (
+            (8, 28, 28),
+            "which may be images; save images as PNG files for data=folder; for sequences of 28 "
+            "channels, length 28, set data.axes=NCL or data.axes=NLC",
+        ),
+    ],
+)
+def test_axes_that_are_in_doubt_have_to_be_named(tmp_path: Path, shape, problem):
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    np.save(tmp_path / "a.npy", values)
+    path = str(tmp_path / "a.npy")
+    with pytest.raises(ConfigError) as caught:
+        Sequences(path=path)
+    assert str(caught.value) == f"axes: {path} has the shape {shape}, {problem}"
+    first = Sequences(path=path, axes="NCL")
+    last = Sequences(path=path, axes="NLC")
+    assert (first.shape, last.shape) == (shape[1:], shape[:0:-1])
+    assert np.array_equal(first.fetch([2], [0])[0][0], values[2])
+    assert np.array_equal(last.fetch([2], [0])[0][0], values[2].T)
+
+
+@pytest.mark.parametrize("shape", [(7, 2, 128), (7, 4, 4), (7, 1, 1), (7, 9)])
+def test_other_axes_are_channels_and_length(tmp_path: Path, shape):
+    np.save(tmp_path / "a.npy", np.arange(np.prod(shape)).reshape(shape))
+    data = Sequences(path=str(tmp_path / "a.npy"))
+    assert data.shape == (shape[1:] if len(shape) == 3 else (1, 9))
+    assert "axes" not in data.codec.state()  # as in the checkpoints of earlier versions
+    again = Sequences(path=str(tmp_path / "a.npy"), axes="NCL")
+    assert again.codec.state() == data.codec.state()
+
+
+def test_files_have_the_axes_of_the_data(tmp_path: Path):
+    values = VALUES.swapaxes(1, 2)
+    np.save(tmp_path / "a.npy", values)
+    data = Sequences(path=str(tmp_path / "a.npy"), axes="NLC")
+    assert data.codec.state()["axes"] == "NLC"
+    codec = codec_from_state(data.codec.state())
+    assert codec.state() == data.codec.state()
+    raw, _ = data.fetch(range(7), range(7))
+    for name, format in (("samples.npy", "npy"), ("samples.npz", "npz")):
+        codec.write(raw, tmp_path, format=format)
+        again = Sequences(path=str(tmp_path / name), axes="NLC")
+        assert torch.equal(again.fetch(range(7), range(7))[0], raw)
+    assert np.array_equal(np.load(tmp_path / "samples.npy"), values)
+    np.save(tmp_path / "one.npy", values[3])
+    assert np.array_equal(codec.read(str(tmp_path / "one.npy")), VALUES[3])
+    np.save(tmp_path / "one.npy", VALUES[3])
+    problem = (
+        r"has the shape \(2, 10\), but the model's sequences \(10, 2\) \(length, channels\); cut"
+    )
+    with pytest.raises(ConfigError, match=problem):
+        codec.read(str(tmp_path / "one.npy"))
+    assert codec.counted(2000) == "2,000 sequences of 2 channels, length 10"
+    with pytest.raises(ConfigError, match="axes=LNC: must be NCL or NLC"):
+        codec_from_state({**codec.state(), "axes": "LNC"})

@@ -66,7 +66,8 @@ class Against:
         problem = "there are no data of a model's own here; name a data group, a folder or an .npz"
         if self.node is None:
             raise ConfigError("reference", self.named, problem)
-        return (self._own or partial(instantiate.splits, {"data": self.node}))(), self.node
+        complete = instantiate.completed({"data": self.node})  # of versions with fewer options
+        return (self._own or partial(instantiate.splits, complete))(), self.node
 
     @cached_property
     def _of_group(self) -> tuple[Split, Mapping[str, Any]]:

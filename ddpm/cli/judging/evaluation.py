@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ddpm import __version__
-from ddpm.cli import app
+from ddpm.cli import app, places
 from ddpm.cli.drawing import Trained, label
 from ddpm.cli.judging import likelihood, unfinished
 from ddpm.cli.judging.against import Against, hash_once, images
@@ -76,7 +76,8 @@ class Evaluation:
 
     def judge(self, trained: Trained) -> Judge:
         """What judges a checkpoint, made ready; refuses what cannot be done."""
-        against = self._against(trained.checkpoint.config.get("data"))
+        found = trained.checkpoint
+        against = self._against(places.located(found.config, found.run).get("data"))
         judge = Judge(self.measure, trained.accelerator, against, trained.facts.shape)
         judge.check(trained, self.steps)
         judge.ready(trained.facts)
