@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,23 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error}); free space or write elsewhere"
         raise ConfigError("path", str(path), problem) from error
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock that one process has at a time; call ``waiting`` before waiting for another one.
+
+    On a file system without locks, nothing is held.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
 
 
 def load_tensors(path: Path) -> dict[str, Any]:

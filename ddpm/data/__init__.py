@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from ddpm.data.cifar import CIFAR10
 from ddpm.data.codec import Codec, ImageCodec, SequenceCodec, codec_from_state
 from ddpm.data.dataset import Dataset
 from ddpm.data.folder import Folder
-from ddpm.data.images import CIFAR10, UNTOUCHED, Digits
+from ddpm.data.images import UNTOUCHED, Digits
 from ddpm.data.sequences import Sequences
 from ddpm.data.video_codec import Condition, VideoCodec
 from ddpm.data.videos import Videos

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from functools import partial
 from itertools import count
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +13,7 @@ from PIL import Image
 from ddpm.data.codec import Codec, ImageCodec
 from ddpm.data.dataset import Dataset, count_labels
 from ddpm.data.decoding import fit
-from ddpm.errors import ConfigError, require
+from ddpm.errors import require
 from ddpm.seeding import mix, mix_array
 
 _FLIP = 1  # what the key is mixed with to decide on a flip
@@ -79,15 +76,13 @@ def target_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | N
     return sides[0], sides[1]
 
 
-def _fitted(
-    images: npt.NDArray[np.uint8], image_size: int | tuple[int, int] | None
-) -> torch.Tensor:
+def fitted(images: npt.NDArray[np.uint8], image_size: int | tuple[int, int] | None) -> torch.Tensor:
     """Images ``(N, H, W, C)`` in another size, as a tensor ``(N, C, H, W)``."""
     size = target_size(image_size)
     if size is not None and size != images.shape[1:3]:
         single = images.shape[3] == 1
-        fitted = [fit(Image.fromarray(each[:, :, 0] if single else each), size) for each in images]
-        images = np.stack([np.asarray(each) for each in fitted]).reshape(len(images), *size, -1)
+        items = [fit(Image.fromarray(each[:, :, 0] if single else each), size) for each in images]
+        images = np.stack([np.asarray(each) for each in items]).reshape(len(images), *size, -1)
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
@@ -107,80 +102,8 @@ class Digits(PixelSet):
 
         values, digits = load_digits(return_X_y=True)
         images = np.rint(np.asarray(values) * (255 / 16)).astype(np.uint8)  # stored as 0..16
-        pixels = _fitted(images.reshape(-1, 8, 8, 1), image_size)
+        pixels = fitted(images.reshape(-1, 8, 8, 1), image_size)
         self._set_up(ImageCodec(pixels.shape[1:]), flip=False)
         self._set_pixels(pixels)
         if class_cond:
             self._set_labels([int(digit) for digit in digits], [str(n) for n in range(10)])
-
-
-class CIFAR10(PixelSet):
-    """CIFAR-10, 32x32 in colour: 50,000 images to train on or 10,000 to test with.
-
-    ``path`` is the folder that holds cifar-10-batches-py, checked against the published MD5 sums;
-    ``download`` fetches what is missing there. ``flip`` mirrors a random half of the items.
-    """
-
-    def __init__(
-        self,
-        *,
-        path: str = "data/cifar10",
-        download: bool = False,
-        split: Literal["train", "test"] = "train",
-        image_size: int | tuple[int, int] | None = None,
-        class_cond: bool = False,
-        flip: bool = False,
-    ) -> None:
-        root = os.path.expanduser(path)
-        target_size(image_size)
-        images, labels, names = _read_cifar10(root, split == "train", download)
-        pixels = _fitted(images, image_size)
-        self._set_up(ImageCodec(pixels.shape[1:]), flip=flip)
-        self._set_pixels(pixels)
-        if class_cond:
-            self._set_labels(labels, names)
-        alike = partial(CIFAR10, path=path, image_size=image_size, class_cond=class_cond)
-        self._test = partial(alike, split="test") if split == "train" else None
-
-    def own_split(self) -> CIFAR10 | None:
-        """The test images, never mirrored; None where these are the test images."""
-        return None if self._test is None else self._test()
-
-
-def _read_cifar10(
-    root: str, train: bool, download: bool
-) -> tuple[npt.NDArray[np.uint8], list[int], list[str]]:
-    """Images ``(N, 32, 32, 3)``, labels and class names; files are verified, then unpickled."""
-    import torchvision.datasets
-
-    published = torchvision.datasets.CIFAR10
-    folder = os.path.join(root, published.base_folder)
-    if not download and not os.path.isdir(folder):
-        what = f"no CIFAR-10 in {root}"
-        remedy = f"add data.download=true, or put {published.base_folder} there"
-        raise ConfigError("path", root, f"{what}; {remedy}")
-    if download:
-        try:
-            published(root, download=True)
-        except Exception as error:  # no network, no space, a damaged archive: any error at all
-            page = "https://www.cs.toronto.edu/~kriz/cifar.html"
-            remedy = f"fetch {published.filename} from {page} on another machine, put it in {root}"
-            problem = f"the download failed ({error}); {remedy} and run this again"
-            raise ConfigError("download", True, problem) from error
-    _verify_cifar10(folder)
-    held = published(root, train=train)
-    return np.asarray(held.data), [int(label) for label in held.targets], list(held.classes)
-
-
-def _verify_cifar10(folder: str) -> None:
-    import torchvision.datasets
-    from torchvision.datasets.utils import check_integrity
-
-    published = torchvision.datasets.CIFAR10
-    meta = [published.meta["filename"], published.meta["md5"]]
-    for name, md5 in [*published.train_list, *published.test_list, meta]:
-        file = os.path.join(folder, name)
-        if not check_integrity(file, md5):
-            state = "is damaged (MD5 sum)" if os.path.isfile(file) else "is missing"
-            remedy = f"remove {folder} and add data.download=true"
-            raise ConfigError("path", file, f"{state}; {remedy}")

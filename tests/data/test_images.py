@@ -1,18 +1,14 @@
-import hashlib
 import inspect
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 import yaml
 from sklearn.datasets import load_digits
 
 import ddpm.data
-from ddpm.data import CIFAR10, Digits, images
-from ddpm.data.split import split
+from ddpm.data import Digits
 from ddpm.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"
@@ -68,132 +64,3 @@ def test_a_fetched_batch_may_be_changed_without_changing_the_data():
     before = data.fetch([5], [0])[0].clone()
     data.fetch([5], [0])[0].zero_()
     assert torch.equal(data.fetch([5], [0])[0], before)
-
-
-@pytest.fixture
-def cifar(tmp_path: Path, monkeypatch) -> Path:
-    """A small CIFAR-10 in the published layout, with sums that are those of its files."""
-    published = torchvision.datasets.CIFAR10
-    folder = tmp_path / published.base_folder
-    folder.mkdir()
-    draw = np.random.default_rng(0)
-
-    def save(name: str, held: dict) -> list[str]:
-        content = pickle.dumps(held)
-        (folder / name).write_bytes(content)
-        return [name, hashlib.md5(content).hexdigest()]
-
-    def batch(count: int) -> dict:
-        images = draw.integers(0, 256, (count, 3072), dtype=np.uint8)
-        return {"data": images, "labels": [n % 10 for n in range(count)]}
-
-    names = [f"class {n}" for n in range(10)]
-    meta, md5 = save("batches.meta", {"label_names": names})
-    train = [save(f"data_batch_{n}", batch(n)) for n in (4, 5)]
-    monkeypatch.setattr(published, "train_list", train)
-    monkeypatch.setattr(published, "test_list", [save("test_batch", batch(12))])
-    monkeypatch.setattr(published, "meta", {"filename": meta, "key": "label_names", "md5": md5})
-    return tmp_path
-
-
-def test_cifar_is_read_from_the_published_files(cifar: Path):
-    data = CIFAR10(path=str(cifar), class_cond=True)
-    assert (len(data), data.shape, data.in_memory, data.num_classes) == (9, (3, 32, 32), True, 10)
-    assert data.class_names == [f"class {n}" for n in range(10)]
-    held = pickle.loads((cifar / "cifar-10-batches-py" / "data_batch_5").read_bytes())
-    raw, labels = data.fetch([4, 8], [0, 0])
-    assert np.array_equal(raw.numpy(), held["data"][[0, 4]].reshape(2, 3, 32, 32))
-    assert labels is not None
-    assert labels.tolist() == [0, 4]
-    assert len(CIFAR10(path=str(cifar), split="test")) == 12
-    assert CIFAR10(path=str(cifar), image_size=16).fetch([0], [0])[0].shape == (1, 3, 16, 16)
-    assert len(CIFAR10(path=str(cifar), download=True)) == 9  # all there: nothing is fetched
-
-
-def test_cifar_validates_with_its_test_images(cifar: Path):
-    options = {"path": str(cifar), "image_size": (16, 8), "class_cond": True}
-    test = CIFAR10(**options, split="test")
-    raw, labels = test.fetch(range(12), range(12))
-    own = CIFAR10(**options, flip=True).own_split()
-    assert own is not None and (len(own), own.shape, own.num_classes) == (12, (3, 16, 8), 10)
-    found, names = own.fetch(range(12), range(12))  # none is mirrored, whatever the key
-    assert torch.equal(found, raw)
-    assert labels is not None and names is not None and names.tolist() == labels.tolist()
-    assert test.own_split() is None and own.own_split() is None
-    unlabelled = CIFAR10(path=str(cifar)).own_split()
-    assert unlabelled is not None
-    assert (unlabelled.shape, unlabelled.num_classes) == ((3, 32, 32), None)
-
-
-def test_cifar_reads_its_test_images_when_they_are_asked_for_and_fetches_nothing_then(
-    cifar: Path, monkeypatch
-):
-    read: list[tuple[str, bool, bool]] = []
-    really = images._read_cifar10
-
-    def watched(root: str, train: bool, download: bool):
-        read.append((root, train, download))
-        return really(root, train, download)
-
-    monkeypatch.setattr(images, "_read_cifar10", watched)
-    parts = split(CIFAR10(path=str(cifar), download=True), 0)
-    assert read == [(str(cifar), True, True)]
-    assert parts.val is not None and len(parts.val) == 12
-    assert parts.val.fetch([0], [0])[0].shape == (1, 3, 32, 32)
-    assert read[1:] == [(str(cifar), False, False)]
-
-
-def test_flips_are_a_function_of_the_key_and_half_of_all(cifar: Path):
-    data = CIFAR10(path=str(cifar), flip=True)
-    plain = CIFAR10(path=str(cifar)).fetch([3], [0])[0][0]
-    keys = list(range(400)) + [2**63 - 1]
-    raw, _ = data.fetch([3] * len(keys), keys)
-    flipped = [torch.equal(item, plain.flip(-1)) for item in raw]
-    assert all(
-        turned or torch.equal(item, plain) for turned, item in zip(flipped, raw, strict=True)
-    )
-    assert 160 < sum(flipped) < 240
-    again, _ = data.fetch([2, 3, 3], [keys[7], keys[11], keys[7]])  # in other company
-    assert torch.equal(again[1:], raw[[11, 7]])
-    other = CIFAR10(path=str(cifar)).fetch([2], [0])[0][0]
-    assert torch.equal(again[0], other.flip(-1) if flipped[7] else other)
-
-
-def test_cifar_that_is_not_there_says_how_to_get_it(tmp_path: Path):
-    with pytest.raises(ConfigError) as caught:
-        CIFAR10(path=str(tmp_path))
-    assert str(caught.value) == (
-        f"path={tmp_path}: no CIFAR-10 in {tmp_path}; add data.download=true, "
-        "or put cifar-10-batches-py there"
-    )
-
-
-def test_a_failed_download_says_what_else_to_do(tmp_path: Path, monkeypatch):
-    def offline(*_: object, **__: object) -> None:
-        raise OSError("Name or service\nnot known")
-
-    module = "torchvision.datasets.cifar.download_and_extract_archive"
-    monkeypatch.setattr(module, offline)
-    with pytest.raises(ConfigError) as caught:
-        CIFAR10(path=str(tmp_path), download=True)
-    assert str(caught.value) == (
-        "download=true: the download failed (Name or service not known); fetch "
-        "cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html on another "
-        f"machine, put it in {tmp_path} and run this again"
-    )
-
-
-@pytest.mark.parametrize("name", ["data_batch_5", "test_batch", "batches.meta"])
-@pytest.mark.parametrize("gone", [True, False])
-def test_a_damaged_or_missing_file_is_named_and_not_unpickled(cifar: Path, name: str, gone: bool):
-    file = cifar / "cifar-10-batches-py" / name
-    if gone:
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[:-1] + b"!")
-    with pytest.raises(ConfigError) as caught:
-        CIFAR10(path=str(cifar))
-    assert str(caught.value) == (
-        f"path={file}: {'is missing' if gone else 'is damaged (MD5 sum)'}; "
-        f"remove {file.parent} and add data.download=true"
-    )
