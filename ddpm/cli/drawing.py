@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +16,15 @@ from tqdm import tqdm
 
 from ddpm import generation, instantiate
 from ddpm.cli import app
+from ddpm.cli.output import writing
 from ddpm.data import Codec
 from ddpm.data.classes import class_number, listed
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, require
+from ddpm.outputs import OutputFolder
 from ddpm.progress import progress, warn
 from ddpm.samplers.base import OnStep, Steps
 from ddpm.training import checkpoint, launch
-from ddpm.training.run import new_folder, unwritable
 
 GRID = 64  # samples in grid.png
 FRAMES = 50  # pictures in a trajectory, at most
@@ -140,25 +142,18 @@ class Trained(Model):
             network = network.to(memory_format=torch.channels_last)  # pyright: ignore
         return cls(accelerator, network, diffusion, facts, found)
 
-    def folder(self, out: str | None, default: str) -> Path:
-        """The folder to write to, made by the main process: ``out``, or a new one in the run.
-
-        Raises:
-            ConfigError: it cannot be written.
-        """
-        folder = None if out is None else Path(out)
-        if folder is None and self.accelerator.is_main_process:
-            folder = new_folder(self.checkpoint.run / "generated", default)
-        (folder,) = broadcast_object_list([folder])
-        assert isinstance(folder, Path)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".probe-{self.accelerator.process_index}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise unwritable(folder, error) from error
-        return folder
+    def writing(
+        self,
+        command: str,
+        names: Sequence[str],
+        *,
+        out: str | None,
+        default: str,
+        samples: Sequence[str],
+    ) -> AbstractContextManager[OutputFolder]:
+        """Give the folder to write to: ``out``, or a new one in the run; see :func:`writing`."""
+        place = self.checkpoint.run / "generated" / default
+        return writing(self.accelerator, command, names, out=out, default=place, samples=samples)
 
 
 def _found(ckpt: str, accelerator: Accelerator) -> checkpoint.Checkpoint:
@@ -176,15 +171,6 @@ def _found(ckpt: str, accelerator: Accelerator) -> checkpoint.Checkpoint:
         raise told
     assert isinstance(told, Path)
     return checkpoint.load(told, whole=False)
-
-
-def drop_stale(codec: Codec, folder: Path, count: int, written: Sequence[str]) -> None:
-    """Delete the files that an earlier, larger call left in ``folder``: evaluators read all."""
-    for format, name in codec.folders.items():
-        kept = count if format in written else 0
-        for path in (folder / name).glob(f"*.{format}"):
-            if path.stem.isdecimal() and int(path.stem) >= kept:
-                path.unlink()
 
 
 class Trajectory:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,19 +45,49 @@ def export(
     named = "".join(f"-{part}" for part in parts if part)
     default = found.run / "exported" / f"step-{found.step:08d}{named}{ending}"
     target = Path(default if out is None else out)
-    if format == "safetensors":
-        require(version is None, "version", version, "is for other systems; leave it out")
-        told = {"config": json.dumps(found.config), "step": str(found.step), "weights": weights}
-        write(target, safetensors.torch.save(found.weights(weights), told))
-        print(f"done: {target} (our names; its metadata hold the config)", flush=True)
-        return
-    content, arguments = _taken(found, format, weights, version)
-    write(target, content)
-    beside = target.with_name(
-        f"{target.stem}.json" if target.suffix == ".pt" else f"{target.name}.json"
-    )
-    write(beside, (json.dumps(arguments, indent=1) + "\n").encode())
-    print(f"done: {target} ({beside.name} has the arguments of its network)", flush=True)
+    beside = f"{target.stem if target.suffix == '.pt' else target.name}.json"
+    ours = format == "safetensors"
+    require(not ours or version is None, "version", version, "is for other systems; leave it out")
+    with _writing(target, [target.name] if ours else [target.name, beside]) as folder:
+        if ours:
+            config = json.dumps(found.config)
+            metadata = {"config": config, "step": str(found.step), "weights": weights}
+            content = safetensors.torch.save(found.weights(weights), metadata)
+            write(folder / target.name, content)
+        else:
+            content, arguments = _taken(found, format, weights, version)
+            write(folder / target.name, content)
+            write(folder / beside, (json.dumps(arguments, indent=1) + "\n").encode())
+    about = "our names; its metadata hold the config"
+    about = about if ours else f"{beside} has the arguments of its network"
+    print(f"done: {target} ({about})", flush=True)
+
+
+@contextmanager
+def _writing(target: Path, names: list[str]) -> Iterator[Path]:
+    """Give the folder to write files ``names`` to, which are then moved beside ``target``.
+
+    Raises:
+        ConfigError: the folder cannot be written, or holds such a file that is not an export.
+    """
+    from ddpm.outputs import OutputFolder
+    from ddpm.training.run import unwritable
+
+    problem = "is a folder; set out= to the name of a file"
+    require(not target.is_dir(), "out", str(target), problem)
+    folder = OutputFolder(target.parent, "export", shown=str(target))
+    try:
+        with folder.naming():
+            folder.check(names)
+            folder.prepare()
+            folder.open()
+            yield folder.aside
+            folder.publish()
+            folder.finish(keep=True)
+    except OSError as error:
+        raise unwritable(target, error) from error
+    finally:
+        folder.close()
 
 
 def _taken(

@@ -36,7 +36,7 @@ def interpolate(
 ) -> None:
     """Draw the frames and write them with a strip of all."""
     from ddpm import generation
-    from ddpm.cli.drawing import Trained, drop_stale, label, on_step
+    from ddpm.cli.drawing import Trained, label, on_step
 
     require(num_frames >= 2, "num_frames", num_frames, "must be at least 2, the two ends")
     require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
@@ -56,31 +56,37 @@ def interpolate(
         require(classes is not None and len(ends) <= 2, "classes", classes, problem)
     source = trained.source(sampler, steps, guidance, guidance_rescale)
     generation.check_mode(source, read, mode)
-    folder = trained.folder(out, f"interpolation-{label(sampler)}-t-{t}-{mode}-seed-{seed}")
-    app.say(trained.accelerator, f"drawing {num_frames} frames from t={t} into {folder}")
-    walks = -(-num_frames // batch_size)
-    if mode == "ddim":
-        walks += (generation.REFINE + 1) * sum(not isinstance(end, int) for end in read)
-    with trained.progress(walks * source.calls(t), "interpolating") as bar:
-        frames = generation.interpolate(
-            source,
-            (read[0], read[1]),
-            t=t,
-            num_frames=num_frames,
-            mode=mode,
-            seed=seed,
-            batch_size=batch_size,
-            classes=None if ends is None else (ends[0], ends[-1]),
-            on_step=on_step(bar),
-        )
-    if trained.accelerator.is_main_process:
-        for each in (codec.default_format, *codec.also):
-            codec.write(frames, folder, format=each)
-        drop_stale(codec, folder, num_frames, [codec.default_format])
-        codec.picture(frames, columns=num_frames).save(folder / "strip.png")
+    formats = [codec.default_format, *codec.also]
+    with trained.writing(
+        "interpolate",
+        [*codec.files(formats, num_frames), "strip.png"],
+        out=out,
+        default=f"interpolation-{label(sampler)}-t-{t}-{mode}-seed-{seed}",
+        samples=codec.places(formats),
+    ) as folder:
+        app.say(trained.accelerator, f"drawing {num_frames} frames from t={t} into {folder.path}")
+        walks = -(-num_frames // batch_size)
         if mode == "ddim":
-            _tell_of_ends(trained, read, frames)
-    app.say(trained.accelerator, f"done: {folder} (look at strip.png)")
+            walks += (generation.REFINE + 1) * sum(not isinstance(end, int) for end in read)
+        with trained.progress(walks * source.calls(t), "interpolating") as bar:
+            frames = generation.interpolate(
+                source,
+                (read[0], read[1]),
+                t=t,
+                num_frames=num_frames,
+                mode=mode,
+                seed=seed,
+                batch_size=batch_size,
+                classes=None if ends is None else (ends[0], ends[-1]),
+                on_step=on_step(bar),
+            )
+        if trained.accelerator.is_main_process:
+            for each in formats:
+                codec.write(frames, folder.aside, format=each)
+            codec.picture(frames, columns=num_frames).save(folder.aside / "strip.png")
+            if mode == "ddim":
+                _tell_of_ends(trained, read, frames)
+    app.say(trained.accelerator, f"done: {folder.path} (look at strip.png)")
     trained.accelerator.end_training()
 
 

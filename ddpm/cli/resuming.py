@@ -20,7 +20,7 @@ from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.progress import warn
 from ddpm.training import checkpoint
 from ddpm.training.checkpoint import Checkpoint
-from ddpm.training.run import CONFIG
+from ddpm.training.run import CONFIG, Run
 from ddpm.training.same import check_same
 
 Node = dict[str, Any]
@@ -114,6 +114,8 @@ def plan(asked: Node, *, name: str | None, out: str, resume: str | None, overrid
         if resume is not None:
             problem = "there is no run; give the folder of one, such as outputs/latest"
             raise ConfigError("resume", resume, problem)
+        if path is not None:
+            _refuse_files(path, key)
         return Plan(asked, key, path)
     stored = _completed(stored)  # of a version that had fewer options
     there = places.located(stored, path)
@@ -160,12 +162,28 @@ def _stored(path: Path) -> Node | None:
     """The config of the run in a folder, or None where there is no run."""
     file = path / CONFIG
     if file.exists():
-        return instantiate.from_yaml(file.read_text(encoding="utf-8"), str(file))
+        stored = instantiate.from_yaml(file.read_text(encoding="utf-8"), str(file))
+        model = stored.get("model")
+        problem = "is not the config of a run; choose another folder, or move it away"
+        require(isinstance(model, dict) and "_target_" in model, "out", str(file), problem)
+        return stored
     if not checkpoint.listed(path):
         return None
     found = checkpoint.newest(path, lambda _: None)
     assert found is not None
     return found.config
+
+
+def _refuse_files(path: Path, key: str) -> None:
+    """Refuse the folder of a new run that holds files of the names that a run writes."""
+    found = Run(path).foreign()
+    if found:
+        one = len(found) == 1
+        were, them = (" was", "it") if one else (f" and {len(found) - 1} more were", "them")
+        problem = f"{path / found[0]}{were} not written by ddpm-train"
+        remedy = f"choose another folder, or move {them} away"
+        value = path.name if key == "name" else str(path)
+        raise ConfigError("name" if key == "name" else "out", value, f"{problem}; {remedy}")
 
 
 def _with_overrides(stored: Node, asked: Node) -> Node:

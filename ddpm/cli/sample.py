@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli import app
 from ddpm.errors import require
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from ddpm.cli.drawing import Trajectory
+    from ddpm.data import Codec
 
 
 def main() -> None:
@@ -34,7 +42,7 @@ def sample(
     plugins: list[str],
 ) -> None:
     """Draw samples and write them, each process its share."""
-    from ddpm.cli.drawing import GRID, Trained, Trajectory, drop_stale, label, on_step
+    from ddpm.cli.drawing import GRID, Trained, Trajectory, label, on_step
     from ddpm.cli.shares import gather, share
     from ddpm.generation import generate
 
@@ -46,40 +54,53 @@ def sample(
     singly, jointly = trained.formats(format)
     known = trained.given(condition)
     calls, step = source.calls(), trained.checkpoint.step
-    folder = trained.folder(out, f"step-{step:08d}-{label(sampler)}-{calls}-seed-{seed}")
-    app.say(trained.accelerator, f"drawing {num_samples} samples of step {step} into {folder}")
-    film = Trajectory(codec, calls) if trajectory else None
-    mine, kept = share(trained.accelerator, num_samples), []
-    with trained.progress(-(-len(mine) // batch_size) * calls, "sampling") as bar:
-        batches = generate(
-            source,
-            mine,
-            seed=seed,
-            batch_size=batch_size,
-            classes=wanted,
-            known=known,
-            on_step=on_step(bar, film),
-        )
-        first = mine.start
-        for raw, numbers in batches:
-            labels = trained.facts.values(numbers)
-            for each in singly:
-                codec.write(raw, folder, format=each, labels=labels, first=first)
-            if jointly or first < GRID:
-                kept.append((raw, labels))
-            first += len(raw)
-    raw, labels = gather(kept)
-    if trained.accelerator.is_main_process:
-        for each in jointly:
-            codec.write(raw, folder, format=each, labels=labels)
-        drop_stale(codec, folder, num_samples, singly)
-        codec.picture(raw[:GRID]).save(folder / "grid.png")
-        moving = codec.film(raw[:GRID], folder / "grid.gif")
-        if film is not None:
-            codec.animate(film.frames, folder / "trajectory.gif")
-        look = "grid.png" if moving is None else "grid.gif"
-        app.say(trained.accelerator, f"done: {folder} (look at {look})")
+    look = "grid.gif" if codec.moves else "grid.png"
+    pictures = ["grid.png", look, *(["trajectory.gif"] if trajectory else [])]
+    with trained.writing(
+        "sample",
+        [*codec.files([*singly, *jointly], num_samples), *pictures],
+        out=out,
+        default=f"step-{step:08d}-{label(sampler)}-{calls}-seed-{seed}",
+        samples=codec.places([*singly, *jointly]),
+    ) as folder:
+        said = f"drawing {num_samples} samples of step {step} into {folder.path}"
+        app.say(trained.accelerator, said)
+        film = Trajectory(codec, calls) if trajectory else None
+        mine, kept = share(trained.accelerator, num_samples), []
+        with trained.progress(-(-len(mine) // batch_size) * calls, "sampling") as bar:
+            batches = generate(
+                source,
+                mine,
+                seed=seed,
+                batch_size=batch_size,
+                classes=wanted,
+                known=known,
+                on_step=on_step(bar, film),
+            )
+            first = mine.start
+            for raw, numbers in batches:
+                labels = trained.facts.values(numbers)
+                for each in singly:
+                    codec.write(raw, folder.aside, format=each, labels=labels, first=first)
+                folder.publish()
+                if jointly or first < GRID:
+                    kept.append((raw, labels))
+                first += len(raw)
+        raw, labels = gather(kept)
+        if trained.accelerator.is_main_process:
+            for each in jointly:
+                codec.write(raw, folder.aside, format=each, labels=labels)
+            _draw(codec, raw[:GRID], film, folder.aside)
+    app.say(trained.accelerator, f"done: {folder.path} (look at {look})")
     trained.accelerator.end_training()
+
+
+def _draw(codec: Codec, raw: Tensor, film: Trajectory | None, folder: Path) -> None:
+    """Write the pictures beside the samples."""
+    codec.picture(raw).save(folder / "grid.png")
+    codec.film(raw, folder / "grid.gif")
+    if film is not None:
+        codec.animate(film.frames, folder / "trajectory.gif")
 
 
 if __name__ == "__main__":

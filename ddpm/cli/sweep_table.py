@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.cli.tables import aligned
+from ddpm.errors import ConfigError
 from ddpm.files import replacing
+from ddpm.outputs import OutputFolder, read_record
+from ddpm.progress import warn
 
 RECORD = "job.json"  # in the folder of a job: its overrides, and how it ended
+CSV, PICTURE = "sweep.csv", "sweep.png"
+ENDS = ("status", "error", "steps", "loss", "best_loss", "best_step")  # columns behind the options
 NOT_AN_OPTION = "-"  # of a job whose choice of a group does not have the option
 LEGEND = 20  # curves named in the picture
 
@@ -63,6 +68,47 @@ def read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def is_record(path: Path) -> bool:
+    """Return True if a file is the record of a job."""
+    content = read(path)
+    return isinstance(content, dict) and {"overrides", "status"} <= content.keys()
+
+
+def write(rows: list[Job], place: Path) -> list[str]:
+    """Write the table and the picture into the folder of a sweep; returns their paths.
+
+    A file of the user's keeps its name, and ours gets a number.
+    """
+    written: list[str] = []
+    folder = OutputFolder(place, "train -m")
+    old = folder.command not in read_record(place) and _is_table(place / CSV)  # had no record
+    try:
+        with folder.naming():
+            folder.prepare()
+            folder.open()
+            for name, draw_file in ((CSV, write_csv), (PICTURE, draw)):
+                free = name if old and folder.adopt(name) else folder.free_name(name)
+                if draw_file(rows, folder.aside / free):
+                    folder.publish()
+                    written.append(str(place / free))
+            folder.finish(keep=True)
+    except (ConfigError, OSError) as error:
+        warn(str(error))
+    finally:
+        folder.close()
+    return written
+
+
+def _is_table(path: Path) -> bool:
+    """Return True if a file begins as the table of a sweep."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            head = file.readline(100_000).rstrip("\n").split(",")
+    except (OSError, ValueError):
+        return False
+    return head[0] == "job" and head[-1] == "folder" and set(ENDS) <= set(head)
 
 
 def jobs(place: Path) -> list[Job]:
@@ -117,8 +163,7 @@ def write_csv(rows: list[Job], path: Path) -> bool:
     with replacing(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         keys, names = list(rows[0].options), _measured(rows)
-        ends = ("status", "error", "steps", "loss", "best_loss", "best_step", *names, "folder")
-        table.writerow(["job", *keys, *ends])
+        table.writerow(["job", *keys, *ENDS, *names, "folder"])
         for job in rows:
             step, best = job.best
             told = (job.status, job.error, job.steps, job.loss, best, step)

@@ -138,7 +138,8 @@ class Begin(Callback):
             config.hydra.sweep.dir = where
         _own.place = Path(where)
         for record in table.records(_own.place):
-            record.unlink()
+            if table.is_record(record):
+                record.unlink()
         here = str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher")
         if not here and threading.current_thread() is threading.main_thread():
             listened = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
@@ -213,11 +214,17 @@ def _told(place: Path, config: Any) -> Iterator[None]:
         "status": "running",
         "error": None,
     }
+    begun = False
     try:
         others = [table.read(path) for path in table.records(place.parent)]
         if any(other.get("status") == "stopped" for other in others):
             raise Stopped("another job of the sweep was stopped: this one does not start")
-        _write(place / table.RECORD, told)
+        record = place / table.RECORD
+        problem = "is not the record of a job; choose another folder, or move it away"
+        mine = not os.path.lexists(record) or table.is_record(record)
+        require(mine, "out", str(record), problem)
+        _write(record, told)
+        begun = True
         yield
         told["status"] = "done"
     except BaseException as error:
@@ -225,7 +232,8 @@ def _told(place: Path, config: Any) -> Iterator[None]:
         told |= {"status": "stopped" if stopped else "failed", "error": _line(error)}
         raise
     finally:
-        _write(place / table.RECORD, told)
+        if begun or not os.path.lexists(place / table.RECORD):
+            _write(place / table.RECORD, told)
 
 
 def _line(error: BaseException) -> str:
@@ -256,13 +264,7 @@ def conclude() -> int:
     rows = [] if own.place is None else table.jobs(own.place)
     if own.place is None or not rows:
         return 0
-    written = []
-    for name, write in (("sweep.csv", table.write_csv), ("sweep.png", table.draw)):
-        try:
-            if write(rows, own.place / name):
-                written.append(str(own.place / name))
-        except (ConfigError, OSError) as error:
-            warn(str(error))
+    written = table.write(rows, own.place)
     print("\n".join([table.summary(rows), *written]), flush=True)
     ends = {job.status for job in rows}
     stopped = "stopped" in ends or (own.told and "failed" in ends)  # maybe before they could say so

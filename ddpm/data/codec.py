@@ -41,6 +41,8 @@ class Codec(ABC):
     """Formats that samples are written in beside the default one, where none is asked for."""
     folders: ClassVar[Mapping[str, str]] = {}
     """Formats of one file an item, and the folder of each."""
+    moves: ClassVar[bool] = False
+    """Whether :meth:`film` writes a GIF."""
     unit: ClassVar[str] = "item"
     """What one item is called where a rate is told: ``img``."""
     bounds: tuple[float, float] = (-1.0, 1.0)
@@ -156,8 +158,24 @@ class Codec(ABC):
         """
         return None
 
+    def files(self, formats: Iterable[str], count: int) -> list[str]:
+        """Names of the files that :meth:`write` makes of ``count`` items in these formats."""
+        names = []
+        for format in formats:
+            several = format in self.folders
+            names += [self._item_name(format, n) for n in range(count)] if several else []
+            names += [] if several else [f"samples.{format}"]
+        return names
+
+    def places(self, formats: Iterable[str]) -> list[str]:
+        """Names of the folders and files that :meth:`write` makes in these formats."""
+        return [self.folders.get(format, f"samples.{format}") for format in formats]
+
+    def _item_name(self, format: str, number: int) -> str:
+        return f"{self.folders[format]}/{number:05d}.{format}"
+
     def _item_path(self, folder: Path, format: str, number: int) -> Path:
-        return Path(folder) / self.folders[format] / f"{number:05d}.{format}"
+        return Path(folder) / self._item_name(format, number)
 
 
 def _save(path: Path, save: Callable[[Any], None]) -> Path:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from ddpm.data.samples import pictures_of_several
 from ddpm.errors import ConfigError
+from ddpm.outputs import RECORD
 
 _CHUNK = 16  # visits a task: less bookkeeping, still prompt errors
 _MAX_KINDS = 8  # of skipped files that are listed
@@ -71,8 +73,8 @@ def find_files(root: str, suffixes: tuple[str, ...], what: str) -> Listing:
     """List the files with these suffixes, in either case, below ``root``.
 
     Hidden files (``.name``) and those that operating systems leave behind are ignored; other files
-    are counted as skipped. ``what`` is what the files are called. Raises ConfigError (key ``path``)
-    if there is no such folder, or no such file in it.
+    are counted as skipped, except the grids beside samples of ours. ``what`` is what the files are
+    called. Raises ConfigError (key ``path``) if there is no such folder, or no such file in it.
     """
     if not os.path.isdir(root):
         problem, remedy = _no_folder(root, what)
@@ -120,9 +122,12 @@ def _walk(
     except OSError as error:
         problem = f"cannot be listed ({error.strerror}); make it readable or move it away"
         raise ConfigError("path", folder, problem) from error
+    beside: frozenset[str] = frozenset()
+    if any(entry.name == RECORD for entry in entries):
+        beside = pictures_of_several(folder, suffixes)
     for entry in entries:
         relative = os.path.join(below, entry.name)
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or entry.name in beside:
             continue
         if os.path.isdir(entry.path):
             real = os.path.realpath(entry.path)

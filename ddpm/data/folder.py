@@ -20,6 +20,7 @@ from ddpm.data.decoding import (
 from ddpm.data.depth import LOOKED_AT, Bits, Levels, depth_warnings, range_warnings, refuse_range
 from ddpm.data.files import find_files, folder_classes, visit_all
 from ddpm.data.images import PixelSet, target_size
+from ddpm.data.samples import samples_at
 from ddpm.errors import require
 
 _WORK = "reading images"
@@ -29,7 +30,8 @@ class Folder(PixelSet):
     """The JPEG, PNG, WebP, BMP and TIFF pictures in a folder and below it, sorted by name.
 
     Hidden files (``.name``) are ignored, others are counted in :attr:`warnings`. For the conversion
-    of pictures to pixels see :mod:`ddpm.data.decoding`.
+    of pictures to pixels see :mod:`ddpm.data.decoding`. Of a folder that ddpm-sample wrote, the
+    samples in ``images`` are read.
 
     ``image_size``: None takes the size that all pictures share; a number scales the short side to
     it and cuts out the central square; (height, width) covers that size and cuts likewise. Nothing
@@ -63,7 +65,7 @@ class Folder(PixelSet):
     ) -> None:
         require(cache_mb >= 0, "cache_mb", cache_mb, "must be 0 or more")
         size = target_size(image_size)
-        self._root = path
+        self._root = samples_at(path, ["images"], SUFFIXES)
         listing = find_files(self._root, SUFFIXES, "images")
         self._files, self.warnings = listing.files, listing.warnings
         with quiet_about_size():

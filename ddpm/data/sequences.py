@@ -12,6 +12,7 @@ import torch
 from ddpm.data.arrays import array_classes, declared_range, read_arrays
 from ddpm.data.codec import Axes, SequenceCodec, named
 from ddpm.data.dataset import Dataset, count_labels
+from ddpm.data.samples import samples_at
 from ddpm.errors import ConfigError
 
 
@@ -43,6 +44,7 @@ class Sequences(Dataset):
         high: float | None = None,
         class_cond: bool = False,
     ) -> None:
+        path = samples_at(path, ["samples.npz", "samples.npy"])
         values, labels = read_arrays(path, key, want_labels=class_cond)
         if values.ndim not in (2, 3) or 0 in values.shape:
             problem = f"has the shape {values.shape}; it must be (N, channels, length)"

@@ -20,6 +20,7 @@ from ddpm.data.depth import Levels, of_one_file
 from ddpm.data.files import find_files
 from ddpm.data.gifs import Rate, durations, write_frames
 from ddpm.data.pictures import as_image, grid, visible
+from ddpm.data.samples import samples_at
 from ddpm.data.scaling import Bytes, Range
 from ddpm.data.video_sources import GIF, VideoFile, must_be_array
 from ddpm.errors import ConfigError, require
@@ -83,6 +84,7 @@ class VideoCodec(Codec):
     default_format = "gif"
     also = ("npz",)
     folders = {"gif": "videos"}
+    moves = True
 
     def __init__(
         self,
@@ -157,7 +159,7 @@ class VideoCodec(Codec):
 
     def warnings_of(self, path: str) -> tuple[str, ...]:
         """Of a folder of frames: skipped files, and 16-bit values in a small part of the range."""
-        path = str(path)
+        path = _place(path)
         if not os.path.isdir(path):
             return ()
         listing = find_files(path, SUFFIXES, "frames")
@@ -231,7 +233,7 @@ class VideoCodec(Codec):
 
     def _items(self, path: str, needed: int, channels: tuple[int, ...]) -> npt.NDArray[Any]:
         """The raw videos ``(N, C, needed, H, W)`` in a file, C one of ``channels``."""
-        path = str(path)
+        path = _place(path)
         if os.path.isdir(path) or path.lower().endswith(GIF):
             return self._from_pictures(path, needed)
         must_be_array(path, "a GIF, a folder of frames")
@@ -268,3 +270,8 @@ class VideoCodec(Codec):
         )
         require(whole, "path", path, problem)
         return values.astype(np.uint8)
+
+
+def _place(path: str) -> str:
+    """Return the path of videos; for a folder of samples, that of the samples."""
+    return samples_at(str(path), ["samples.npz", "samples.npy", "images"])

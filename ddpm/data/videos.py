@@ -8,12 +8,20 @@ from typing import Literal
 
 import torch
 
-from ddpm.data.decoding import quiet_about_size
+from ddpm.data.decoding import SUFFIXES, quiet_about_size
 from ddpm.data.depth import Bits
 from ddpm.data.files import visit_all
 from ddpm.data.images import PixelSet, target_size
+from ddpm.data.samples import samples_at
 from ddpm.data.video_codec import Condition, VideoCodec
-from ddpm.data.video_sources import Order, Source, VideoArray, VideoFiles, must_be_array
+from ddpm.data.video_sources import (
+    GIF,
+    Order,
+    Source,
+    VideoArray,
+    VideoFiles,
+    must_be_array,
+)
 from ddpm.errors import ConfigError, require
 
 _NO_CONDITION = Condition()
@@ -75,6 +83,11 @@ class Videos(PixelSet):
             require(0 < fps < math.inf, "fps", fps, "must be more than 0, such as 20")
         size = target_size(image_size)
         rate, levels = fps, False
+        pictures = (color, bits, fps) != ("auto", "auto", None)  # options of theirs
+        place = _samples_at(path, pictures)
+        if place != path and not os.path.isdir(place):
+            order = order or "ncfhw"
+        path = place
         with quiet_about_size():
             if os.path.isdir(path):
                 _only("arrays", key=key, order=order)
@@ -155,6 +168,13 @@ class Videos(PixelSet):
             wanted = range(start, start + self._frames * self._stride, self._stride)
             raw.numpy()[place] = self._source.read(video, wanted)
         return raw
+
+
+def _samples_at(path: str, pictures: bool) -> str:
+    """Return the place of the samples in a folder of ours: arrays, which are exact, or pictures."""
+    arrays, files = ["samples.npz", "samples.npy"], ["videos", "images"]
+    wanted = [*files, *arrays] if pictures else [*arrays, *files]
+    return samples_at(path, wanted, (GIF, *SUFFIXES))
 
 
 def _only(kind: str, **options: object) -> None:

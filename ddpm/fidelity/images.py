@@ -195,8 +195,8 @@ class FolderImages(DatasetImages):
 class NpzImages(HeldImages):
     """The array ``arr_0`` of an .npz, (N, H, W, C), as programs that sample write it.
 
-    uint8 with 1 or 3 channels, or the 16-bit levels that :class:`ddpm.data.ImageCodec` writes,
-    uint16 with 1 channel, which become uint8.
+    An .npy holds that array alone. It is uint8 with 1 or 3 channels, or the 16-bit levels that
+    :class:`ddpm.data.ImageCodec` writes, uint16 with 1 channel, which become uint8.
     """
 
     def __init__(
@@ -218,12 +218,14 @@ class NpzImages(HeldImages):
         Raises:
             ConfigError: (key ``key``) there is no such array, or none of images.
         """
-        array = read_npz(path, key, "arr_0")["arr_0"]
+        single = path.endswith(".npy")
+        array = read_npy(path, key) if single else read_npz(path, key, "arr_0")["arr_0"]
         remedy = "save uint8 images of shape (N, H, W, C) with 1 or 3 channels"
         shape = ", ".join(map(str, array.shape))
         channels = {np.dtype(np.uint8): (1, 3), np.dtype(np.uint16): (1,)}.get(array.dtype, ())
         good = array.ndim == 4 and array.shape[3] in channels
-        problem = f"its arr_0 is {array.dtype} of shape ({shape}); {remedy}"
+        which = "array" if single else "arr_0"
+        problem = f"its {which} is {array.dtype} of shape ({shape}); {remedy}"
         require(good and array.size > 0, key, path, problem)
         if array.dtype == np.uint16:
             try:
@@ -262,6 +264,22 @@ def read_npz(path: str, key: str, *names: str) -> dict[str, np.ndarray[Any, Any]
         raise ConfigError(key, path, problem) from error
     problem = f"holds no {' and '.join(names)} (there are: {', '.join(there) or 'none'})"
     raise ConfigError(key, path, problem)
+
+
+def read_npy(path: str, key: str) -> np.ndarray[Any, Any]:
+    """Return the array of an .npy; pickled objects are refused.
+
+    Raises:
+        ConfigError: (key ``key``) it is not there, or damaged.
+    """
+    place = Path(path).expanduser()
+    require(place.is_file(), key, path, "there is no such file")
+    try:
+        return np.load(place, allow_pickle=False)
+    except Exception as error:  # damaged headers or pickles: each has errors of its own
+        reason = str(error).split("\n")[0]
+        problem = f"cannot be read as an .npy ({reason}); save it again"
+        raise ConfigError(key, path, problem) from error
 
 
 def file_sha256(path: Path, key: str) -> str:

@@ -23,6 +23,7 @@ from ddpm.progress import warn
 from ddpm.training.trackers import Trackers
 
 CONFIG = "config.yaml"
+_FILES = ("metrics.jsonl", "events.jsonl", "loss.png", "samples/step-*", "checkpoints/best")
 
 
 class Run:
@@ -63,6 +64,13 @@ class Run:
                 point(latest, self.path)
         except OSError as error:
             raise unwritable(self.path, error) from error
+
+    def foreign(self) -> list[str]:
+        """Return the files in the folder of a new run that the run would overwrite."""
+        found = [path for name in _FILES for path in sorted(self.path.glob(name))]
+        samples = self.samples
+        found += [samples] if os.path.lexists(samples) and not samples.is_dir() else []
+        return [path.relative_to(self.path).as_posix() for path in found]
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``, and tell the trackers."""
@@ -198,6 +206,13 @@ class Run:
         return target
 
 
+def _is_link_to_run(latest: Path) -> bool:
+    """Return True for a link as we make it: relative, to a run or to nothing any more."""
+    if not latest.is_symlink() or os.path.isabs(os.readlink(latest)):
+        return False
+    return not latest.exists() or (latest / CONFIG).is_file()
+
+
 def unwritable(folder: Path, error: OSError) -> ConfigError:
     """The mistake of an output folder that the file system refuses."""
     problem = f"cannot be written ({error.strerror}); choose another folder with out="
@@ -205,7 +220,14 @@ def unwritable(folder: Path, error: OSError) -> ConfigError:
 
 
 def point(latest: Path, folder: Path) -> None:
-    """Make the link ``latest`` point to a folder; OSError where the file system refuses."""
+    """Make the link ``latest`` point to a run, unless something of the user's has that name.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    if os.path.lexists(latest) and not _is_link_to_run(latest):
+        warn(f"{latest} is not a link to a run; it stays as it is, use {folder} instead")
+        return
     new = latest.with_name(f".latest-{os.getpid()}")
     new.unlink(missing_ok=True)
     try:

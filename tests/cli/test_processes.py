@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpm.outputs import read_record
 from ddpm.training import checkpoint
 
 pytestmark = pytest.mark.slow  # each start of two processes takes ten seconds and more
@@ -78,6 +79,9 @@ def test_two_processes_train_resume_and_sample(launched):
     launched(1, "sample", "out=one", *sampling)
     two, one = images("two/images"), images("one/images")
     assert len(two) == len(one) == 5
+    written = read_record(Path("two"))["sample"]  # by both processes
+    assert written.complete and len(written.files) == 6
+    assert not list(Path("two").glob(".ddpm-part-*"))
     assert all(np.abs(x - y).max() <= 1 for x, y in zip(two, one, strict=True))
     # Fewer samples than processes: the main process has them, and the film.
     launched(2, "sample", "out=few", "trajectory=true", *sampling[:2], "num_samples=1")

@@ -128,7 +128,7 @@ def test_the_folder_that_is_named_is_continued_and_another_request_starts_there_
     options = (f"ckpt={trained}", *OPTIONS, "out=o")
     calls.stop = {"kid": 1}
     assert command("evaluate", *options).status == 75
-    kept = sorted(Path("o/unfinished").glob("samples-*.safetensors"))
+    kept = sorted(Path("o/.ddpm-unfinished").glob("samples-*.safetensors"))
     assert [path.name for path in kept] == [f"samples-0000000{n}.safetensors" for n in (0, 4, 8)]
     kept[1].unlink()
     calls.stop = {"generate": 4}
@@ -138,7 +138,7 @@ def test_the_folder_that_is_named_is_continued_and_another_request_starts_there_
     calls["generate"] = 0
     calls.stop = {}
     assert command("evaluate", *options, "seed=1").status == 0 and calls["generate"] == 3
-    assert content("o")["metrics"][0]["seed"] == 1 and "unfinished" not in files("o")
+    assert content("o")["metrics"][0]["seed"] == 1 and ".ddpm-unfinished" not in files("o")
 
 
 def test_a_damaged_part_is_computed_again(command, trained, calls):
@@ -148,7 +148,7 @@ def test_a_damaged_part_is_computed_again(command, trained, calls):
     calls.update(dict.fromkeys(calls, 0))
     calls.stop = {"kid": 1}
     assert command("evaluate", *options).status == 75
-    Path("o/unfinished/samples-00000004.safetensors").write_bytes(b"nothing")
+    Path("o/.ddpm-unfinished/samples-00000004.safetensors").write_bytes(b"nothing")
     calls.stop, calls["generate"] = {}, 0
     ended = command("evaluate", *options)
     assert ended.status == 0 and calls["generate"] == 1 and numbers("o") == whole

@@ -19,6 +19,8 @@ from ddpm.cli.judging.likelihood import Clean
 from ddpm.cli.judging.samples import Collector, of_images
 from ddpm.data import UNTOUCHED, Dataset
 from ddpm.data.classes import relabelled
+from ddpm.data.decoding import SUFFIXES
+from ddpm.data.samples import samples_at
 from ddpm.data.split import Split
 from ddpm.errors import ConfigError, require
 from ddpm.instantiate import Facts
@@ -232,8 +234,15 @@ def hash_once(images: fidelity.Images, accelerator: Accelerator) -> None:
 
 
 def images(path: str, key: str, options: Mapping[str, Any]) -> fidelity.Images:
-    """The images of a folder, or of an .npz, read with such ``options`` as apply."""
-    if path.endswith(".npz"):
+    """Return the images of an .npz or .npy, of a folder of samples, or of any folder.
+
+    They are read with such ``options`` as apply.
+    """
+    try:
+        path = samples_at(path, ["images", "samples.npz", "samples.npy"], SUFFIXES)
+    except ConfigError as error:
+        raise error.renamed(key, path) from error
+    if path.endswith((".npz", ".npy")):
         limits = {name: options[name] for name in ("low", "high") if name in options}
         return fidelity.NpzImages(path, key=key, **limits)
     return fidelity.FolderImages(path, key=key, **options)

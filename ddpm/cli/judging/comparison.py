@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from PIL import Image
 
@@ -18,14 +19,16 @@ from ddpm.cli.drawing import Trained
 from ddpm.cli.judging import findings
 from ddpm.cli.judging.evaluation import SAMPLES, Evaluation, Weights, reported
 from ddpm.cli.judging.measure import answers
+from ddpm.cli.output import writing
 from ddpm.cli.sweep_table import RECORD
 from ddpm.cli.tables import aligned
 from ddpm.errors import ConfigError, require
 from ddpm.fidelity.report import Report, incomparable, write_comparison
+from ddpm.outputs import OutputFolder
 from ddpm.progress import warn
 from ddpm.training import checkpoint, launch
 from ddpm.training.agreement import wait_for_all
-from ddpm.training.run import Run, new_folder
+from ddpm.training.run import Run
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
@@ -57,20 +60,29 @@ class Comparison:
         places = [place for one in named for place in _runs(one)]
         places = list({place.resolve(): place for place in places}.values())
         require(bool(places), "runs", list(named), "names no run; name one or more")
-        names = _names(places)
-        reports = []
-        for number, place in enumerate(places, 1):
-            app.say(accelerator, f"run {number} of {len(places)}: {place}")
-            folder, trained = self._evaluated(place)
-            if accelerator.is_main_process:
-                reports.append(replace(_read_back(folder, trained), run=names[place]))
-            wait_for_all(accelerator)
-        best = 0.0
-        if accelerator.is_main_process:
-            best = self._write(reports)
-        wait_for_all(accelerator)
+        with writing(
+            accelerator,
+            "evaluate runs=",
+            ["report.html"],
+            out=self.todo.out,
+            default=Path("outputs/comparison"),
+        ) as folder:
+            best = self._compared(accelerator, places, folder)
         accelerator.end_training()
         return best
+
+    def _compared(
+        self, accelerator: Accelerator, places: Sequence[Path], folder: OutputFolder
+    ) -> float:
+        """Evaluate the runs, and write what they came to into a folder."""
+        names, reports = _names(places), []
+        for number, place in enumerate(places, 1):
+            app.say(accelerator, f"run {number} of {len(places)}: {place}")
+            evaluated, trained = self._evaluated(place)
+            if accelerator.is_main_process:
+                reports.append(replace(_read_back(evaluated, trained), run=names[place]))
+            wait_for_all(accelerator)
+        return self._write(reports, folder) if accelerator.is_main_process else 0.0
 
     def _evaluated(self, place: Path) -> tuple[Path, Trained]:
         """The folder of an evaluation of this kind, an old one or a new one."""
@@ -90,17 +102,14 @@ class Comparison:
         app.say(trained.accelerator, said)
         return there, trained
 
-    def _write(self, reports: list[Report]) -> float:
-        out = self.todo.out
-        folder = new_folder(Path("outputs"), "comparison") if out is None else Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
+    def _write(self, reports: list[Report], folder: OutputFolder) -> float:
         asked = self.todo.measure.metrics[0]
         metric = next(m.name for m in reports[0].metrics if answers(m.provenance["metric"], asked))
-        ranked = write_comparison(folder / "report.html", reports, sort_by=metric)
+        ranked = write_comparison(folder.aside / "report.html", reports, sort_by=metric)
         for warning in incomparable(reports):
             warn(warning)
         print(_table(ranked))
-        print(f"done: {folder} (report.html)", flush=True)
+        print(f"done: {folder.path} (report.html)", flush=True)
         return next(m.value for m in ranked[0].metrics if m.name == metric)
 
 

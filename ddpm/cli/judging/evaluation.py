@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from ddpm import __version__
 from ddpm.cli import app, places
 from ddpm.cli.drawing import Trained, label
 from ddpm.cli.judging import likelihood, unfinished
 from ddpm.cli.judging.against import Against, hash_once, images
-from ddpm.cli.judging.findings import Findings
+from ddpm.cli.judging.findings import FILE, Findings
 from ddpm.cli.judging.judge import Judge
 from ddpm.cli.judging.measure import FIDELITY, Measure
 from ddpm.cli.judging.unfinished import Unfinished
+from ddpm.cli.output import agreed, check, writing
 from ddpm.errors import Stopped, require
 from ddpm.fidelity.report import Report, write_report
-from ddpm.files import replacing
+from ddpm.outputs import OutputFolder
 from ddpm.progress import warn
 from ddpm.training import checkpoint
+from ddpm.training.agreement import wait_for_all
 from ddpm.training.lock import Lock
-from ddpm.training.run import Run, new_folder, unwritable
+from ddpm.training.run import Run
 
-SAMPLES = "samples.png"
+SAMPLES, COMMAND = "samples.png", "evaluate"
 Weights = Literal["ema", "raw"]
 
 
@@ -56,6 +57,7 @@ class Evaluation:
         problem = "is missing: name what the images are compared with"
         needed = set(self.measure.metrics) != {"isc"}
         require(not needed or self.measure.reference is not None, "reference", None, problem)
+        check(accelerator, COMMAND, self._files, self.out)
         found = images(path, "samples", self.measure.of_folders)
         app.warn_once(accelerator, found.warnings)
         judge = Judge(self.measure, accelerator, self._against(None), found.shape, found)
@@ -70,12 +72,13 @@ class Evaluation:
             findings, folder = judge.of_images(ours, record), record.place
             if accelerator.is_main_process:
                 near = f"reference={self.measure.reference}"
-                report = Report("Evaluation", folder.name, near=near)
+                report = Report("Evaluation", folder.path.name, near=near)
                 self._write(folder, findings, report, {"request": request})
         return findings
 
     def judge(self, trained: Trained) -> Judge:
         """What judges a checkpoint, made ready; refuses what cannot be done."""
+        check(trained.accelerator, COMMAND, self._files, self.out)
         found = trained.checkpoint
         against = self._against(places.located(found.config, found.run).get("data"))
         judge = Judge(self.measure, trained.accelerator, against, trained.facts.shape)
@@ -94,12 +97,12 @@ class Evaluation:
             findings = judge.of_model(trained, told, steps=self.steps, estimate=True, record=record)
             if accelerator.is_main_process:
                 run = Run(found.run)
-                run.evaluated(found.step, findings.numbers, str(folder))
+                run.evaluated(found.step, findings.numbers, str(folder.path))
                 near = self.measure.reference
                 near = "the training data" if near in (None, "train") else f"reference={near}"
                 report = replace(reported(run, found.step, found.config), near=near)
                 self._write(folder, findings, report, {"request": request})
-        return folder, findings
+        return folder.path, findings
 
     def told(self, trained: Trained, weights: Weights) -> dict[str, Any]:
         """What every number of a checkpoint depends on."""
@@ -127,89 +130,97 @@ class Evaluation:
         options = self.measure.of_folders
         return Against(self.measure.reference, node, cache=cache, options=options)
 
+    @property
+    def _files(self) -> list[str]:
+        """Names of the files that this evaluation may write."""
+        names = [FILE, "report.html"]
+        names += [SAMPLES] if self.measure.fidelity else []
+        return names + list(likelihood.BOUND if "bpd" in self.measure.metrics else ())
+
     @contextmanager
     def _folder(
         self, accelerator: Accelerator, parent: Path, name: str, request: Mapping[str, Any]
     ) -> Iterator[Unfinished]:
-        """The record of an unfinished evaluation of this request, or a new one.
+        """Give the record of an unfinished evaluation of this request, or a new one.
 
-        The main process makes its folder, and deletes it again if nothing was finished.
+        The results go to ``out``, or to the folder of the unfinished evaluation, or to a new one;
+        see :func:`writing`.
 
         Raises:
             ConfigError: the folder cannot be written, or another process writes to it.
             Stopped: names the folder.
         """
-        main, chosen = accelerator.is_main_process, None
-        if main:
-            chosen = self._chosen(parent, name, request)
-        lock = None if chosen is None else chosen[2]
-        told: list[Any] = [None if chosen is None else chosen[:2]]
-        folder, continued = broadcast_object_list(told)[0]
-        if continued:
-            app.say(accelerator, f"continuing the unfinished evaluation in {folder}")
-        else:
-            app.say(accelerator, f"results go to {folder}")
-        record = Unfinished(folder, unfinished.plain(request), main=main)
-        try:
-            yield record
-            accelerator.wait_for_everyone()
-            if main:
-                record.parts.clear()
-        except Stopped as stopped:
-            if not record.abandon():
-                raise
-            kept = f"{folder} contains what is finished; the same command continues the evaluation"
-            raise Stopped(f"{stopped}; {kept}") from None
-        except BaseException:
-            record.abandon()
-            raise
-        finally:
-            if lock is not None:
-                lock.release()
-            if main:
-                with suppress(OSError):
-                    folder.rmdir()
+        locks: list[Lock] = []  # of the main process
+        request = unfinished.plain(request)
 
-    def _chosen(
-        self, parent: Path, name: str, request: Mapping[str, Any]
-    ) -> tuple[Path, bool, Lock]:
-        """The folder, True if it has an unfinished evaluation to continue, and its lock."""
-        if self.out is None:
-            found = unfinished.find(parent, request)
-            if found is not None:
-                return found[0], True, found[1]
-        folder = new_folder(parent, name) if self.out is None else Path(self.out)
+        def find() -> str | None:
+            found = None if self.out is not None else unfinished.find(parent, request)
+            locks.extend(found[1:] if found else [])
+            return self.out if found is None else str(found[0])
+
+        def claim() -> bool:
+            if not locks:
+                locks.append(Lock(folder.path / unfinished.FOLDER))
+                locks[0].acquire("out", app.tell)
+            continued = unfinished.is_unfinished(folder.path, request)
+            if not continued:
+                unfinished.Parts(folder.path / unfinished.FOLDER).clear(lock=False)
+            return continued
+
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(folder, error) from error
-        lock = Lock(folder / unfinished.FOLDER)
-        lock.acquire("out", app.tell)
-        continued = unfinished.is_unfinished(folder, unfinished.plain(request))
-        if not continued:
-            unfinished.Parts(folder / unfinished.FOLDER).clear(lock=False)
-        return folder, continued, lock
+            out, default = agreed(accelerator, find), parent / name
+            with writing(accelerator, COMMAND, self._files, out=out, default=default) as folder:
+                continued = agreed(accelerator, claim)
+                said = "continuing the unfinished evaluation in" if continued else "results go to"
+                app.say(accelerator, f"{said} {folder.path}")
+                record = Unfinished(folder, request, main=accelerator.is_main_process)
+                with _kept(record, accelerator):
+                    yield record
+        finally:
+            for lock in locks:
+                lock.release()
 
     def _write(
-        self, folder: Path, findings: Findings, report: Report, beside: Mapping[str, Any]
+        self, folder: OutputFolder, findings: Findings, report: Report, beside: Mapping[str, Any]
     ) -> None:
         """Write everything, and print the numbers."""
         for warning in findings.warnings:
             warn(warning)
-        findings.write(folder, **beside, seed=self.measure.seed)
+        findings.write(folder.aside, **beside, seed=self.measure.seed)
         if findings.samples is not None:
-            with replacing(folder / SAMPLES) as aside:
-                findings.samples.save(aside, format="png")
+            findings.samples.save(folder.aside / SAMPLES, format="png")
         if findings.bound is not None:
-            likelihood.save_bound(folder, findings.bound)
-        else:  # of an earlier call
-            for stale in ("bound.png", "bound.npz"):
-                (folder / stale).unlink(missing_ok=True)
-        write_report(folder / "report.html", findings.reported(report, self.measure.seed, folder))
+            likelihood.save_bound(folder.aside, findings.bound)
+        reported = findings.reported(report, self.measure.seed, folder.path)
+        write_report(folder.aside / "report.html", reported)
+        folder.publish()
         for metric in findings.metrics:
             error = "" if metric.error is None else f" +- {metric.error:.4g}"
             print(f"{metric.name:12} {metric.value:.6g}{error}")
-        print(f"done: {folder} (report.html, evaluation.json)", flush=True)
+        print(f"done: {folder.path} (report.html, evaluation.json)", flush=True)
+
+
+@contextmanager
+def _kept(record: Unfinished, accelerator: Accelerator) -> Iterator[Unfinished]:
+    """Give a record whose parts are deleted at the end; after a signal, name its folder.
+
+    Raises:
+        Stopped: names the folder, if it contains anything.
+    """
+    try:
+        yield record
+        wait_for_all(accelerator)
+        if record.main:
+            record.parts.clear()
+    except Stopped as stopped:
+        if not record.abandon():
+            raise
+        folder = record.place.path
+        kept = f"{folder} contains what is finished; the same command continues the evaluation"
+        raise Stopped(f"{stopped}; {kept}") from None
+    except BaseException:
+        record.abandon()
+        raise
 
 
 def reported(run: Run, step: int, config: Mapping[str, Any]) -> Report:

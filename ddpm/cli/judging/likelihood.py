@@ -24,6 +24,7 @@ from ddpm.samplers.base import respaced
 from ddpm.seeding import For, mix
 from ddpm.training.meter import LOGGED, QUARTERS
 
+BOUND = ("bound.png", "bound.npz")
 QUARTERS_OF_T = len(QUARTERS)
 
 
@@ -181,15 +182,15 @@ def _mean(values: Tensor) -> tuple[float, float | None]:
 
 
 def save_bound(folder: Path, curve: BoundCurve) -> None:
-    """Write ``bound.npz`` and ``bound.png``: the terms over t."""
+    """Write ``bound.png`` and ``bound.npz``: the terms over t."""
     import numpy as np
     from matplotlib.figure import Figure
 
     steps, terms, errors, prior = curve
-    np.savez(folder / "bound.npz", t=steps, bits=terms, error=errors, prior=prior)
+    np.savez(folder / BOUND[1], t=steps, bits=terms, error=errors, prior=prior)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(steps, np.maximum(terms, 1e-9), lw=1.2)
     axes.set(xlabel="t", ylabel="bits per dimension", yscale="log", title="terms of the bound")
     axes.grid(alpha=0.3)
-    figure.savefig(folder / "bound.png", dpi=120)
+    figure.savefig(folder / BOUND[0], dpi=120)

@@ -1,8 +1,9 @@
 """Evaluations that were cut off: what is finished stays on the disk, and is continued.
 
 While an evaluation runs, the ``evaluation.json`` in its folder is marked as incomplete and contains
-the finished metrics. The folder ``unfinished`` beside it contains the results of each finished
-batch: features of samples, terms of the bound. An evaluation with the same request continues there.
+the finished metrics. The hidden folder ``.ddpm-unfinished`` beside it contains the results of each
+finished batch: features of samples, terms of the bound. An evaluation with the same request
+continues there.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from ddpm.cli.judging import findings
 from ddpm.cli.judging.findings import Findings
 from ddpm.errors import ConfigError
 from ddpm.files import load_tensors, replacing
+from ddpm.outputs import OutputFolder
 from ddpm.progress import warn
 from ddpm.training.lock import FILE as LOCK
 from ddpm.training.lock import Lock
 
-FOLDER = "unfinished"
+FOLDER = ".ddpm-unfinished"  # the prefix of names that are never the user's
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
@@ -90,19 +92,20 @@ class Unfinished:
     """The record of an evaluation in progress; without a folder it keeps nothing.
 
     Args:
-        folder: of the evaluation.
+        output: the folder of the evaluation.
         request: everything that determines the results, as plain JSON.
         main: only the main process of several writes the record.
     """
 
     def __init__(
         self,
-        folder: Path | None = None,
+        output: OutputFolder | None = None,
         request: Mapping[str, Any] | None = None,
         *,
         main: bool = True,
     ) -> None:
-        self.folder, self.request, self.main = folder, request, main
+        folder = None if output is None else output.path
+        self.output, self.folder, self.request, self.main = output, folder, request, main
         self.parts = Parts(None if folder is None else folder / FOLDER)
         self._rows, self._warnings = [], []
         if folder is not None and is_unfinished(folder, request):
@@ -110,10 +113,10 @@ class Unfinished:
                 self._rows, self._warnings, _ = findings.read(folder)
 
     @property
-    def place(self) -> Path:
+    def place(self) -> OutputFolder:
         """The folder of the evaluation."""
-        assert self.folder is not None
-        return self.folder
+        assert self.output is not None
+        return self.output
 
     def recall(self, into: Findings, metrics: Iterable[str]) -> bool:
         """Add the numbers of a finished metric to findings; return False if it is not finished.
@@ -132,15 +135,16 @@ class Unfinished:
 
     def save(self, found: Findings) -> None:
         """Write the finished metrics into ``evaluation.json``, marked as incomplete."""
-        if self.folder is None or not self.main:
+        if self.output is None or not self.main:
             return
         names = {metric.name for metric in found.metrics}
         earlier = [metric for metric in self._rows if metric.name not in names]
         kept = Findings([*found.metrics, *earlier], found.warnings)
         try:
-            kept.write(self.folder, request=self.request, complete=False)
+            kept.write(self.output.aside, request=self.request, complete=False)
+            self.output.publish()
         except ConfigError as error:
-            warn(f"{error}; the evaluation goes on")
+            warn(f"{error}; the evaluation continues")
 
     def abandon(self) -> bool:
         """Delete the record if nothing is finished; return True if something is."""
