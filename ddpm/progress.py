@@ -11,7 +11,9 @@ from tqdm import tqdm
 _recordings: list[list[str]] = []
 
 
-def progress(total: int, what: str, unit: str, *, initial: int = 0, shown: bool = True) -> tqdm:
+def progress(
+    total: int, what: str, unit: str, *, initial: int = 0, shown: bool = True, leave: bool = True
+) -> tqdm:
     """A bar on the error stream with the rate and the time that is left.
 
     In a terminal it moves twice a second; in a file it writes a line every ten seconds. It shows
@@ -23,6 +25,7 @@ def progress(total: int, what: str, unit: str, *, initial: int = 0, shown: bool 
         unit: what is counted.
         initial: units that were done before.
         shown: False on all processes but the main one.
+        leave: False to remove the bar at its end.
     """
     seconds = 0.5 if sys.stderr.isatty() else 10.0
     return tqdm(
@@ -31,6 +34,7 @@ def progress(total: int, what: str, unit: str, *, initial: int = 0, shown: bool 
         desc=what,
         unit=unit,
         disable=not shown,
+        leave=leave,
         dynamic_ncols=True,
         mininterval=seconds,
         maxinterval=max(seconds, 10.0),

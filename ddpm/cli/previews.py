@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from ddpm import generation
-from ddpm.cli.shares import gather, share
+from ddpm.cli.shares import SharedWork, gather, share
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.instantiate import Facts
+from ddpm.progress import progress
 from ddpm.samplers import Sampler
 from ddpm.training import Trainer
 from ddpm.training.run import Run
+from ddpm.training.stopping import Stopping
 
 
 class Previews:
@@ -40,8 +43,12 @@ class Previews:
         self.sampler, self.diffusion, self.facts = sampler, diffusion, facts
         self.accelerator, self.seed, self.run = accelerator, seed, run
 
-    def __call__(self, trainer: Trainer) -> None:
-        """Draw and write the grid of the trainer's step."""
+    def __call__(self, trainer: Trainer, stopping: Stopping) -> None:
+        """Draw and write the grid of the trainer's step.
+
+        Raises:
+            GivenUpError: a signal asked to stop; nothing was written.
+        """
         accelerator = self.accelerator
         source = generation.source(
             trainer.ema.model,
@@ -58,16 +65,45 @@ class Previews:
             indices = [i % len(trainer.data) for i in range(count)]
             known, labels = trainer.data.fetch(indices, [0] * count)
             classes = None if labels is None else labels.tolist()
-        drawn = generation.generate(
-            source,
-            share(accelerator, count),
-            seed=self.seed,
-            batch_size=trainer.batch_size,
-            classes=classes,
-            known=known,
-        )
-        grid, _ = gather(list(drawn))
+        grid = self._drawn(source, trainer, classes, known, stopping)
         if accelerator.is_main_process:
             with self.run.forgiving("the sample grid"):
-                path = self.run.show("samples", self.facts.codec.picture(grid), trainer.step)
-                self.facts.codec.film(grid, path.with_suffix(".gif"))
+                # The picture comes last: a step that has one is not drawn again on resuming.
+                film = self.run.picture("samples", trainer.step).with_suffix(".gif")
+                self.facts.codec.film(grid, film)
+                self.run.show("samples", self.facts.codec.picture(grid), trainer.step)
+
+    def _drawn(
+        self,
+        source: generation.Source,
+        trainer: Trainer,
+        classes: list[int] | None,
+        known: Tensor | None,
+        stopping: Stopping,
+    ) -> Tensor:
+        """Draw the raw samples of all processes."""
+        accelerator, size, calls = self.accelerator, trainer.batch_size, source.calls()
+        count, world = trainer.preview_samples, accelerator.num_processes
+        mine, most = share(accelerator, count), -(-count // world)
+        work = SharedWork(-(-most // size) * calls, stopping)
+        total, main = -(-len(mine) // size) * calls, accelerator.is_main_process
+        what = f"preview of step {trainer.step}"
+        with progress(total, what, "call", shown=main, leave=False) as bar:
+
+            def after(*_: object) -> None:
+                bar.update()
+                work.tick()
+
+            with work.interruptible():
+                batches = generation.generate(
+                    source,
+                    mine,
+                    seed=self.seed,
+                    batch_size=size,
+                    classes=classes,
+                    known=known,
+                    on_step=after,
+                )
+                drawn = list(batches)
+            work.finish()
+        return gather(drawn)[0]

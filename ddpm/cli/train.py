@@ -98,9 +98,8 @@ def _train(
     warnings: list[str],
 ) -> float | None:
     """Build everything, claim the run's folder, and train in it."""
-    from accelerate.utils import broadcast_object_list
-
     from ddpm.training.agreement import wait_for_all
+    from ddpm.training.due import missing, scheduled
     from ddpm.training.lock import Lock
     from ddpm.training.run import Run
 
@@ -117,8 +116,7 @@ def _train(
         found = planned.found(accelerator, facts, len(training.data))
         if found is not None:
             training.resume(found)
-        owed = validation is not None and not run.has_evaluation(training.step)
-        (owed,) = broadcast_object_list([owed])
+        owed = scheduled(training) & missing(run, training.step)
         if training.step >= training.max_steps and not owed:
             done = f"{run.path} is done: {training.step} steps; add trainer.max_steps=..."
             app.say(accelerator, done)

@@ -17,10 +17,12 @@ from ddpm.progress import progress, warn
 from ddpm.signals import StopSignal
 from ddpm.training import checkpoint, nonfinite
 from ddpm.training.agreement import Agreed, agree
+from ddpm.training.due import Shown, is_due, missing, scheduled
 from ddpm.training.meter import LOGGED, Meter
 from ddpm.training.retention import prune
 from ddpm.training.run import Run
 from ddpm.training.saving import Saver
+from ddpm.training.stopping import AgreedStopping, GivenUpError, Stopping
 
 if TYPE_CHECKING:
     from ddpm.training.trainer import Trainer
@@ -57,7 +59,9 @@ class Evaluated(NamedTuple):
 
 # Measures the averaged weights, on every process; now and then, on each as often, it asks whether
 # to stop, and gives None if it did.
-Evaluate = Callable[["Trainer", Callable[[], bool]], Evaluated | None]
+Evaluate = Callable[["Trainer", Stopping], Evaluated | None]
+# Draws samples with them; asks in the same way, and raises GivenUpError if it stopped.
+Preview = Callable[["Trainer", Stopping], None]
 
 
 class Loop:
@@ -77,15 +81,17 @@ class Loop:
         trainer: Trainer,
         run: Run,
         header: dict[str, Any],
-        preview: Callable[[Trainer], None] | None,
+        preview: Preview | None,
         evaluate: Evaluate | None,
         stop: StopSignal,
     ) -> None:
-        self.trainer, self.run, self.header, self.preview = trainer, run, header, preview
+        self.trainer, self.run, self.header = trainer, run, header
+        self.preview = preview if trainer.preview_every else None
         self.evaluate = evaluate if trainer.evaluate_every else None
         self.accelerator, self.stop = trainer.accelerator, stop
+        self.stopping = AgreedStopping(trainer.accelerator, stop)
         self.saved = trainer.step  # there is a checkpoint of, or is about to be
-        self.evaluated: int | None = None  # the last step that was
+        self.owed: set[Shown] = set()  # what is due at this step and not done yet
         self.saver = Saver(run.path, self._prune, warn)
         self.meter = Meter(trainer.accelerator, trainer.diffusion.num_steps)
         self.agreed = Agreed(finite=True, stop=False, failed=False)
@@ -116,8 +122,8 @@ class Loop:
         trainer.settle(first)
         batches = chain([first], batches)
         main, done = self.accelerator.is_main_process, trainer.step
-        if self.evaluate is not None and self._owes_evaluation():
-            self._evaluate()
+        self.owed = self._scheduled() & missing(self.run, trainer.step)
+        self._show_and_measure()
         with progress(last, "training", "step", initial=done, shown=main) as bar:
             while trainer.step < last and not self.agreed.stop:
                 norm = trainer.take_step(batches, self._judge)
@@ -127,22 +133,28 @@ class Loop:
                 if self._due(trainer.log_every):
                     self._log(norm)
                     bar.set_postfix_str(self._speed(), refresh=False)
-                judged = self.evaluate is not None and self._due(trainer.evaluate_every)
-                if self._due(trainer.checkpoint_every) or (judged and self._follows_evaluation()):
+                self.owed = self._scheduled()
+                decisive = "evaluation" in self.owed and self._follows_evaluation()
+                if self._due(trainer.checkpoint_every) or decisive:
                     self._save()
                     self.meter.restart_clock()
-                show = trainer.preview_every and (trainer.step == last or not self.agreed.stop)
-                if self.preview and show and self._due(trainer.preview_every):
-                    self.preview(trainer)
-                    trainer.network.train()
-                    self.meter.restart_clock()
-                if judged and not self.agreed.stop:
-                    self._evaluate()
+                self._show_and_measure()
 
     def _due(self, every: int) -> bool:
         """Whether what is done at these steps, and at the last one, is to be done now."""
-        step = self.trainer.step
-        return step % every == 0 or step == self.trainer.max_steps or self.agreed.stop
+        return is_due(every, self.trainer.step, self.trainer.max_steps) or self.agreed.stop
+
+    def _scheduled(self) -> set[Shown]:
+        """Return what is due at this step, beside logs and checkpoints."""
+        made = {"preview": self.preview, "evaluation": self.evaluate}
+        return {each for each in scheduled(self.trainer) if made[each] is not None}
+
+    def _show_and_measure(self) -> None:
+        """Draw and evaluate what is due, unless a signal asks to stop: then it stays owed."""
+        if "preview" in self.owed and not self.agreed.stop:
+            self._preview()
+        if "evaluation" in self.owed and not self.agreed.stop:
+            self._evaluate()
 
     def _judge(self, norm: Tensor) -> Verdict:
         """What becomes of a gradient of this norm: the same on every process.
@@ -216,24 +228,34 @@ class Loop:
         """Whether what is measured decides which checkpoint is the best."""
         return self.trainer.best not in (None, *LOGGED)
 
-    def _owes_evaluation(self) -> bool:
-        """Whether the run was stopped when it was to be evaluated."""
-        step, last = self.trainer.step, self.trainer.max_steps
-        due = step == last or (step > 0 and step % self.trainer.evaluate_every == 0)
-        return broadcast_object_list([due and not self.run.has_evaluation(step)])[0]
+    def _preview(self) -> None:
+        """Draw samples."""
+        assert self.preview is not None
+        try:
+            self.preview(self.trainer, self.stopping)
+            self.owed.discard("preview")
+        except GivenUpError:
+            self._give_up()
+        self.trainer.network.train()
+        self.meter.restart_clock()
+
+    def _give_up(self) -> None:
+        """Stop at this step, with a checkpoint; what is owed is made up for on resuming."""
+        self.agreed = self.agreed._replace(stop=True)
+        if self.saved != self.trainer.step:
+            self._save()
 
     def _evaluate(self) -> None:
         """Measure, and write it down beside the checkpoint of this step, if there is one."""
         trainer = self.trainer
         assert self.evaluate is not None
-        found = self.evaluate(trainer, self._told_to_stop)
+        found = self.evaluate(trainer, self.stopping)
         trainer.network.train()
         self.meter.restart_clock()
-        if found is None:  # it is made up for when the run goes on
-            if self.saved != trainer.step:
-                self._save()
+        if found is None:
+            self._give_up()
             return
-        self.evaluated = trainer.step
+        self.owed.discard("evaluation")
         if self.accelerator.is_main_process:
             self.saver.wait()
             folder = checkpoint.place(self.run.path / checkpoint.FOLDER, trainer.step)
@@ -243,13 +265,6 @@ class Loop:
                     self._prune(trainer.step)
             numbers = {name: _finite(value) for name, value in found.numbers.items()}
             self.run.evaluated(trainer.step, numbers)
-
-    def _told_to_stop(self) -> bool:
-        """Whether some process was told to, asked on all of them while they evaluate."""
-        told = self.stop.received is not None
-        found = agree(self.accelerator, torch.zeros(()), stop=told, failed=False)
-        self.agreed = self.agreed._replace(stop=found.stop)
-        return found.stop
 
     def _save(self) -> None:
         """Begin to write a checkpoint of this step."""
@@ -282,7 +297,7 @@ class Loop:
             raise error or _elsewhere()
         self.stop.finish()
         step = self.trainer.step
-        if step < self.trainer.max_steps or (self.evaluate and self.evaluated != step):
+        if step < self.trainer.max_steps or self.owed:
             kept = checkpoint.place(self.run.path / checkpoint.FOLDER, step)
             raise Stopped(f"stopped at step {step}, with a checkpoint in {kept}")
 

@@ -79,9 +79,13 @@ class Run:
         self._write_warnings(record["step"])
         self.trackers.log(record, record["step"])
 
+    def picture(self, name: str, step: int) -> Path:
+        """Return the path of the picture that :meth:`show` saves."""
+        return self.path / name / f"step-{step:08d}.png"
+
     def show(self, name: str, picture: Image.Image, step: int) -> Path:
         """Save a picture as ``name/step-00001000.png``; returns its path."""
-        path = self.path / name / f"step-{step:08d}.png"
+        path = self.picture(name, step)
         with replacing(path) as aside:
             picture.save(aside, format="png")
         self.trackers.picture(name, picture, step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,14 +20,12 @@ from ddpm.training.checkpoint import Checkpoint, damaged
 from ddpm.training.ema import EMA
 from ddpm.training.feed import Batch, Feed
 from ddpm.training.launch import Precision
-from ddpm.training.loop import Evaluate, Judge, Loop, Verdict
+from ddpm.training.loop import Evaluate, Judge, Loop, Preview, Verdict
 from ddpm.training.meter import LOGGED
 from ddpm.training.nonfinite import OnNonfinite
 from ddpm.training.optimizer import Decay, adamw, learning_rate
 from ddpm.training.run import Run
 from ddpm.training.trackers import Trackers
-
-Preview = Callable[["Trainer"], None]
 
 
 class Trainer:
@@ -197,7 +195,7 @@ class Trainer:
         Args:
             run: where results go; only the main process writes.
             header: what a checkpoint says of itself, without its step.
-            preview: draws samples; called on every process.
+            preview: see :class:`Preview`; called on every process.
             evaluate: see :class:`Evaluate`; called on every process.
             stop: looked at after each step; a checkpoint is written before training stops.
 

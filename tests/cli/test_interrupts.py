@@ -1,11 +1,17 @@
 """Signals and Ctrl-C: one exit status, one line, in every command and at every point."""
 
+import hashlib
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
+from ddpm import generation
 from ddpm.cli import app
+from ddpm.cli.shares import SharedWork
+from ddpm.errors import Stopped
+from ddpm.training.stopping import GivenUpError, Stopping
 from tests.cli.test_help import COMMANDS
 
 
@@ -45,3 +51,113 @@ def test_other_processes_of_a_launcher_say_nothing(command, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     ended = command("sample", "--help")
     assert ended.status == 75 and ended.err == ""
+
+
+class Scripted(Stopping):
+    """Says yes to a question of this number."""
+
+    def __init__(self, last):
+        self.last, self.questions = last, 0
+
+    def __call__(self):
+        self.questions += 1
+        return self.questions >= self.last
+
+
+@pytest.mark.parametrize("calls", [0, 2, 5])
+def test_processes_with_fewer_calls_ask_as_often(calls):
+    stopping = Scripted(100)
+    work = SharedWork(5, stopping)
+    with work.interruptible():
+        for _ in range(calls):
+            work.tick()
+    work.finish()
+    assert stopping.questions == 6  # one after each call, and one at the end
+
+
+def test_a_call_that_a_signal_ends_is_followed_by_one_question():
+    stopping = Scripted(3)
+    work = SharedWork(5, stopping)
+    with pytest.raises(GivenUpError), work.interruptible():
+        work.tick()
+        work.tick()
+        raise Stopped
+    assert stopping.questions == 3
+
+
+DRAWS = ("trainer.preview_every=2", "trainer.preview_samples=3", "sampler.steps=3")
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """``interrupted(2)``: a signal arrives within a network call of the second preview from now."""
+    real = generation.generate
+
+    def at(number):
+        previews = []
+
+        def generate(*arguments, on_step, **options):
+            previews.append(None)
+
+            def after(done, total, x):
+                if len(previews) == number and done == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    pytest.fail("the signal was not obeyed")
+                on_step(done, total, x)
+
+            yield from real(*arguments, on_step=after, **options)
+
+        monkeypatch.setattr(generation, "generate", generate)
+
+    return at
+
+
+def digests(run):
+    """What a run computed: the pictures, and the weights of its last checkpoint."""
+    files = [
+        *Path(run, "samples").iterdir(),
+        *Path(run, "checkpoints/step-00000004").glob("*.saf*"),
+    ]
+    assert len(files) == 4
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.slow
+def test_a_preview_that_is_cut_off_is_made_up_for(command, tiny, interrupted):
+    options = (*tiny, *DRAWS, "trainer.max_steps=4")
+    assert command("train", "name=whole", *options).status == 0
+    for number, step in ((1, 2), (2, 4)):  # the second time, that of step 2 is made up for first
+        interrupted(number)
+        ended = command("train", "name=cut", *options)
+        kept = f"outputs/cut/checkpoints/step-0000000{step}"
+        assert ended.status == 75
+        assert ended.err.splitlines()[-1] == (
+            f"ddpm-train: stopped at step {step}, with a checkpoint in {kept}; "
+            "ddpm-train resume=outputs/cut goes on"
+        )
+        done = [] if step == 2 else ["step-00000002.png"]
+        assert os.listdir("outputs/cut/samples") == done
+    interrupted(None)
+    assert command("train", "name=cut", *options).status == 0
+    assert digests("outputs/cut") == digests("outputs/whole")
+    again = command("train", "name=cut", *options)
+    assert again.status == 0 and "is done: 4 steps" in again.out
+
+
+def test_at_the_last_step_a_signal_leaves_the_preview_for_later(command, tiny, monkeypatch):
+    from ddpm.training import Trainer
+
+    real = Trainer.take_step
+
+    def take_step(self, *arguments):
+        if self.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "take_step", take_step)
+    options = ("name=last", *tiny, *DRAWS, "trainer.max_steps=2")
+    ended = command("train", *options)
+    assert ended.status == 75 and "stopped at step 2, with a checkpoint" in ended.err
+    assert os.listdir("outputs/last/samples") == []
+    assert command("train", *options).status == 0
+    assert os.listdir("outputs/last/samples") == ["step-00000002.png"]

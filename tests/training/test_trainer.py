@@ -375,7 +375,7 @@ def test_the_speed_leaves_previews_out(run, monkeypatch):
             clock[0] += 2.0
             return super().loss(*args, **cond)
 
-    def preview(_):
+    def preview(*_):
         clock[0] += 1000.0
 
     training = trainer(Slow(), batch_size=8, max_steps=6, log_every=3, preview_every=2)
@@ -388,7 +388,8 @@ def test_the_speed_leaves_previews_out(run, monkeypatch):
 def test_previews_come_at_their_steps_and_leave_the_network_training(run, every, expected):
     steps = []
 
-    def preview(training):
+    def preview(training, stopping):
+        assert stopping() is False
         steps.append(training.step)
         training.network.eval()
 
