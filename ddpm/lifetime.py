@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 
 # In the environment of the workers that a command starts itself: the process that started them.
 OWN_WORKERS = "DDPM_WORKERS"
+HELD = (signal.SIGINT,)  # that these workers block until they import this module
 _POLL_SECONDS = 0.5
 _STATUS = 1  # nobody is there to read it
 
@@ -64,10 +66,17 @@ def end_with_parent(
 
 
 def end_import_with_launcher() -> None:
-    """End a worker whose launcher is gone while it still imports; for the first import of all."""
+    """End a worker whose launcher is gone while it still imports; for the first import of all.
+
+    Ctrl-C ends it too, without the traceback that Python would print.
+    """
     # The launcher of torch sets RANK later. With it, this is a process that a worker has started.
     if OWN_WORKERS in os.environ and "RANK" not in os.environ:
         end_with_parent(int(os.environ[OWN_WORKERS]))
+        for each in HELD:
+            if signal.getsignal(each) != signal.SIG_IGN:
+                signal.signal(each, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
 
 
 def one_of_several() -> bool:

@@ -271,15 +271,16 @@ class OutputFolder:
             place = self.path / written.relative_to(self.aside)
             raise ConfigError("out", str(place), error.problem) from error
 
+    def has_files(self) -> bool:
+        """Return True if the folder holds a file that is in the record."""
+        names = (name for each in read_record(self.path).values() for name in each.files)
+        return any(os.path.lexists(self.path / name) for name in names)
+
     def close(self) -> None:
         """Remove ``aside``; if nothing was written, also the record and the folders made for it."""
         shutil.rmtree(self.aside, ignore_errors=True)
         with suppress(OSError):
-            if self._main and not any(
-                os.path.lexists(self.path / name)
-                for each in read_record(self.path).values()
-                for name in each.files
-            ):
+            if self._main and not self.has_files():
                 for path in (RECORD, f"{self._journals}*.jsonl"):
                     for left in self.path.glob(path):
                         left.unlink(missing_ok=True)

@@ -27,7 +27,8 @@ def progress(
         shown: False on all processes but the main one.
         leave: False to remove the bar at its end.
     """
-    seconds = 0.5 if sys.stderr.isatty() else 10.0
+    terminal = sys.stderr.isatty()
+    seconds = 0.5 if terminal else 10.0
     return tqdm(
         total=total,
         initial=initial,
@@ -35,6 +36,7 @@ def progress(
         unit=unit,
         disable=not shown,
         leave=leave,
+        position=None if terminal else 0,  # a file has no cursor to move below another bar
         dynamic_ncols=True,
         mininterval=seconds,
         maxinterval=max(seconds, 10.0),

@@ -149,6 +149,21 @@ def pending() -> str | None:
     return listening.received if isinstance(listening, StopSignal) else None
 
 
+def raise_pending() -> None:
+    """Raise Stopped for a signal that was heard: an import that it broke off may have hidden it."""
+    name = pending()
+    if name is not None:
+        raise Stopped(f"stopped by {name}")
+
+
+def broken_off_by() -> str | None:
+    """Return the signal for which the current listener has raised Stopped, or None."""
+    listening = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(listening, StopSignal) and listening._raised:
+        return listening.received
+    return None
+
+
 def _has_number(stream: Any) -> bool:
     try:
         return stream.fileno() >= 0

@@ -9,15 +9,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from ddpm import streams
 from ddpm.errors import ConfigError, Stopped
 from ddpm.lifetime import leaving, one_of_several
-from ddpm.signals import STOPPED_STATUS, StopSignal
+from ddpm.signals import STOPPED_STATUS, StopSignal, broken_off_by
 
 # A function of the options, or a dataclass of them whose instances are called; gives a number.
 Command = Callable[..., Any]
@@ -73,15 +73,20 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from ddpm.cli import sweep_options, sweep_outputs, sweeps, workers
+    from ddpm.cli import sweeps
 
     failures: list[BaseException] = []
     starter = os.getpid()  # launchers run jobs in other processes
 
     def job(config: Any) -> float | None:
         streams.protect()
+
+        def work() -> float | None:
+            with _obeying():
+                return _run(config, command())
+
         try:
-            return sweeps.recorded(config_name, config, starter, lambda: _run(config, command()))
+            return sweeps.recorded(config_name, config, starter, work)
         except ConfigError as error:
             if os.environ.get("DDPM_DEBUG"):
                 traceback.print_exc()
@@ -93,22 +98,17 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
 
     try:
         sys.argv[1:] = [readable(argument, sys.argv[1:]) for argument in sys.argv[1:]]
-        workers.refuse_sweeps(sys.argv[1:])
         typed = sys.argv[1:]
-        sys.argv[1:] = sweeps.placed(config_name, sweeps.prepared(config_name, typed))
-        if sweeps.is_asked_for(sys.argv[1:]):
-            sys.argv[1:], places = sweep_outputs.separated(config_name, sys.argv[1:])
-            if places and any(a.endswith(sweep_options.SWEEPER) for a in sys.argv[1:]):
-                places = [f"{places[0].rstrip(':')}, with its number"]  # some may become one job
-            print("\n".join(places), end="\n" if places else "", flush=True)
+        with _obeying():
+            sys.argv[1:] = _prepared(config_name, typed)
     except ConfigError as error:
         _tell(config_name, str(error))
         sys.exit(1)
     status = 0
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(
-            job
-        )()
+        options = {"version_base": "1.3", "config_path": str(config_dir())}
+        with _obeying():
+            hydra.main(**options, config_name=config_name)(job)()
     except ConfigError as error:
         failures.append(error)  # of a job in another process, which has told it
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -181,6 +181,35 @@ def usage(config_name: str) -> str:
             "given with commas; --hydra-help lists the flags of Hydra.",
         ]
     )
+
+
+def _prepared(config_name: str, arguments: list[str]) -> list[str]:
+    """Return the arguments for Hydra; of a sweep, say where its jobs write."""
+    from ddpm.cli import sweep_options, sweep_outputs, sweeps, workers
+
+    workers.refuse_sweeps(arguments)
+    prepared = sweeps.placed(config_name, sweeps.prepared(config_name, arguments))
+    if sweeps.is_asked_for(prepared):
+        prepared, places = sweep_outputs.separated(config_name, prepared)
+        if places and any(a.endswith(sweep_options.SWEEPER) for a in prepared):
+            places = [f"{places[0].rstrip(':')}, with its number"]  # some may become one job
+        print("\n".join(places), end="\n" if places else "", flush=True)
+    return prepared
+
+
+@contextmanager
+def _obeying() -> Iterator[None]:
+    """Raise Stopped in place of errors inside that a signal has caused.
+
+    An import that it breaks off may end with any error, of which a line would be printed.
+    """
+    try:
+        yield
+    except Exception as error:
+        signal = broken_off_by()
+        if signal is None:
+            raise
+        raise Stopped(f"stopped by {signal}") from error
 
 
 def _run(config: Any, command: Command) -> float | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +20,11 @@ from ddpm.cli.output import writing
 from ddpm.data import Codec
 from ddpm.data.classes import class_number, listed
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.errors import ConfigError, require
+from ddpm.errors import ConfigError, Stopped, require
 from ddpm.outputs import OutputFolder
 from ddpm.progress import progress, warn
 from ddpm.samplers.base import OnStep, Steps
+from ddpm.signals import raise_pending
 from ddpm.training import checkpoint, launch
 
 GRID = 64  # samples in grid.png
@@ -142,6 +143,7 @@ class Trained(Model):
             network = network.to(memory_format=torch.channels_last)  # pyright: ignore
         return cls(accelerator, network, diffusion, facts, found)
 
+    @contextmanager
     def writing(
         self,
         command: str,
@@ -150,10 +152,27 @@ class Trained(Model):
         out: str | None,
         default: str,
         samples: Sequence[str],
-    ) -> AbstractContextManager[OutputFolder]:
-        """Give the folder to write to: ``out``, or a new one in the run; see :func:`writing`."""
-        place = self.checkpoint.run / "generated" / default
-        return writing(self.accelerator, command, names, out=out, default=place, samples=samples)
+    ) -> Iterator[OutputFolder]:
+        """Give the folder to write to: ``out``, or a new one in the run; see :func:`writing`.
+
+        Raises:
+            Stopped: a signal arrived inside; says what is in the folder.
+        """
+        raise_pending()
+        place, folder = self.checkpoint.run / "generated" / default, None
+        output = writing(self.accelerator, command, names, out=out, default=place, samples=samples)
+        try:
+            with output as folder:
+                yield folder
+        except Stopped as stopped:
+            if folder is None or not str(stopped):
+                raise
+            if folder.has_files():
+                where = "" if out is not None else f" with out={folder.path}"
+                said = f"{folder.path} is incomplete, the same command{where} draws all of it again"
+            else:
+                said = "no file was written, the same command starts afresh"
+            raise Stopped(f"{stopped}; {said}") from stopped
 
 
 def _found(ckpt: str, accelerator: Accelerator) -> checkpoint.Checkpoint:

@@ -15,19 +15,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from ddpm import streams
 from ddpm.cli import sweeps
 from ddpm.errors import ConfigError, Stopped, require
-from ddpm.lifetime import OWN_WORKERS, end_with_parent, leaving, one_of_several
-from ddpm.signals import SIGNALS, StopSignal
+from ddpm.lifetime import HELD, OWN_WORKERS, end_with_parent, leaving, one_of_several
+from ddpm.signals import ECHO_SECONDS, SIGNALS, StopSignal, raise_pending
 
 Work = Callable[..., float | None]
 # For a worker whose launcher is gone: it hears a signal, finishes its step and saves.
 _GRACE_SECONDS = 8.0
+_OBEYING_SECONDS = 3.0  # from a second signal until a worker is killed
 _NOTHING_OF_KILLED_WORKERS = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 
@@ -111,14 +113,16 @@ def start(processes: int, work: Work, *arguments: Any) -> float | None:
         signals_to_handle="SIGQUIT",  # the others are handed on, see below
         start_method="spawn",
     )
-    with _environment(processes), _handing_on() as heard:
+    with _environment(processes), _handing_on() as heard, _holding():
         try:
             composed = HydraConfig.instance().cfg
             results = elastic_launch(setup, _worker)(composed, work, arguments)
         except ChildFailedError as error:
             _, failure = error.get_first_failure()
+            if len(heard) > 1 and not 0 < failure.exitcode < 128:
+                raise SystemExit(128 + heard[-1]) from None
             if heard and -failure.exitcode in SIGNALS:  # before it could listen
-                raise Stopped(f"stopped by {heard[0]}") from None
+                raise Stopped(f"stopped by {heard[0].name}") from None
             raise _explained(error, processes) from None
     return results[0]
 
@@ -185,28 +189,36 @@ def _environment(processes: int) -> Iterator[None]:
 
 
 @contextmanager
-def _handing_on() -> Iterator[list[str]]:
+def _handing_on() -> Iterator[list[signal.Signals]]:
     """Inside, signals go to the workers, and this process waits for what they do.
 
-    Gives the names of those that came.
+    Gives those that came, without echoes. After a second one the workers have some seconds.
 
     Raises:
-        Stopped: on a signal while there are no workers.
+        Stopped: on a signal while there are no workers, or one that came before.
     """
-    heard: list[str] = []
+    heard: list[signal.Signals] = []
+    last = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield heard
         return
 
     def hand_on(number: int, _: object) -> None:
-        heard.append(signal.Signals(number).name)
+        nonlocal last
+        now = time.monotonic()
+        if not heard or now - last >= ECHO_SECONDS:
+            heard.append(signal.Signals(number))
+            last = now
         workers = multiprocessing.active_children()
         if not workers:
-            raise Stopped(f"stopped by {heard[0]}")
+            raise Stopped(f"stopped by {heard[0].name}")
+        if len(heard) > 1:
+            _kill_later(workers)
         for worker in workers:
             if worker.pid is not None:
                 os.kill(worker.pid, number)
 
+    raise_pending()
     listened = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # nohup
     before = {each: signal.signal(each, hand_on) for each in listened}
     try:
@@ -214,6 +226,36 @@ def _handing_on() -> Iterator[list[str]]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@contextmanager
+def _holding() -> Iterator[None]:
+    """Block Ctrl-C in processes that start inside, until they have changed what it does.
+
+    A terminal sends it to them as well, and Python would end them with a traceback. They inherit
+    the mask of the thread that starts them. Another thread takes the signals of this process.
+    """
+    done = threading.Event()
+    threading.Thread(target=done.wait, daemon=True).start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        done.set()
+
+
+def _kill_later(workers: Sequence[BaseProcess]) -> None:
+    """Kill the workers that a second signal has not ended, such as those in a hanging exchange."""
+
+    def kill() -> None:
+        for worker in workers:
+            with suppress(ValueError, OSError):  # it has ended
+                worker.kill()
+
+    timer = threading.Timer(_OBEYING_SECONDS, kill)
+    timer.daemon = True
+    timer.start()
 
 
 def _explained(error: Any, processes: int) -> BaseException:

@@ -6,11 +6,13 @@ import signal
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 
 from ddpm import generation
-from ddpm.cli import app
+from ddpm.cli import app, workers
 from ddpm.cli.shares import SharedWork
-from ddpm.errors import Stopped
+from ddpm.errors import ConfigError, Stopped
+from ddpm.signals import StopSignal
 from ddpm.training.stopping import GivenUpError, Stopping
 from tests.cli.test_help import COMMANDS
 
@@ -44,6 +46,35 @@ def test_no_further_job_of_a_sweep_starts(command, monkeypatch, name):
     ended = command(name, "-m", "seed=1,2,3", *options)
     assert ended.status == 75 and started == [0]
     assert ended.err == f"ddpm-{name}: stopped by SIGINT\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("ddpm.cli.sweeps.prepared", ConfigError("-m", None, "cannot be read")),
+        ("hydra._internal.hydra.Hydra.run", ValueError("")),
+        ("hydra._internal.hydra.Hydra.run", HydraException("")),
+        ("ddpm.cli.app._run", ImportError("numpy")),
+        ("ddpm.cli.app._run", ConfigError("plugins", None, "no such module")),
+    ],
+)
+def test_errors_that_a_signal_has_caused_are_not_shown(command, monkeypatch, place, error):
+    def broken_off(*_, **__):
+        try:
+            interrupt()
+        except Stopped:
+            raise error from None
+
+    monkeypatch.setattr(place, broken_off)
+    ended = command("export", "ckpt=x")
+    assert ended.status == 75 and ended.err == "ddpm-export: stopped by SIGINT\n"
+
+
+def test_a_signal_that_an_import_has_hidden_is_obeyed_before_processes_start():
+    with StopSignal() as stop:
+        stop.received = "SIGINT"
+        with pytest.raises(Stopped, match="stopped by SIGINT"), workers._handing_on():
+            pytest.fail("the signal was not obeyed")
 
 
 def test_other_processes_of_a_launcher_say_nothing(command, monkeypatch):
@@ -161,3 +192,28 @@ def test_at_the_last_step_a_signal_leaves_the_preview_for_later(command, tiny, m
     assert os.listdir("outputs/last/samples") == []
     assert command("train", *options).status == 0
     assert os.listdir("outputs/last/samples") == ["step-00000002.png"]
+
+
+def test_the_line_of_a_command_that_draws_tells_what_is_in_its_folder(
+    command, trained, monkeypatch
+):
+    real = generation.generate
+
+    def generate(*arguments, **options):
+        yield next(real(*arguments, **options))
+        interrupt()
+
+    options = (f"ckpt={trained}", "num_samples=2", "batch_size=1", "steps=1")
+    new = f"{trained}/generated/step-00000002-ddim-1-seed-0"
+    with monkeypatch.context() as patched:
+        patched.setattr(generation, "generate", generate)
+        for out, folder, same in (("made", "made", ""), ("null", new, f" with out={new}")):
+            ended = command("sample", *options, f"out={out}")
+            assert ended.status == 75 and ended.line == (
+                f"ddpm-sample: stopped by SIGINT; {folder} is incomplete, the same command{same} "
+                "draws all of it again"
+            )
+            assert os.listdir(f"{folder}/images") == ["00000.png"]
+    for folder in ("made", new):
+        assert command("sample", *options, f"out={folder}").status == 0
+        assert sorted(os.listdir(f"{folder}/images")) == ["00000.png", "00001.png"]

@@ -196,12 +196,8 @@ def test_a_second_signal_ends_two_processes(shell, reference, who):
     time.sleep(1.2)
     assert started.popen.poll() is None
     started.signal(signal.SIGTERM)
-    assert started.end(60) == 1
-    rank = started.line.partition("process ")[2][:1]
-    assert started.line == (
-        f"ddpm-train: launch.processes=2: process {rank} ended with status 143; the others were "
-        "ended too, the same command goes on"
-    )
+    assert started.end(30) == 128 + signal.SIGTERM
+    assert "ddpm-train: " not in started.err
     assert shell.kept() == [6, 3] and shell.leftovers() == []
     goes_on(shell, options, reference(2))
 
@@ -220,10 +216,87 @@ def test_two_processes_while_they_build(shell, reference):
 @pytest.mark.slow
 @pytest.mark.skipif(not psutil.LINUX, reason="only Linux tells which signals a process handles")
 @pytest.mark.parametrize("seconds", [0, 2, 4, 6, 8])
-def test_two_processes_while_they_are_loaded(shell, seconds):
-    started = shell.train(*TWO, "trainer.max_steps=10000")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_two_processes_while_they_are_loaded(shell, seconds, number):
+    started = shell.train(*TWO, "trainer.max_steps=10000", start_new_session=True)
     started.until(lambda: hears(started.popen.pid))
     time.sleep(seconds)
-    started.signal(signal.SIGTERM)
+    if number == signal.SIGINT:  # a terminal sends it to all
+        os.killpg(started.popen.pid, number)
+    else:
+        started.signal(number)
     assert started.end(60) == 75, started.err
+    assert "Traceback" not in started.err
     assert shell.kept() == ([shell.step()] if shell.step() else []) and shell.leftovers() == []
+
+
+# within network calls
+
+CALLS = """
+from ddpm.diffusion import Denoiser
+real = Denoiser.__call__
+
+
+def slowly(self, *given, **named):
+    Path(f"drawing-{RANK}").touch()
+    time.sleep({seconds})
+    return real(self, *given, **named)
+
+
+Denoiser.__call__ = slowly
+"""
+
+
+def hurt_calls(shell, seconds):
+    shell.hurt(CALLS.replace("{seconds}", str(seconds)))
+
+
+def until_it_draws(shell, started, processes):
+    started.until(lambda: all((shell.folder / f"drawing-{n}").exists() for n in range(processes)))
+    time.sleep(0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "rank", "seconds"),
+    [(1, None, 600), (2, None, 600), (2, 1, 1.0)],
+    ids=["one", "two", "one of two"],
+)
+def test_during_a_preview(shell, reference, processes, rank, seconds):
+    """A call of 600 seconds is not waited for."""
+    hurt_calls(shell, seconds)
+    previews = ("trainer.preview_every=7", "trainer.preview_samples=2", "sampler.steps=3")
+    options = (f"launch.processes={processes}", *END, *previews)
+    started = shell.train(*options)
+    until_it_draws(shell, started, processes)
+    started.signal(signal.SIGINT, rank)
+    assert stopped(shell, started) == 7
+    assert list((shell.run / "samples").iterdir()) == []
+    goes_on(shell, options, reference(processes))
+    pictures = sorted(path.name for path in (shell.run / "samples").iterdir())
+    assert pictures == [f"step-{n:08d}.png" for n in (7, 14, 21, 28, 30)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "processes", "rank"),
+    [("sample", 1, None), ("sample", 2, None), ("sample", 2, 1), ("interpolate", 1, None)],
+    ids=["sample", "sample in two", "sample, one of two", "interpolate"],
+)
+def test_while_it_draws(shell, command, processes, rank):
+    shell.ended("trainer.max_steps=2")
+    hurt_calls(shell, 600)
+    what = ("a=1", "b=2") if command == "interpolate" else ("num_samples=4",)
+    options = ("ckpt=outputs/x", "plugins=[hurt]", "out=made", "steps=3", *what)
+    options = (*options, f"launch.processes={processes}")
+    started = shell.start(*options, command=command)
+    until_it_draws(shell, started, processes)
+    started.signal(signal.SIGINT, rank)
+    assert started.end(20) == 75, started.err
+    assert started.line == (
+        f"ddpm-{command}: stopped by SIGINT; no file was written, the same command starts afresh"
+    )
+    assert not (shell.folder / "made").exists()
+    assert "Traceback" not in started.err
+    shell.heal()
+    assert shell.start(*options, command=command).end() == 0
