@@ -55,10 +55,14 @@ def sample(
     known = trained.given(condition)
     calls, step = source.calls(), trained.checkpoint.step
     look = "grid.gif" if codec.moves else "grid.png"
+    names = trained.facts.names
+    of_items = None
+    if names is not None and wanted is not None:
+        of_items = [names[wanted[n % len(wanted)]] for n in range(num_samples)]
     pictures = ["grid.png", look, *(["trajectory.gif"] if trajectory else [])]
     with trained.writing(
         "sample",
-        [*codec.files([*singly, *jointly], num_samples), *pictures],
+        [*codec.files([*singly, *jointly], num_samples, of_items), *pictures],
         out=out,
         default=f"step-{step:08d}-{label(sampler)}-{calls}-seed-{seed}",
         samples=codec.places([*singly, *jointly]),
@@ -80,8 +84,9 @@ def sample(
             first = mine.start
             for raw, numbers in batches:
                 labels = trained.facts.values(numbers)
+                here = None if of_items is None else of_items[first : first + len(raw)]
                 for each in singly:
-                    codec.write(raw, folder.aside, format=each, labels=labels, first=first)
+                    codec.write(raw, folder.aside, format=each, first=first, classes=here)
                 folder.publish()
                 if jointly or first < GRID:
                     kept.append((raw, labels))

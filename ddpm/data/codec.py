@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -24,6 +25,10 @@ from ddpm.files import replacing
 
 Axes = Literal["NCL", "NLC"]
 """Order of the axes of sequences in files: samples, channels, length, or the length before."""
+
+
+_UNUSUAL = re.compile(r"[^\w.-]+")  # in file names
+_LONGEST_CLASS = 40  # letters of a class name in the name of a file
 
 
 class Codec(ABC):
@@ -119,13 +124,15 @@ class Codec(ABC):
         format: str,
         labels: torch.Tensor | None = None,
         first: int = 0,
+        classes: Sequence[str] | None = None,
     ) -> list[Path]:
         """Write the raw batch ``(N, *shape)`` below ``folder``, and tell which files it became.
 
         ``npz``: samples.npz with arr_0 and, given labels ``(N,)``, arr_1 in int64. ``npy``:
         samples.npy. Both are replaced if there. ``first`` is the number of the first item in
-        formats of one file an item. Raises ConfigError for an unknown format (key ``format``) and
-        for what the file system refuses (key ``path``).
+        formats of one file an item; ``classes``, the names of the classes of all N items, become
+        part of the names of these files. Raises ConfigError for an unknown format (key ``format``)
+        and for what the file system refuses (key ``path``).
         """
         array = self.array(raw)
         if format == "npz":
@@ -158,12 +165,14 @@ class Codec(ABC):
         """
         return None
 
-    def files(self, formats: Iterable[str], count: int) -> list[str]:
+    def files(
+        self, formats: Iterable[str], count: int, classes: Sequence[str] | None = None
+    ) -> list[str]:
         """Names of the files that :meth:`write` makes of ``count`` items in these formats."""
         names = []
         for format in formats:
             several = format in self.folders
-            names += [self._item_name(format, n) for n in range(count)] if several else []
+            names += self._item_names(format, 0, count, classes) if several else []
             names += [] if several else [f"samples.{format}"]
         return names
 
@@ -171,11 +180,15 @@ class Codec(ABC):
         """Names of the folders and files that :meth:`write` makes in these formats."""
         return [self.folders.get(format, f"samples.{format}") for format in formats]
 
-    def _item_name(self, format: str, number: int) -> str:
-        return f"{self.folders[format]}/{number:05d}.{format}"
-
-    def _item_path(self, folder: Path, format: str, number: int) -> Path:
-        return Path(folder) / self._item_name(format, number)
+    def _item_names(
+        self, format: str, first: int, count: int, classes: Sequence[str] | None
+    ) -> list[str]:
+        """Names of one file per item: ``images/00003.png``, of class 5 ``images/00003-5.png``."""
+        endings = [""] * count
+        if classes is not None:
+            endings = ["-" + _UNUSUAL.sub("_", name)[:_LONGEST_CLASS] for name in classes]
+        place = self.folders[format]
+        return [f"{place}/{first + n:05d}{endings[n]}.{format}" for n in range(count)]
 
 
 def _save(path: Path, save: Callable[[Any], None]) -> Path:
@@ -285,14 +298,16 @@ class ImageCodec(Codec):
         format: str,
         labels: torch.Tensor | None = None,
         first: int = 0,
+        classes: Sequence[str] | None = None,
     ) -> list[Path]:
         """As :meth:`Codec.write`; ``png`` writes images/00000.png and so on, from ``first``."""
         if format != "png":
             return super().write(raw, folder, format=format, labels=labels, first=first)
         self._need_picture_channels("format", format, "use format=npz")
         paths = []
-        for number, pixels in enumerate(self.array(raw), start=first):
-            path = self._item_path(folder, format, number)
+        names = self._item_names(format, first, len(raw), classes)
+        for name, pixels in zip(names, self.array(raw), strict=True):
+            path = Path(folder, name)
             with replacing(path) as aside:
                 image = Image.fromarray(pixels[:, :, 0] if self.shape[0] == 1 else pixels)
                 image.save(aside, "PNG")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,7 @@ class VideoCodec(Codec):
         format: str,
         labels: torch.Tensor | None = None,
         first: int = 0,
+        classes: Sequence[str] | None = None,
     ) -> list[Path]:
         """As :meth:`Codec.write`; ``gif`` writes videos/00000.gif and so on, from ``first``.
 
@@ -207,8 +208,9 @@ class VideoCodec(Codec):
         if format != "gif":
             return super().write(raw, folder, format=format, labels=labels, first=first)
         paths = []
-        for number, pixels in enumerate(self._pixels(raw), start=first):
-            path = self._item_path(folder, format, number)
+        names = self._item_names(format, first, len(raw), classes)
+        for name, pixels in zip(names, self._pixels(raw), strict=True):
+            path = Path(folder, name)
             pictures = [as_image(each) for each in visible(pixels.swapaxes(0, 1))]
             write_frames(pictures, path, self._durations_ms(100))
             paths.append(path)

@@ -28,7 +28,9 @@ def rows(out):
 
 
 def evaluated(run):
-    return [json.loads(path.read_text()) for path in Path(run).glob("evaluations/*/evaluation.json")]
+    return [
+        json.loads(path.read_text()) for path in Path(run).glob("evaluations/*/evaluation.json")
+    ]
 
 
 def test_the_jobs_of_a_sweep_are_ranked_and_not_measured_twice(command, sweep):

@@ -97,6 +97,14 @@ def test_png_files_hold_the_pixels_and_their_numbers_go_on(tmp_path: Path, chann
         assert torch.equal(codec.read(str(path)), item)
 
 
+def test_names_of_classes_become_parts_of_file_names_without_leaving_the_folder(tmp_path: Path):
+    codec, classes = ImageCodec((1, 4, 6)), ["5", "../naïve cat", "x" * 60]
+    paths = codec.write(noise(3, 1, 4, 6), tmp_path, format="png", first=1, classes=classes)
+    names = ["images/00001-5.png", "images/00002-.._naïve_cat.png", f"images/00003-{'x' * 40}.png"]
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == names
+    assert codec.files(["png"], 2, ["5", "a/b"]) == ["images/00000-5.png", "images/00001-a_b.png"]
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_npz_is_what_evaluators_read(tmp_path: Path, channels: int):
     raw = noise(5, channels, 4, 6)
