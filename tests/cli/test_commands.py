@@ -60,7 +60,8 @@ def test_sampling_needs_no_other_flag(command, trained, ckpt):
     ended = command("sample", f"ckpt={ckpt}", "num_samples=3", "steps=2")
     assert ended.status == 0, ended.err
     folder = Path("outputs/tiny/generated/step-00000002-ddim-2-seed-0")
-    assert sorted(path.name for path in folder.iterdir()) == ["grid.png", "images"]
+    written = [".ddpm-files.json", "grid.png", "images"]
+    assert sorted(path.name for path in folder.iterdir()) == written
     assert sorted(p.name for p in (folder / "images").iterdir()) == [
         "00000.png",
         "00001.png",
@@ -275,7 +276,7 @@ def test_a_folder_of_images_with_iddpm_unet(command):
     ended = command(
         "sample", "ckpt=outputs/f", "classes=[dog]", "num_samples=1", "steps=2", "out=s"
     )
-    assert ended.status == 0 and array("s/images/00000.png").shape == (16, 16, 3)
+    assert ended.status == 0 and array("s/images/00000-dog.png").shape == (16, 16, 3)
     ended = command(
         "interpolate", "ckpt=outputs/f", "a=imgs/cat/a.png", "b=imgs/dog/deep/c.webp", "t=5",
         "classes=[cat,dog]", "out=i", "num_frames=2",
