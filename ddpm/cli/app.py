@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm import streams
+from ddpm.cli import values
 from ddpm.errors import ConfigError, Stopped
 from ddpm.lifetime import leaving, one_of_several
 from ddpm.signals import STOPPED_STATUS, StopSignal, broken_off_by
@@ -137,7 +138,7 @@ def readable(argument: str, arguments: list[str]) -> str:
     Values are quoted where :func:`ddpm.cli.values.literal` says so. Beside ``resume``, options may
     be those of groups that are not the default ones, so they are marked as additions.
     """
-    from ddpm.cli import sweeps, values
+    from ddpm.cli import sweeps
 
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
@@ -213,7 +214,7 @@ def _obeying() -> Iterator[None]:
 
 
 def _run(config: Any, command: Command) -> float | None:
-    from ddpm.cli import values, workers
+    from ddpm.cli import workers
     from ddpm.cli.memory import shortage
     from ddpm.instantiate import check, load_plugins, plain, typed
     from ddpm.memory import is_out_of_memory
@@ -263,7 +264,7 @@ def overrides() -> list[str]:
 
 def typed_options() -> list[tuple[str, str]]:
     """The typed options with a value other than null: the key, and key and value as typed."""
-    typed = [text.lstrip("+~") for text in overrides()]
+    typed = [values.as_typed(text.lstrip("+~")) for text in overrides()]
     pairs = [(text.partition("=")[0].partition("@")[0], text) for text in typed]
     return [(key, text) for key, text in pairs if not text.endswith("=null")]
 
@@ -307,7 +308,11 @@ def _not_here(key: str) -> str:
 def explain(config_name: str, error: Exception, arguments: list[str]) -> str:
     """A composition error of Hydra or OmegaConf in one line: key, value, remedy."""
     told = str(error)
-    typed = {a.lstrip("+~").split("=", 1)[0]: a.partition("=")[2] for a in arguments if "=" in a}
+    typed = {
+        a.lstrip("+~").split("=", 1)[0]: values.as_typed(a.partition("=")[2])
+        for a in arguments
+        if "=" in a
+    }
     unknown = re.search(r"Could not override '([^']+)'", told)
     if unknown:
         key = unknown[1]

@@ -206,7 +206,7 @@ def _with_overrides(stored: Node, asked: Node) -> Node:
                 there, here = there.get(parent, {}), here.get(parent, {})
             known = [".".join([group, *parents, each]) for each in there]
             problem = f"there is no such option{did_you_mean(key, known)}"
-            require(key in known, key, typed.partition("=")[2], problem)
+            require(key in known, key, values.as_typed(typed.partition("=")[2]), problem)
             there[name] = here[name]
         elif asked[group].get("_target_") != merged[group].get("_target_"):
             merged[group] = asked[group]

@@ -59,6 +59,11 @@ def _element(key: str, value: str) -> str:
     return value
 
 
+def as_typed(text: str) -> str:
+    """Return the text of an option, or of its value, without the quotes of :func:`literal`."""
+    return re.sub(r'"((?:[^"\\]|\\.)*)"', lambda quoted: re.sub(r"\\(.)", r"\1", quoted[1]), text)
+
+
 def _is_number(text: str, *, seed: bool) -> bool:
     """Return whether Hydra reads a text as a number or a truth value, other than a seed."""
     from hydra.core.override_parser.overrides_parser import OverridesParser

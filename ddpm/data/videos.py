@@ -96,8 +96,10 @@ class Videos(PixelSet):
                 rate = "shortest" if fps is None and source.uneven else fps
             else:
                 must_be_array(path, "a folder of videos")
-                options = {"color": color, "bits": bits}
-                _only("pictures", **{k: v for k, v in options.items() if v != "auto"}, fps=fps)
+                options = {"color": color, "bits": bits, "fps": fps}
+                earlier = self.earlier.items()  # in a config of an earlier version
+                typed = {k: v for k, v in options.items() if v != "auto" and (k, v) not in earlier}
+                _only("pictures", **typed)
                 source = VideoArray(path, key, order, class_cond, size, low, high)
             self._source: Source | None = source
             self._cut(source, frames, stride)

@@ -42,7 +42,7 @@ def test_a_run_is_judged_and_all_is_written_down(command, trained):
     assert ended.status == 0, ended.err
     (folder,) = Path(trained, "evaluations").iterdir()
     names = {"evaluation.json", "report.html", "samples.png", "bound.npz", "bound.png"}
-    assert {path.name for path in folder.iterdir()} == names
+    assert {path.name for path in folder.iterdir()} == {*names, ".ddpm-files.json"}
     rows = {row["name"]: row for row in found(folder)["metrics"]}
     few = [f"{name}_12" for name in ("fid", "kid", "precision", "recall", "f_score")]
     assert list(rows) == [*few, "bpd_3steps", "loss", *(f"loss_q{q}" for q in range(4))]

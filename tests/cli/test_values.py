@@ -33,6 +33,7 @@ def test_a_sweep_a_resumed_run_and_an_output_folder_too(command, tiny):
     ended = command("train", "-m", "name=1e-3", "out=007", "seed=0,1", *quick)
     assert ended.status == 0, ended.err
     assert sorted(os.listdir("007/multirun/1e-3")) == [
+        ".ddpm-files.json",
         "0",
         "1",
         "multirun.yaml",

@@ -487,3 +487,13 @@ def test_a_gif_whose_pixels_are_damaged_is_named_when_it_is_decoded(tmp_path: Pa
     path.unlink()
     with pytest.raises(ConfigError, match=r"a\.gif: no such file"):
         data.fetch([0], [0])
+
+
+def test_options_that_configs_of_earlier_versions_lack_are_accepted_for_arrays(tmp_path: Path):
+    """A stored config is completed with what earlier versions did, whatever the files are."""
+    np.save(tmp_path / "a.npy", np.zeros((2, 3, 4, 8, 8), np.uint8))
+    path = str(tmp_path / "a.npy")
+    assert Videos(path=path, order="ncfhw", **Videos.earlier).shape == (3, 4, 8, 8)
+    with pytest.raises(ConfigError) as caught:
+        Videos(path=path, order="ncfhw", bits=16)
+    assert str(caught.value) == "bits=16: is for pictures, which these are not; omit it"
