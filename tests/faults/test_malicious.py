@@ -207,16 +207,18 @@ def test_a_class_outside_the_exports_is_not_built(run, where, group, target):
 @pytest.mark.parametrize("text", ["${oc.env:HOME}", "${name}", "${now:%Y}"])
 def test_an_interpolation_stays_the_text_that_it_is(run, where, text):
     change(where, "data", "path", text)
+    Path("imgs").rename("elsewhere")  # the path as it was typed would be read next
     ended = run("train", *ON)
     remedy = "no such folder; set data.path to a folder of images"
     assert (ended.status, ended.line) == (1, f"ddpm-train: data.path={text}: {remedy}")
-    Path("imgs").rename(text)
+    Path("elsewhere").rename(text)
     ended = run("train", *ON)
     assert ended.status == 0, ended.err
-    assert yaml.safe_load(Path("outputs/a/config.yaml").read_text())["data"]["path"] == text
+    place = str(Path(text).absolute())
+    assert yaml.safe_load(Path("outputs/a/config.yaml").read_text())["data"]["path"] == place
     found = checkpoint.newest(Path("outputs/a"), pytest.fail)
     assert found is not None and found.step == 3
-    assert found.config["data"]["path"] == text
+    assert found.config["data"]["path"] == place
 
 
 # sizes
