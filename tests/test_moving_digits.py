@@ -25,10 +25,15 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_digits_move_straight_bounce_and_stay_whole(make):
     path = make("a.npz", "--num", "20", "--frames", "30", "--size", "20")
     data = Videos(path=str(path), class_cond=True)
-    assert (len(data), data.shape, data.num_classes) == (20, (1, 30, 20, 20), 10)
-    raw, labels = data.fetch(range(20), [0] * 20)
+    assert (len(data), data.shape) == (20, (1, 30, 20, 20))
+    raw, numbers = data.fetch(range(20), [0] * 20)
+    assert numbers is not None and data.class_names is not None
+    labels = [int(data.class_names[number]) for number in numbers]
+    with np.load(path) as file:
+        assert labels == file["labels"].tolist()
+    assert data.class_names == [str(digit) for digit in sorted(set(labels))]
     bundled, names = Digits(class_cond=True).fetch(range(1797), [0] * 1797)
-    assert labels is not None and names is not None
+    assert names is not None
     bounced = 0
     for video, label in zip(raw[:, 0], labels, strict=True):
         rows, columns = video[0].sum(1).nonzero().flatten(), video[0].sum(0).nonzero().flatten()
