@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from typing import Any
 from ddpm.errors import ConfigError
 
 LARGEST_LIST = 10_000_000  # bytes; a network of a thousand tensors needs 1e5
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""Errors of reading a JSON file of ours that is missing, damaged or malicious."""
 
 
 @contextmanager
@@ -71,6 +74,21 @@ def load_tensors(path: Path) -> dict[str, Any]:
     if length > LARGEST_LIST:
         raise ValueError(f"a list of names of {length} bytes")
     return safetensors.torch.load_file(path)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 sum of a file; raises OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """Return ``path`` and the folders above it that do not exist, innermost first."""
+    missing = []
+    while not path.exists() and path != path.parent:
+        missing.append(path)
+        path = path.parent
+    return missing
 
 
 def sync(path: Path) -> None:

@@ -12,7 +12,6 @@ or the hidden folder.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -21,14 +20,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
+import psutil
+
 from ddpm.errors import ConfigError
-from ddpm.files import replacing
+from ddpm.files import UNREADABLE, file_sha256, missing_folders, replacing
 
 RECORD = ".ddpm-files.json"
 _FORMAT = 1
 _JOURNAL = ".ddpm-files-"
 _ASIDE = ".ddpm-part-"
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Written:
         if sums is None or path.is_symlink() or not path.is_file():
             return False
         try:
-            return _sha256(path) in sums
+            return file_sha256(path) in sums
         except OSError:
             return False
 
@@ -69,7 +69,7 @@ def read_record(folder: Path) -> dict[str, Written]:
                 }
                 samples = [_inside(name) for name in entry["samples"]]
                 found[command] = Written(files, samples, bool(entry["complete"]))
-    except _DAMAGED:
+    except UNREADABLE:
         found = {}
     for journal in sorted(folder.glob(f"{_JOURNAL}*.jsonl")):
         _add_journal(journal, found)
@@ -87,7 +87,7 @@ def _inside(name: str) -> str:
 def _add_journal(journal: Path, found: dict[str, Written]) -> None:
     with suppress(OSError, UnicodeDecodeError):
         for line in journal.read_text(encoding="utf-8").splitlines():
-            with suppress(*_DAMAGED):  # a line that a crash cut short was followed by no move
+            with suppress(*UNREADABLE):  # a line that a crash cut short was followed by no move
                 command, name, sha256 = map(str, json.loads(line))
                 sums = found.setdefault(command, Written()).files.setdefault(_inside(name), [])
                 if sha256 not in sums:
@@ -173,7 +173,7 @@ class OutputFolder:
         Raises:
             OSError: the file system refuses.
         """
-        self.made = self.made or missing(self.path)
+        self.made = self.made or missing_folders(self.path)
         self.aside.mkdir(parents=True, exist_ok=True)
         for left in self.path.glob(f"{_ASIDE}*"):
             if left != self.aside and not _is_alive(left):
@@ -209,7 +209,7 @@ class OutputFolder:
     def adopt(self, name: str) -> bool:
         """Take a file that is there for one of the command's own; returns True."""
         with suppress(OSError):
-            self._own.files.setdefault(name, []).append(_sha256(self.path / name))
+            self._own.files.setdefault(name, []).append(file_sha256(self.path / name))
         return True
 
     def publish(self) -> None:
@@ -223,7 +223,7 @@ class OutputFolder:
         self._refuse(self._own, {}, [self._in_the_way(self._own, name) for name in names.values()])
         lines = []
         for path, name in names.items():
-            sha256 = _sha256(path)
+            sha256 = file_sha256(path)
             self._own.files.setdefault(name, []).append(sha256)
             lines.append(json.dumps([self.command, name, sha256]) + "\n")
         with self._journal.open("a", encoding="utf-8") as journal:
@@ -288,15 +288,6 @@ class OutputFolder:
                 folder.rmdir()  # fails where it is not empty
 
 
-def missing(path: Path) -> list[Path]:
-    """Return ``path`` and the folders above it that do not exist, innermost first."""
-    found = []
-    while not path.exists() and path != path.parent:
-        found.append(path)
-        path = path.parent
-    return found
-
-
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other commands from rewriting the record of a folder, where there are locks."""
@@ -315,14 +306,6 @@ def _is_alive(path: Path) -> bool:
     if not number.isdecimal() or int(number) == os.getpid():
         return False
     try:
-        os.kill(int(number), 0)
-    except (ProcessLookupError, OverflowError):
+        return psutil.pid_exists(int(number))
+    except OverflowError:
         return False
-    except OSError:
-        return True
-    return True
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

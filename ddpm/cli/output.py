@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ddpm.errors import ConfigError
-from ddpm.outputs import OutputFolder, missing
+from ddpm.files import missing_folders
+from ddpm.outputs import OutputFolder
 from ddpm.training.agreement import wait_for_all
 from ddpm.training.run import new_folder, unwritable
 
@@ -89,7 +90,7 @@ def _prepared(
     """Check and prepare the folder; returns it, the folders made for it, and its owner."""
     made: list[Path] = []
     if out is None:
-        above = missing(default.parent)
+        above = missing_folders(default.parent)
         path = new_folder(default.parent, default.name)
         made = [path, *above]
     else:

@@ -36,12 +36,13 @@ class SharedWork:
 
     Args:
         calls: of the process that makes most of them.
-        stopping: asked after each call, and once at the end.
+        stopping: asked after each call.
+        at_end: ask also once at the end; needed with :meth:`interruptible`.
     """
 
-    def __init__(self, calls: int, stopping: Stopping) -> None:
+    def __init__(self, calls: int, stopping: Stopping, *, at_end: bool = True) -> None:
         self.stopping = stopping
-        self._questions = calls + 1  # that are left: each process asks as many
+        self._questions = calls + at_end  # that are left: each process asks as many
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

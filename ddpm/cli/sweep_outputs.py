@@ -16,6 +16,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from ddpm.cli.values import quoted
+
 _JOB = "${hydra:job.num}"
 _KEYS = {
     "sample": "out",
@@ -54,7 +56,7 @@ def separated(config_name: str, arguments: Sequence[str]) -> tuple[list[str], li
     if len(set(map(_normal, texts))) == len(texts):
         return unchanged
     inserted = [_with_job(config_name, place, _JOB) for place in places]
-    argument = f"{last[key].get_key_element()}={','.join(map(_quoted, inserted))}"
+    argument = f"{last[key].get_key_element()}={','.join(map(quoted, inserted))}"
     changed = [one for one in arguments if one not in _lines(overrides, key)] + [argument]
     lines = [f"{key}={places[0]} is the same for several jobs of the sweep; each has its own:"]
     for number, (job, text) in enumerate(zip(jobs, texts, strict=True)):
@@ -103,7 +105,3 @@ def _unquoted(text: str) -> str:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return re.sub(r"\\([\\'\"])", r"\1", text[1:-1])
     return re.sub(r"\\(.)", r"\1", text)
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

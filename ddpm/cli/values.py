@@ -55,13 +55,18 @@ def _element(key: str, value: str) -> str:
     called = re.fullmatch(r"\w+\(.*\)", text)
     strange = not text.isascii() or re.search(r"[~=]", text) or ("(" in text and not called)
     if text != value or strange or (key in TEXT and _is_number(text, seed=key in SEEDS)):
-        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return quoted(text)
     return value
+
+
+def quoted(text: str) -> str:
+    """Return a text in the quotes of Hydra's grammar; see :func:`as_typed` for the reverse."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def as_typed(text: str) -> str:
     """Return the text of an option, or of its value, without the quotes of :func:`literal`."""
-    return re.sub(r'"((?:[^"\\]|\\.)*)"', lambda quoted: re.sub(r"\\(.)", r"\1", quoted[1]), text)
+    return re.sub(r'"((?:[^"\\]|\\.)*)"', lambda found: re.sub(r"\\(.)", r"\1", found[1]), text)
 
 
 def _is_number(text: str, *, seed: bool) -> bool:

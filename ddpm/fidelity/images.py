@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm import files
 from ddpm.data import UNTOUCHED, Dataset, Folder, ImageCodec
 from ddpm.data.depth import Levels, range_warnings
 from ddpm.errors import Advice, ConfigError, require
@@ -285,8 +286,7 @@ def read_npy(path: str, key: str) -> np.ndarray[Any, Any]:
 def file_sha256(path: Path, key: str) -> str:
     """The sha256 of a file; raises ConfigError (key ``key``) where it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return files.file_sha256(path)
     except OSError as error:
         problem = f"cannot be read ({error.strerror}); make it readable"
         raise ConfigError(key, str(path), problem) from error

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from ddpm.errors import ConfigError
-from ddpm.files import LARGEST_LIST, free_space, load_tensors, sync
+from ddpm.files import LARGEST_LIST, file_sha256, free_space, load_tensors, sync
 from ddpm.memory import is_out_of_memory
 
 FORMAT = 1
@@ -290,9 +290,7 @@ def damaged(folder: Path, reason: str) -> ConfigError:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _put_in_place(aside: Path, final: Path) -> None:

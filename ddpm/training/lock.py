@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from ddpm.errors import ConfigError
 from ddpm.training.run import unwritable
 
@@ -105,10 +107,4 @@ class Lock:
             return True
         if read[1] != socket.gethostname():
             return False
-        try:
-            os.kill(read[0], 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
+        return not psutil.pid_exists(read[0])

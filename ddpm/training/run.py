@@ -18,7 +18,7 @@ import psutil
 from PIL import Image
 
 from ddpm.errors import ConfigError
-from ddpm.files import free_space, replacing
+from ddpm.files import free_space, missing_folders, replacing
 from ddpm.progress import warn
 from ddpm.training.trackers import Trackers
 
@@ -251,7 +251,7 @@ def appearing(parent: Path) -> Iterator[Path]:
     Raises:
         ConfigError: (key ``out``) the place cannot be written.
     """
-    missing = [each for each in (parent, *parent.parents) if not each.exists()]
+    missing = missing_folders(parent)
     mine = f".unfinished-{platform.node()}-"
     aside = parent / f"{mine}{os.getpid()}"
     try:

@@ -34,6 +34,9 @@ class Stopping:
         return nullcontext()
 
 
+NEVER = Stopping()
+
+
 class AgreedStopping(Stopping):
     """The request to stop, agreed on by all processes of a training.
 

@@ -8,8 +8,9 @@ import torch
 
 from ddpm import fidelity
 from ddpm.cli.judging import gathering, samples
-from ddpm.cli.judging.batches import GivenUpError, Share
+from ddpm.cli.judging.batches import Share
 from ddpm.fidelity import Features, Moments, Statistics
+from ddpm.training.stopping import GivenUpError
 
 
 class Group:

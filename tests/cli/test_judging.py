@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from ddpm import instantiate
-from ddpm.cli.judging.batches import GivenUpError, Share
+from ddpm.cli.judging.batches import Share
 from ddpm.cli.judging.findings import Findings, read
 from ddpm.cli.judging.measure import answers
+from ddpm.training.stopping import GivenUpError
 
 
 def process(rank, world):

@@ -82,14 +82,17 @@ def test_a_save_that_takes_longer_is_finished(shell, reference):
     assert_as(reference(2), shell.run, 30)
 
 
+READERS_HANG = (
+    "from ddpm.data import Digits\n"
+    "def fetch(self, indices, keys):\n"
+    "    Path(f'reads-{os.getpid()}').touch()\n"
+    "    time.sleep(600)\n"
+    "Digits.fetch = fetch\n"
+)
+
+
 def test_with_processes_that_read_and_hang(shell):
-    shell.hurt(
-        "from ddpm.data import Digits\n"
-        "def fetch(self, indices, keys):\n"
-        "    Path(f'reads-{os.getpid()}').touch()\n"
-        "    time.sleep(600)\n"
-        "Digits.fetch = fetch\n"
-    )
+    shell.hurt(READERS_HANG)
     started = shell.train(*TWO, "trainer.num_workers=1")
     started.until(lambda: len(list(shell.folder.glob("reads-*"))) == 2)
     kill_launcher(shell, started)
@@ -144,13 +147,7 @@ def test_a_worker_that_waits_for_a_stopped_launcher_obeys_a_signal(shell):
 
 
 def test_processes_that_read_end_with_a_single_process(shell):
-    shell.hurt(
-        "from ddpm.data import Digits\n"
-        "def fetch(self, indices, keys):\n"
-        "    Path(f'reads-{os.getpid()}').touch()\n"
-        "    time.sleep(600)\n"
-        "Digits.fetch = fetch\n"
-    )
+    shell.hurt(READERS_HANG)
     started = shell.train("trainer.num_workers=2")
     started.until(lambda: len(list(shell.folder.glob("reads-*"))) == 2)
     kill_launcher(shell, started)

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from accelerate import Accelerator
 
 from ddpm import fidelity
-
-Stopping = Callable[[], bool]
-
-
-class GivenUpError(Exception):
-    """The work was left undone, by all processes alike, since they were told to stop."""
+from ddpm.cli.shares import SharedWork
+from ddpm.training.stopping import NEVER, Stopping
 
 
-def never() -> bool:
-    """Nobody tells to stop."""
-    return False
-
-
-class Share:
+class Share(SharedWork):
     """What one process does of ``count`` items that are cut into batches.
 
     Args:
@@ -28,8 +17,7 @@ class Share:
         count: items in all.
         batch_size: at once.
         calls: of the network for each batch.
-        stopping: asked after each call, by each process as often: the processes may exchange
-            their answers in it.
+        stopping: see :class:`~ddpm.cli.shares.SharedWork`.
     """
 
     def __init__(
@@ -38,15 +26,15 @@ class Share:
         count: int,
         batch_size: int,
         calls: int = 1,
-        stopping: Stopping = never,
+        stopping: Stopping = NEVER,
     ) -> None:
         rank, world = accelerator.process_index, accelerator.num_processes
         self.indices = fidelity.share(count, batch_size, rank, world)
-        self.count, self.batch_size, self.stopping = count, batch_size, stopping
+        self.count, self.batch_size = count, batch_size
         everyone = (fidelity.share(count, batch_size, each, world) for each in range(world))
         self.most = max(-(-len(each) // batch_size) for each in everyone)
         self.calls = self.num_batches * calls
-        self._asks = self.most * calls  # that are left: all processes have as many
+        super().__init__(self.most * calls, stopping, at_end=False)
 
     @property
     def num_batches(self) -> int:
@@ -57,18 +45,3 @@ class Share:
         """The indices of each."""
         starts = range(0, len(self.indices), self.batch_size)
         return [list(self.indices[at : at + self.batch_size]) for at in starts]
-
-    def tick(self) -> None:
-        """After a call: give up if told to stop.
-
-        Raises:
-            GivenUpError: on every process after as many calls, once ``stopping`` says so.
-        """
-        self._asks -= 1
-        if self.stopping():
-            raise GivenUpError
-
-    def finish(self) -> None:
-        """Answer the processes that have more batches, as long as they have."""
-        while self._asks > 0:
-            self.tick()

@@ -24,13 +24,12 @@ from ddpm.cli.sweep_table import RECORD
 from ddpm.cli.tables import aligned
 from ddpm.errors import ConfigError, require
 from ddpm.fidelity.report import Report, incomparable, write_comparison
+from ddpm.files import UNREADABLE
 from ddpm.outputs import OutputFolder
 from ddpm.progress import warn
 from ddpm.training import checkpoint, launch
 from ddpm.training.agreement import wait_for_all
 from ddpm.training.run import Run
-
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def _earlier(run: Path, wanted: Mapping[str, Any]) -> Path | None:
             _, _, content = findings.read(file.parent)
             if content.get("request") == plain and content.get("complete") is not False:
                 return file.parent
-        except _UNREADABLE:
+        except UNREADABLE:
             continue
     return None
 
@@ -162,7 +161,7 @@ def _read_back(folder: Path, trained: Trained) -> Report:
     found = trained.checkpoint
     try:
         metrics, warnings, content = findings.read(folder)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ConfigError("runs", str(folder), "was changed meanwhile; run this again") from error
     try:
         picture = Image.open(folder / SAMPLES).copy()

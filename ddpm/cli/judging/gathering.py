@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddpm import fidelity
 from ddpm.cli.app import BUSY
-from ddpm.cli.judging.batches import GivenUpError, Stopping, never
+from ddpm.training.stopping import NEVER, GivenUpError, Stopping
 
 _CHUNK = 2**25  # bytes that are sent at once
 _SECONDS = 0.5  # between two exchanges of waiting processes
@@ -143,7 +143,7 @@ def attended(work: Callable[[], T]) -> T:
     return running.result()
 
 
-def on_main(accelerator: Accelerator, work: Callable[[], T], stopping: Stopping = never) -> T:
+def on_main(accelerator: Accelerator, work: Callable[[], T], stopping: Stopping = NEVER) -> T:
     """Do long work on the main process, and return its result on every process.
 
     The processes exchange a word every half second: none waits longer than that for another one, so
@@ -152,7 +152,7 @@ def on_main(accelerator: Accelerator, work: Callable[[], T], stopping: Stopping 
     Args:
         accelerator: whose processes.
         work: called on the main process; its result can be pickled.
-        stopping: see :class:`~ddpm.cli.judging.batches.Share`.
+        stopping: see :class:`~ddpm.training.stopping.Stopping`.
 
     Raises:
         GivenUpError: on every process, once ``stopping`` says so.

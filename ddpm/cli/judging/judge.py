@@ -13,7 +13,7 @@ from ddpm import fidelity, generation, instantiate
 from ddpm.cli.drawing import Model
 from ddpm.cli.judging import balance, likelihood, samples
 from ddpm.cli.judging.against import MOST, Against, Compared
-from ddpm.cli.judging.batches import Share, Stopping, never
+from ddpm.cli.judging.batches import Share
 from ddpm.cli.judging.estimate import Estimate, Stage
 from ddpm.cli.judging.findings import Findings
 from ddpm.cli.judging.measure import Measure
@@ -22,6 +22,7 @@ from ddpm.cli.judging.unfinished import Unfinished
 from ddpm.errors import render, require
 from ddpm.instantiate import Facts
 from ddpm.training.agreement import main_first
+from ddpm.training.stopping import NEVER, Stopping
 
 
 class Judge:
@@ -178,7 +179,7 @@ class Judge:
         told: Mapping[str, Any],
         *,
         steps: int | None = None,
-        stopping: Stopping = never,
+        stopping: Stopping = NEVER,
         estimate: bool = False,
         pictures: bool = True,
         record: Unfinished | None = None,
@@ -315,7 +316,7 @@ class Judge:
         told: Mapping[str, Any],
         findings: Findings,
         record: Unfinished,
-        stopping: Stopping = never,
+        stopping: Stopping = NEVER,
     ) -> None:
         extractor = {**self.extractor.described(), "features": found.dim}
         told = {**told, "extractor": extractor, "resize": self.extractor.resize}

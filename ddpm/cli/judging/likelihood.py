@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ddpm.cli.drawing import Model
-from ddpm.cli.judging.batches import Share, Stopping, never
+from ddpm.cli.judging.batches import Share
 from ddpm.cli.judging.findings import Findings
 from ddpm.cli.judging.gathering import to_main
 from ddpm.cli.judging.unfinished import Parts
@@ -23,6 +23,7 @@ from ddpm.progress import progress
 from ddpm.samplers.base import respaced
 from ddpm.seeding import For, mix
 from ddpm.training.meter import LOGGED, QUARTERS
+from ddpm.training.stopping import NEVER, Stopping
 
 BOUND = ("bound.png", "bound.npz")
 QUARTERS_OF_T = len(QUARTERS)
@@ -59,7 +60,7 @@ def likelihood(
     steps: int | None,
     told: Mapping[str, Any],
     findings: Findings,
-    stopping: Stopping = never,
+    stopping: Stopping = NEVER,
     parts: Parts | None = None,
 ) -> None:
     """Bits per dimension of clean data, and its terms over t; noise by index.
@@ -117,7 +118,7 @@ def losses(
     batch_size: int,
     told: Mapping[str, Any],
     findings: Findings,
-    stopping: Stopping = never,
+    stopping: Stopping = NEVER,
     parts: Parts | None = None,
 ) -> None:
     """The training loss of clean data, each at one step t of each quarter; t and noise by index.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm import fidelity
 from ddpm.cli.drawing import GRID, Trajectory, on_step
-from ddpm.cli.judging.batches import Share, Stopping, never
+from ddpm.cli.judging.batches import Share
 from ddpm.cli.judging.findings import Findings
 from ddpm.cli.judging.gathering import (
     attended,
@@ -24,6 +24,7 @@ from ddpm.cli.judging.gathering import (
 from ddpm.cli.judging.unfinished import Parts, Unfinished
 from ddpm.generation import Source, generate
 from ddpm.progress import progress
+from ddpm.training.stopping import NEVER, Stopping
 
 _FRAMES, _FILMED = 10, 16  # pictures of a trajectory, and samples in each
 SHOWN = 24  # samples beside their nearest neighbours
@@ -116,7 +117,7 @@ def drawn(
     seed: int,
     classes: Sequence[int] | None,
     filmed: bool = True,
-    stopping: Stopping = never,
+    stopping: Stopping = NEVER,
     parts: Parts | None = None,
 ) -> Drawn:
     """Draw samples, each process its share, and take their features at once.
@@ -216,7 +217,7 @@ def scores(
     findings: Findings,
     accelerator: Accelerator,
     record: Unfinished,
-    stopping: Stopping = never,
+    stopping: Stopping = NEVER,
 ) -> None:
     """Take the requested fidelity metrics, on the main process; all processes get the numbers.
 

@@ -19,14 +19,13 @@ from torch import Tensor
 from ddpm.cli.judging import findings
 from ddpm.cli.judging.findings import Findings
 from ddpm.errors import ConfigError
-from ddpm.files import load_tensors, replacing
+from ddpm.files import UNREADABLE, load_tensors, replacing
 from ddpm.outputs import OutputFolder
 from ddpm.progress import warn
 from ddpm.training.lock import FILE as LOCK
 from ddpm.training.lock import Lock
 
 FOLDER = ".ddpm-unfinished"  # the prefix of names that are never the user's
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class Parts:

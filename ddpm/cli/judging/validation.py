@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from ddpm import __version__, instantiate
 from ddpm.cli.drawing import Model
 from ddpm.cli.judging.against import Against
-from ddpm.cli.judging.batches import GivenUpError
 from ddpm.cli.judging.judge import Judge
 from ddpm.cli.judging.measure import Measure
 from ddpm.errors import ConfigError, did_you_mean, require
@@ -22,6 +21,7 @@ from ddpm.progress import note, warn
 from ddpm.training import Trainer
 from ddpm.training.loop import Evaluated
 from ddpm.training.meter import LOGGED, QUARTERS
+from ddpm.training.stopping import GivenUpError, Stopping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +86,7 @@ class Validation:
     def _model(self, trainer: Trainer) -> Model:
         return Model(self.accelerator, trainer.ema.model, trainer.diffusion, self.facts)
 
-    def __call__(self, trainer: Trainer, stopping: Callable[[], bool]) -> Evaluated | None:
+    def __call__(self, trainer: Trainer, stopping: Stopping) -> Evaluated | None:
         """Measure; None if told to stop meanwhile."""
         told = {
             "ddpm": __version__,
