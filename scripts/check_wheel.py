@@ -62,7 +62,11 @@ def build(folder: Path) -> Path:
 def check_files(wheel: Path) -> None:
     """The wheel has every source and every config, and nothing else."""
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    sources = {file.relative_to(ROOT).as_posix() for file in (ROOT / "ddpm").rglob("*.py")}
+    sources = {
+        file.relative_to(ROOT).as_posix()
+        for folder in ("ddpm", "hydra_plugins")
+        for file in (ROOT / folder).rglob("*.py")
+    }
     configs = {
         f"ddpm/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / "configs").rglob("*.yaml")
     }
