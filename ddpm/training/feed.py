@@ -122,6 +122,17 @@ class Feed:
                 raise fetched.under("data")
             yield fetched
 
+    def first(self, samples: int) -> Batch:
+        """Return the first micro-batch from position ``samples`` on, read in this process.
+
+        Raises:
+            ConfigError: data that cannot be read.
+        """
+        fetched = _Fetch(self.data).__getitems__(self.plan(samples)[0])
+        if isinstance(fetched, ConfigError):
+            raise fetched.under("data")
+        return fetched
+
     def lost(self, error: RuntimeError) -> ConfigError | None:
         """The mistake that torch tells of where a process that reads died; None for any other.
 

@@ -222,6 +222,16 @@ class Trainer:
             for buffer, before in zip(self.network.buffers(), buffers, strict=True):
                 buffer.copy_(before)
 
+    def gradient(self, batch: Batch, micro: int = 0) -> tuple[Tensor | None, ...]:
+        """Return the gradient of the loss of a micro-batch by each parameter, and keep nothing.
+
+        It is of this process alone: the distributed wrapper does not see it.
+        """
+        losses, _, weights = self._losses(batch, micro, self.network)
+        loss = (losses if weights is None else losses * weights).mean()
+        trained = (each for each in self.network.parameters() if each.requires_grad)
+        return torch.autograd.grad(loss, list(trained), allow_unused=True)
+
     def take_step(self, batches: Iterator[Batch], judge: Judge) -> Tensor:
         """One batch, in its micro-batches; returns the norm of the gradient before clipping.
 
@@ -266,7 +276,9 @@ class Trainer:
         assert isinstance(gathered, (tuple, list))
         return list(gathered)
 
-    def _losses(self, batch: Batch, micro: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _losses(
+        self, batch: Batch, micro: int, model: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Losses (B,), steps t (B,) and their importance weights (B,) of a micro-batch."""
         accelerator, diffusion, device = self.accelerator, self.diffusion, self.accelerator.device
         raw, labels = (None if x is None else x.to(device, non_blocking=True) for x in batch)
@@ -279,9 +291,14 @@ class Trainer:
         cond: dict[str, Tensor] = {}
         if labels is not None:
             cond["y"] = self._with_dropout(labels)
-        heads = mix(self.seed, For.SELF_CONDITIONING, *at) % 2 == 0
-        estimator = self.network if diffusion.self_condition and heads else None
-        return diffusion.loss(self.model, x0, t, noise, estimator, **cond), t, weights
+        estimator = self.network if self.conditions_itself(micro) else None
+        model = self.model if model is None else model
+        return diffusion.loss(model, x0, t, noise, estimator, **cond), t, weights
+
+    def conditions_itself(self, micro: int) -> bool:
+        """Return whether the network is given its own estimate in a micro-batch of this step."""
+        heads = mix(self.seed, For.SELF_CONDITIONING, self.step, micro) % 2 == 0
+        return self.diffusion.self_condition and heads
 
     def _with_dropout(self, labels: Tensor) -> Tensor:
         """Labels, some of them replaced by the one that stands for "no class"."""
