@@ -24,6 +24,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 from yaml import YAMLError
 
+from ddpm import synonyms
 from ddpm.data import Codec, Dataset, codec_from_state
 from ddpm.data.classes import label_values
 from ddpm.data.split import Split, split
@@ -163,8 +164,21 @@ def completed(config: Config) -> dict[str, Any]:
     }
 
 
-def check(options: Config, target: Callable[..., Any], key: str = "") -> dict[str, Any]:
+def check(
+    options: Config,
+    target: Callable[..., Any],
+    key: str = "",
+    *,
+    hint: Callable[[str, object], str] | None = None,
+) -> dict[str, Any]:
     """Options compared with the keyword-only parameters of ``target``, in their types.
+
+    Args:
+        options: by name.
+        target: a function or a class.
+        key: of the group in the config; empty for the root.
+        hint: gives the end of the message about an unknown option from its key and value;
+            default :func:`ddpm.synonyms.hint`.
 
     Raises:
         ConfigError: the first that is unknown, missing or of the wrong type.
@@ -178,8 +192,9 @@ def check(options: Config, target: Callable[..., Any], key: str = "") -> dict[st
     for name, value in options.items():
         if name not in parameters:
             known = [f"{prefix}{parameter}" for parameter in parameters]
-            problem = f"there is no such option{did_you_mean(f'{prefix}{name}', known)}"
-            raise ConfigError(f"{prefix}{name}", value, problem)
+            full = f"{prefix}{name}"
+            end = synonyms.hint(full, render(value), known) if hint is None else hint(full, value)
+            raise ConfigError(full, value, f"there is no such option{end}")
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and options.get(name, "???") == "???":
             raise ConfigError(f"{prefix}{name}", None, f"is missing; add {prefix}{name}=...")
@@ -216,7 +231,10 @@ def typed(value: Any, annotation: Any, key: str) -> Any:
         return TypeAdapter(annotation, config=config).validate_python(value)
     except (ValidationError, ValueError) as error:
         words = all(get_origin(kind) is Literal or kind is type(None) for kind in kinds)
-        if literals and words and isinstance(value, str):
+        use = synonyms.value(key, render(value), [*map(str, literals)])
+        if use is not None:
+            problem = f"there is no such choice; {use}"
+        elif literals and words and isinstance(value, str):
             problem = f"there is no such choice{did_you_mean(value, map(str, literals))}"
             if "did you mean" in problem:
                 problem += f" (there are: {', '.join(map(str, literals))})"

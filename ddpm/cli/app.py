@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from ddpm import streams
-from ddpm.cli import values
+from ddpm.cli import explaining, values
+from ddpm.cli.configs import config_dir, usage
 from ddpm.errors import ConfigError, Stopped
 from ddpm.lifetime import leaving, one_of_several
 from ddpm.signals import STOPPED_STATUS, StopSignal, broken_off_by
@@ -23,17 +21,6 @@ from ddpm.signals import STOPPED_STATUS, StopSignal, broken_off_by
 # A function of the options, or a dataclass of them whose instances are called; gives a number.
 Command = Callable[..., Any]
 BUSY = "ddpm-busy"  # the name of threads that may be in one long call of a library
-_NO_CHOICE = "Config group override must be a string"  # Hydra's bare ValueError for data=null
-_FROM_CHECKPOINT = ("model", "diffusion", "schedule", "objective", "timesteps", "data", "trainer")
-
-
-def config_dir() -> Path:
-    """Where the configs lie: inside an installed wheel, or at the top of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for place in (package / "configs", package.parent / "configs"):
-        if (place / "train.yaml").is_file():
-            return place
-    raise FileNotFoundError(f"no configs beside {package}; reinstall ddpm")
 
 
 def main(config_name: str, command: Callable[[], Command]) -> None:
@@ -98,6 +85,7 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
         return None
 
     try:
+        explaining.check_arguments(config_name, sys.argv[1:])
         sys.argv[1:] = [readable(argument, sys.argv[1:]) for argument in sys.argv[1:]]
         typed = sys.argv[1:]
         with _obeying():
@@ -114,11 +102,11 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
         failures.append(error)  # of a job in another process, which has told it
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         composing = isinstance(error, HydraException | OmegaConfBaseException)
-        if not composing and _NO_CHOICE not in str(error):
+        if not composing and explaining.NO_CHOICE not in str(error):
             raise
         if os.environ.get("DDPM_DEBUG"):
             raise
-        _tell(config_name, explain(config_name, error, typed))
+        _tell(config_name, explaining.explain(config_name, error, typed))
         sys.exit(1)
     except OSError as error:  # of Hydra, which makes the folder of a sweep
         _tell(config_name, f"{error.filename or 'out'}: {error.strerror}; choose another out=")
@@ -152,36 +140,6 @@ def readable(argument: str, arguments: list[str]) -> str:
     if plain and any(a.startswith("resume=") for a in arguments):
         key = f"++{key}"
     return f"{key}={value}"
-
-
-def usage(config_name: str) -> str:
-    """The text of ``--help``: the root config, which explains itself, and what the groups hold."""
-    place = config_dir()
-    lines = (place / f"{config_name}.yaml").read_text(encoding="utf-8").splitlines()
-    about = [line.removeprefix("# ") for line in lines if line.startswith("#")]
-    groups = {name for line in lines if (name := line.strip(" -").partition(":")[0])}
-    parts = [
-        f"  {folder.name}={'|'.join(sorted(path.stem for path in folder.glob('*.yaml')))}"
-        for folder in sorted(place.iterdir())
-        if folder.name in groups and folder.is_dir()
-    ]
-    options = [f"  {line}" for line in lines if re.match(r"[a-z]\w*: ", line)]
-    return "\n".join(
-        [
-            f"usage: ddpm-{config_name} [option=value | group=choice | group.option=value] ...",
-            "",
-            *about,
-            "",
-            "groups, and the choices in them:",
-            *parts,
-            "",
-            "options at their defaults:",
-            *options,
-            "",
-            "--cfg job shows all options of the groups as composed; -m runs a sweep over values",
-            "given with commas; --hydra-help lists the flags of Hydra.",
-        ]
-    )
 
 
 def _prepared(config_name: str, arguments: list[str]) -> list[str]:
@@ -222,10 +180,10 @@ def _run(config: Any, command: Command) -> float | None:
     options = values.expanded(plain(config))
     launched = options.pop("launch", None)
     if "ckpt" in options:
-        for key in _FROM_CHECKPOINT:
+        for key in explaining.FROM_CHECKPOINT:
             if key in options:
-                raise ConfigError(key, None, _not_here(key))
-    checked = check(options, command)
+                raise ConfigError(key, None, explaining.not_here(key))
+    checked = check(options, command, hint=_hint)
     if launched is not None:
         count = workers.count(typed(launched, workers.Launch, "launch"), checked["device"])
         if count > 1:
@@ -239,6 +197,16 @@ def _run(config: Any, command: Command) -> float | None:
         short = shortage(error, options)
     # Out of the handler: the error's frames hold what filled the memory, and a sweep goes on.
     raise short
+
+
+def _hint(key: str, value: object) -> str:
+    """The end of a message about an option that a command does not have."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from ddpm.errors import render
+
+    name = str(HydraConfig.get().job.config_name)
+    return explaining.advice(name, key, render(value), overrides())
 
 
 def _call(command: Command, options: dict[str, Any]) -> float | None:
@@ -299,86 +267,3 @@ def _tell(config_name: str, message: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         time.sleep(5)  # where the first process says the same, the launcher ends us meanwhile
     print(f"ddpm-{config_name}: {message}", file=sys.stderr)
-
-
-def _not_here(key: str) -> str:
-    return f"the {key} comes from the checkpoint; leave it out"
-
-
-def explain(config_name: str, error: Exception, arguments: list[str]) -> str:
-    """A composition error of Hydra or OmegaConf in one line: key, value, remedy."""
-    told = str(error)
-    typed = {
-        a.lstrip("+~").split("=", 1)[0]: values.as_typed(a.partition("=")[2])
-        for a in arguments
-        if "=" in a
-    }
-    unknown = re.search(r"Could not override '([^']+)'", told)
-    if unknown:
-        key = unknown[1]
-        group = key.split(".")[0].split("@")[0]
-        said = f"{key}={typed[key]}" if key in typed else key
-        if config_name != "train" and group in _FROM_CHECKPOINT:
-            return f"{said}: {_not_here(group)}"
-        return f"{said}: there is no such option{_near(config_name, key, arguments)}"
-    if _NO_CHOICE in told:
-        empty = (key for key, value in typed.items() if (config_dir() / key).is_dir() and value)
-        group = next((key for key in empty if typed[key].lower() in ("null", "none", "~")), "group")
-        return f"{group}=null: must be one of its choices; --help lists them"
-    choice = re.search(r"Could not find '([^']+)'", told)
-    if choice:
-        group, _, name = choice[1].rpartition("/")
-        found = re.search(
-            r"Available options in '[^']*':\s*(.+?)(?:\nConfig search|\Z)", told, re.S
-        )
-        names = found[1].split() if found else []
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        return f"{group}={name}: there is no such choice (there are: {', '.join(names)}){hint}"
-    if type(error).__name__ == "OverrideParseException":
-        text = getattr(error, "override", "") or ""
-        return f"{text}: cannot be read; quote values with = , or spaces: 'key=\"the value\"'"
-    return " ".join(line.strip() for line in told.splitlines() if line.strip())
-
-
-def _near(config_name: str, key: str, arguments: list[str]) -> str:
-    """A suggestion for an unknown option, from the config without the values that were typed."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from ddpm.errors import did_you_mean
-
-    place = config_dir()
-    groups = [a for a in arguments if (place / a.split("=", 1)[0]).is_dir()]
-    single = [a for a in groups if "," not in a]
-    swept = [f"{a.partition('=')[0]}={choice}" for a in groups if a not in single
-             for choice in a.partition("=")[2].split(",")]  # fmt: skip
-    GlobalHydra.instance().clear()
-    known: list[str] = []
-    try:
-        with initialize_config_dir(config_dir=str(place), version_base="1.3"):
-            for choice in [[one] for one in swept] or [[]]:
-                known += _paths(compose(config_name, overrides=[*single, *choice]))
-    except Exception:  # the suggestion is a courtesy: any trouble here must not hide the mistake
-        return ""
-    leaf = key.rsplit(".", 1)[-1]
-    same_leaf = [path for path in known if path.rsplit(".", 1)[-1] == leaf]
-    if same_leaf:
-        return did_you_mean(same_leaf[0], same_leaf)
-    parent = key.rpartition(".")[0]
-    beside = [path for path in known if path.rpartition(".")[0] == parent]
-    if difflib.get_close_matches(key, known, n=1, cutoff=0.7):
-        return did_you_mean(key, known)
-    return did_you_mean(key, beside or [path for path in known if "." not in path])
-
-
-def _paths(config: Any, prefix: str = "") -> list[str]:
-    """All dotted paths of a config."""
-    found = []
-    for key in config:
-        path = f"{prefix}{key}"
-        found.append(path)
-        node = config._get_node(key)
-        if node is not None and hasattr(node, "keys") and not node._is_none():
-            found.extend(_paths(node, f"{path}."))
-    return found

@@ -11,12 +11,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ddpm import __version__, instantiate
+from ddpm import __version__, instantiate, synonyms
 from ddpm.cli import app, places, sweeps, values
 from ddpm.cli.judging.measure import Measure
 from ddpm.data.classes import relabelled
 from ddpm.data.split import Split
-from ddpm.errors import ConfigError, did_you_mean, require
+from ddpm.errors import ConfigError, require
 from ddpm.progress import warn
 from ddpm.training import checkpoint
 from ddpm.training.checkpoint import Checkpoint
@@ -205,8 +205,9 @@ def _with_overrides(stored: Node, asked: Node) -> Node:
             for parent in parents:
                 there, here = there.get(parent, {}), here.get(parent, {})
             known = [".".join([group, *parents, each]) for each in there]
-            problem = f"there is no such option{did_you_mean(key, known)}"
-            require(key in known, key, values.as_typed(typed.partition("=")[2]), problem)
+            value = values.as_typed(typed.partition("=")[2])
+            problem = f"there is no such option{synonyms.hint(key, value, known)}"
+            require(key in known, key, value, problem)
             there[name] = here[name]
         elif asked[group].get("_target_") != merged[group].get("_target_"):
             merged[group] = asked[group]

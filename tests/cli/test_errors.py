@@ -13,7 +13,7 @@ from PIL import Image
 TRAIN = [
     # (options, the whole line after "ddpm-train: ")
     ("trainer.max_step=5", "trainer.max_step=5: there is no such option; did you mean 'trainer.max_steps'?"),
-    ("batch_size=5", "batch_size=5: there is no such option; did you mean 'trainer.batch_size'?"),
+    ("batch_size=5", "batch_size=5: there is no such option; use trainer.batch_size=5"),
     ("sede=5", "sede=5: there is no such option; did you mean 'seed'?"),
     ("+trainer.max_stepz=1", "trainer.max_stepz=1: there is no such option; did you mean 'trainer.max_steps'?"),
     ("+sede=1", "sede=1: there is no such option; did you mean 'seed'?"),

@@ -1,0 +1,270 @@
+"""One line for each mistake in the arguments: key and value as typed, and what to use instead."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddpm import synonyms
+from ddpm.cli import values
+from ddpm.cli.configs import config_dir
+from ddpm.errors import ConfigError, did_you_mean
+
+NO_CHOICE = "Config group override must be a string"  # Hydra's bare ValueError for data=null
+FROM_CHECKPOINT = ("model", "diffusion", "schedule", "objective", "timesteps", "data", "trainer")
+COMMANDS = ("train", "sample", "interpolate", "evaluate", "import", "export")
+_SWITCHES = ("help", "hydra-help", "version", "resolve", "run", "multirun", "shell-completion")
+_VALUED = ("cfg", "package", "config-path", "config-name", "config-dir", "info")
+_RERUN = "--experimental-rerun"  # only in full: it runs what a file says
+_SHORT_SWITCHES, _SHORT_VALUED = ("-h", "-r", "-m", "-sc"), ("-c", "-p", "-cp", "-cn", "-cd", "-i")
+
+
+def explain(config_name: str, error: Exception, arguments: Sequence[str]) -> str:
+    """A composition error of Hydra or OmegaConf in one line: key, value, remedy."""
+    told = str(error)
+    typed = {
+        a.lstrip("+~").split("=", 1)[0]: values.as_typed(a.partition("=")[2])
+        for a in arguments
+        if "=" in a
+    }
+    unknown = re.search(r"Could not override '([^']+)'", told)
+    if unknown:
+        key = unknown[1]
+        said = f"{key}={typed[key]}" if key in typed else key
+        return f"{said}: {_unknown(config_name, key, typed.get(key, ''), arguments)}"
+    if NO_CHOICE in told:
+        return _not_a_name(config_name, typed, arguments)
+    choice = re.search(r"Could not find '([^']+)'", told)
+    if choice:
+        return _no_choice(choice[1], told, typed)
+    if type(error).__name__ == "OverrideParseException":
+        text = getattr(error, "override", "") or ""
+        return f"{text}: cannot be read; quote values with = , or spaces: 'key=\"the value\"'"
+    return " ".join(line.strip() for line in told.splitlines() if line.strip())
+
+
+def _unknown(config_name: str, key: str, value: str, arguments: Sequence[str]) -> str:
+    """What is wrong with an option that does not exist."""
+    group, _, leaf = key.partition("@")[0].partition(".")
+    of_checkpoint = config_name != "train" and group in FROM_CHECKPOINT
+    if of_checkpoint and not leaf and value in ("", *_choices(group)):
+        return not_here(group)
+    hint = advice(config_name, key, value, arguments)
+    if of_checkpoint and (not hint.startswith("; use") or "ddpm-train" in hint):
+        return not_here(group)
+    return f"there is no such option{hint}"
+
+
+def not_here(key: str) -> str:
+    """Why an option of training is not one of sampling."""
+    return f"the {key} comes from the checkpoint; leave it out"
+
+
+def _not_a_name(config_name: str, typed: Mapping[str, str], arguments: Sequence[str]) -> str:
+    """A config group whose choice was typed as null, as a number or as a truth value."""
+    problem = "must be one of its choices"
+    plain = r"[\d.eE+-]*|null|none|~|true|false"
+    for key, value in typed.items():
+        if (config_dir() / key).is_dir() and re.fullmatch(plain, value.lower()):
+            if key not in _groups(config_name):
+                return f"{key}={value}: {_unknown(config_name, key, value, arguments)}"
+            use = synonyms.choice(key, value)
+            return f"{key}={value}: {problem}; {'--help lists them' if use is None else use}"
+    return f"group=null: {problem}; --help lists them"
+
+
+def _no_choice(wanted: str, told: str, typed: Mapping[str, str]) -> str:
+    """A choice that its config group does not have."""
+    group, _, name = wanted.rpartition("/")
+    for key, value in typed.items():
+        if wanted == f"{key.partition('@')[0]}/{value}":  # the value may have / in it
+            group, name = key, value
+    found = re.search(r"Available options in '[^']*':\s*(.+?)(?:\nConfig search|\Z)", told, re.S)
+    plain = group.partition("@")[0]
+    names = found[1].split() if found else _choices(plain)
+    use = synonyms.choice(plain, name)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    if use is not None:
+        hint = f"; {use}".replace(f"; use {plain}=", f"; use {group}=")
+    return f"{group}={name}: there is no such choice (there are: {', '.join(names)}){hint}"
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+def check_arguments(config_name: str, arguments: Sequence[str]) -> None:
+    """Refuse arguments that are neither ``key=value`` nor flags of Hydra.
+
+    Raises:
+        ConfigError: the first of them, with the option that it may mean.
+    """
+    previous = ""
+    for place, argument in enumerate(arguments):
+        follows = arguments[place + 1] if place + 1 < len(arguments) else ""
+        if argument.startswith("-"):
+            if not _is_hydras(argument):
+                raise _misspelt(config_name, argument, follows, arguments)
+        elif "=" not in argument and argument[:1] != "~" and not _takes_value(previous):
+            raise _bare(config_name, argument)
+        previous = argument
+
+
+def _is_hydras(argument: str) -> bool:
+    """Return True if Hydra has a flag."""
+    if not argument.startswith("--"):
+        return argument in (*_SHORT_SWITCHES, *_SHORT_VALUED)
+    name = argument[2:].partition("=")[0]
+    flags = [flag for flag in (*_SWITCHES, *_VALUED) if flag.startswith(name)]
+    return name in flags or len(flags) == 1 or f"--{name}" == _RERUN
+
+
+def _takes_value(flag: str) -> bool:
+    """Return True if a flag of Hydra is followed by its value."""
+    if not flag.startswith("--") or flag == _RERUN:
+        return flag in (*_SHORT_VALUED, _RERUN)
+    return "=" not in flag and any(each.startswith(flag[2:]) for each in _VALUED)
+
+
+def _misspelt(
+    config_name: str, argument: str, follows: str, arguments: Sequence[str]
+) -> ConfigError:
+    """The error about an option with dashes, such as ``--lr 1e-4``."""
+    name, equals, value = argument.partition("=")
+    shown = argument
+    if not equals and follows and "=" not in follows and not re.match(r"-+[a-zA-Z]", follows):
+        shown, value = f"{argument} {follows}", follows
+    key = name.lstrip("-").replace("-", "_")
+    others = [each for each in arguments if "=" in each and not each.startswith("-")]
+    hint = advice(config_name, key, value or "true", others)
+    problem = f"options are written key=value, without dashes{hint}"
+    return ConfigError(shown, None, problem)
+
+
+def _bare(config_name: str, argument: str) -> ConfigError:
+    """The error about an argument that is not an option."""
+    hint = "; --help lists them"
+    subject = {"train": "resume", "import": "file"}.get(config_name, "ckpt")
+    groups = [group for group in _groups(config_name) if argument in _choices(group)]
+    if groups:
+        hint = f"; use {groups[0]}={argument}"
+    elif "/" in argument or Path(argument).exists():
+        hint = f"; use {subject}={argument}"
+    return ConfigError(argument, None, f"options are written key=value{hint}")
+
+
+def advice(config_name: str, key: str, value: str, arguments: Sequence[str]) -> str:
+    """The end of a message about an unknown option: what to use instead, or what is near.
+
+    Args:
+        config_name: the command.
+        key: the option as typed.
+        value: as typed; empty if there is none.
+        arguments: all that was typed; choices in them decide which options there are.
+    """
+    known = _known(config_name, arguments)
+    shown = value or "..."
+    if key in known:
+        return f"; use {key}={shown}"
+    use = synonyms.option(config_name, key, value, known)
+    if use is None:
+        use = _same_leaf(key, shown, known) or _other_choice(config_name, key, shown)
+    if use is None:
+        use = _other_command(config_name, key, value)
+    if use is not None:
+        return f"; {use}"
+    parent = key.rpartition(".")[0]
+    beside = [path for path in known if path.rpartition(".")[0] == parent]
+    if difflib.get_close_matches(key, known, n=1, cutoff=0.7):
+        return did_you_mean(key, known)
+    return did_you_mean(key, beside or [path for path in known if "." not in path])
+
+
+def _same_leaf(key: str, value: str, known: Iterable[str]) -> str | None:
+    """Advice to use the option of the same name in a config group, or outside of them."""
+    group, _, _ = key.rpartition(".")
+    leaf = key.rpartition(".")[2].lower()
+    same = [path for path in known if path.rpartition(".")[2] == leaf]
+    outside = synonyms.is_training(group)  # trainer.seed is rather seed than evaluation.seed
+    same.sort(key=lambda path: ("." in path) == outside)
+    return f"use {same[0]}={value}" if same and not leaf.startswith("_") else None
+
+
+def _other_choice(config_name: str, key: str, value: str) -> str | None:
+    """Advice to make the choice of a config group that has the option."""
+    group, _, option = key.partition(".")
+    if group not in _groups(config_name) or not re.fullmatch(r"[a-z]\w*", option):
+        return None
+    having = [name for name in _choices(group) if option in _keys(f"{group}/{name}")]
+    others = f" (an option of {', '.join(having)})" if len(having) > 1 else ""
+    return f"use {group}={having[0]} {key}={value}{others}" if having else None
+
+
+def _other_command(config_name: str, key: str, value: str) -> str | None:
+    """Advice to use another command, which has the option."""
+    shown = value or "..."
+    for other in COMMANDS:
+        if other != config_name and "." not in key and key in _keys(other):
+            return f"use ddpm-{other} {key}={shown}"
+    if config_name == "train":
+        return None
+    use = synonyms.option("train", key, value)
+    if use is None:
+        same = [
+            group
+            for group in _groups("train")
+            for name in _choices(group)
+            if key in _keys(f"{group}/{name}")
+        ]
+        use = f"use {same[0]}.{key}={shown}" if same else None
+    return None if use is None else use.replace("use ", "use ddpm-train ", 1)
+
+
+def _keys(file: str) -> list[str]:
+    """The options at the top of a config file."""
+    text = (config_dir() / f"{file}.yaml").read_text(encoding="utf-8")
+    return re.findall(r"^([a-z]\w*):", text, re.M)
+
+
+def _groups(config_name: str) -> list[str]:
+    """The config groups of a command."""
+    text = (config_dir() / f"{config_name}.yaml").read_text(encoding="utf-8")
+    found = re.findall(r"^  - ([a-z]\w*):", text, re.M)
+    return [name for name in found if (config_dir() / name).is_dir()]
+
+
+def _known(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """The options that exist under the choices that were typed; empty if these cannot be read."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    place = config_dir()
+    groups = [a for a in arguments if (place / a.split("=", 1)[0]).is_dir()]
+    single = [a for a in groups if "," not in a]
+    swept = [f"{a.partition('=')[0]}={choice}" for a in groups if a not in single
+             for choice in a.partition("=")[2].split(",")]  # fmt: skip
+    GlobalHydra.instance().clear()
+    known: list[str] = []
+    try:
+        with initialize_config_dir(config_dir=str(place), version_base="1.3"):
+            for choice in [[one] for one in swept] or [[]]:
+                known += _paths(compose(config_name, overrides=[*single, *choice]))
+    except Exception:  # the suggestion is a courtesy: any trouble here must not hide the mistake
+        return []
+    return known
+
+
+def _paths(config: Any, prefix: str = "") -> list[str]:
+    """All dotted paths of a config."""
+    found = []
+    for key in config:
+        path = f"{prefix}{key}"
+        found.append(path)
+        node = config._get_node(key)
+        if node is not None and hasattr(node, "keys") and not node._is_none():
+            found.extend(_paths(node, f"{path}."))
+    return found

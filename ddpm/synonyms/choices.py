@@ -1,0 +1,100 @@
+"""Choices of config groups, and values of options, that users of other tools type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """Names of other tools, and the options to use instead; see :mod:`ddpm.synonyms`."""
+
+    names: str
+    use: str
+    why: str = ""
+    values: Mapping[str, str] = {}
+
+
+CARD = "CUDA_VISIBLE_DEVICES chooses the card"
+PRECISION = {
+    **dict.fromkeys(("true", "16", "16-mixed", "float16", "half", "mixed"), "fp16"),
+    **dict.fromkeys(("bf16-mixed", "bfloat16", "bf16-true"), "bf16"),
+    **dict.fromkeys(("false", "32", "32-true", "fp32", "float32", "full", "tf32"), "no"),
+}
+DEVICE = {
+    **dict.fromkeys(("gpu", "nvidia", "true"), "cuda"),
+    **dict.fromkeys(("mps", "tpu", "xpu", "false"), "cpu"),
+}
+FOLDER = "data=folder data.path=..."
+ARRAY = "data=sequence data.path=... model=unet1d"
+VIDEO = "data=video data.path=... model=unet3d"
+_IDDPM = "model=iddpm_unet"
+_FAST, _FULL = "sampler=ddim", "sampler=ddpm"
+_NO_TRANSFORMER = "transformers are not among the networks"
+_NO_SOLVER = "the fast sampler here"
+CHOICES: Mapping[str, Sequence[Row]] = {
+    "data": (
+        Row("cifar10 cifar_10 cifar10_32", "data=cifar"),
+        Row("mnist fashion_mnist fashionmnist cifar100 celeba celeba_hq celebahq celeba64 ffhq "
+            "imagenet imagenet64 lsun flowers flowers102 butterflies svhn afhq stl10 custom "
+            "images image imagefolder image_folder own png jpg", FOLDER,
+            "data=folder reads pictures"),
+        Row("sequences npy npz numpy array signal signals audio timeseries time_series ecg 1d",
+            ARRAY, "data=sequence reads arrays"),
+        Row("videos gif gifs ucf101 kinetics moving_mnist", VIDEO, "data=video reads videos"),
+    ),
+    "model": (
+        Row("dit uvit u_vit transformer vit sit mdt", _IDDPM, _NO_TRANSFORMER),
+        Row("adm iddpm openai improved_diffusion guided_diffusion unetmodel ddpm ddpmpp ncsnpp "
+            "edm song_unet dhariwal improved guided adm_unet", _IDDPM),
+        Row("unet2d u_net unet2dmodel unet2d_model lucidrains denoising_diffusion_pytorch default "
+            "unet_2d", "model=unet"),
+        Row("unet1dmodel unet_1d unet_1d_model", "model=unet1d"),
+        Row("unet_3d video_unet unet3dmodel video", "model=unet3d"),
+        Row("simple small tiny toy simpleunet", "model=simple_unet"),
+    ),
+    "sampler": (
+        Row("dpm++ dpmpp dpm dpm_solver dpm_solver++ dpmsolver dpmsolver++ dpmpp_2m dpmpp_2m_sde "
+            "dpm++_2m dpm++_2m_karras dpm_multi heun lms plms pndm unipc deis ipndm edm ode euler "
+            "flow_euler rk45 k_euler consistency lcm", _FAST, _NO_SOLVER),
+        Row("ancestral euler_a euler_ancestral p_sample sde k_euler_a default ddpm_sampler",
+            _FULL),
+    ),
+    "schedule": (
+        Row("scaled_linear quad quadratic linear_beta_schedule linear_schedule", "schedule=linear"),
+        Row("squaredcos_cap_v2 cos squaredcos cosine_beta_schedule karras edm exponential vp "
+            "cosine_schedule laplace", "schedule=cosine"),
+        Row("sigmoid_beta_schedule", "schedule=sigmoid"),
+    ),
+    "objective": (
+        Row("eps epsilon noise pred_eps pred_epsilon predict_noise predict_epsilon ddpm",
+            "objective=pred_noise"),
+        Row("v v_prediction velocity v_pred predict_v flow edm", "objective=pred_v"),
+        Row("x0 xstart x_start start_x sample pred_xstart predict_xstart x0_prediction pred_start",
+            "objective=pred_x0"),
+        Row("l1 l2 mse mae huber", "objective.loss={}", "", {"mse": "l2", "mae": "l1"}),
+    ),
+    "diffusion": (
+        Row("gaussian gaussiandiffusion gaussian_diffusion simple default", "diffusion=ddpm"),
+        Row("improved improved_diffusion learned_sigma hybrid guided_diffusion", "diffusion=iddpm"),
+        Row("vlb kl", "diffusion=iddpm_vlb"),
+    ),
+    "timesteps": (
+        Row("importance importance_sampling second_moment loss_second_moment_resampler loss",
+            "timesteps=loss_second_moment"),
+        Row("random", "timesteps=uniform"),
+    ),
+    "extractor": (
+        Row("inceptionv3 inception_v3 fid inception_v3_compat", "extractor=inception"),
+        Row("dino dinov2_vit_l_14", "extractor=dinov2"),
+    ),
+}  # fmt: skip
+VALUES: Mapping[str, Mapping[str, str]] = {
+    "device": DEVICE,
+    "precision": PRECISION,
+    "lr_decay": {"linear": "cosine", "none": "constant", "cos": "cosine"},
+    "loss": {"mse": "l2", "mae": "l1", "smooth_l1": "huber", "kl": "vlb"},
+    "weights": {"averaged": "ema", "model": "raw", "online": "raw"},
+    "spacing": {"leading": "uniform", "linspace": "uniform", "quad": "quadratic"},
+}
+"""Values of options, by the last part of the option."""

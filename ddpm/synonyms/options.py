@@ -1,0 +1,270 @@
+"""Options that users of other tools type, by command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ddpm.synonyms.choices import CARD, DEVICE, PRECISION, Row
+
+_ON = {"1": "true", "yes": "true", "on": "true", "0": "false", "no": "false", "off": "false"}
+_BF16 = {"true": "bf16", "false": "no"}
+_DDIM = {"true": "ddim", "false": "ddpm"}
+_X0 = {"true": "pred_x0", "false": "pred_noise"}
+_ALL = {"-1": "auto", "all": "auto", "true": "auto", "ddp": "auto", "cuda": "auto"}
+_LATEST = {"true": "outputs/latest", "latest": "outputs/latest", "auto": "outputs/latest"}
+_EPOCHS = "optimizer steps: epochs times samples, divided by trainer.batch_size"
+_CHANNELS = "model.dim={}|model.model_channels={}|model.width={}"
+_LEVELS = "model.dim_mults={}|model.channel_mult={}"
+
+TRAIN = (
+    # Length and batch
+    Row("epochs epoch max_epochs num_epochs n_epochs nepochs num_train_epochs max_epoch",
+        "trainer.max_steps=...", _EPOCHS),
+    Row("steps num_steps n_steps iterations num_iterations iters n_iters n_iter max_iter max_iters "
+        "total_steps total_iters train_steps train_num_steps num_train_steps max_train_steps "
+        "training_steps train_iters", "trainer.max_steps={}", "optimizer steps"),
+    Row("lr_anneal_steps", "trainer.max_steps={} trainer.lr_decay=cosine"),
+    Row("kimg total_kimg duration total_images", "trainer.max_steps=...",
+        "optimizer steps: images divided by trainer.batch_size"),
+    Row("bs batch batchsize train_batch_size per_device_train_batch_size global_batch_size "
+        "data.batch_size batch_gpu total_batch_size", "trainer.batch_size={}",
+        "of one optimizer step, over all processes"),
+    Row("microbatch micro_batch_size", "trainer.accumulate=...",
+        "the number of micro-batches per batch"),
+    Row("gradient_accumulation_steps gradient_accumulation gradient_accumulate_every grad_accum "
+        "accumulate_grad_batches accum_iter accumulation_steps grad_accum_steps",
+        "trainer.accumulate={}", "trainer.batch_size is the batch of all micro-batches"),
+    # Optimizer
+    Row("learning_rate lr_rate base_lr base_learning_rate train_lr max_lr",
+        "trainer.lr={}"),
+    Row("warmup warmup_steps lr_warmup_steps num_warmup_steps warmup_iters lr_rampup",
+        "trainer.lr_warmup={}", "optimizer steps"),
+    Row("lr_scheduler lr_schedule lr_scheduler_type lr_policy", "trainer.lr_decay={}", "",
+        {"linear": "cosine", "none": "constant", "constant_with_warmup": "constant"}),
+    Row("optimizer optim opt", "", "the optimizer is AdamW; its options are trainer.lr, "
+        "trainer.adam_betas and trainer.weight_decay"),
+    Row("wd adam_weight_decay", "trainer.weight_decay={}"),
+    Row("betas adam_beta1 beta1", "trainer.adam_betas=[...,0.999]"),
+    Row("adam_beta2 beta2", "trainer.adam_betas=[0.9,...]"),
+    Row("grad_clip clip_grad max_grad_norm gradient_clip_val gradient_clipping grad_clip_norm "
+        "clip_norm clip_grad_value", "trainer.clip_grad_norm={}"),
+    Row("ema_rate ema_halflife ema_max_decay ema.decay", "trainer.ema_decay={}"),
+    Row("ema use_ema", "trainer.ema_decay={}", "the average is always kept; 0 follows the weights",
+        {"true": "0.9999", "false": "0"}),
+    # Precision, devices, speed
+    Row("amp fp16 use_fp16 half precision mixed_precision autocast amp_dtype dtype",
+        "trainer.precision={}", "fp16 needs a GPU, bf16 does not", PRECISION),
+    Row("bf16 use_bf16 bfloat16", "trainer.precision={}", "", _BF16),
+    Row("gpus n_gpus num_gpus devices ngpu n_gpu nproc_per_node num_processes nproc world_size "
+        "strategy", "launch.processes={}", "", _ALL),
+    Row("gpu gpu_id gpu_ids device_id device_ids cuda use_cuda cuda_visible_devices",
+        "device=cuda", CARD),
+    Row("cpu use_cpu no_cuda", "device=cpu"),
+    Row("accelerator", "device={}", "", DEVICE),
+    Row("workers n_workers nworkers num_data_workers dataloader_num_workers loader_workers",
+        "trainer.num_workers={}"),
+    Row("torch_compile use_compile compile_model", "trainer.compile={}", "", _ON),
+    Row("gradient_checkpointing grad_checkpointing grad_checkpoint use_checkpoint",
+        "model=iddpm_unet model.use_checkpoint={}", "", _ON),
+    Row("manual_seed random_seed global_seed", "seed={}"),
+    # What falls due
+    Row("log_interval log_freq log_every_n_steps logging_steps print_freq print_every log_step",
+        "trainer.log_every={}", "optimizer steps"),
+    Row("save_every save_interval save_steps save_freq checkpointing_steps checkpoint_freq "
+        "checkpoint_interval ckpt_every ckpt_interval ckpt_freq save_checkpoint_every snap "
+        "save_model_every every_n_train_steps", "trainer.checkpoint_every={}", "optimizer steps"),
+    Row("save_model_epochs save_every_n_epochs", "trainer.checkpoint_every=...", "optimizer steps"),
+    Row("save_and_sample_every", "trainer.checkpoint_every={} trainer.preview_every={}"),
+    Row("sample_every sample_interval sample_freq sample_step image_every",
+        "trainer.preview_every={}", "optimizer steps"),
+    Row("save_images_epochs", "trainer.preview_every=...", "optimizer steps"),
+    Row("eval_every eval_steps eval_interval eval_freq val_check_interval validation_steps "
+        "val_every", "trainer.evaluate_every={}", "optimizer steps"),
+    Row("save_total_limit save_top_k checkpoints_total_limit max_checkpoints keep_checkpoints",
+        "trainer.keep_last={}"),
+    Row("calculate_fid fid eval_fid", "trainer.evaluate_every=5000 evaluation.metrics=[fid]"),
+    Row("wandb use_wandb wandb_project", "trainer.trackers=[wandb]"),
+    Row("tensorboard use_tensorboard tb", "trainer.trackers=[tensorboard]"),
+    Row("report_to log_with logger tracker", "trainer.trackers=[{}]"),
+    # Data
+    Row("dataset dataset_name data.name data.dataset data_name", "data={}"),
+    Row("data_dir dataroot data_root data_path datadir train_data_dir dataset_path dataset_dir "
+        "root path folder image_dir image_folder img_dir images train_dir data.path data.dir "
+        "data.root data.folder data.data_dir data.directory data.train_dir data.data_path "
+        "data.image_dir data.paths data.file", "data=folder data.path={}"),
+    Row("resolution size img_size imgsize im_size imagesize image_resolution data.resolution "
+        "data.size data.img_size model.image_size model.size", "data.image_size={}"),
+    Row("random_flip horizontal_flip augment_horizontal_flip random_horizontal_flip hflip xflip "
+        "mirror augment data.augment data.random_flip data.hflip data.horizontal_flip",
+        "data.flip={}|data=folder data.path=... data.flip={}", "", _ON),
+    Row("conditional class_conditional cond use_labels labels num_classes n_classes "
+        "data.conditional model.num_classes model.class_cond data.num_classes data.labels",
+        "data.class_cond=true", "the number of classes comes from the data"),
+    Row("in_channels out_channels image_channels channels model.in_channels model.out_channels "
+        "data.channels model.channels data.num_channels nc", "",
+        "the channels come from the data; data.color=grey or rgb chooses them in pictures"),
+    Row("val_split val_size validation_split data.val_split val_frac", "data.val_fraction={}"),
+    Row("dataset.batch_size dataloader.batch_size", "trainer.batch_size={}"),
+    Row("data.num_workers data.workers dataloader.num_workers", "trainer.num_workers={}"),
+    # Network
+    Row("arch architecture network net backbone model_name model_type model.name model.type unet",
+        "model={}"),
+    Row("base_dim hidden_size num_channels n_channels base_channels model_dim ngf nf ch "
+        "model.hidden_size model.base_channels model.num_channels model.hidden_dim model.ch "
+        "model.width model.model_channels model.dim", _CHANNELS, "channels of the first level"),
+    Row("channel_mults ch_mult ch_mults dim_mult channel_multiplier model.channel_mults "
+        "channel_mult model.ch_mult model.ch_mults model.channel_mult model.dim_mults", _LEVELS),
+    Row("num_layers n_layers depth num_levels model.num_layers model.n_layers model.depth "
+        "model.num_levels block_out_channels model.block_out_channels",
+        "model.dim_mults=[1,2,4]|model.channel_mult=[1,2,4]", "an entry per level"),
+    Row("layers_per_block model.layers_per_block num_blocks model.num_blocks",
+        "model=iddpm_unet model.num_res_blocks={}"),
+    Row("num_heads n_heads heads attention_heads model.heads model.n_heads model.num_heads "
+        "model.num_attention_heads", "model.attn_heads={}|model.num_heads={}"),
+    Row("attention_head_dim head_dim dim_head model.attention_head_dim model.head_dim "
+        "model.num_head_channels", "model.attn_dim_head={}|model.num_head_channels={}"),
+    Row("attn_resolutions attention_res model.attn_resolutions",
+        "model=iddpm_unet model.attention_resolutions={}"),
+    Row("p_dropout drop_rate model.drop_rate", "model.dropout={}|model=unet model.dropout={}"),
+    # Diffusion
+    Row("t timesteps num_timesteps n_timesteps num_train_timesteps num_diffusion_timesteps "
+        "diffusion_steps diffusion_timesteps noise_steps diffusion.timesteps diffusion.num_steps "
+        "diffusion.steps diffusion.num_timesteps model.timesteps diffusion.t schedule.timesteps "
+        "schedule.steps", "schedule.num_steps={}", "T of the process"),
+    Row("noise_schedule beta_schedule schedule_name noise_scheduler diffusion.schedule "
+        "diffusion.beta_schedule diffusion.noise_schedule schedule.name schedule.type "
+        "model.beta_schedule", "schedule={}"),
+    Row("linear_start beta_1 schedule.beta_min schedule.beta_start",
+        "schedule=linear schedule.beta_start={}"),
+    Row("linear_end beta_t schedule.beta_max schedule.beta_end",
+        "schedule=linear schedule.beta_end={}"),
+    Row("prediction_type parameterization parametrization pred_type prediction mean_type "
+        "model_mean_type diffusion.objective diffusion.prediction_type model.prediction_type "
+        "objective.name objective.type target", "objective={}"),
+    Row("predict_xstart pred_x0 predict_x0", "objective={}", "", _X0),
+    Row("predict_epsilon pred_noise predict_noise", "objective={}", "",
+        {"true": "pred_noise", "false": "pred_x0"}),
+    Row("v_prediction pred_v predict_v", "objective={}", "",
+        {"true": "pred_v", "false": "pred_noise"}),
+    Row("loss_type loss_fn criterion diffusion.loss_type trainer.loss model.loss_type",
+        "objective.loss={}", "", {"mse": "l2", "mae": "l1", "smooth_l1": "huber"}),
+    Row("snr_gamma min_snr min_snr_loss_weight gamma", "objective.min_snr_gamma={}", "",
+        {"true": "5", "false": "null"}),
+    Row("learn_sigma learned_variance learned_sigma learn_variance diffusion.learn_sigma "
+        "model.learn_sigma", "diffusion={}", "", {"true": "iddpm", "false": "ddpm"}),
+    Row("use_kl", "diffusion={}", "", {"true": "iddpm_vlb", "false": "ddpm"}),
+    Row("schedule_sampler", "timesteps={}", "for diffusion=iddpm_vlb"),
+    Row("cond_drop_prob class_dropout_prob uncond_prob p_uncond cfg_dropout label_drop_prob "
+        "model.cond_drop_prob class_dropout", "data.class_cond=true diffusion.label_dropout={}"),
+    Row("self_cond", "diffusion.self_condition={}", "", _ON),
+    # Previews
+    Row("sampling_timesteps num_inference_steps ddim_steps sample_steps sampling_steps "
+        "num_sampling_steps timestep_respacing sampler.num_steps sampler.num_inference_steps "
+        "sampler.timesteps", "sampler.steps={}",
+        "network calls of the previews; ddpm-sample has steps="),
+    Row("use_ddim ddim", "sampler={}", "of the previews", _DDIM),
+    Row("scheduler sampling_method sampler_name", "sampler={}", "of the previews"),
+    Row("ddim_eta ddim_sampling_eta", "sampler.eta={}"),
+    Row("clip_denoised clip_sample", "sampler.clip={}", "",
+        {"true": "static", "false": "none"}),
+    Row("n num_samples n_samples nsamples sample_size num_sample eval_batch_size",
+        "trainer.preview_samples={}", "of the previews; ddpm-sample has num_samples="),
+    Row("guidance guidance_scale cfg_scale cfg cond_scale guidance_strength w",
+        "data.class_cond=true diffusion.label_dropout=0.1",
+        "training for guidance; ddpm-sample has guidance="),
+    Row("classes class label class_labels", "data.class_cond=true",
+        "training with labels; ddpm-sample has classes="),
+    # Runs
+    Row("checkpoint ckpt ckpt_path checkpoint_path resume_checkpoint resume_from load load_path "
+        "resume_from_checkpoint load_checkpoint resume_path model_path restore init_from "
+        "pretrained milestone load_milestone auto_resume", "resume={}", "the folder of a run",
+        _LATEST),
+    Row("output_dir outdir out_dir output results_folder log_dir logdir save_dir result_dir "
+        "results_dir default_root_dir workdir work_dir logging_dir exp_dir save_path",
+        "out={}", "the parent folder of runs"),
+    Row("run_name exp_name experiment_name experiment exp expname project project_name run",
+        "name={}"),
+    Row("config config_file yaml", "",
+        "no file of options is read; type them, or continue a run with resume="),
+)  # fmt: skip
+
+DRAW = (
+    Row("checkpoint checkpoint_path ckpt_path model_path model run resume resume_checkpoint load "
+        "load_path model_dir weights_path path pretrained_model_name_or_path network_pkl",
+        "ckpt={}"),
+    Row("num_inference_steps sampling_timesteps ddim_steps sampling_steps num_sampling_steps "
+        "sample_steps num_steps n_steps timesteps num_timesteps timestep_respacing nfe t "
+        "diffusion_steps inference_steps sampler.num_inference_steps sampler.num_steps "
+        "trainer.max_steps", "steps={}", "network calls"),
+    Row("guidance_scale cfg_scale cfg cond_scale guidance_strength classifier_free_guidance scale "
+        "classifier_scale w", "guidance={}"),
+    Row("rescale cfg_rescale", "guidance_rescale={}"),
+    Row("use_ddim ddim", "sampler={}", "", _DDIM),
+    Row("scheduler sampling_method solver sampler_name method sampler.name sampler.type",
+        "sampler={}"),
+    Row("ddim_eta ddim_sampling_eta", "sampler.eta={}"),
+    Row("clip_denoised clip_sample", "sampler.clip={}", "",
+        {"true": "static", "false": "none"}),
+    Row("label labels class class_label class_labels class_id class_idx y", "classes=[{}]"),
+    Row("bs batch batchsize eval_batch_size per_device_eval_batch_size trainer.batch_size",
+        "batch_size={}"),
+    Row("use_ema ema", "weights={}", "", {"true": "ema", "false": "raw"}),
+    Row("amp fp16 use_fp16 half mixed_precision autocast dtype trainer.precision", "precision={}",
+        "fp16 needs a GPU, bf16 does not", PRECISION),
+    Row("bf16 use_bf16", "precision={}", "", _BF16),
+    Row("gpus n_gpus num_gpus devices nproc_per_node num_processes", "launch.processes={}", "",
+        _ALL),
+    Row("gpu gpu_id device_id cuda use_cuda", "device=cuda", CARD),
+    Row("cpu use_cpu no_cuda", "device=cpu"),
+    Row("output output_dir outdir out_dir save_dir results_folder sample_dir save_path logdir "
+        "output_path", "out={}"),
+    Row("manual_seed random_seed seeds", "seed=...", "of the first sample and all others"),
+    Row("image_size resolution size img_size data.image_size height width", "",
+        "the size comes from the checkpoint; leave it out"),
+    Row("class_cond num_classes learn_sigma noise_schedule num_channels num_res_blocks "
+        "channel_mult beta_schedule objective prediction_type", "",
+        "it comes from the checkpoint; leave it out"),
+    Row("prompt text caption", "", "no network here is given text; classes= chooses classes"),
+)  # fmt: skip
+
+OTHERS: Mapping[str, Sequence[Row]] = {
+    "sample": (
+        Row("n num n_samples nsamples num_images num_sample samples count num_images_per_prompt "
+            "trainer.preview_samples", "num_samples={}"),
+        Row("file_type type image_format save_format", "format={}"),
+        Row("gif save_trajectory save_intermediates progress", "trajectory=true"),
+        *DRAW,
+    ),
+    "interpolate": (
+        Row("n num num_samples frames n_frames steps_between n_interp num_interp num_steps",
+            "num_frames={}"),
+        Row("image1 img1 x1 start from source image_a img_a first", "a={}"),
+        Row("image2 img2 x2 end to target image_b img_b last second", "b={}"),
+        Row("timestep noise_level t_start strength noising_step", "t={}"),
+        *DRAW,
+    ),
+    "evaluate": (
+        Row("metric", "metrics=[{}]"),
+        Row("fid", "metrics=[fid]"),
+        Row("nll bits_per_dim", "metrics=[bpd]"),
+        Row("real ref ref_batch ref_path reference_path dataset data data_path dataset_path "
+            "data_dir data.path stats dataset_name fid_stats", "reference={}"),
+        Row("images sample_path samples_dir sample_dir fake generated sample_batch",
+            "samples={}"),
+        Row("n n_samples nsamples num num_fid_samples", "num_samples={}"),
+        Row("feature_extractor inception detector", "extractor={}"),
+        *DRAW[:-3],
+    ),
+    "import": (
+        Row("ckpt checkpoint model_path checkpoint_path path model weights pt", "file={}"),
+        Row("from format library framework type kind", "source={}"),
+        Row("image_size resolution img_size", "size={}"),
+        Row("output output_dir outdir out_dir", "out={}"),
+    ),
+    "export": (
+        Row("checkpoint model_path model checkpoint_path run path file", "ckpt={}"),
+        Row("to target library type", "format={}"),
+        Row("output output_path file_name filename", "out={}"),
+        Row("use_ema ema", "weights={}", "", {"true": "ema", "false": "raw"}),
+    ),
+}  # fmt: skip

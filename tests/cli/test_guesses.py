@@ -1,0 +1,444 @@
+"""Options, choices and values of other tools are answered with what to use, and that works."""
+
+import functools
+import importlib
+import re
+from typing import get_type_hints
+
+import pytest
+import yaml
+
+from ddpm import instantiate, synonyms
+from ddpm.cli import explaining
+from ddpm.cli.configs import config_dir
+from ddpm.errors import ConfigError
+
+EPOCHS = (
+    "trainer.max_steps=... (optimizer steps: epochs times samples, divided by trainer.batch_size)"
+)
+TRAIN = [
+    # (what is typed, what the answer says to use)
+    ("epochs=10", EPOCHS),
+    ("trainer.epochs=10", EPOCHS),
+    ("trainer.max_epochs=10", EPOCHS),
+    ("num_train_epochs=3", EPOCHS),
+    ("steps=10", "trainer.max_steps=10"),
+    ("train_num_steps=700000", "trainer.max_steps=700000"),
+    ("max_train_steps=1000", "trainer.max_steps=1000"),
+    ("training.max_iters=1000", "trainer.max_steps=1000"),
+    ("lr_anneal_steps=1000", "trainer.max_steps=1000 trainer.lr_decay=cosine"),
+    ("batch_size=4", "trainer.batch_size=4"),
+    ("bs=4", "trainer.batch_size=4"),
+    ("data.batch_size=4", "trainer.batch_size=4"),
+    ("per_device_train_batch_size=4", "trainer.batch_size=4"),
+    ("microbatch=4", "trainer.accumulate=..."),
+    ("trainer.gradient_accumulation_steps=2", "trainer.accumulate=2"),
+    ("gradient_accumulate_every=2", "trainer.accumulate=2"),
+    ("lr=1e-4", "trainer.lr=1e-4"),
+    ("learning_rate=1e-4", "trainer.lr=1e-4"),
+    ("trainer.learning_rate=1e-4", "trainer.lr=1e-4"),
+    ("optimizer.lr=1e-4", "trainer.lr=1e-4"),
+    ("train_lr=1e-4", "trainer.lr=1e-4"),
+    ("lr_warmup_steps=500", "trainer.lr_warmup=500"),
+    ("lr_scheduler=linear", "trainer.lr_decay=cosine"),
+    ("max_grad_norm=1", "trainer.clip_grad_norm=1"),
+    ("gradient_clip_val=0.5", "trainer.clip_grad_norm=0.5"),
+    ("ema_rate=0.999", "trainer.ema_decay=0.999"),
+    ("trainer.ema=true", "trainer.ema_decay=0.9999"),
+    ("use_ema=false", "trainer.ema_decay=0"),
+    ("amp=true", "trainer.precision=fp16"),
+    ("trainer.amp=true", "trainer.precision=fp16"),
+    ("fp16=true", "trainer.precision=fp16"),
+    ("use_fp16=false", "trainer.precision=no"),
+    ("bf16=true", "trainer.precision=bf16"),
+    ("precision=bf16", "trainer.precision=bf16"),
+    ("precision=16-mixed", "trainer.precision=fp16"),
+    ("mixed_precision=fp16", "trainer.precision=fp16"),
+    ("gpus=2", "launch.processes=2"),
+    ("devices=-1", "launch.processes=auto"),
+    ("num_processes=2", "launch.processes=2"),
+    ("gpu=0", "device=cuda"),
+    ("cpu=true", "device=cpu"),
+    ("accelerator=gpu", "device=cuda"),
+    ("num_workers=4", "trainer.num_workers=4"),
+    ("data.num_workers=4", "trainer.num_workers=4"),
+    ("dataloader_num_workers=4", "trainer.num_workers=4"),
+    ("gradient_checkpointing=true", "model=iddpm_unet model.use_checkpoint=true"),
+    ("random_seed=3", "seed=3"),
+    ("trainer.seed=3", "seed=3"),
+    ("log_interval=10", "trainer.log_every=10"),
+    ("logging_steps=10", "trainer.log_every=10"),
+    ("save_every=100", "trainer.checkpoint_every=100"),
+    ("save_interval=100", "trainer.checkpoint_every=100"),
+    ("checkpointing_steps=100", "trainer.checkpoint_every=100"),
+    ("save_and_sample_every=100", "trainer.checkpoint_every=100 trainer.preview_every=100"),
+    ("eval_every=100", "trainer.evaluate_every=100"),
+    ("save_top_k=2", "trainer.keep_last=2"),
+    ("calculate_fid=true", "trainer.evaluate_every=5000 evaluation.metrics=[fid]"),
+    ("wandb=true", "trainer.trackers=[wandb]"),
+    ("report_to=tensorboard", "trainer.trackers=[tensorboard]"),
+    ("dataset=cifar10", "data=cifar"),
+    ("dataset=digits", "data=digits"),
+    ("dataset=./pictures", "data=folder data.path=./pictures"),
+    ("data.dir=pictures", "data=folder data.path=pictures"),
+    ("data.path=pictures", "data=folder data.path=pictures"),
+    ("data.path=waves.npy", "model=unet1d data=sequence data.path=waves.npy"),
+    ("data_dir=pictures", "data=folder data.path=pictures"),
+    ("data=folder data.dir=pictures", "data.path=pictures"),
+    ("image_size=64", "data.image_size=64"),
+    ("resolution=64", "data.image_size=64"),
+    ("data.resolution=64", "data.image_size=64"),
+    ("data=folder random_flip=true", "data.flip=true"),
+    ("random_flip=true", "data=folder data.path=... data.flip=true"),
+    ("data.flip=true", "data=cifar data.flip=true (an option of cifar, folder, video)"),
+    ("class_cond=true", "data.class_cond=true"),
+    ("num_classes=10", "data.class_cond=true"),
+    ("val_split=0.1", "data.val_fraction=0.1"),
+    ("model.num_layers=4", "model.dim_mults=[1,2,4]"),
+    ("model=iddpm_unet model.num_layers=4", "model.channel_mult=[1,2,4]"),
+    ("channel_mult=[1,2]", "model.dim_mults=[1,2]"),
+    ("num_channels=64", "model.dim=64"),
+    ("model=iddpm_unet num_channels=64", "model.model_channels=64"),
+    ("model=simple_unet model.hidden_size=64", "model.width=64"),
+    ("model.num_res_blocks=2", "model=iddpm_unet model.num_res_blocks=2"),
+    ("num_heads=4", "model.attn_heads=4"),
+    ("arch=unet", "model=unet"),
+    ("num_timesteps=100", "schedule.num_steps=100"),
+    ("diffusion.timesteps=100", "schedule.num_steps=100"),
+    ("diffusion_steps=100", "schedule.num_steps=100"),
+    ("noise_schedule=cosine", "schedule=cosine"),
+    ("beta_schedule=squaredcos_cap_v2", "schedule=cosine"),
+    ("schedule.beta_start=1e-4", "schedule=linear schedule.beta_start=1e-4"),
+    ("prediction_type=v_prediction", "objective=pred_v"),
+    ("prediction_type=epsilon", "objective=pred_noise"),
+    ("predict_xstart=true", "objective=pred_x0"),
+    ("loss_type=mse", "objective.loss=l2"),
+    ("snr_gamma=5", "objective.min_snr_gamma=5"),
+    ("learn_sigma=true", "diffusion=iddpm"),
+    ("schedule_sampler=loss-second-moment", "timesteps=loss_second_moment"),
+    ("cond_drop_prob=0.1", "data.class_cond=true diffusion.label_dropout=0.1"),
+    ("num_inference_steps=50", "sampler.steps=50"),
+    ("sampling_timesteps=250", "sampler.steps=250"),
+    ("timestep_respacing=ddim50", "sampler.steps=ddim50"),
+    ("use_ddim=true", "sampler=ddim"),
+    ("ddim_sampling_eta=0", "sampler.eta=0"),
+    ("n=4", "trainer.preview_samples=4"),
+    ("num_samples=16", "trainer.preview_samples=16"),
+    ("cfg_scale=3", "data.class_cond=true diffusion.label_dropout=0.1"),
+    ("guidance_scale=3", "data.class_cond=true diffusion.label_dropout=0.1"),
+    ("checkpoint=outputs/a", "resume=outputs/a"),
+    ("resume_checkpoint=outputs/a", "resume=outputs/a"),
+    ("model_path=outputs/a", "resume=outputs/a"),
+    ("resume_from_checkpoint=latest", "resume=outputs/latest"),
+    ("results_folder=made", "out=made"),
+    ("output_dir=made", "out=made"),
+    ("run_name=a", "name=a"),
+    ("format=png", "ddpm-sample format=png"),
+]  # fmt: skip
+OTHERS = [
+    ("sample", "n=4", "num_samples=4"),
+    ("sample", "num_images=4", "num_samples=4"),
+    ("sample", "num_inference_steps=50", "steps=50"),
+    ("sample", "ddim_steps=50", "steps=50"),
+    ("sample", "timestep_respacing=ddim50", "steps=ddim50"),
+    ("sample", "timesteps=50", "steps=50"),
+    ("sample", "cfg_scale=3", "guidance=3"),
+    ("sample", "guidance_scale=3", "guidance=3"),
+    ("sample", "use_ddim=false", "sampler=ddpm"),
+    ("sample", "scheduler=euler", "sampler=ddim"),
+    ("sample", "eta=0.5", "sampler.eta=0.5"),
+    ("sample", "class=3", "classes=[3]"),
+    ("sample", "labels=[3,7]", "classes=[3,7]"),
+    ("sample", "checkpoint=outputs/a", "ckpt=outputs/a"),
+    ("sample", "model_path=outputs/a", "ckpt=outputs/a"),
+    ("sample", "model=outputs/a", "ckpt=outputs/a"),
+    ("sample", "resume=outputs/a", "ckpt=outputs/a"),
+    ("sample", "use_ema=false", "weights=raw"),
+    ("sample", "fp16=true", "precision=fp16"),
+    ("sample", "results_folder=made", "out=made"),
+    ("sample", "lr=1e-4", "ddpm-train trainer.lr=1e-4"),
+    ("interpolate", "n=5", "num_frames=5"),
+    ("interpolate", "image1=a.png", "a=a.png"),
+    ("interpolate", "strength=500", "t=500"),
+    ("evaluate", "dataset=cifar", "reference=cifar"),
+    ("evaluate", "images=made", "samples=made"),
+    ("evaluate", "metric=kid", "metrics=[kid]"),
+    ("import", "checkpoint=a.pt", "file=a.pt"),
+    ("export", "checkpoint=outputs/a", "ckpt=outputs/a"),
+]
+CHOICES = [
+    ("model=dit", "model=iddpm_unet (transformers are not among the networks)"),
+    ("model=adm", "model=iddpm_unet"),
+    ("data=cifar10", "data=cifar"),
+    ("data=CIFAR-10", "data=cifar"),
+    ("data=mnist", "data=folder data.path=... (data=folder reads pictures)"),
+    ("data=./pictures", "data=folder data.path=./pictures"),
+    ("data=/home/me/pictures", "data=folder data.path=/home/me/pictures"),
+    ("data=waves.npy", "model=unet1d data=sequence data.path=waves.npy"),
+    ("data=videos", "data=video data.path=... model=unet3d (data=video reads videos)"),
+    ("sampler=dpm++", "sampler=ddim (the fast sampler here)"),
+    ("sampler=euler", "sampler=ddim (the fast sampler here)"),
+    ("sampler=euler_a", "sampler=ddpm"),
+    ("sampler@evaluation.sampler=heun", "sampler@evaluation.sampler=ddim (the fast sampler here)"),
+    ("schedule=scaled_linear", "schedule=linear"),
+    ("objective=eps", "objective=pred_noise"),
+    ("objective=v_prediction", "objective=pred_v"),
+    ("diffusion=gaussian", "diffusion=ddpm"),
+    ("timesteps=importance", "timesteps=loss_second_moment"),
+]
+VALUES = [
+    ("device=gpu", "device=cuda"),
+    ("device=cuda:0", "device=cuda (CUDA_VISIBLE_DEVICES chooses the card)"),
+    ("device=mps", "device=cpu"),
+    ("trainer.precision=16", "trainer.precision=fp16"),
+    ("trainer.precision=bf16-mixed", "trainer.precision=bf16"),
+    ("trainer.lr_decay=linear", "trainer.lr_decay=cosine"),
+    ("objective.loss=mse", "objective.loss=l2"),
+]
+FLAGS = [
+    ("train", "--lr 1e-4", "--lr 1e-4", "trainer.lr=1e-4"),
+    ("train", "--batch_size=4", "--batch_size=4", "trainer.batch_size=4"),
+    ("train", "-n 4", "-n 4", "trainer.preview_samples=4 (of the previews; ddpm-sample has num_samples=)"),
+    ("train", "--seed 3", "--seed 3", "seed=3"),
+    ("train", "--dataset cifar10", "--dataset cifar10", "data=cifar"),
+    ("train", "--use-fp16", "--use-fp16", "trainer.precision=fp16 (fp16 needs a GPU, bf16 does not)"),
+    ("train", "--gpus -1", "--gpus -1", "launch.processes=auto"),
+    ("sample", "seed=1 --num-samples 4", "--num-samples 4", "num_samples=4"),
+    ("sample", "--ckpt outputs/a", "--ckpt outputs/a", "ckpt=outputs/a"),
+    ("sample", "outputs/a", "outputs/a", "ckpt=outputs/a"),
+    ("train", "cifar", "cifar", "data=cifar"),
+]  # fmt: skip
+COMMANDS = {
+    "train": ("train", "train"),
+    "sample": ("sample", "sample"),
+    "interpolate": ("interpolate", "interpolate"),
+    "evaluate": ("evaluate", "Evaluate"),
+    "import": ("importing", "bring"),
+    "export": ("exporting", "export"),
+}
+
+
+@functools.cache
+def composed(command, choices):
+    """The config under some choices, as plain data."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
+        return OmegaConf.to_container(compose(command, overrides=list(choices)))
+
+
+@pytest.fixture(autouse=True)
+def once(monkeypatch):
+    """Configs are composed once for all tests, which need hundreds of them."""
+
+    def known(command, arguments):
+        groups = explaining._groups(command)
+        choices = tuple(each for each in arguments if each.partition("=")[0] in groups)
+        return [*paths(composed(command, choices))]
+
+    monkeypatch.setattr(explaining, "_known", known)
+
+
+def paths(node, prefix=""):
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from paths(value, f"{prefix}{key}.")
+
+
+def check_that_it_works(command, typed, use):
+    """The options of an answer exist beside what was typed, and take their values."""
+    words = use.partition(" (")[0].split()
+    if words[0].startswith("ddpm-"):
+        command, typed = words.pop(0).removeprefix("ddpm-"), ()
+    groups = explaining._groups(command)
+    choices, options = [], []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key.partition("@")[0] in groups:
+            assert (config_dir() / key.partition("@")[0] / f"{value}.yaml").is_file(), word
+            choices.append(word)
+        else:
+            options.append((key, value))
+    made = {each.partition("=")[0] for each in choices}
+    before = [
+        each
+        for each in typed
+        if each.partition("=")[0] in groups and each.partition("=")[0] not in made
+    ]
+    config = composed(command, (*before, *choices))
+    for key, value in options:
+        read = None if value == "..." else yaml.safe_load(value)
+        group, _, option = key.partition(".")
+        if not option:
+            module, name = COMMANDS[command]
+            hints = get_type_hints(getattr(importlib.import_module(f"ddpm.cli.{module}"), name))
+            instantiate.typed("x" if read is None else read, hints[key], key)
+        elif group == "launch":
+            assert read == "auto" or isinstance(read, int)
+        elif group == "evaluation":
+            assert option in config[group]
+        else:
+            assert option in config[group], key
+            node = {name: "x" if each == "???" else each for name, each in config[group].items()}
+            target = instantiate._exported(node.pop("_target_"), key)
+            node.pop("val_fraction", None)
+            if option != "val_fraction" and value != "..." and "..." not in value:
+                instantiate.check({**node, option: read}, target, group)
+
+
+def told(command, typed, error):
+    """The answer to a mistake in the last option, with Hydra's error; what it says to use."""
+    *_, last = typed
+    line = explaining.explain(command, error, typed)
+    assert line.startswith(f"{last}: ") and "\n" not in line
+    return line.removeprefix(f"{last}: ")
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "use"),
+    [*(("train", *row) for row in TRAIN), *OTHERS],
+    ids=lambda each: each.partition(" (")[0],
+)
+def test_unknown_options(command, options, use):
+    typed = options.split()
+    key = typed[-1].partition("=")[0]
+    assert key not in explaining._known(command, typed), "it is an option"
+    answer = told(command, typed, Exception(f"Could not override '{key}'.\nKey is not in struct"))
+    before, _, advice = answer.partition("; use ")
+    assert before == "there is no such option"
+    assert advice == use or advice.startswith(f"{use} ("), answer
+    check_that_it_works(command, typed, use)
+
+
+@pytest.mark.parametrize(("options", "use"), CHOICES, ids=[options for options, _ in CHOICES])
+def test_unknown_choices(options, use):
+    group, _, name = options.partition("=")
+    group = group.partition("@")[0]
+    files = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+    listed = "".join(f"\n\t{file}" for file in files)
+    message = f"In 'train': Could not find '{group}/{name}'\n\nAvailable options in '{group}':{listed}\nConfig search path:\n\tx"
+    answer = told("train", [options], Exception(message))
+    assert answer == f"there is no such choice (there are: {', '.join(files)}); use {use}"
+    check_that_it_works("train", [], use)
+
+
+@pytest.mark.parametrize(("option", "use"), VALUES, ids=[option for option, _ in VALUES])
+def test_unknown_values(option, use):
+    key, _, value = option.partition("=")
+    group, _, name = key.rpartition(".")
+    if group:
+        target = instantiate._exported(composed("train", ())[group]["_target_"], key)
+        hint = get_type_hints(target.__init__)[name]
+    else:
+        hint = get_type_hints(importlib.import_module("ddpm.cli.train").train)[name]
+    with pytest.raises(ConfigError) as raised:
+        instantiate.typed(yaml.safe_load(value), hint, key)
+    assert str(raised.value) == f"{option}: there is no such choice; use {use}"
+    meant = yaml.safe_load(use.partition(" (")[0].partition("=")[2])
+    assert instantiate.typed(meant, hint, key) == meant
+
+
+@pytest.mark.parametrize(("command", "arguments", "shown", "use"), FLAGS, ids=[f[1] for f in FLAGS])
+def test_dashes_and_missing_equals_signs(command, arguments, shown, use):
+    with pytest.raises(ConfigError) as raised:
+        explaining.check_arguments(command, arguments.split())
+    found = re.fullmatch(
+        r"(.+?): options are written key=value(, without dashes)?; use (.+)", str(raised.value)
+    )
+    assert found is not None and (found[1], found[3]) == (shown, use)
+    check_that_it_works(command, [], use)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["-m seed=1,2", "--multirun seed=1", "--cfg job", "-c job --resolve", "--info all", "-cd mine seed=1", "--config-dir=mine", "--config-name mine", "--hydra-help", "~trainer.lr", "seed=1", "-sc install=bash", "--experimental-rerun job.pickle"],
+)  # fmt: skip
+def test_flags_of_hydra_are_its_own(arguments):
+    explaining.check_arguments("train", arguments.split())
+
+
+def test_a_flag_that_runs_what_a_file_says_is_read_in_full_only():
+    with pytest.raises(ConfigError, match="use name=job"):
+        explaining.check_arguments("train", ["--exp", "job"])
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "answer"),
+    [
+        ("train", "timesteps=1000", "must be one of its choices; use schedule.num_steps=1000 (T of the process)"),
+        ("train", "model=3", "must be one of its choices; --help lists them"),
+        ("sample", "timesteps=50", "there is no such option; use steps=50 (network calls)"),
+    ],
+)  # fmt: skip
+def test_numbers_in_place_of_choices(command, typed, answer):
+    assert told(command, [typed], ValueError(f"{explaining.NO_CHOICE}. Got int")) == answer
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "answer"),
+    [
+        ("sample", "image_size=64", "there is no such option; the size comes from the checkpoint; leave it out"),
+        ("sample", "class_cond=true", "there is no such option; it comes from the checkpoint; leave it out"),
+        ("sample", "model.dim=64", "the model comes from the checkpoint; leave it out"),
+        ("train", "optimizer=adam", "there is no such option; the optimizer is AdamW; its options are trainer.lr, trainer.adam_betas and trainer.weight_decay"),
+        ("train", "trainer.max_step=5", "there is no such option; did you mean 'trainer.max_steps'?"),
+        ("train", "sampler.etta=5", "there is no such option; did you mean 'sampler.eta'?"),
+    ],
+)  # fmt: skip
+def test_other_answers(command, typed, answer):
+    key = typed.partition("=")[0]
+    assert told(command, [typed], Exception(f"Could not override '{key}'.")) == answer
+
+
+def test_no_name_stands_in_two_rows_of_a_table():
+    for rows in (synonyms.TRAIN, *synonyms.OTHERS.values(), *synonyms.CHOICES.values()):
+        names = [name for row in rows for name in row.names.split()]
+        if rows is synonyms.TRAIN or rows in synonyms.CHOICES.values():
+            assert sorted(names) == sorted(set(names))
+        assert all(name == name.lower() and "-" not in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("command", "rows"), [("train", synonyms.TRAIN), *synonyms.OTHERS.items()], ids=str
+)
+def test_rows_name_options_that_exist(command, rows):
+    """Rows that no guess above reaches are held as well; their values are not."""
+    for row in rows:
+        for use in row.use.split("|") if row.use else ():
+            words = use.split()
+            groups = explaining._groups(command)
+            choices = tuple(w for w in words if w.partition("=")[0] in groups and "{}" not in w)
+            fitting = [choices] if choices else [(), ("model=iddpm_unet",), ("model=simple_unet",)]
+            for word in words:
+                key = word.partition("=")[0]
+                made = fitting if key.startswith("model.") else fitting[:1]
+                if key == "data.flip" and not choices:
+                    made = [("data=folder",)]
+                assert any(key in set(paths(composed(command, one))) for one in made), row
+
+
+def test_a_group_of_an_unknown_option_in_a_stored_config_is_answered_too():
+    node = {"_target_": "ddpm.samplers.DDIM", "num_inference_steps": 5}
+    with pytest.raises(ConfigError) as raised:
+        instantiate.build(node, "sampler")
+    assert str(raised.value).startswith(
+        "sampler.num_inference_steps=5: there is no such option; use sampler.steps=5"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "line"),
+    [
+        ("train", "timesteps=1000", "timesteps=1000: must be one of its choices; use schedule.num_steps=1000 (T of the process)"),
+        ("train", "+epochs=3", f"epochs=3: there is no such option; use {EPOCHS}"),
+        ("sample", "--steps 20", "--steps 20: options are written key=value, without dashes; use steps=20"),
+        ("train", "data=/no/pictures", "data=/no/pictures: there is no such choice (there are: cifar, digits, folder, sequence, video); use data=folder data.path=/no/pictures"),
+    ],
+)  # fmt: skip
+def test_whole_commands(command, name, options, line):
+    ended = command(name, *options.split())
+    assert (ended.status, ended.line) == (1, f"ddpm-{name}: {line}")
