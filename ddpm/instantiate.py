@@ -13,8 +13,9 @@ import importlib
 import inspect
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
@@ -24,7 +25,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 from yaml import YAMLError
 
-from ddpm import synonyms
+from ddpm import plugins, synonyms
 from ddpm.data import Codec, Dataset, codec_from_state
 from ddpm.data.classes import label_values
 from ddpm.data.split import Split, split
@@ -93,16 +94,7 @@ def load_plugins(modules: list[str]) -> None:
         ConfigError: a module that cannot be imported or has no ``__all__``.
     """
     _plugins.clear()
-    for name in modules:
-        try:
-            module = importlib.import_module(name)
-        except ImportError as error:
-            problem = f"cannot import {name} ({error}); is it on PYTHONPATH?"
-            raise ConfigError("plugins", modules, problem) from error
-        if not hasattr(module, "__all__"):
-            problem = f"{name} has no __all__; list the classes there that configs may name"
-            raise ConfigError("plugins", modules, problem)
-        _plugins.append(name)
+    _plugins[:] = [module.__name__ for module in plugins.load(modules)]
 
 
 def build(node: Config, key: str, *runtime: object) -> Any:
@@ -162,6 +154,35 @@ def completed(config: Config) -> dict[str, Any]:
         key: complete(value, key) if isinstance(value, Mapping) and "_target_" in value else value
         for key, value in config.items()
     }
+
+
+def fitted(node: Config, key: str, typed: Collection[str]) -> dict[str, Any]:
+    """Return a node whose ``_target_`` was typed, without the options of the one that it replaces.
+
+    Args:
+        node: of a config group, with the options of one of its choices.
+        key: of the group.
+        typed: the options that were typed, with the group in front; these stay.
+
+    Raises:
+        ConfigError: the class is not exported.
+    """
+    target = str(node["_target_"])
+    package, top = target.rpartition(".")[0], target.partition(".")[0]
+    try:
+        constructor = _exported(target, f"{key}._target_")
+    except ConfigError as error:
+        if package in _plugins:
+            problem = f"is not in the __all__ of {package}; add it there"
+        elif package and (Path(f"{top}.py").is_file() or Path(top).is_dir()):
+            problem = f"{error.problem.partition(';')[0]}; add plugins=[{package}]"
+        else:
+            raise
+        raise ConfigError(error.key, error.value, problem) from error
+    known = {"_target_", *inspect.signature(constructor).parameters}
+    if key == "data":
+        known.add("val_fraction")  # of every data node, see splits
+    return {k: v for k, v in node.items() if k in known or f"{key}.{k}" in typed}
 
 
 def check(
@@ -271,7 +292,8 @@ def _describe(kind: Any) -> str:
             if get_origin(kind) is tuple and ... not in get_args(kind)
             else "a list"
         )
-        return f"{many}, each {_describe(members[0])}, like [1,2]"
+        example = "[a,b]" if members[0] is str else "[1,2]"
+        return f"{many}, each {_describe(members[0])}, like {example}"
     if get_origin(kind) in (dict, Mapping) or kind is dict:
         return "a group of options"
     return _NAMES.get(kind, getattr(kind, "__name__", str(kind)))

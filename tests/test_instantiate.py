@@ -65,7 +65,7 @@ BAD = [
     (tuple[float, float], [0.9], "k=[0.9]: must be 2 entries, each a number, like [1,2]"),
     (tuple[int, ...], 4, "k=4: must be a list, each a whole number, like [1,2]"),
     (tuple[int, ...], [1, "b"], "k=[1,b]: must be a list, each a whole number, like [1,2]"),
-    (list[str], "a", "k=a: must be a list, each text, like [1,2]"),
+    (list[str], "a", "k=a: must be a list, each text, like [a,b]"),
     (dict[str, Any], 3, "k=3: must be a group of options"),
 ]  # fmt: skip
 
@@ -98,7 +98,7 @@ def test_a_dataclass_is_made_of_a_group_of_options():
     for value, line in [
         ({}, "k.size: is missing; add k.size=..."),
         ({"size": True}, "k.size=true: must be a whole number"),
-        ({"size": 1, "names": 2}, "k.names=2: must be a list, each text, like [1,2]"),
+        ({"size": 1, "names": 2}, "k.names=2: must be a list, each text, like [a,b]"),
         ({"size": 1, "name": 2}, "k.name=2: there is no such option; did you mean 'k.names'?"),
         ([1], "k=[1]: must be a group of options"),
         (None, "k=null: must be a group of options"),

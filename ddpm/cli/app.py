@@ -123,8 +123,9 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
 def readable(argument: str, arguments: list[str]) -> str:
     """An argument as Hydra's grammar reads it.
 
-    Values are quoted where :func:`ddpm.cli.values.literal` says so. Beside ``resume``, options may
-    be those of groups that are not the default ones, so they are marked as additions.
+    Values are quoted where :func:`ddpm.cli.values.literal` says so. Beside ``resume``, and beside
+    the ``_target_`` of a group, options may be those of choices that are not the default ones, so
+    they are marked as additions.
     """
     from ddpm.cli import sweeps
 
@@ -137,7 +138,9 @@ def readable(argument: str, arguments: list[str]) -> str:
     if key.startswith("network."):  # arguments of somebody else's constructor: any are possible
         key = f"++{key}"
     plain = "." in key and "@" not in key and key[0].isalpha()
-    if plain and any(a.startswith("resume=") for a in arguments):
+    group = key.partition(".")[0]
+    others = ("resume=", f"{group}._target_=")
+    if plain and any(a.startswith(others) for a in arguments):
         key = f"++{key}"
     return f"{key}={value}"
 
@@ -189,6 +192,7 @@ def _run(config: Any, command: Command) -> float | None:
         if count > 1:
             return workers.start(count, _run, config, command)
     load_plugins(checked["plugins"])
+    checked |= _retargeted(checked)
     try:
         return _call(command, checked)
     except Exception as error:
@@ -197,6 +201,15 @@ def _run(config: Any, command: Command) -> float | None:
         short = shortage(error, options)
     # Out of the handler: the error's frames hold what filled the memory, and a sweep goes on.
     raise short
+
+
+def _retargeted(options: dict[str, Any]) -> dict[str, Any]:
+    """The config groups whose class was typed, as in ``sampler._target_=mine.Own``."""
+    from ddpm.instantiate import fitted
+
+    typed = {key for key, _ in typed_options()}
+    groups = [key.removesuffix("._target_") for key in typed if key.endswith("._target_")]
+    return {key: fitted(options[key], key, typed) for key in groups if key in options}
 
 
 def _hint(key: str, value: object) -> str:

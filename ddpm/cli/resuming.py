@@ -197,7 +197,7 @@ def _with_overrides(stored: Node, asked: Node) -> Node:
         group, _, option = key.partition(".")
         if group not in asked:  # name, out, resume and the like are not of the run
             continue
-        if not isinstance(merged.get(group), dict):
+        if not isinstance(merged.get(group), dict) or option == "_target_":
             merged[group] = asked[group]
         elif option:
             *parents, name = option.split(".")

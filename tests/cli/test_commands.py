@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -245,16 +246,21 @@ def test_guidance_needs_and_uses_a_model_trained_for_it(command, tiny):
 
 
 def test_plugins_bring_classes_of_ones_own(command, tiny, monkeypatch):
+    """They lie in the current folder, which is not in the path of a console script."""
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     Path("mine.py").write_text(
-        "from ddpm.data import Digits\n__all__ = ['Odd']\n"
+        "from ddpm.data import Digits\nfrom ddpm.samplers import DDIM\n__all__ = ['Odd', 'Own']\n"
         "class Odd(Digits):\n    def __len__(self):\n        return 7\n"
+        "class Own(DDIM):\n    def __init__(self, *, steps: int | None = None, sure: bool):\n"
+        "        super().__init__(steps=steps)\n        assert sure\n"
     )
-    monkeypatch.syspath_prepend(".")
     options = ("name=p", "data._target_=mine.Odd", "trainer.max_steps=1", *tiny)
-    assert "is not among what ddpm exports" in command("train", *options).line
+    assert "is not among what ddpm exports; add plugins=[mine]" in command("train", *options).line
     ended = command("train", "plugins=[mine]", *options)
     assert ended.status == 0 and "7 samples of 1x8x8" in ended.out
     assert command("sample", "ckpt=outputs/p", "steps=2", "num_samples=1").status == 0
+    own = ("plugins=[mine]", "sampler._target_=mine.Own", "sampler.sure=true", "out=own")
+    assert command("sample", "ckpt=outputs/p", "steps=2", "num_samples=1", *own).status == 0
 
 
 def test_a_folder_of_images_with_iddpm_unet(command):

@@ -1,0 +1,73 @@
+"""Modules of the user's own, which the command line names."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+from ddpm.errors import ConfigError
+
+
+class _CurrentFolder(MetaPathFinder):
+    """Finder of the named modules in the current folder, and of nothing else there.
+
+    Console scripts do not have the current folder in ``sys.path``. Adding it would let any file in
+    it stand for a module that some library tries to import.
+    """
+
+    names: frozenset[str] = frozenset()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return the specification of a named module that is nowhere else."""
+        if path is not None or fullname not in self.names:
+            return None
+        try:
+            return PathFinder.find_spec(fullname, [os.getcwd()])
+        except FileNotFoundError:  # the folder was deleted
+            return None
+
+
+_finder = _CurrentFolder()
+
+
+def load(modules: Sequence[str]) -> list[ModuleType]:
+    """Import modules that are installed, on ``PYTHONPATH`` or in the current folder, in this order.
+
+    Raises:
+        ConfigError: a module that cannot be imported or has no ``__all__``.
+    """
+    _finder.names = frozenset(name.partition(".")[0] for name in modules)
+    if _finder not in sys.meta_path:
+        sys.meta_path.append(_finder)
+    return [_load(name, modules) for name in modules]
+
+
+def _load(name: str, modules: Sequence[str]) -> ModuleType:
+    if name.endswith(".py") or "/" in name:
+        problem = f"names a file; name the module: {name.removesuffix('.py').replace('/', '.')}"
+        raise ConfigError("plugins", list(modules), problem)
+    try:
+        importlib.invalidate_caches()  # the file may be newer than what was seen of its folder
+        module = importlib.import_module(name)
+    except ImportError as error:
+        own = isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]
+        remedy = f"run the command in the folder of {name}.py, or add that folder to PYTHONPATH"
+        if not own:
+            remedy = "install what it imports, or add the folder of that to PYTHONPATH"
+        problem = f"cannot import {name} ({error}); {remedy}"
+        raise ConfigError("plugins", list(modules), problem) from error
+    except (SyntaxError, NameError, AttributeError, TypeError, ValueError) as error:
+        problem = f"cannot import {name} ({type(error).__name__}: {error}); mend it"
+        raise ConfigError("plugins", list(modules), problem) from error
+    if not hasattr(module, "__all__"):
+        problem = f"{name} has no __all__; list the classes there that configs may name"
+        where = getattr(module, "__file__", None)
+        raise ConfigError("plugins", list(modules), problem + (f" ({where})" if where else ""))
+    return module
