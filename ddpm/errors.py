@@ -112,10 +112,12 @@ def shortened(names: Iterable[object], most: int = 12, width: int = 24) -> str:
     return ", ".join(n if len(n) <= width else f"{n[: width - 3]}..." for n in printable)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?``, or the known words where none is near."""
+def did_you_mean(word: str, known: Iterable[str], *, complete: bool = False) -> str:
+    """``; did you mean 'x'?``, or the known words where none is near.
+
+    With ``complete`` the known words follow in either case, once.
+    """
     choices = sorted(set(known))
+    every = f" (there are: {', '.join(choices)})" if choices else ""
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean '{near[0]}'?"
-    return f" (there are: {', '.join(choices)})" if choices else ""
+    return f"; did you mean '{near[0]}'?{every if complete else ''}" if near else every

@@ -112,8 +112,9 @@ def plan(asked: Node, *, name: str | None, out: str, resume: str | None, overrid
     key = "name" if resume is None and sweeps.folder() is None else "resume"
     if path is None or stored is None:
         if resume is not None:
-            problem = "there is no run; give the folder of one, such as outputs/latest"
-            raise ConfigError("resume", resume, problem)
+            run = checkpoint.nearest_run(Path(resume))
+            remedy = "leave it out to begin one" if run is None else f"use resume={run}"
+            raise ConfigError("resume", resume, f"there is no run; {remedy}")
         if path is not None:
             _refuse_files(path, key)
         return Plan(asked, key, path)

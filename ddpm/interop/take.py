@@ -52,7 +52,7 @@ def take(
         ConfigError: the original has no such network; names the option that it lacks.
     """
     known = ["safetensors", *SOURCES]
-    problem = f"is not known{did_you_mean(format, known)} (there are: {', '.join(known)})"
+    problem = f"is not known{did_you_mean(format, known, complete=True)}"
     require(format in SOURCES, "format", format, problem)
     original = SOURCES[format]
     try:

@@ -239,8 +239,9 @@ def find(path: str, warn: Callable[[str], None]) -> Checkpoint:
     """
     place = Path(path)
     if not place.exists():  # also where latest points to a run that was deleted
-        problem = "there is no such run or checkpoint; look into outputs/ or train one first"
-        raise ConfigError("ckpt", path, problem)
+        run = nearest_run(place)
+        remedy = "train one first" if run is None else f"use ckpt={run}"
+        raise ConfigError("ckpt", path, f"there is no such run or checkpoint; {remedy}")
     if place.is_file():
         problem = "is a file; give the folder of a run or of a checkpoint (step-00001000)"
         raise ConfigError("ckpt", path, problem)
@@ -251,6 +252,18 @@ def find(path: str, warn: Callable[[str], None]) -> Checkpoint:
     if found is None:
         raise ConfigError("ckpt", path, "holds no checkpoint; give a run folder of ddpm-train")
     return found
+
+
+def nearest_run(missing: Path) -> Path | None:
+    """Return the newest run beside a path where there is none, or else in ``outputs``."""
+    for parent in dict.fromkeys((missing.parent, Path("outputs"))):
+        try:
+            folders = [path for path in parent.iterdir() if not path.is_symlink() and listed(path)]
+            if folders:
+                return max(folders, key=lambda path: path.stat().st_mtime)
+        except OSError:  # it does not exist, or is not ours to read
+            continue
+    return None
 
 
 def listed(run: Path) -> list[Path]:

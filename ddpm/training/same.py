@@ -72,14 +72,27 @@ def check_same(
         told = [
             f"{n} ({render(changed[n][0])} there, {render(changed[n][1])} here)" for n in refused
         ]
-        remedy = "leave them, or start a new run"
-        if all(name.startswith(OVERRIDABLE) for name in refused):
-            remedy = "leave them, start a new run, or go on with them by override=true"
+        remedy = _remedy(run, named=key == "name", trainer=all(map(_is_overridable, refused)))
         problem = f"is a run with other options: {', '.join(told)}; {remedy}"
         raise ConfigError(key, str(run) if key == "resume" else run.name, problem)
     return changed
 
 
+def _remedy(run: Path, *, named: bool, trainer: bool) -> str:
+    """What to do about options that differ: of a run that was named or resumed."""
+    if named and trainer:
+        return f"use resume={run} override=true to continue with these, or another name"
+    if named:
+        return f"use resume={run} to continue with the run's own options, or another name"
+    if trainer:
+        return "leave them, start a new run, or go on with them by override=true"
+    return "leave them, or start a new run"
+
+
 def _may_differ(name: str, override: bool) -> bool:
     free = name in FREE_KEYS or name.startswith(FREE_GROUPS)
-    return free or (override and name.startswith(OVERRIDABLE))
+    return free or (override and _is_overridable(name))
+
+
+def _is_overridable(name: str) -> bool:
+    return name.startswith(OVERRIDABLE)

@@ -2,7 +2,9 @@
 
 import functools
 import importlib
+import os
 import re
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -12,6 +14,8 @@ from ddpm import instantiate, synonyms
 from ddpm.cli import explaining
 from ddpm.cli.configs import config_dir
 from ddpm.errors import ConfigError
+from ddpm.interop.take import take
+from ddpm.training.checkpoint import nearest_run
 
 EPOCHS = (
     "trainer.max_steps=... (optimizer steps: epochs times samples, divided by trainer.batch_size)"
@@ -428,6 +432,27 @@ def test_a_group_of_an_unknown_option_in_a_stored_config_is_answered_too():
     assert str(raised.value).startswith(
         "sampler.num_inference_steps=5: there is no such option; use sampler.steps=5"
     )
+
+
+def test_the_newest_run_is_named_where_one_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert nearest_run(Path("outputs/latest")) is None
+    for age, place in ((30, "outputs/a"), (10, "outputs/b"), (20, "outputs/c"), (5, "elsewhere/d")):
+        (Path(place) / "checkpoints/step-00000001").mkdir(parents=True)
+        os.utime(place, (1e9 - age, 1e9 - age))
+    Path("outputs/empty").mkdir()
+    Path("outputs/latest").symlink_to("gone")
+    assert nearest_run(Path("outputs/latest")) == Path("outputs/b")
+    assert nearest_run(Path("b")) == Path("outputs/b")
+    assert nearest_run(Path("elsewhere/b")) == Path("elsewhere/d")
+
+
+def test_formats_are_listed_once():
+    with pytest.raises(ConfigError) as raised:
+        take("onnx", None, {}, "ema", diffusion=None, step=0, version=None)
+    line = str(raised.value)
+    assert line.startswith("format=onnx: is not known (there are: ")
+    assert line.count("there are") == line.count("safetensors") == line.count("diffphycon") == 1
 
 
 @pytest.mark.parametrize(

@@ -218,9 +218,11 @@ def test_a_new_learning_rate_needs_override_and_is_written_down(command, tiny, r
     options = (*options[1:], "trainer.lr=0.005", "trainer.max_steps=4")
     ended = command("train", resume, *options)
     assert ended.status == 1
+    remedy = "leave them, start a new run, or go on with them by override=true"
+    if resume.startswith("name"):
+        remedy = "use resume=outputs/a override=true to continue with these, or another name"
     assert ended.line.endswith(
-        ": is a run with other options: trainer.lr (0.001 there, 0.005 here); leave them, start a "
-        "new run, or go on with them by override=true"
+        f": is a run with other options: trainer.lr (0.001 there, 0.005 here); {remedy}"
     )
     ended = command("train", resume, "override=true", *options)
     assert ended.status == 0, ended.err

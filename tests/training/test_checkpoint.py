@@ -245,8 +245,11 @@ def test_find(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "outputs/gone").symlink_to("deleted")
     for path, told in (
-        ("nowhere", "ckpt=nowhere: there is no such run or checkpoint"),
-        ("outputs/gone", "ckpt=outputs/gone: there is no such run or checkpoint"),
+        ("nowhere", "ckpt=nowhere: there is no such run or checkpoint; use ckpt=outputs/a$"),
+        (
+            "outputs/gone",
+            "ckpt=outputs/gone: there is no such run or checkpoint; use ckpt=outputs/a$",
+        ),
         ("empty", "ckpt=empty: holds no checkpoint"),
         ("outputs/a/checkpoints/step-00000001/config.json", "is a file; give the folder"),
     ):

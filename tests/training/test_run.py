@@ -82,8 +82,11 @@ def test_every_differing_key_is_named(run):
     assert str(caught.value) == (
         "name=a: is a run with other options: model.dropout (null there, 0.1 here), "
         "model.full_attn (null there, [true,false] here), seed (0 there, 1 here), "
-        "trainer.lr (0.001 there, 0.5 here); leave them, or start a new run"
+        f"trainer.lr (0.001 there, 0.5 here); use resume={run.path} to continue with the run's own "
+        "options, or another name"
     )
+    with pytest.raises(ConfigError, match=r"; leave them, or start a new run$"):
+        check_same(stored, asked, "resume", run.path)
 
 
 @pytest.mark.parametrize("key", sorted(FREE_KEYS))
