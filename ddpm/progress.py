@@ -45,6 +45,15 @@ def progress(
     )
 
 
+def duration(seconds: float) -> str:
+    """Return a duration in words, such as ``12 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 36_000 else f"{seconds / 3600:.0f} h"
+
+
 def warn(message: str) -> None:
     """Say on the error stream that something is not as it should be."""
     note(f"warning: {message}")

@@ -18,7 +18,7 @@ from ddpm.data.classes import relabelled
 from ddpm.data.split import Split
 from ddpm.errors import ConfigError, require
 from ddpm.progress import warn
-from ddpm.training import checkpoint
+from ddpm.training import Trainer, checkpoint
 from ddpm.training.checkpoint import Checkpoint
 from ddpm.training.run import CONFIG, Run
 from ddpm.training.same import check_same
@@ -36,6 +36,7 @@ class Plan:
         path: the run's folder, new or not; None for a new one that gets its name from the time.
         exists: whether there is such a run.
         changed: what the user overrides: key to the value of the run and the value from now on.
+        timed: whether ``trainer.max_minutes`` still has to be made a number of steps.
     """
 
     config: Node
@@ -43,6 +44,7 @@ class Plan:
     path: Path | None = None
     exists: bool = False
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    timed: bool = False
 
     def numbered(self, own: Split) -> Split:
         """Return the data with the class numbers of the run's checkpoints.
@@ -107,6 +109,7 @@ def plan(asked: Node, *, name: str | None, out: str, resume: str | None, overrid
     Raises:
         ConfigError: a name that is none, no such run, or a run under other options.
     """
+    _refuse_two_ends(asked["trainer"])
     path = _named(name, out) if resume is None else checkpoint.readable(Path(resume).resolve())
     stored = None if path is None else _stored(path)
     key = "name" if resume is None and sweeps.folder() is None else "resume"
@@ -117,21 +120,23 @@ def plan(asked: Node, *, name: str | None, out: str, resume: str | None, overrid
             raise ConfigError("resume", resume, f"there is no run; {remedy}")
         if path is not None:
             _refuse_files(path, key)
-        return Plan(asked, key, path)
+        return Plan(asked, key, path, timed=_has_time(asked))
     stored = _completed(stored)  # of a version that had fewer options
     there = places.located(stored, path)
     if resume is not None:
         asked = _with_overrides(there, asked)
         _refuse_code(asked)
     else:
-        asked = places.repeated(_with_axes(asked, stored), there)
+        asked = places.repeated(_continued(_with_axes(asked, stored), stored), there)
+    _refuse_other_time(asked, stored)
     stored = places.without(stored, set(places.KEYS))
     known = {key: node for key, node in asked.items() if key in stored}
     changed = check_same(stored, known, key, path, override=override)
     changed = {name: pair for name, pair in changed.items() if not places.is_same(name, *pair)}
     if "trainer.max_steps" in changed and asked["trainer"].get("lr_decay") == "cosine":
         warn("lr_decay=cosine ends at max_steps: with another one this is not the same run")
-    return Plan(asked, key, path, True, changed)
+    timed = _has_time(asked) and "trainer" not in stored  # of an imported network
+    return Plan(asked, key, path, True, changed, timed)
 
 
 def _completed(stored: Node) -> Node:
@@ -150,6 +155,47 @@ def _with_axes(asked: Node, stored: Node) -> Node:
     if axes is None or data.get("axes", axes) is not None:
         return asked
     return {**asked, "data": {**data, "axes": axes}}
+
+
+def _continued(asked: Node, stored: Node) -> Node:
+    """Return the config with the number of steps that the run planned for its time, if it did.
+
+    The same holds for options of the trainer whose defaults were others when the run began. What
+    is typed stays as it is.
+    """
+    there = stored.get("trainer", {})
+    names = {name for name, old in Trainer.earlier.items() if there.get(name) == old}
+    names |= {"lr_warmup"} | ({"max_steps", "max_minutes"} if _has_time(stored) else set())
+    typed = _typed_keys()
+    kept = {k: there[k] for k in names if k in there and f"trainer.{k}" not in typed}
+    return {**asked, "trainer": {**asked["trainer"], **kept}}
+
+
+def _has_time(config: Node) -> bool:
+    return config.get("trainer", {}).get("max_minutes") is not None
+
+
+def _refuse_two_ends(trainer: Node) -> None:
+    """Refuse both a time and a number of steps."""
+    if {"trainer.max_steps", "trainer.max_minutes"} <= _typed_keys():
+        both = trainer.get("max_minutes") is not None
+        problem = f"cannot stand beside trainer.max_steps={trainer['max_steps']}; leave one out"
+        require(not both, "trainer.max_minutes", trainer.get("max_minutes"), problem)
+
+
+def _refuse_other_time(asked: Node, stored: Node) -> None:
+    """Refuse another time for a run that has begun: its number of steps is stored.
+
+    Raises:
+        ConfigError: says what it is, and how to change it.
+    """
+    there, here = stored.get("trainer"), asked["trainer"].get("max_minutes")
+    if there is not None and here not in (None, there.get("max_minutes")):
+        problem = (
+            f"the run has begun, and ends at step {there['max_steps']}; leave trainer.max_minutes "
+            "out, or set trainer.max_steps to train it longer"
+        )
+        raise ConfigError("trainer.max_minutes", here, problem)
 
 
 def _named(name: str | None, out: str) -> Path | None:

@@ -98,6 +98,7 @@ def _train(
     warnings: list[str],
 ) -> float | None:
     """Build everything, claim the run's folder, and train in it."""
+    from ddpm.cli.timing import Timing
     from ddpm.training.agreement import wait_for_all
     from ddpm.training.due import missing, scheduled
     from ddpm.training.lock import Lock
@@ -116,6 +117,8 @@ def _train(
         found = planned.found(accelerator, facts, len(training.data))
         if found is not None:
             training.resume(found)
+        timing = Timing(training, walk)
+        planned = timing.planned(planned)
         owed = scheduled(training) & missing(run, training.step)
         if training.step >= training.max_steps and not owed:
             done = f"{run.path} is done: {training.step} steps; add trainer.max_steps=..."
@@ -126,6 +129,9 @@ def _train(
         with _ending(run, training):
             _begin(run, planned, training, accelerator, latest)
             app.say(accelerator, _summary(training, facts, run))
+            expected = timing.line()
+            if expected:
+                app.say(accelerator, expected)
             _fit(run, planned, training, walk, facts, validation, stop)
         wait_for_all(accelerator)  # all leave together
         app.say(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")

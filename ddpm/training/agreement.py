@@ -18,14 +18,18 @@ class Agreed(NamedTuple):
         finite: the gradient is, everywhere.
         stop: some process was told to stop.
         failed: some process cannot go on.
+        save: the main process wants a checkpoint by its clock.
     """
 
     finite: bool
     stop: bool
     failed: bool
+    save: bool = False
 
 
-def agree(accelerator: Accelerator, norm: Tensor, *, stop: bool, failed: bool) -> Agreed:
+def agree(
+    accelerator: Accelerator, norm: Tensor, *, stop: bool, failed: bool, save: bool = False
+) -> Agreed:
     """Tell the others how this process stands, and hear how they do.
 
     It is the one place of a step where the device is waited for.
@@ -35,15 +39,17 @@ def agree(accelerator: Accelerator, norm: Tensor, *, stop: bool, failed: bool) -
         norm: of the gradient.
         stop: whether this process was told to stop.
         failed: whether it cannot go on.
+        save: whether a checkpoint is due by the clock; that of the main process decides.
     """
+    save = save and accelerator.is_main_process
     if accelerator.num_processes == 1:
-        return Agreed(bool(torch.isfinite(norm)), stop, failed)
-    mine = torch.tensor([0.0, stop, failed], device=accelerator.device)
+        return Agreed(bool(torch.isfinite(norm)), stop, failed, save)
+    mine = torch.tensor([0.0, stop, failed, save], device=accelerator.device)
     mine[0] = (~torch.isfinite(norm)).float()
     votes = accelerator.reduce(mine, reduction="sum")
     assert isinstance(votes, Tensor)
-    broken, stopping, failing = votes.tolist()
-    return Agreed(broken == 0, stopping > 0, failing > 0)
+    broken, stopping, failing, saving = votes.tolist()
+    return Agreed(broken == 0, stopping > 0, failing > 0, saving > 0)
 
 
 def wait_for_all(accelerator: Accelerator) -> None:

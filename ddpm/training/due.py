@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ddpm.training.trainer import Trainer
 
 Shown = Literal["preview", "evaluation"]
+PREVIEW_EVERY = 5000  # steps, where the user sets no interval
 
 
 def is_due(every: int, step: int, last: int) -> bool:
@@ -19,10 +20,15 @@ def is_due(every: int, step: int, last: int) -> bool:
     return every > 0 and step > 0 and (step % every == 0 or step == last)
 
 
+def preview_interval(trainer: Trainer) -> int:
+    """Return the optimizer steps between previews; 0 = none."""
+    return PREVIEW_EVERY if trainer.preview_every is None else trainer.preview_every
+
+
 def scheduled(trainer: Trainer) -> set[Shown]:
     """Return what the options have due at the step that the trainer has reached."""
     every: dict[Shown, int] = {
-        "preview": trainer.preview_every,
+        "preview": preview_interval(trainer),
         "evaluation": trainer.evaluate_every,
     }
     step, last = trainer.step, trainer.max_steps

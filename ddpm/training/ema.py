@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ema_pytorch import EMA as LibraryEMA
 from torch import Tensor, nn
 
 _COUNTERS = ("step", "initted")
+
+
+class _Windowed(LibraryEMA):
+    """The library's average with an upper limit of the window, see :class:`EMA`."""
+
+    def __init__(self, model: nn.Module, *, window: float | None, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._window = window
+
+    def get_current_decay(self) -> float:
+        """Return the decay of the update that is under way."""
+        decay = float(super().get_current_decay())
+        if self._window is None:
+            return decay
+        update = max(int(self.step) - self.update_after_step - 1, 0)
+        return min(decay, 1 - 1 / (1 + self._window * update))
 
 
 class EMA:
@@ -14,18 +32,30 @@ class EMA:
     The decay of update n = 0, 1, ... is ``min(decay, 1 - (1 + n)**(-2/3))``, ema-pytorch's
     warm-up: 0, a copy, at the first, 0.954 at the 100th, 0.99 at the 1,000th, 0.9978 at the
     10,000th. Without it the average would be mostly the first weights for ``1 / (1 - decay)``
-    updates.
+    updates. With ``window`` the decay is also at most ``1 - 1 / (1 + window * n)``, so that the
+    average is over at most that share of the updates so far: in a run of a few hundred updates
+    the warm-up alone would average over a fifth of them.
 
     Args:
         model: the bare network, before any wrapper.
         decay: the final decay per update, in [0, 1).
         warmup: False uses ``decay`` from the second update on; the first is a copy all the same.
+        window: largest ``1 / (1 - decay)`` during the warm-up, as a share of the updates so far;
+            None = that of the warm-up alone.
     """
 
-    def __init__(self, model: nn.Module, *, decay: float, warmup: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        decay: float,
+        warmup: bool = True,
+        window: float | None = None,
+    ) -> None:
         self._network = model
-        self._ema = LibraryEMA(
+        self._ema = _Windowed(
             model,
+            window=window if warmup else None,
             beta=decay,
             update_after_step=0,
             update_every=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -13,12 +14,20 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ddpm.errors import ConfigError, Stopped
-from ddpm.progress import progress, warn
+from ddpm.progress import duration, note, progress, warn
 from ddpm.signals import StopSignal
 from ddpm.training import checkpoint, nonfinite
 from ddpm.training.agreement import Agreed, agree
-from ddpm.training.due import Shown, is_due, missing, scheduled
+from ddpm.training.due import (
+    PREVIEW_EVERY,
+    Shown,
+    is_due,
+    missing,
+    preview_interval,
+    scheduled,
+)
 from ddpm.training.meter import LOGGED, Meter
+from ddpm.training.pace import PREVIEW_SHARE, SaveTimer
 from ddpm.training.retention import prune
 from ddpm.training.run import Run
 from ddpm.training.saving import Saver
@@ -86,13 +95,15 @@ class Loop:
         stop: StopSignal,
     ) -> None:
         self.trainer, self.run, self.header = trainer, run, header
-        self.preview = preview if trainer.preview_every else None
+        self.preview = preview if preview_interval(trainer) else None
         self.evaluate = evaluate if trainer.evaluate_every else None
         self.accelerator, self.stop = trainer.accelerator, stop
         self.stopping = AgreedStopping(trainer.accelerator, stop)
         self.saved = trainer.step  # there is a checkpoint of, or is about to be
         self.owed: set[Shown] = set()  # what is due at this step and not done yet
+        self.has_skipped = False  # a preview, to keep within its share of the time
         self.saver = Saver(run.path, self._prune, warn)
+        self.save_timer = SaveTimer(trainer.checkpoint_minutes)
         self.meter = Meter(trainer.accelerator, trainer.diffusion.num_steps)
         self.agreed = Agreed(finite=True, stop=False, failed=False)
         self.metrics: dict[str, Any] = {}
@@ -122,6 +133,8 @@ class Loop:
         trainer.settle(first)
         batches = chain([first], batches)
         main, done = self.accelerator.is_main_process, trainer.step
+        trainer.pace.begin()
+        self.save_timer.restart()
         self.owed = self._scheduled() & missing(self.run, trainer.step)
         self._show_and_measure()
         with progress(last, "training", "step", initial=done, shown=main) as bar:
@@ -135,7 +148,7 @@ class Loop:
                     bar.set_postfix_str(self._speed(), refresh=False)
                 self.owed = self._scheduled()
                 decisive = "evaluation" in self.owed and self._follows_evaluation()
-                if self._due(trainer.checkpoint_every) or decisive:
+                if self._due(trainer.checkpoint_every) or self.agreed.save or decisive:
                     self._save()
                     self.meter.restart_clock()
                 self._show_and_measure()
@@ -147,7 +160,28 @@ class Loop:
     def _scheduled(self) -> set[Shown]:
         """Return what is due at this step, beside logs and checkpoints."""
         made = {"preview": self.preview, "evaluation": self.evaluate}
-        return {each for each in scheduled(self.trainer) if made[each] is not None}
+        found: set[Shown] = {each for each in scheduled(self.trainer) if made[each] is not None}
+        if "preview" in found and self._skips_preview():
+            found.discard("preview")
+        return found
+
+    def _skips_preview(self) -> bool:
+        """Return True if this preview would take too much of the time; the same on all processes.
+
+        The last one, and those at an interval that the user sets, are always drawn.
+        """
+        trainer, pace = self.trainer, self.trainer.pace
+        if trainer.preview_every is not None or trainer.step == trainer.max_steps:
+            return False
+        (allowed,) = broadcast_object_list([pace.allows_preview(trainer.step)])
+        if not allowed and not self.has_skipped and self.accelerator.is_main_process:
+            note(
+                f"preview of step {trainer.step} skipped, as others may be: it would take about "
+                f"{duration(pace.cost(trainer.step))}, and previews at most {PREVIEW_SHARE:.0%} of "
+                f"the time; trainer.preview_every={PREVIEW_EVERY} draws them all"
+            )
+        self.has_skipped = self.has_skipped or not allowed
+        return not allowed
 
     def _show_and_measure(self) -> None:
         """Draw and evaluate what is due, unless a signal asks to stop: then it stays owed."""
@@ -167,7 +201,13 @@ class Loop:
         """
         trainer, error = self.trainer, self.saver.error()
         told = self.stop.received is not None
-        self.agreed = agree(self.accelerator, norm, stop=told, failed=error is not None)
+        self.agreed = agree(
+            self.accelerator,
+            norm,
+            stop=told,
+            failed=error is not None,
+            save=self.save_timer.is_due(),
+        )
         if self.agreed.failed:
             self._tell(error)
             raise error or _elsewhere()
@@ -231,9 +271,11 @@ class Loop:
     def _preview(self) -> None:
         """Draw samples."""
         assert self.preview is not None
+        began = time.monotonic()
         try:
             self.preview(self.trainer, self.stopping)
             self.owed.discard("preview")
+            self.trainer.pace.drawn(time.monotonic() - began)
         except GivenUpError:
             self._give_up()
         self.trainer.network.train()
@@ -269,6 +311,7 @@ class Loop:
     def _save(self) -> None:
         """Begin to write a checkpoint of this step."""
         self.saved = self.trainer.step
+        self.save_timer.restart()
         if self.accelerator.is_main_process:
             trainer = self.trainer
             self.saver.start(

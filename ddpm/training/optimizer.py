@@ -12,6 +12,14 @@ from ddpm.errors import require
 
 Decay = Literal["constant", "cosine"]
 
+_WARMUP = 1000  # updates at most
+_WARMUP_SHARE = 20  # of which the warm-up is one part
+
+
+def warmup_steps(max_steps: int) -> int:
+    """Return the length of the warm-up of a run that does not set one."""
+    return min(_WARMUP, max_steps // _WARMUP_SHARE)
+
 
 def adamw(
     network: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float

@@ -23,6 +23,7 @@ FREE_KEYS = frozenset(
         "trainer.preview_every",
         "trainer.preview_samples",
         "trainer.checkpoint_every",
+        "trainer.checkpoint_minutes",
         "trainer.keep_last",
         "trainer.keep_every",
         "trainer.best",

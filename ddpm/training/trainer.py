@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +23,8 @@ from ddpm.training.launch import Precision
 from ddpm.training.loop import Evaluate, Judge, Loop, Preview, Verdict
 from ddpm.training.meter import LOGGED
 from ddpm.training.nonfinite import OnNonfinite
-from ddpm.training.optimizer import Decay, adamw, learning_rate
+from ddpm.training.optimizer import Decay, adamw, learning_rate, warmup_steps
+from ddpm.training.pace import Pace
 from ddpm.training.run import Run
 from ddpm.training.trackers import Trackers
 
@@ -49,10 +50,13 @@ class Trainer:
         seed: of everything random.
         timesteps: which steps t the network is trained at; None = all alike.
         max_steps: optimizer steps in all.
+        max_minutes: train for so long: ``ddpm-train`` measures the machine at the start of a run,
+            and max_steps becomes the number of steps that fit; null = max_steps as it is.
         batch_size: samples of one optimizer step, over all processes and micro-batches.
         accumulate: micro-batches that a batch is cut into, to need less memory.
         lr: learning rate of AdamW.
-        lr_warmup: optimizer steps over which it rises from 0.
+        lr_warmup: optimizer steps over which it rises from 0; null = a twentieth of max_steps, at
+            most 1,000. A resumed run keeps the number that it began with.
         lr_decay: ``constant``, or ``cosine`` to 0 at max_steps.
         weight_decay: of AdamW.
         adam_betas: of AdamW.
@@ -60,10 +64,13 @@ class Trainer:
         precision: of the arithmetic: ``no`` (float32), ``fp16`` (GPU only) or ``bf16``.
         ema_decay: of the average, per optimizer step.
         ema_warmup: see :class:`EMA`.
+        ema_window: of the warm-up, see :class:`EMA`; null = no limit.
         log_every: optimizer steps between lines of metrics.jsonl.
-        preview_every: optimizer steps between sample grids; 0 = none.
+        preview_every: optimizer steps between sample grids; 0 = none; null = 5,000, without those
+            with which previews would take more than 5 % of the time. There is one at the end.
         preview_samples: samples in a grid.
         checkpoint_every: optimizer steps between checkpoints; there is one at the end always.
+        checkpoint_minutes: longest time between checkpoints; null = no limit.
         keep_last: how many checkpoints are kept, at least 2.
         keep_every: checkpoints of steps that are multiples of it are never deleted; null = none.
         evaluate_every: optimizer steps between evaluations; 0 = none.
@@ -78,6 +85,14 @@ class Trainer:
         channels_last: keep 2-D activations with channels last in memory (faster on GPUs).
     """
 
+    earlier: ClassVar[Mapping[str, Any]] = {
+        "lr_warmup": 1000,
+        "ema_window": None,
+        "preview_every": 5000,
+        "checkpoint_minutes": None,
+    }
+    """Options with the value that does what versions did that lacked the option or its default."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -88,10 +103,11 @@ class Trainer:
         timesteps: Timesteps | None = None,
         *,
         max_steps: int = 100_000,
+        max_minutes: float | None = None,
         batch_size: int = 128,
         accumulate: int = 1,
         lr: float = 2e-4,
-        lr_warmup: int = 1000,
+        lr_warmup: int | None = None,
         lr_decay: Decay = "constant",
         weight_decay: float = 0.0,
         adam_betas: tuple[float, float] = (0.9, 0.999),
@@ -99,10 +115,12 @@ class Trainer:
         precision: Precision = "no",
         ema_decay: float = 0.9999,
         ema_warmup: bool = True,
+        ema_window: float | None = 0.1,
         log_every: int = 50,
-        preview_every: int = 5000,
+        preview_every: int | None = None,
         preview_samples: int = 64,
         checkpoint_every: int = 5000,
+        checkpoint_minutes: float | None = 10.0,
         keep_last: int = 3,
         keep_every: int | None = None,
         evaluate_every: int = 0,
@@ -119,9 +137,9 @@ class Trainer:
             ("max_steps", max_steps, 1),
             ("batch_size", batch_size, 1),
             ("accumulate", accumulate, 1),
-            ("lr_warmup", lr_warmup, 0),
+            ("lr_warmup", 0 if lr_warmup is None else lr_warmup, 0),
             ("log_every", log_every, 1),
-            ("preview_every", preview_every, 0),
+            ("preview_every", 0 if preview_every is None else preview_every, 0),
             ("preview_samples", preview_samples, 1),
             ("checkpoint_every", checkpoint_every, 1),
             ("evaluate_every", evaluate_every, 0),
@@ -131,9 +149,14 @@ class Trainer:
         ):
             require(value >= least, key, value, f"must be at least {least}")
         require(0 <= ema_decay < 1, "ema_decay", ema_decay, "must be in [0, 1)")
-        limit = clip_grad_norm
-        good = limit is None or limit > 0
-        require(good, "clip_grad_norm", limit, "must be above 0, or null for none")
+        for key, limit in (
+            ("clip_grad_norm", clip_grad_norm),
+            ("ema_window", ema_window),
+            ("checkpoint_minutes", checkpoint_minutes),
+            ("max_minutes", max_minutes),
+        ):
+            good = limit is None or limit > 0
+            require(good, key, limit, "must be above 0, or null for none")
         problem = f"must be null or of {', '.join(LOGGED)}"
         more = "; to follow another metric, take trainer.evaluate_every"
         good = best is None or best in LOGGED or evaluate_every > 0
@@ -142,11 +165,13 @@ class Trainer:
         parts = accumulate * processes
         problem = f"must be a multiple of {parts} (accumulate {accumulate} x {processes} processes)"
         require(batch_size % parts == 0, "batch_size", batch_size, problem)
-        self.max_steps, self.batch_size, self.accumulate = max_steps, batch_size, accumulate
+        self.max_steps, self.max_minutes = max_steps, max_minutes
+        self.batch_size, self.accumulate = batch_size, accumulate
         self.lr, self.lr_warmup, self.lr_decay = lr, lr_warmup, lr_decay
         self.clip_grad_norm, self.log_every = clip_grad_norm, log_every
         self.preview_every, self.preview_samples = preview_every, preview_samples
         self.checkpoint_every, self.keep_last = checkpoint_every, keep_last
+        self.checkpoint_minutes, self.pace = checkpoint_minutes, Pace()
         self.keep_every, self.best, self.evaluate_every = keep_every, best, evaluate_every
         self.on_nonfinite: OnNonfinite = on_nonfinite
         self.max_skips, self.deterministic = max_skips, deterministic
@@ -170,7 +195,7 @@ class Trainer:
         if channels_last and len(data.shape) == 3:
             self.layout = torch.channels_last
         self.network = model.to(accelerator.device).to(memory_format=self.layout)  # pyright: ignore
-        self.ema = EMA(self.network, decay=ema_decay, warmup=ema_warmup)
+        self.ema = EMA(self.network, decay=ema_decay, warmup=ema_warmup, window=ema_window)
         if compile:
             self.network.compile()
         optimizer = adamw(self.network, lr, adam_betas, weight_decay)
@@ -179,7 +204,12 @@ class Trainer:
     def learning_rate(self, update: int) -> float:
         """The learning rate of optimizer update ``update`` (from 0)."""
         ends = {"decay": self.lr_decay, "max_steps": self.max_steps}
-        return learning_rate(update, self.lr, warmup=self.lr_warmup, **ends)
+        return learning_rate(update, self.lr, warmup=self.warmup_steps, **ends)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps of the warm-up."""
+        return warmup_steps(self.max_steps) if self.lr_warmup is None else self.lr_warmup
 
     def fit(
         self,
@@ -318,6 +348,8 @@ class Trainer:
             "num_updates": self.num_updates,
             "skipped": self.skipped,
             "num_skipped": self.num_skipped,
+            "lr_warmup": self.warmup_steps,
+            "pace": self.pace.state(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state(),
             "timesteps": self.timesteps.state(),
@@ -352,6 +384,9 @@ class Trainer:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.timesteps.load(state.get("timesteps", {}))
+        self.pace.load(state.get("pace", {}))
+        if self.lr_warmup is None:  # max_steps may be another now; the rate goes on as it was
+            self.lr_warmup = state.get("lr_warmup")
         self.step, self.num_updates = state["step"], state["num_updates"]
         self.samples = state.get("samples", self.step * self.batch_size)
         self.skipped, self.num_skipped = state.get("skipped", 0), state.get("num_skipped", 0)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ddpm.training.agreement import main_first, wait_for_all
+from ddpm.training.agreement import Agreed, agree, main_first, wait_for_all
 
 
 def process(device, processes=2, main=True):
@@ -30,6 +30,19 @@ def test_a_barrier_names_the_device_that_a_process_has(barriers):
         wait_for_all(process(device))
     wait_for_all(process("cuda:0", processes=1))
     assert barriers == [[0], [3], None, None]
+
+
+@pytest.mark.parametrize("main", [True, False])
+@pytest.mark.parametrize("other", [0.0, 1.0])
+def test_the_clock_of_the_main_process_decides(main, other):
+    """What another process says comes with the sum; this one speaks if it is the main process."""
+    made = process("cpu", main=main)
+    made.reduce = lambda mine, reduction: mine + torch.tensor([0.0, 0.0, 0.0, other])
+    found = agree(made, torch.ones(()), stop=False, failed=False, save=True)
+    assert found == Agreed(finite=True, stop=False, failed=False, save=main or other > 0)
+    alone = process("cpu", processes=1)
+    assert agree(alone, torch.ones(()), stop=False, failed=False, save=True).save
+    assert not agree(alone, torch.ones(()), stop=False, failed=False).save
 
 
 @pytest.mark.parametrize(("main", "before"), [(True, 0), (False, 1)])

@@ -55,6 +55,48 @@ def test_warm_up(final):
         assert averaged(ema) == pytest.approx(closed_form(VALUES[: n + 1], decays[: n + 1]), 1e-5)
 
 
+@pytest.mark.parametrize("window", [0.1, 0.5])
+def test_the_window_is_a_share_of_the_updates_so_far(window):
+    """Update n has the decay min(final, 1 - (1 + n)^(-2/3), 1 - 1 / (1 + window n))."""
+    net = Scalar().at(7.0)
+    ema = EMA(net, decay=0.6, window=window)
+    decays = [
+        min(0.6, 1 - (1 + n) ** (-2 / 3), 1 - 1 / (1 + window * n)) for n in range(len(VALUES))
+    ]
+    for n, value in enumerate(VALUES):
+        net.at(value)
+        ema.update()
+        assert ema.decay == pytest.approx(decays[n], abs=1e-6)
+        assert averaged(ema) == pytest.approx(closed_form(VALUES[: n + 1], decays[: n + 1]), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("n", "window", "expected"),
+    [
+        (10, 0.1, 2.0),
+        (100, 0.1, 11.0),  # 21.5 by the warm-up alone
+        (900, 0.1, 91.0),
+        (5000, 0.1, 5001 ** (2 / 3)),
+        (100, None, 101 ** (2 / 3)),
+        (200_000, 0.1, 1000.0),
+    ],
+)
+def test_the_window_of_an_update(n, window, expected):
+    net = Scalar()
+    ema = EMA(net, decay=0.999, window=window)
+    ema.load({"step": n, "initted": 1}, net.state_dict())
+    ema.update()
+    assert 1 / (1 - ema.decay) == pytest.approx(expected, rel=1e-3)
+
+
+def test_without_warm_up_the_window_has_no_limit():
+    net = Scalar()
+    ema = EMA(net, decay=0.75, warmup=False, window=0.1)
+    for _ in range(3):
+        ema.update()
+    assert ema.decay == 0.75
+
+
 @pytest.mark.parametrize(("n", "decay"), [(100, 0.954), (1000, 0.99), (10_000, 0.9978)])
 def test_the_documented_decays(n, decay):
     net = Scalar()

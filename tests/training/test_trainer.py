@@ -112,6 +112,26 @@ def test_learning_rate(options, rates):
         assert training.learning_rate(update) == pytest.approx(3e-4 * share, abs=1e-12), update
 
 
+@pytest.mark.parametrize(
+    ("max_steps", "typed", "expected"),
+    [(19, None, 0), (100, None, 5), (20_000, None, 1000), (10**6, None, 1000), (100, 70, 70)],
+)
+def test_the_warm_up_scales_with_the_run(max_steps, typed, expected):
+    training = trainer(lr=1.0, lr_warmup=typed, max_steps=max_steps)
+    assert training.warmup_steps == expected
+    assert training.learning_rate(0) == pytest.approx(1 / (expected + 1))
+    assert training.learning_rate(expected) == 1
+
+
+def test_a_resumed_run_keeps_the_warm_up_that_it_began_with(run):
+    trainer(lr_warmup=None, max_steps=40).fit(run, HEADER)
+    (newest, *_) = checkpoint.listed(run.path)
+    for typed, expected in ((None, 2), (7, 7)):
+        again = trainer(lr_warmup=typed, max_steps=4000)
+        again.resume(checkpoint.load(newest))
+        assert again.warmup_steps == expected
+
+
 def test_the_optimizer_takes_the_rate_of_its_step(run):
     training = trainer(lr=1e-2, lr_warmup=2, lr_decay="cosine", max_steps=6, log_every=1)
     used = []
@@ -348,8 +368,14 @@ def test_the_loss_by_quarter(run):
     }  # fmt: skip
     assert [record["samples"] for record in records] == [64, 128, 160]
     assert [record["ema_decay"] for record in records] == pytest.approx(
-        [1 - n ** (-2 / 3) for n in (2, 4, 5)], abs=1e-6
+        [1 - 1 / (1 + 0.1 * n) for n in (1, 3, 4)], abs=1e-6
     )
+
+
+def test_without_a_window_the_average_is_that_of_earlier_versions(run):
+    trainer(max_steps=5, log_every=1, ema_window=None).fit(run, HEADER)
+    expected = [1 - n ** (-2 / 3) for n in range(1, 6)]
+    assert [record["ema_decay"] for record in run.metrics()] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_quarter_without_a_step_is_null(run):
@@ -475,6 +501,11 @@ def test_the_randomness_of_a_step_is_a_function_of_seed_step_and_micro_step(tmp_
             "another metric, take trainer.evaluate_every",
         ),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm=0.0: must be above 0, or null for none"),
+        ({"ema_window": 0.0}, "ema_window=0.0: must be above 0, or null for none"),
+        ({"checkpoint_minutes": 0.0}, "checkpoint_minutes=0.0: must be above 0, or null for none"),
+        ({"max_minutes": -1.0}, "max_minutes=-1.0: must be above 0, or null for none"),
+        ({"lr_warmup": -1}, "lr_warmup=-1: must be at least 0"),
+        ({"preview_every": -1}, "preview_every=-1: must be at least 0"),
         (
             {"num_workers": -1},
             "num_workers=-1: must be at least 0; null = what suits the data",

@@ -11,6 +11,7 @@ import torch
 from ddpm.cli.judging.batches import Share
 from ddpm.cli.judging.unfinished import Parts
 from ddpm.generation import SampleNoise, Source
+from ddpm.progress import duration
 
 _TRIAL_SECONDS = 0.3
 _WORTH_TELLING = 200  # network calls, below which nobody waits long
@@ -109,10 +110,3 @@ def _seconds_per_call(source: Source, size: int, classes: Sequence[int] | None) 
             float(source.denoiser(noise, source.diffusion.num_steps - 1, y=y).x0.sum())
         took.append(time.perf_counter() - began)
     return min(took)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in words, such as ``12 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

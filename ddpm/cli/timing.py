@@ -1,0 +1,89 @@
+"""The duration of a training: its estimate at the start, and ``trainer.max_minutes``."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from accelerate.utils import broadcast_object_list, gather_object
+
+from ddpm.training.budget import Estimate, preview_steps
+from ddpm.training.due import preview_interval
+from ddpm.training.pace import PREVIEW_SHARE
+from ddpm.training.trial import seconds_per_step
+
+if TYPE_CHECKING:
+    from ddpm.cli.resuming import Plan
+    from ddpm.samplers import Sampler
+    from ddpm.training import Trainer
+
+_WORTH_IT = 200  # steps, below which a trial would take a noticeable part of the run
+_SHARE = 0.015  # of a run, for the trial of its estimate
+_SECONDS = 5.0  # for it at most
+_PLAN_SHARE = 0.05  # of trainer.max_minutes, for the trial that the number of steps follows from
+
+
+class Timing:
+    """Measures the steps of a training before the first one; every process calls each method.
+
+    Args:
+        training: as it begins or resumes.
+        sampler: of the previews.
+    """
+
+    def __init__(self, training: Trainer, sampler: Sampler) -> None:
+        self.training = training
+        total = training.diffusion.num_steps
+        calls = len(sampler.timesteps(total - 1, num_steps=total))
+        self.preview = preview_steps(training.preview_samples, calls, training.batch_size)
+        training.pace.expected = self.preview
+        self._step: float | None = None  # seconds
+
+    def planned(self, planned: Plan) -> Plan:
+        """Return a plan whose ``trainer.max_steps`` is the number of steps that will be taken.
+
+        Of a run that begins with ``trainer.max_minutes`` it is what fits into that time, measured
+        now. It is stored in the run: a run that is resumed has it already.
+        """
+        training, minutes = self.training, self.training.max_minutes
+        if not planned.timed or minutes is None:
+            training.max_steps = planned.config["trainer"]["max_steps"]
+            return planned
+        began = time.monotonic()
+        estimate = self._estimate(_PLAN_SHARE * 60 * minutes)
+        left = 60 * minutes - (time.monotonic() - began)
+        (steps,) = broadcast_object_list([estimate.steps(left)])
+        assert isinstance(steps, int)
+        training.max_steps = training.step + steps
+        trainer = {**planned.config["trainer"], "max_steps": training.max_steps}
+        return replace(planned, config={**planned.config, "trainer": trainer})
+
+    def line(self) -> str:
+        """Return the expected duration in words, empty for a run that is too short to measure."""
+        training = self.training
+        left = training.max_steps - training.step
+        without = ", without evaluations" if training.evaluate_every else ""
+        if self._step is None:
+            if left < _WORTH_IT:
+                return ""
+            one = self._measured(0.0)
+            return self._estimate(min(_SHARE * left * one, _SECONDS)).line(
+                training.step, training.max_steps, without
+            )
+        line = self._estimate(0.0).line(training.step, training.max_steps, without)
+        return f"trainer.max_minutes={training.max_minutes:g}: {line}"
+
+    def _estimate(self, seconds: float) -> Estimate:
+        """Return the expected speed, measured for about so long unless it has been measured."""
+        if self._step is None:
+            self._step = self._measured(seconds)
+        every = preview_interval(self.training)
+        if self.training.preview_every is None:  # fewer, where they would exceed their share
+            every = max(every, math.ceil(self.preview * (1 / PREVIEW_SHARE - 1)))
+        return Estimate(self._step, self.preview * self._step, every)
+
+    def _measured(self, seconds: float) -> float:
+        """Return the seconds per step of the slowest process."""
+        return max(gather_object([seconds_per_step(self.training, seconds=seconds)]))

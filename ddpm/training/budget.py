@@ -1,0 +1,72 @@
+"""The duration of a training, estimated before its first step, and the steps that fit a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import floor, log10
+
+from ddpm.progress import duration
+
+_LONG = 2 * 3600.0  # seconds from which on another number of steps is proposed
+_FORWARD = 1 / 3  # of the time of an optimizer step: the backward pass takes twice as long
+
+
+def preview_steps(samples: int, calls: int, batch_size: int) -> float:
+    """Return the length of a preview in optimizer steps.
+
+    Args:
+        samples: of a preview.
+        calls: network calls per sample.
+        batch_size: samples of an optimizer step.
+    """
+    return _FORWARD * samples * calls / batch_size
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The expected speed of a training.
+
+    Attributes:
+        step: seconds per optimizer step.
+        preview: seconds per preview.
+        every: optimizer steps between previews, beside the one at the end; 0 = no preview at all.
+    """
+
+    step: float
+    preview: float = 0.0
+    every: int = 0
+
+    def seconds(self, start: int, last: int) -> float:
+        """Return the duration from step ``start`` to step ``last``, previews included."""
+        previews = 0
+        if self.every:
+            previews = last // self.every - start // self.every + (last % self.every > 0)
+        return (last - start) * self.step + previews * self.preview
+
+    def steps(self, seconds: float) -> int:
+        """Return the number of steps, at least 1, that a run of this duration has."""
+        if not self.every:
+            return max(floor(seconds / self.step), 1)
+        each = self.step + self.preview / self.every
+        return max(floor((seconds - self.preview) / each), 1)
+
+    def line(self, start: int, last: int, without: str = "") -> str:
+        """Return the duration in words, with a proposal if it is long.
+
+        Args:
+            start: the step that the run has reached.
+            last: its last step.
+            without: what the estimate leaves out.
+        """
+        seconds = self.seconds(start, last)
+        steps = "1 step" if last - start == 1 else f"{last - start:,} steps"
+        left = " left" if start else ""
+        line = f"{steps}{left}: about {duration(seconds)} on this machine{without}"
+        if start or seconds < _LONG:
+            return line
+        return f"{line}; trainer.max_minutes=60 would do {rounded(self.steps(3600)):,}"
+
+
+def rounded(number: int) -> int:
+    """Return a positive number, rounded to two digits."""
+    return int(round(number, 1 - floor(log10(number))))
