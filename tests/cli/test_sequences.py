@@ -1,6 +1,7 @@
 """A sequence model learns a known family: sines of random phase."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 
@@ -11,6 +12,7 @@ def sines(count, cycles, seed):
     return 3.0 * np.stack([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_samples_peak_where_the_data_do(command):
     np.save("waves.npy", sines(512, cycles=3, seed=0))
     ended = command(

@@ -24,6 +24,7 @@ PLACES = {  # in the writing of the checkpoint of step 9, and what is on the dis
 }
 
 
+@pytest.mark.slow
 def test_killed_at_any_place_of_a_save(shell, reference):
     options = ("trainer.max_steps=30", "trainer.checkpoint_every=3", "trainer.keep_last=2")
     before = []
