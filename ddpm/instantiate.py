@@ -33,6 +33,7 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, did_you_mean, render, require
 from ddpm.fidelity import Auto, Extractor
 from ddpm.memory import is_out_of_memory
+from ddpm.models.sizes import Fit
 from ddpm.samplers import Sampler
 from ddpm.samplers.base import Steps
 from ddpm.seeding import For, mix
@@ -183,6 +184,27 @@ def fitted(node: Config, key: str, typed: Collection[str]) -> dict[str, Any]:
     if key == "data":
         known.add("val_fraction")  # of every data node, see splits
     return {k: v for k, v in node.items() if k in known or f"{key}.{k}" in typed}
+
+
+def adapted(node: Config, network: nn.Module) -> dict[str, Any]:
+    """Return the node of a network with the options that it took from the size of the data."""
+    fit = getattr(network, "fit", None)
+    known = inspect.signature(type(network)).parameters
+    options = fit.options if isinstance(fit, Fit) else {}
+    return {**node, **{name: value for name, value in options.items() if name in known}}
+
+
+def adapted_as(node: Config, there: Config) -> dict[str, Any]:
+    """Return the node of a network in which options that the size decides are as in a stored one.
+
+    Those are options that are null, and with the first of ``adaptive``, the levels, all of them.
+    """
+    if node.get("_target_") != there.get("_target_"):
+        return dict(node)
+    names = getattr(_exported(node["_target_"], "model._target_"), "adaptive", ())
+    everything = bool(names) and node.get(names[0]) is None
+    taken = [name for name in names if name in there and (everything or node.get(name) is None)]
+    return {**node, **{name: there[name] for name in taken}}
 
 
 def check(

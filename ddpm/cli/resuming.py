@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,11 @@ class Plan:
     exists: bool = False
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     timed: bool = False
+
+    def adapted(self, network: torch.nn.Module) -> Plan:
+        """Return the plan with the options that the network took from the size of the data."""
+        model = instantiate.adapted(self.config["model"], network)
+        return replace(self, config={**self.config, "model": model})
 
     def numbered(self, own: Split) -> Split:
         """Return the data with the class numbers of the run's checkpoints.
@@ -131,6 +136,9 @@ def plan(asked: Node, *, name: str | None, out: str, resume: str | None, overrid
     _refuse_other_time(asked, stored)
     stored = places.without(stored, set(places.KEYS))
     known = {key: node for key, node in asked.items() if key in stored}
+    # The size of the data is not known yet: Plan.found compares what it decides.
+    if "model" in known:
+        known["model"] = instantiate.adapted_as(asked["model"], stored["model"])
     changed = check_same(stored, known, key, path, override=override)
     changed = {name: pair for name, pair in changed.items() if not places.is_same(name, *pair)}
     if "trainer.max_steps" in changed and asked["trainer"].get("lr_decay") == "cosine":

@@ -114,6 +114,7 @@ def _train(
         wait_for_all(accelerator)
         if planned.path is not None and not planned.exists:
             planned = planning()  # another process may have begun it before we had the lock
+        planned = planned.adapted(training.network)
         found = planned.found(accelerator, facts, len(training.data))
         if found is not None:
             training.resume(found)
@@ -165,6 +166,7 @@ def _build(
     training = instantiate.trainer(config, network, process, own.train, accelerator)
     check_steps(walk, process, "sampler.steps")
     validation = None
+    config = planned.adapted(network).config
     if training.evaluate_every:
         cache = out / "references"
         validation = Validation(config, facts, own, accelerator, best=training.best, cache=cache)
@@ -294,12 +296,14 @@ def _summary(training: Trainer, facts: Facts, run: Run) -> str:
     start = f" from step {training.step}" if training.step else ""
     few = len(training.data) < training.batch_size
     note = " (fewer than a batch: each batch holds some of them more than once)" if few else ""
+    fit = getattr(training.network, "fit", None)
+    adapted = f"model.{fit.note}\n" if fit is not None and fit.note else ""
     device, world = training.accelerator.device.type, training.accelerator.num_processes
     where = f"{world} processes, each on {device}" if world > 1 else str(device)
     return (
         f"training{start} to step {training.max_steps} on {where}: "
         f"{weights:,} parameters, {facts.codec.counted(len(training.data))}{classes}{note}\n"
-        f"{names}results go to {run.path}"
+        f"{names}{adapted}results go to {run.path}"
     )
 
 

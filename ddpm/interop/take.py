@@ -54,6 +54,11 @@ def take(
     known = ["safetensors", *SOURCES]
     problem = f"is not known{did_you_mean(format, known, complete=True)}"
     require(format in SOURCES, "format", format, problem)
+    problem = (
+        "the network pads its data, which are of a size that its levels do not halve, and no "
+        "original does; take format=safetensors"
+    )
+    require(not described.options.get("pad"), "model.pad", True, problem)
     original = SOURCES[format]
     try:
         kwargs = original.express(described)

@@ -243,3 +243,50 @@ class Plan:
         if self.resblock_updown:
             return self.residual(channels, channels, Upsample(self.dims, channels, use_conv=False))
         return Upsample(self.dims, channels, self.conv_resample)
+
+
+def make_encoder(plan: Plan, in_channels: int) -> tuple[nn.ModuleList, list[int]]:
+    """The blocks from the finest level to the coarsest, and the channels each of them gives."""
+    width = plan.stem_channels
+    blocks: list[nn.Module] = [
+        TimestepSequential(conv_nd(plan.dims, in_channels, width, 3, padding=1))
+    ]
+    given = [width]
+    for level, level_width in enumerate(plan.widths):
+        for _ in range(plan.num_res_blocks):
+            layers: list[nn.Module] = [plan.residual(width, level_width)]
+            width = level_width
+            if plan.attends(level):
+                layers.append(plan.attention(width, plan.num_heads))
+            blocks.append(TimestepSequential(*layers))
+            given.append(width)
+        if level < len(plan.widths) - 1:
+            blocks.append(TimestepSequential(plan.downsample(width)))
+            given.append(width)
+    return nn.ModuleList(blocks), given
+
+
+def make_middle(plan: Plan) -> TimestepSequential:
+    """The blocks at the coarsest level; they always attend."""
+    width = plan.widths[-1]
+    return TimestepSequential(
+        plan.residual(width, width),
+        plan.attention(width, plan.num_heads),
+        plan.residual(width, width),
+    )
+
+
+def make_decoder(plan: Plan, given: list[int]) -> nn.ModuleList:
+    """The blocks from the coarsest level to the finest, each taking one of the encoder's too."""
+    given, width = list(given), plan.widths[-1]
+    blocks: list[nn.Module] = []
+    for level in reversed(range(len(plan.widths))):
+        for index in range(plan.num_res_blocks + 1):
+            layers: list[nn.Module] = [plan.residual(width + given.pop(), plan.widths[level])]
+            width = plan.widths[level]
+            if plan.attends(level):
+                layers.append(plan.attention(width, plan.num_heads_upsample))
+            if level > 0 and index == plan.num_res_blocks:
+                layers.append(plan.upsample(width))
+            blocks.append(TimestepSequential(*layers))
+    return nn.ModuleList(blocks)

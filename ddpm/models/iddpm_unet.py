@@ -8,87 +8,56 @@ guided-diffusion, so that checkpoints of the one are checkpoints of the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ddpm.errors import render, require
-from ddpm.models.iddpm_blocks import NUM_GROUPS, Plan, TimestepSequential, resample_factor
+from ddpm.models.iddpm_blocks import (
+    NUM_GROUPS,
+    Plan,
+    make_decoder,
+    make_encoder,
+    make_middle,
+    resample_factor,
+)
 from ddpm.models.layers import (
     GroupNorm,
     Network,
     SinusoidalEmbedding,
     check_dropout,
-    check_halvings,
     check_positive,
     conv_nd,
-    describe_size,
     zero_module,
 )
+from ddpm.models.sizes import Fit, describe_size, fit_levels
 
-
-def _make_encoder(plan: Plan, in_channels: int) -> tuple[nn.ModuleList, list[int]]:
-    """The blocks from the finest level to the coarsest, and the channels each of them gives."""
-    width = plan.stem_channels
-    blocks: list[nn.Module] = [
-        TimestepSequential(conv_nd(plan.dims, in_channels, width, 3, padding=1))
-    ]
-    given = [width]
-    for level, level_width in enumerate(plan.widths):
-        for _ in range(plan.num_res_blocks):
-            layers: list[nn.Module] = [plan.residual(width, level_width)]
-            width = level_width
-            if plan.attends(level):
-                layers.append(plan.attention(width, plan.num_heads))
-            blocks.append(TimestepSequential(*layers))
-            given.append(width)
-        if level < len(plan.widths) - 1:
-            blocks.append(TimestepSequential(plan.downsample(width)))
-            given.append(width)
-    return nn.ModuleList(blocks), given
-
-
-def _make_middle(plan: Plan) -> TimestepSequential:
-    """The blocks at the coarsest level; they always attend."""
-    width = plan.widths[-1]
-    return TimestepSequential(
-        plan.residual(width, width),
-        plan.attention(width, plan.num_heads),
-        plan.residual(width, width),
-    )
-
-
-def _make_decoder(plan: Plan, given: list[int]) -> nn.ModuleList:
-    """The blocks from the coarsest level to the finest, each taking one of the encoder's too."""
-    given, width = list(given), plan.widths[-1]
-    blocks: list[nn.Module] = []
-    for level in reversed(range(len(plan.widths))):
-        for index in range(plan.num_res_blocks + 1):
-            layers: list[nn.Module] = [plan.residual(width + given.pop(), plan.widths[level])]
-            width = plan.widths[level]
-            if plan.attends(level):
-                layers.append(plan.attention(width, plan.num_heads_upsample))
-            if level > 0 and index == plan.num_res_blocks:
-                layers.append(plan.upsample(width))
-            blocks.append(TimestepSequential(*layers))
-    return nn.ModuleList(blocks)
+CHANNEL_MULT = (1, 2, 2, 2)  # of improved-diffusion for 32x32
 
 
 class IDDPMUNet(Network):
     """OpenAI's U-Net: ``(B, channels, *spatial)`` to ``(B, out_channels, *spatial)``.
 
-    Works on one, two and three spatial axes; of three the first is never resampled. ``size`` is
-    only checked, the network takes every size that its levels can halve. Residual blocks and
-    attention come per level of ``channel_mult``, with attention where the downsampling rate is
-    among ``attention_resolutions``. A level has ``num_heads`` heads, on the way up
-    ``num_heads_upsample`` (None or -1: as many), or heads of ``num_head_channels`` where that is
-    given (neither None nor -1), which then decides alone. Levels are resampled by convolutions
-    (``conv_resample``), by means and repeats, or in residual blocks (``resblock_updown``, which
-    decides alone). ``scale_stem`` gives the first convolution the channels of the first level
-    instead of ``model_channels``. Raises ConfigError for settings that no network can have.
+    Works on one, two and three spatial axes; of three the first is never resampled. Residual blocks
+    and attention come per level of ``channel_mult``, with attention where the downsampling rate is
+    among ``attention_resolutions``. A ``channel_mult`` of None takes (1, 2, 2, 2), or as many of
+    these as suit ``size`` (see :func:`~ddpm.models.sizes.choose_halvings`), with the rates of
+    attention that these levels have. ``size`` decides nothing else: the network takes every size
+    that its levels can halve, and with ``pad`` every other size too, where it pads its input and
+    crops its output. A ``pad`` of None is true where ``channel_mult`` is None and the size leaves
+    too few levels. A level has ``num_heads`` heads, on the way up ``num_heads_upsample`` (None or
+    -1: as many), or heads of ``num_head_channels`` where that is given (neither None nor -1), which
+    then decides alone. Levels are resampled by convolutions (``conv_resample``), by means and
+    repeats, or in residual blocks (``resblock_updown``, which decides alone). ``scale_stem`` gives
+    the first convolution the channels of the first level instead of ``model_channels``. Raises
+    ConfigError for settings that no network can have.
     (Nichol and Dhariwal, 2021; Dhariwal and Nichol, 2021.)
     """
+
+    adaptive = ("channel_mult", "pad", "attention_resolutions")
+    earlier = {"channel_mult": list(CHANNEL_MULT), "pad": False}
 
     def __init__(
         self,
@@ -101,7 +70,8 @@ class IDDPMUNet(Network):
         model_channels: int = 128,
         num_res_blocks: int = 2,
         attention_resolutions: tuple[int, ...] = (2, 4),
-        channel_mult: tuple[float, ...] = (1, 2, 2, 2),
+        channel_mult: tuple[float, ...] | None = None,
+        pad: bool | None = None,
         scale_stem: bool = False,
         dropout: float = 0.0,
         conv_resample: bool = True,
@@ -114,12 +84,16 @@ class IDDPMUNet(Network):
         use_checkpoint: bool = False,
         dims: int | None = None,
     ) -> None:
+        dims = len(size) if dims is None else dims
+        _check_dims(dims, size)
+        check_positive(channel_mult=cast("Sequence[int] | None", channel_mult))  # or fractions
+        mult, rates, fit = _fit(channel_mult, tuple(attention_resolutions), size, pad)
         plan = Plan(
-            dims=len(size) if dims is None else dims,
+            dims=dims,
             model_channels=model_channels,
             num_res_blocks=num_res_blocks,
-            attention_rates=tuple(attention_resolutions),
-            channel_mult=tuple(int(n) if n == int(n) else n for n in channel_mult),
+            attention_rates=rates,
+            channel_mult=mult,
             scale_stem=scale_stem,
             dropout=dropout,
             conv_resample=conv_resample,
@@ -134,9 +108,8 @@ class IDDPMUNet(Network):
             use_checkpoint=use_checkpoint,
         )
         _check(plan, size)
-        halvings = len(channel_mult) - 1
-        factors = tuple(n**halvings for n in resample_factor(plan.dims))
-        super().__init__(channels, out_channels, num_classes, self_condition, factors)
+        factors = tuple(n ** (len(mult) - 1) for n in resample_factor(dims))
+        super().__init__(channels, out_channels, num_classes, self_condition, factors, fit)
         self._build(plan)
 
     def _build(self, plan: Plan) -> None:
@@ -148,9 +121,9 @@ class IDDPMUNet(Network):
         )
         if self.num_classes is not None:
             self.label_emb = nn.Embedding(self.num_classes, plan.embedding_channels)
-        self.input_blocks, given = _make_encoder(plan, self.in_channels)
-        self.middle_block = _make_middle(plan)
-        self.output_blocks = _make_decoder(plan, given)
+        self.input_blocks, given = make_encoder(plan, self.in_channels)
+        self.middle_block = make_middle(plan)
+        self.output_blocks = make_decoder(plan, given)
         # improved-diffusion's last convolution takes model_channels: it needs channel_mult[0] == 1.
         width = plan.widths[0]
         self.out = nn.Sequential(
@@ -171,7 +144,7 @@ class IDDPMUNet(Network):
         ``t`` is ``(B,)``, whole or fractional; ``y`` is ``(B,)`` labels, given where the network
         has classes and only there (ValueError otherwise); ``x_self_cond`` has the shape of x.
         """
-        return self.out(self._trunk(x, t, y, x_self_cond))
+        return self.crop(self.out(self._trunk(x, t, y, x_self_cond)), x)
 
     def features(
         self,
@@ -183,7 +156,8 @@ class IDDPMUNet(Network):
         """What the blocks give for these inputs, which are those of ``forward``.
 
         ``down`` and ``up`` are lists in the order of computation, ``middle`` is one tensor; all
-        are ``(B, C, *spatial)`` at the size of their level.
+        are ``(B, C, *spatial)`` at the size of their level, of the padded data where the network
+        pads.
         """
         features: dict[str, list[Tensor] | Tensor] = {}
         self._trunk(x, t, y, x_self_cond, features)
@@ -217,24 +191,47 @@ class IDDPMUNet(Network):
         return h
 
 
-def _check(plan: Plan, size: tuple[int, ...]) -> None:
-    """Raise ConfigError for settings that no network can have."""
+def _fit(
+    channel_mult: tuple[float, ...] | None,
+    rates: tuple[int, ...],
+    size: tuple[int, ...],
+    pad: bool | None,
+) -> tuple[tuple[float, ...], tuple[int, ...], Fit]:
+    """The channel multipliers, the rates of attention and the padding for data of this size."""
+    typed = channel_mult
+    if typed is not None:
+        typed = tuple(int(n) if n == int(n) else n for n in typed)
+    num_kept = resample_factor(len(size)).count(1)
+    mult, fit = fit_levels("channel_mult", typed, CHANNEL_MULT, size, pad, num_kept)
+    if channel_mult is None:
+        missing = [2**level for level in range(len(mult), len(CHANNEL_MULT))]
+        kept = tuple(rate for rate in rates if rate not in missing)
+        note = fit.note
+        if kept != rates:
+            note = f"{note}; attention_resolutions={render(kept)}"
+        options = {**fit.options, "attention_resolutions": list(kept)}
+        return mult, kept, replace(fit, options=options, note=note)
+    return mult, rates, fit
+
+
+def _check_dims(dims: int, size: tuple[int, ...]) -> None:
+    """Raise ConfigError unless the network is for data with as many axes as these have."""
     require(
-        plan.dims == len(size) and plan.dims in (1, 2, 3),
+        dims == len(size) and dims in (1, 2, 3),
         "dims",
-        plan.dims,
+        dims,
         f"the data are {describe_size(size)}, which has {len(size)} spatial axes; "
         "leave dims=null or choose other data",
     )
-    mult = cast("Sequence[int]", plan.channel_mult)  # or fractions: here only compared and shown
-    check_positive(
-        model_channels=plan.model_channels, num_res_blocks=plan.num_res_blocks, channel_mult=mult
-    )
+
+
+def _check(plan: Plan, size: tuple[int, ...]) -> None:
+    """Raise ConfigError for settings that no network can have."""
+    check_positive(model_channels=plan.model_channels, num_res_blocks=plan.num_res_blocks)
     check_dropout(plan.dropout)
     _check_widths(plan)
     _check_rates(plan, size)
     _check_heads(plan)
-    check_halvings("channel_mult", mult, size, resample_factor(plan.dims).count(1))
 
 
 def _check_widths(plan: Plan) -> None:

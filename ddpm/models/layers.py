@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm.errors import ConfigError, require
+from ddpm.errors import require
+from ddpm.models.sizes import Fit, crop_to, pad_to_multiple
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -213,8 +214,14 @@ class Network(nn.Module):
 
     With ``self_condition`` it also takes an earlier estimate of x0 (Chen 2022, "Analog Bits"),
     and its first convolution has ``in_channels = 2 * channels``. ``factors`` says by what each
-    spatial axis of the data must be divisible; any such size can be given.
+    spatial axis of the data must be divisible; any such size can be given. With ``fit.pad`` any
+    size at all can be given: a network pads its inputs in ``prepare`` and crops its output.
     """
+
+    adaptive: ClassVar[tuple[str, ...]] = ()
+    """Options that are taken from the size of the data where the first of them is null."""
+    earlier: ClassVar[Mapping[str, Any]] = {"pad": False}
+    """Options that did not exist in earlier versions, with the value that does what these did."""
 
     def __init__(
         self,
@@ -223,8 +230,10 @@ class Network(nn.Module):
         num_classes: int | None,
         self_condition: bool,
         factors: tuple[int, ...],
+        fit: Fit | None = None,
     ) -> None:
         super().__init__()
+        self.fit = Fit() if fit is None else fit
         self.channels, self.out_channels = channels, out_channels
         self.num_classes, self.self_condition = num_classes, self_condition
         self.factors = factors
@@ -233,13 +242,15 @@ class Network(nn.Module):
     def prepare(self, x: Tensor, y: Tensor | None, x_self_cond: Tensor | None) -> Tensor:
         """Check the inputs and put the estimate of x0, zeros where there is none, in front of x.
 
-        Gives ``(B, in_channels, *spatial)``. Raises ValueError where labels are given to a network
-        that has none or missing from one that has, where there is an estimate of x0 that the
-        network cannot take, and where the size cannot be halved as often as the network does.
+        Gives ``(B, in_channels, *spatial)``, padded where the network pads. Raises ValueError where
+        labels are given to a network that has none or missing from one that has, where there is an
+        estimate of x0 that the network cannot take, and where the size cannot be halved as often
+        as the network does.
         """
         sizes = tuple(x.shape[2:])
-        fits = len(sizes) == len(self.factors) and not any(
-            n % factor for n, factor in zip(sizes, self.factors, strict=True)
+        fits = len(sizes) == len(self.factors) and (
+            self.fit.pad
+            or not any(n % factor for n, factor in zip(sizes, self.factors, strict=True))
         )
         if not fits:
             raise ValueError(f"x has spatial size {sizes}, not a multiple of {self.factors}")
@@ -254,34 +265,24 @@ class Network(nn.Module):
         if not self.self_condition:
             if x_self_cond is not None:
                 raise ValueError("x_self_cond was given to a network without self_condition")
-            return x
-        return torch.cat((torch.zeros_like(x) if x_self_cond is None else x_self_cond, x), dim=1)
+        else:
+            estimate = torch.zeros_like(x) if x_self_cond is None else x_self_cond
+            x = torch.cat((estimate, x), dim=1)
+        return pad_to_multiple(x, self.factors) if self.fit.pad else x
+
+    def crop(self, answer: Tensor, x: Tensor) -> Tensor:
+        """Return the answer without what ``prepare`` padded x with."""
+        return crop_to(answer, x.shape[2:]) if self.fit.pad else answer
 
 
-def describe_size(size: Sequence[int]) -> str:
-    """``sequences of length 64``, ``images of 32x32`` or ``videos of 8x32x32``."""
-    what = {1: "sequences of length", 2: "images of", 3: "videos of"}
-    return f"{what.get(len(size), 'data of')} {'x'.join(map(str, size))}"
+def check_positive(**values: int | Sequence[int] | None) -> None:
+    """Raise ConfigError for the first value, or tuple, that is not made of numbers above zero.
 
-
-def check_halvings(key: str, value: Sequence[int], size: Sequence[int], num_kept: int = 0) -> None:
-    """Raise ConfigError unless all but the first ``num_kept`` axes can be halved between levels."""
-    factor = 2 ** (len(value) - 1)
-    halved = size[num_kept:]
-    if any(n % factor for n in halved):
-        setting = "set data.image_size to" if len(size) == 2 else "bring the data's size to"
-        raise ConfigError(
-            key,
-            value,
-            f"{len(value)} levels halve the size {len(value) - 1} times, but "
-            f"{'x'.join(map(str, halved))} is not divisible by {factor}; "
-            f"{setting} a multiple of {factor} or shorten {key}",
-        )
-
-
-def check_positive(**values: int | Sequence[int]) -> None:
-    """Raise ConfigError for the first value, or tuple, that is not made of numbers above zero."""
+    None stands for a value that is yet to be chosen.
+    """
     for key, value in values.items():
+        if value is None:
+            continue
         numbers = (value,) if isinstance(value, int) else value
         require(len(numbers) > 0, key, value, "needs at least one entry")
         require(all(n > 0 for n in numbers), key, value, "must be greater than zero")

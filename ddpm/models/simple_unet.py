@@ -18,8 +18,8 @@ from ddpm.models.layers import (
     at_least_float32,
     attend,
     check_positive,
-    describe_size,
 )
+from ddpm.models.sizes import Fit, describe_size, padded_size, padding_note
 
 _LEVELS = 3  # the size is halved so often
 
@@ -128,16 +128,21 @@ class SimpleUNet(Network):
     Args:
         channels: of the data.
         out_channels: of the answer.
-        size: (height, width), each divisible by 8; only checked, any such size can be given.
+        size: (height, width); any size can be given that is divisible by 8, and with ``pad`` every
+            other size too.
         num_classes: of the labels, which are embedded and added to the time.
         self_condition: also take an earlier estimate of x0.
         width: channels of the first stage.
         time_dim: width of the time encoding, sines first.
         num_heads: of every attention.
+        pad: pad the input and crop the output where the size is not divisible by 8; None pads
+            where ``size`` is not.
 
     Raises:
         ConfigError: settings that no network can have.
     """
+
+    adaptive = ("pad",)
 
     def __init__(
         self,
@@ -150,14 +155,15 @@ class SimpleUNet(Network):
         width: int = 64,
         time_dim: int = 128,
         num_heads: int = 4,
+        pad: bool | None = None,
     ) -> None:
-        super().__init__(channels, out_channels, num_classes, self_condition, (2**_LEVELS,) * 2)
+        fit, factors = _fit(size, pad), (2**_LEVELS,) * 2
+        super().__init__(channels, out_channels, num_classes, self_condition, factors, fit)
         check_positive(width=width, time_dim=time_dim, num_heads=num_heads)
         problem = "the heads share the channels; make width a multiple of num_heads"
         require(width % num_heads == 0, "num_heads", num_heads, problem)
         problem = "is as many sines as cosines; choose an even number"
         require(time_dim % 2 == 0, "time_dim", time_dim, problem)
-        _check_size(size)
         w = width
         self.time = SinusoidalEmbedding(time_dim, cos_first=False, reach_end=False)
         if num_classes is not None:
@@ -202,15 +208,19 @@ class SimpleUNet(Network):
         for stage, attention in zip("123", "456", strict=True):
             h = self.get_submodule(f"up{stage}")(h, skips.pop(), emb)
             h = self.get_submodule(f"sa{attention}")(h)
-        return self.outc(h)
+        return self.crop(self.outc(h), x)
 
 
-def _check_size(size: tuple[int, ...]) -> None:
-    """Raise ConfigError unless the data are images that can be halved three times."""
+def _fit(size: tuple[int, ...], pad: bool | None) -> Fit:
+    """Padding for data of this size; ConfigError unless they are images that the network takes."""
     problem = f"is for images, these are {describe_size(size)}; take another model"
     require(len(size) == 2, "_target_", "ddpm.models.SimpleUNet", problem)
     factor = 2**_LEVELS
-    if any(n % factor for n in size):
+    factors = (factor, factor)
+    needed = padded_size(size, factors) != size
+    if needed and pad is False:
         said = "x".join(map(str, size))
-        problem = f"is not divisible by {factor}; set data.image_size to a multiple of {factor}"
-        raise ConfigError("size", said, problem)
+        remedy = f"set data.image_size to a multiple of {factor} or set pad=true"
+        raise ConfigError("size", said, f"is not divisible by {factor}; {remedy}")
+    pad = needed if pad is None else pad
+    return Fit(pad, {"pad": pad}, padding_note("pad=true", size, factors))

@@ -6,6 +6,7 @@ downsampling alone.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,29 +18,37 @@ from ddpm.models.layers import (
     Network,
     SinusoidalEmbedding,
     check_dropout,
-    check_halvings,
     check_positive,
     conv_nd,
-    describe_size,
 )
+from ddpm.models.sizes import describe_size, fit_levels
 from ddpm.models.unet_blocks import AttnNorm, Plan
+
+DIM_MULTS = (1, 2, 4, 8)  # of the original
 
 
 class UNet(Network):
     """The U-Net of denoising-diffusion-pytorch: ``(B, channels, *spatial)`` to ``out_channels``.
 
     ``dims=2`` is that library's ``Unet``, ``dims=1`` with ``full_attn=False`` its ``Unet1D``.
-    ``size`` is only checked, the network takes every size that its levels can halve. A level has
-    full attention where ``full_attn`` says so (None: the innermost alone, True or False: all or
-    none) and linear attention elsewhere; the middle always has full attention, with the heads of
-    the innermost level unless ``mid_attn_heads`` and ``mid_attn_dim_head`` are given. Version
-    1.8.14 of the library has ``block_norm="group"`` and no ``num_mem_kv``; 2.3.4 has
-    ``block_norm="rms"`` and four. 1.0.7 standardises the weights of the blocks' convolutions
-    (Qiao 2019), has ``attn_norm="layer"`` and full attention in the middle alone, and in images
-    divides the values of linear attention by the number of pixels (``divide_values``). Raises
-    ConfigError for settings that no network can have.
+    Level i has ``dim_mults[i]`` times ``dim`` channels; None takes (1, 2, 4, 8), the original's, or
+    as many of these as suit ``size`` (see :func:`~ddpm.models.sizes.choose_halvings`). ``size``
+    decides nothing else: the network takes every size that its levels can halve, and with ``pad``
+    every other size too, where it pads its input and crops its output. A ``pad`` of None is true
+    where ``dim_mults`` is None and the size leaves too few levels. A level has full attention
+    where ``full_attn`` says so (None: the innermost alone, True or False: all or none) and linear
+    attention elsewhere; the middle always has full attention, with the heads of the innermost
+    level unless ``mid_attn_heads`` and ``mid_attn_dim_head`` are given. Version 1.8.14 of the
+    library has ``block_norm="group"`` and no ``num_mem_kv``; 2.3.4 has ``block_norm="rms"`` and
+    four. 1.0.7 standardises the weights of the blocks' convolutions (Qiao 2019), has
+    ``attn_norm="layer"`` and full attention in the middle alone, and in images divides the values
+    of linear attention by the number of pixels (``divide_values``). Raises ConfigError for
+    settings that no network can have.
     (Ho 2020, with the attention of Shen 2018 and the blocks of lucidrains.)
     """
+
+    adaptive = ("dim_mults", "pad")
+    earlier = {"dim_mults": list(DIM_MULTS), "pad": False}
 
     def __init__(
         self,
@@ -51,7 +60,8 @@ class UNet(Network):
         *,
         dim: int = 64,
         init_dim: int | None = None,
-        dim_mults: tuple[int, ...] = (1, 2, 4, 8),
+        dim_mults: tuple[int, ...] | None = None,
+        pad: bool | None = None,
         full_attn: tuple[bool, ...] | bool | None = None,
         attn_heads: int | tuple[int, ...] = 4,
         attn_dim_head: int | tuple[int, ...] = 32,
@@ -72,10 +82,11 @@ class UNet(Network):
     ) -> None:
         _check_dims(dims, size)
         check_positive(dim=dim, dim_mults=dim_mults, resnet_block_groups=resnet_block_groups)
-        check_halvings("dim_mults", dim_mults, size)
+        chosen = "" if dim_mults is not None else f"=null for {describe_size(size)}"
+        dim_mults, fit = fit_levels("dim_mults", dim_mults, DIM_MULTS, size, pad)
         check_dropout(dropout)
         require(num_mem_kv >= 0, "num_mem_kv", num_mem_kv, "is a count: 0 for none")
-        levels = len(dim_mults)
+        levels = _Levels(len(dim_mults), f"dim_mults{chosen} makes {len(dim_mults)} levels")
         groups = resnet_block_groups if block_norm == "group" else None
         heads = _per_level("attn_heads", attn_heads, levels)
         dim_heads = _per_level("attn_dim_head", attn_dim_head, levels)
@@ -101,8 +112,8 @@ class UNet(Network):
             mid_attn_heads=plan.mid_attn_heads,
             mid_attn_dim_head=plan.mid_attn_dim_head,
         )
-        factors = (2 ** (levels - 1),) * dims
-        super().__init__(channels, out_channels, num_classes, self_condition, factors)
+        factors = (2 ** (levels.number - 1),) * dims
+        super().__init__(channels, out_channels, num_classes, self_condition, factors, fit)
         if learned_sinusoidal_cond or random_fourier_features:
             embedding, width = _fourier(learned_sinusoidal_dim, not random_fourier_features)
         else:
@@ -161,7 +172,8 @@ class UNet(Network):
             h = block1(torch.cat((h, skips.pop()), dim=1), embedding)
             h = block2(torch.cat((h, skips.pop()), dim=1), embedding)
             h = resample(attention(h) + h)
-        return self.final_conv(self.final_res_block(torch.cat((h, stem), dim=1), embedding))
+        h = self.final_res_block(torch.cat((h, stem), dim=1), embedding)
+        return self.crop(self.final_conv(h), x)
 
     def _embed(self, t: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The timestep, and the label where there is one, as ``(B, E)``."""
@@ -213,30 +225,38 @@ def _widths(
     return widths
 
 
-def _per_level(key: str, value: int | tuple[int, ...], levels: int) -> tuple[int, ...]:
+@dataclass(frozen=True)
+class _Levels:
+    """Number of levels, and the words for where it comes from."""
+
+    number: int
+    origin: str
+
+
+def _per_level(key: str, value: int | tuple[int, ...], levels: _Levels) -> tuple[int, ...]:
     """One number a level, from a tuple of that length or one number for all."""
-    numbers = (value,) * levels if isinstance(value, int) else tuple(value)
+    numbers = (value,) * levels.number if isinstance(value, int) else tuple(value)
     _check_length(key, numbers, levels)
     return numbers
 
 
-def _full_attention(value: tuple[bool, ...] | bool | None, levels: int) -> tuple[bool, ...]:
+def _full_attention(value: tuple[bool, ...] | bool | None, levels: _Levels) -> tuple[bool, ...]:
     """Which levels have full attention: those said, all, none, or (None) the innermost alone."""
     if value is None:
-        return (*(False,) * (levels - 1), True)
-    flags = (value,) * levels if isinstance(value, bool) else tuple(value)
+        return (*(False,) * (levels.number - 1), True)
+    flags = (value,) * levels.number if isinstance(value, bool) else tuple(value)
     _check_length("full_attn", flags, levels)
     return flags
 
 
-def _check_length(key: str, value: tuple[object, ...], levels: int) -> None:
+def _check_length(key: str, value: tuple[object, ...], levels: _Levels) -> None:
     """Raise ConfigError unless ``value`` has one entry a level."""
     require(
-        len(value) == levels,
+        len(value) == levels.number,
         key,
         value,
-        f"has {len(value)} entries, but dim_mults makes {levels} levels; "
-        f"give {levels} entries or a single value for all",
+        f"has {len(value)} entries, but {levels.origin}; "
+        f"give {levels.number} entries or a single value for all",
     )
 
 

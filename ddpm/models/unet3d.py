@@ -12,13 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.errors import require
-from ddpm.models.layers import (
-    Network,
-    SinusoidalEmbedding,
-    check_halvings,
-    check_positive,
-    describe_size,
-)
+from ddpm.models.layers import Network, SinusoidalEmbedding, check_positive
+from ddpm.models.sizes import describe_size, fit_levels
+from ddpm.models.unet import DIM_MULTS
 from ddpm.models.unet3d_attention import FrameAxis, RelativePositionBias, Rotary
 from ddpm.models.unet3d_blocks import Plan, conv3d
 
@@ -29,7 +25,8 @@ class UNet3D(Network):
     ``conv="factorised"`` convolves within frames, so that frames meet in temporal attention alone
     (Ho 2022, "Video Diffusion Models"; ``Unet3D`` of video-diffusion-pytorch: 0.7.0 has
     ``block_norm="rms"``, 0.6.0 has ``"group"``); ``conv="full"`` with ``block_norm="group"`` is
-    DiffPhyCon's ``Unet3D_with_Conv3D``. ``size`` is (frames, height, width); it is only checked.
+    DiffPhyCon's ``Unet3D_with_Conv3D``. ``size`` is (frames, height, width); ``dim_mults`` and
+    ``pad`` are as in :class:`~ddpm.models.UNet`, and frames are never padded.
     ``use_sparse_linear_attn`` is attention within frames at every level, linear in the pixels; the
     middle always has full attention. With ``cond_dim`` the network takes condition vectors, and
     has a learned one that stands for none, in whose favour training forgets ``null_cond_prob`` of
@@ -38,6 +35,9 @@ class UNet3D(Network):
     ``focus_init``, as in the originals, the attention before the first level does not. Raises
     ConfigError for settings that no network can have.
     """
+
+    adaptive = ("dim_mults", "pad")
+    earlier = {"dim_mults": list(DIM_MULTS), "pad": False}
 
     def __init__(
         self,
@@ -49,7 +49,8 @@ class UNet3D(Network):
         *,
         dim: int = 64,
         init_dim: int | None = None,
-        dim_mults: tuple[int, ...] = (1, 2, 4, 8),
+        dim_mults: tuple[int, ...] | None = None,
+        pad: bool | None = None,
         conv: Literal["factorised", "full"] = "factorised",
         init_kernel_size: int = 7,
         block_norm: Literal["rms", "group"] = "rms",
@@ -65,14 +66,15 @@ class UNet3D(Network):
         _check_size(size)
         check_positive(dim=dim, dim_mults=dim_mults, resnet_groups=resnet_groups)
         check_positive(attn_heads=attn_heads, attn_dim_head=attn_dim_head)
-        check_halvings("dim_mults", dim_mults, size, num_kept=1)
+        dim_mults, fit = fit_levels("dim_mults", dim_mults, DIM_MULTS, size, pad, num_kept=1)
         _check_probabilities(null_cond_prob=null_cond_prob, prob_focus_present=prob_focus_present)
         _check_condition(cond_dim, null_cond_prob)
         require(dim >= 4, "dim", dim, "is the width of the timestep's embedding too; use 4 or more")
         odd = init_kernel_size > 0 and init_kernel_size % 2 == 1
         require(odd, "init_kernel_size", init_kernel_size, "needs a middle: choose an odd number")
         factor = 2 ** (len(dim_mults) - 1)
-        super().__init__(channels, out_channels, num_classes, self_condition, (1, factor, factor))
+        factors = (1, factor, factor)
+        super().__init__(channels, out_channels, num_classes, self_condition, factors, fit)
         self.cond_dim, self.null_cond_prob = cond_dim, null_cond_prob
         self.prob_focus_present, self.focus_init = prob_focus_present, focus_init
         groups = resnet_groups if block_norm == "group" else None
@@ -156,7 +158,7 @@ class UNet3D(Network):
             block1, block2, spatial, temporal, resample = _parts(level)
             h = block1(torch.cat((h, skips.pop()), dim=1), embedding)
             h = resample(temporal(spatial(block2(h, embedding)), axis))
-        return self.final_conv(torch.cat((h, stem), dim=1))
+        return self.crop(self.final_conv(torch.cat((h, stem), dim=1)), x)
 
     def forward_with_cond_scale(
         self,

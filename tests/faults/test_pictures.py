@@ -115,7 +115,7 @@ def test_a_size_that_the_network_cannot_halve(command, imgs):
     assert (ended.status, ended.line) == (
         1,
         "ddpm-train: model.dim_mults=[1,2,4,8]: 4 levels halve the size 3 times, but 20x30 is not "
-        "divisible by 8; set data.image_size to a multiple of 8 or shorten dim_mults",
+        "divisible by 8; set data.image_size to a multiple of 8, shorten dim_mults or set pad=true",
     )
     assert os.listdir() == ["imgs"]
 

@@ -221,7 +221,7 @@ def test_wrong_inputs(options, inputs, said):
             (28, 28),
             {"channel_mult": (1, 2, 2, 2)},
             "channel_mult=[1,2,2,2]: 4 levels halve the size 3 times, but 28x28 is not divisible "
-            "by 8; set data.image_size to a multiple of 8 or shorten channel_mult",
+            "by 8; set data.image_size to a multiple of 8, shorten channel_mult or set pad=true",
         ),
         (
             (8, 8),

@@ -101,7 +101,12 @@ def test_norms_and_softmax_stay_in_float32_under_autocast():
 @pytest.mark.parametrize(
     ("size", "options", "line"),
     [
-        ((12, 16), {}, "size=12x16: is not divisible by 8; set data.image_size to a multiple of 8"),
+        (
+            (12, 16),
+            {"pad": False},
+            "size=12x16: is not divisible by 8; set data.image_size to a multiple of 8 or set "
+            "pad=true",
+        ),
         (
             (16,),
             {},

@@ -278,7 +278,7 @@ def test_wrong_inputs(options, inputs, said):
         (
             {"dim_mults": (1, 2, 4, 8), "size": (28, 28)},
             "dim_mults=[1,2,4,8]: 4 levels halve the size 3 times, but 28x28 is not divisible "
-            "by 8; set data.image_size to a multiple of 8 or shorten dim_mults",
+            "by 8; set data.image_size to a multiple of 8, shorten dim_mults or set pad=true",
         ),
         ({"dim_mults": ()}, "dim_mults=[]: needs at least one entry"),
         (

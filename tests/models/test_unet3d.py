@@ -389,7 +389,7 @@ def test_wrong_inputs(options, inputs, said):
         (
             {"dim_mults": (1, 2, 4), "size": (7, 6, 8)},
             "dim_mults=[1,2,4]: 3 levels halve the size 2 times, but 6x8 is not divisible by 4; "
-            "bring the data's size to a multiple of 4 or shorten dim_mults",
+            "bring the data's size to a multiple of 4, shorten dim_mults or set pad=true",
         ),
         ({"dim_mults": ()}, "dim_mults=[]: needs at least one entry"),
         ({"attn_heads": 0}, "attn_heads=0: must be greater than zero"),
