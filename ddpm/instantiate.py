@@ -207,6 +207,14 @@ def adapted_as(node: Config, there: Config) -> dict[str, Any]:
     return {**node, **{name: there[name] for name in taken}}
 
 
+def completed_if_known(config: Config) -> dict[str, Any]:
+    """A run's config with every option, or as it is where a class comes from a plugin."""
+    try:
+        return completed(config)
+    except ConfigError:
+        return dict(config)
+
+
 def check(
     options: Config,
     target: Callable[..., Any],

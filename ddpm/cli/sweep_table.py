@@ -5,21 +5,29 @@ from __future__ import annotations
 import csv
 import json
 import math
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ddpm import comparable
 from ddpm.cli.tables import aligned
 from ddpm.errors import ConfigError
 from ddpm.files import replacing
 from ddpm.outputs import OutputFolder, read_record
 from ddpm.progress import warn
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 RECORD = "job.json"  # in the folder of a job: its overrides, and how it ended
 CSV, PICTURE = "sweep.csv", "sweep.png"
 ENDS = ("status", "error", "steps", "loss", "best_loss", "best_step")  # columns behind the options
 NOT_AN_OPTION = "-"  # of a job whose choice of a group does not have the option
+STYLES = ("-", "--", ":", "-.")  # of lines whose losses are comparable
 LEGEND = 20  # curves named in the picture
 
 
@@ -30,6 +38,7 @@ class Job:
     Attributes:
         points: (step, loss).
         measured: what was evaluated last while it trained, by name.
+        config: of the run; empty where it did not begin.
     """
 
     number: int
@@ -40,6 +49,7 @@ class Job:
     steps: int
     points: list[tuple[int, float]]
     measured: dict[str, float]
+    config: dict[str, Any] = field(default_factory=dict)
 
     @property
     def loss(self) -> float | None:
@@ -88,7 +98,7 @@ def write(rows: list[Job], place: Path) -> list[str]:
         with folder.naming():
             folder.prepare()
             folder.open()
-            for name, draw_file in ((CSV, write_csv), (PICTURE, draw)):
+            for name, draw_file in ((CSV, write_csv), (PICTURE, partial(draw, title=place.name))):
                 free = name if old and folder.adopt(name) else folder.free_name(name)
                 if draw_file(rows, folder.aside / free):
                     folder.publish()
@@ -146,7 +156,19 @@ def _job(record: Path, told: dict[str, Any], options: dict[str, str]) -> Job:
         for name, curve in run.curves().items()
         if name != "loss" and not name.endswith(QUARTERS)  # those are too many for a table
     }
-    return Job(int(record.parent.name), options, status, error, run.path, steps, points, measured)
+    number = int(record.parent.name)
+    config = _config(run.config_file)
+    return Job(number, options, status, error, run.path, steps, points, measured, config)
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """The complete config of a run; empty where there is none that can be read."""
+    from ddpm.instantiate import completed_if_known, from_yaml
+
+    try:
+        return completed_if_known(from_yaml(file.read_text(encoding="utf-8"), str(file)))
+    except (ConfigError, OSError, ValueError):
+        return {}
 
 
 def _number(logged: float | None) -> float:
@@ -163,11 +185,14 @@ def write_csv(rows: list[Job], path: Path) -> bool:
     with replacing(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         keys, names = list(rows[0].options), _measured(rows)
-        table.writerow(["job", *keys, *ENDS, *names, "folder"])
-        for job in rows:
+        group = comparable.groups([job.config for job in rows])
+        grouped = max(group) > 1
+        table.writerow(["job", *keys, *ENDS, *names, *(["loss_group"] * grouped), "folder"])
+        for job, own in zip(rows, group, strict=True):
             step, best = job.best
             told = (job.status, job.error, job.steps, job.loss, best, step)
             measured = [job.measured.get(name) for name in names]
+            measured += [own] * grouped
             table.writerow([job.number, *job.options.values(), *told, *measured, job.folder])
     return True
 
@@ -184,14 +209,20 @@ def summary(rows: list[Job]) -> str:
         ends += [f"{job.measured[name]:.4g}" if name in job.measured else "-" for name in names]
         told = [*(_cut(x, 24) for x in job.options.values()), *ends, _cut(job.error, 60)]
         lines.append([str(job.number), *told])
-    return aligned(lines)
+    warning = _warning(rows)
+    return aligned(lines) if warning is None else f"{aligned(lines)}\n{warning}"
+
+
+def _warning(rows: Sequence[Job]) -> str | None:
+    """A sentence about losses that are not comparable; None where they are."""
+    return comparable.warning([job.config for job in rows if job.points], "jobs")
 
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def draw(rows: list[Job], path: Path) -> bool:
+def draw(rows: list[Job], path: Path, *, title: str = "") -> bool:
     """Draw the loss of every job over the steps, named in the order of the last loss.
 
     The lines are running means of at most a twentieth of what was logged, since a logged loss is
@@ -208,23 +239,40 @@ def draw(rows: list[Job], path: Path) -> bool:
     colors = [
         colormaps["turbo"](0.05 + 0.9 * n / max(1, len(ranked) - 1)) for n in range(len(ranked))
     ]
+    group = comparable.groups([job.config for job in ranked])
     for place, (job, color) in enumerate(zip(ranked, colors, strict=True)):
+        style = STYLES[(group[place] - 1) % len(STYLES)]
         steps, losses = zip(*job.points, strict=True)
         label = f"{job.loss:.4g}  {_name(job)}" if place < LEGEND else None
         marker = "o" if len(steps) == 1 else None
-        axes.plot(steps, _smooth(losses), color=color, lw=1.5, marker=marker, label=label)
+        look = {"color": color, "lw": 1.5, "marker": marker, "linestyle": style}
+        axes.plot(steps, _smooth(losses), label=label, **look)
+    _describe(axes, title)
+    _warn(figure, ranked)
+    left_out = len(ranked) - LEGEND
+    legend = "last loss" if left_out <= 0 else f"last loss; {left_out} worse ones not named"
+    figure.legend(loc="outside right upper", fontsize="small", title=legend)
+    with replacing(path) as aside:
+        figure.savefig(aside, dpi=120, format="png")
+    return True
+
+
+def _describe(axes: Axes, title: str) -> None:
+    """Give the axes their names and their scale."""
     axes.set(xlabel="optimizer step", ylabel="training loss (running mean)", yscale="log")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_formatter("{x:g}")  # 0.1, not ten to the -1
     axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
-    axes.set_title(_plain(path.parent.name))
+    axes.set_title(_plain(title))
     axes.grid(alpha=0.3, which="both")
-    left_out = len(ranked) - LEGEND
-    title = "last loss" if left_out <= 0 else f"last loss; {left_out} worse ones not named"
-    figure.legend(loc="outside right upper", fontsize="small", title=title)
-    with replacing(path) as aside:
-        figure.savefig(aside, dpi=120, format="png")
-    return True
+
+
+def _warn(figure: Figure, rows: Sequence[Job]) -> None:
+    """Write below the picture that its losses are not comparable, if they are not."""
+    warning = _warning(rows)
+    if warning is not None:
+        said = textwrap.fill(f"{warning} Those of one line style are.", 140)
+        figure.supxlabel(_plain(said), fontsize="medium", color="firebrick")
 
 
 def _by_loss(job: Job) -> tuple[bool, float]:

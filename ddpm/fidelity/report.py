@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm import comparable
 from ddpm.errors import ConfigError, did_you_mean, render, require
 from ddpm.fidelity.report_html import escaped, number, page, picture
 from ddpm.fidelity.report_parts import (
@@ -127,10 +128,16 @@ def incomparable(reports: Sequence[Report]) -> list[str]:
         if differ:
             blamed.setdefault(", ".join(differ), []).append(name)
     others = [sorted(each) for each in kinds.values() if len(each) > 1]
+    losses = None
+    if "loss" in kinds or any(len(report.loss) for report in reports):
+        losses = comparable.warning([report.config for report in reports], "runs")
     return [
         f"Not comparable: {', '.join(metrics)}. The runs differ in {keys}."
         for keys, metrics in blamed.items()
-    ] + [f"Not comparable with one another: {', '.join(each)}." for each in others]
+    ] + [
+        *(f"Not comparable with one another: {', '.join(each)}." for each in others),
+        *([] if losses is None else [losses]),
+    ]
 
 
 def _differing(mappings: Sequence[dict[str, Any]]) -> list[str]:

@@ -23,6 +23,8 @@ TRAIN = (
     Row("steps num_steps n_steps iterations num_iterations iters n_iters n_iter max_iter max_iters "
         "total_steps total_iters train_steps train_num_steps num_train_steps max_train_steps "
         "training_steps train_iters", "trainer.max_steps={}", "optimizer steps"),
+    Row("max_time minutes time_limit max_duration time_budget max_hours hours train_minutes",
+        "trainer.max_minutes=...", "steps are estimated from a few timed ones"),
     Row("lr_anneal_steps", "trainer.max_steps={} trainer.lr_decay=cosine"),
     Row("kimg total_kimg duration total_images", "trainer.max_steps=...",
         "optimizer steps: images divided by trainer.batch_size"),

@@ -31,6 +31,7 @@ TRAIN = [
     ("max_train_steps=1000", "trainer.max_steps=1000"),
     ("training.max_iters=1000", "trainer.max_steps=1000"),
     ("lr_anneal_steps=1000", "trainer.max_steps=1000 trainer.lr_decay=cosine"),
+    ("max_time=00:20", "trainer.max_minutes=..."),
     ("batch_size=4", "trainer.batch_size=4"),
     ("bs=4", "trainer.batch_size=4"),
     ("data.batch_size=4", "trainer.batch_size=4"),

@@ -379,6 +379,32 @@ def test_the_picture_names_the_best_twenty_in_their_order(tmp_path, drawn):
     assert Image.open(tmp_path / "sweep.png").format == "PNG"
 
 
+def test_losses_that_are_not_comparable_carry_a_warning(tmp_path, drawn):
+    for number, name in enumerate(("PredNoise", "PredV", "PredNoise")):
+        folder = told(tmp_path, number, [f"objective={name}"], [2.0, 1.0 / (1 + number)])
+        config = f"objective: {{_target_: ddpm.diffusion.{name}}}\nmodel: {{_target_: none.Own}}\n"
+        (folder / "config.yaml").write_text(config)
+    jobs = sweep_table.jobs(tmp_path)
+    warning = (
+        "Losses are not comparable: the jobs differ in objective (pred_noise, pred_v); compare fid "
+        "or bpd (ddpm-evaluate runs=... metrics=[fid,bpd])."
+    )
+    assert sweep_table.summary(jobs).splitlines()[-1] == warning
+    assert warning not in sweep_table.summary([jobs[0], jobs[2]])
+    assert sweep_table.write_csv(jobs, tmp_path / "sweep.csv")
+    with (tmp_path / "sweep.csv").open() as file:
+        assert [row["loss_group"] for row in csv.DictReader(file)] == ["1", "2", "1"]
+    assert sweep_table.write_csv([jobs[0], jobs[2]], tmp_path / "same.csv")
+    assert "loss_group" not in (tmp_path / "same.csv").read_text()
+    assert len(sweep_table.write(jobs, tmp_path)) == 2
+    (figure,) = drawn
+    said = f"{warning} Those of one line style are."
+    assert figure.get_supxlabel().replace("\n", " ") == said
+    (axes,) = figure.axes
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "--", "-"]  # best first
+    assert axes.get_title() == tmp_path.name
+
+
 def test_dollars_in_the_picture_are_no_formulas(tmp_path, drawn):
     for number in (0, 1):
         told(tmp_path, number, [f"data.path=$x^{number}$"], [1.0 + number])

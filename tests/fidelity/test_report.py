@@ -439,6 +439,24 @@ def test_numbers_that_were_not_measured_alike_are_not_compared_in_silence(severa
     assert said in several([first, second, measured(fewer)]).words
 
 
+def test_losses_of_other_objectives_carry_a_warning(several):
+    def run(name, loss):
+        node = {"_target_": f"ddpm.diffusion.{name}", "loss": "l2"}
+        metric = Metric("val_loss", 0.1, None, {"metric": "loss"}, False)
+        return Report("Evaluation", name, config={"objective": node}, loss=loss, metrics=[metric])
+
+    noise, v = run("PredNoise", [(1, 0.5)]), run("PredV", [(1, 0.4)])
+    said = (
+        "Losses are not comparable: the runs differ in objective (pred_noise, pred_v); compare fid"
+    )
+    assert said in several([noise, v]).words
+    without = [dataclasses.replace(one, metrics=[]) for one in (noise, v)]
+    assert said in several(without).words, "the curves are losses too"
+    assert "not comparable" not in several([noise, noise]).words
+    neither = [dataclasses.replace(one, loss=()) for one in without]
+    assert "not comparable" not in several(neither).words
+
+
 @pytest.mark.parametrize(
     ("seeds", "said", "captions"),
     [

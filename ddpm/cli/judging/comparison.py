@@ -25,6 +25,7 @@ from ddpm.cli.tables import aligned
 from ddpm.errors import ConfigError, require
 from ddpm.fidelity.report import Report, incomparable, write_comparison
 from ddpm.files import UNREADABLE
+from ddpm.instantiate import completed_if_known
 from ddpm.outputs import OutputFolder
 from ddpm.progress import warn
 from ddpm.training import checkpoint, launch
@@ -168,7 +169,7 @@ def _read_back(folder: Path, trained: Trained) -> Report:
     except OSError:  # none was drawn, or it is damaged
         picture = None
     return replace(
-        reported(Run(found.run), found.step, found.config),
+        reported(Run(found.run), found.step, completed_if_known(found.config)),
         metrics=metrics,
         warnings=warnings,
         provenance={"made by": f"ddpm {__version__}", "evaluation": str(folder)},

@@ -1,0 +1,90 @@
+"""Configs whose losses are the same quantity, so that a lower one is a better one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ddpm.errors import render
+from ddpm.nested import flat
+
+GROUPS = ("objective", "schedule", "diffusion", "data")
+# Options of these groups that leave the quantity the same: what the network is given beside x_t,
+# how samples are drawn, where data lie and how they are read.
+FREE = frozenset(
+    {
+        *("diffusion.self_condition", "diffusion.rescale_timesteps", "diffusion.label_dropout"),
+        *("data.class_cond", "data.val_fraction", "data.cache_mb", "data.download"),
+    }
+)
+# Options of the variational bound, which the simple loss does not contain.
+BOUND = ("diffusion.variance", "diffusion.vlb_weight", "diffusion.bin_width")
+
+
+def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the options that make losses of these configs other quantities, with their values.
+
+    Objective, loss and weighting, schedule and number of steps, data and their scaling. Of a group
+    whose classes differ only the group is named; options that a config does not have are skipped.
+    """
+    bound = any(_loss(config) != "simple" for config in configs)
+    found: dict[str, list[Any]] = {}
+    for group in GROUPS:
+        nodes = [config.get(group) for config in configs]
+        options = [flat(node, f"{group}.") for node in nodes if isinstance(node, Mapping)]
+        if len(options) < len(configs):
+            continue  # of an imported run without data, say
+        targets = _distinct([_name(each.get(f"{group}._target_")) for each in options])
+        if len(targets) > 1:
+            found[group] = targets
+            continue
+        for key in options[0] if options else ():
+            free = key in FREE or (key in BOUND and not bound)
+            if not free and all(key in each for each in options):
+                found[key] = _distinct([each[key] for each in options])
+    return {key: values for key, values in found.items() if len(values) > 1}
+
+
+def groups(configs: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return a number per config, the same for those whose losses are comparable; from 1."""
+    first: list[Mapping[str, Any]] = []
+    numbers = []
+    for config in configs:
+        same = (n for n, other in enumerate(first, 1) if not differing([other, config]))
+        number = next(same, len(first) + 1)
+        if number > len(first):
+            first.append(config)
+        numbers.append(number)
+    return numbers
+
+
+def warning(configs: Sequence[Mapping[str, Any]], what: str) -> str | None:
+    """Return a sentence about losses that are not comparable; None where they are.
+
+    Args:
+        configs: of the runs.
+        what: to call them, such as ``runs``.
+    """
+    found = differing(configs)
+    if not found:
+        return None
+    told = [f"{key} ({', '.join(map(render, values))})" for key, values in found.items()]
+    remedy = "compare fid or bpd (ddpm-evaluate runs=... metrics=[fid,bpd])"
+    if any(key.partition(".")[0] == "data" for key in found):
+        remedy = "compare those on the same data"
+    return f"Losses are not comparable: the {what} differ in {', '.join(told)}; {remedy}."
+
+
+def _loss(config: Mapping[str, Any]) -> Any:
+    node = config.get("diffusion")
+    return node.get("loss", "simple") if isinstance(node, Mapping) else "simple"
+
+
+def _name(target: Any) -> str:
+    """Return the name of a class as a choice of a config group is written."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(target).rpartition(".")[2]).lower()
+
+
+def _distinct(values: Sequence[Any]) -> list[Any]:
+    return [value for n, value in enumerate(values) if value not in values[:n]]
