@@ -1,9 +1,11 @@
 """Commands run as a user types them, in this process and in an empty folder."""
 
 import importlib
+import shutil
 import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -66,9 +68,17 @@ def tiny():
     return TINY
 
 
+_runs: dict[str, Path] = {}
+
+
 @pytest.fixture
-def trained(command, tiny):
-    """The path of a tiny run of two steps on the digits."""
-    ended = command("train", "name=tiny", "trainer.max_steps=2", *tiny)
-    assert ended.status == 0, ended.err
+def trained(command, tiny, tmp_path_factory):
+    """The path of a tiny run of two steps on the digits; trained once, then copied."""
+    if "tiny" not in _runs:
+        ended = command("train", "name=tiny", "trainer.max_steps=2", *tiny)
+        assert ended.status == 0, ended.err
+        _runs["tiny"] = tmp_path_factory.mktemp("runs") / "outputs"
+        shutil.copytree("outputs", _runs["tiny"], symlinks=True)
+    else:
+        shutil.copytree(_runs["tiny"], "outputs", symlinks=True)
     return "outputs/tiny"
