@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddpm import generation, instantiate
-from ddpm.cli import app
+from ddpm.cli import app, cores
 from ddpm.cli.output import writing
 from ddpm.data import Codec
 from ddpm.data.classes import class_number, listed
@@ -26,6 +26,7 @@ from ddpm.progress import progress, warn
 from ddpm.samplers.base import OnStep, Steps
 from ddpm.signals import raise_pending
 from ddpm.training import checkpoint, launch
+from ddpm.training.trial import median_seconds
 
 GRID = 64  # samples in grid.png
 FRAMES = 50  # pictures in a trajectory, at most
@@ -115,6 +116,23 @@ class Model:
         singly = [each for each in wanted if each in codec.folders]
         return singly, [each for each in wanted if each not in codec.folders]
 
+    def trial(
+        self, source: generation.Source, calls: int, size: int, classes: Sequence[int] | None
+    ) -> cores.Trial:
+        """Return network calls that can be tried, of ``size`` samples at once."""
+        device, size = self.accelerator.device, max(size, 1)  # some process may have no sample
+        noise = generation.SampleNoise(range(size)).draw(source.codec.shape).to(device)
+        y = None if classes is None else torch.full((size,), classes[0], device=device)
+
+        def call() -> None:
+            with torch.inference_mode(), source.autocast():
+                source.denoiser(noise, source.diffusion.num_steps - 1, y=y)
+
+        def measure(seconds: float) -> float:
+            return median_seconds(call, device, seconds=seconds)
+
+        return cores.Trial(measure, calls, "network call")
+
     def progress(self, calls: int, what: str) -> tqdm:
         """A bar over the calls of the network, with the time that is left."""
         return progress(calls, what, "call", shown=self.accelerator.is_main_process)
@@ -142,6 +160,10 @@ class Trained(Model):
         if accelerator.device.type == "cpu" and len(facts.shape) == 3:  # scripts/sampling_speed.py
             network = network.to(memory_format=torch.channels_last)  # pyright: ignore
         return cls(accelerator, network, diffusion, facts, found)
+
+    def use_threads(self, threads: cores.Threads, trial: Callable[[], cores.Trial]) -> None:
+        """Set the number of threads: that of the training, so that bits are as they were."""
+        cores.use(threads, self.accelerator, trial=trial, header=self.checkpoint.header)
 
     @contextmanager
     def writing(

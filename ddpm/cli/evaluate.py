@@ -47,6 +47,7 @@ class Evaluate(Measure):
     cache: str | None
     out: str | None
     device: Literal["auto", "cpu", "cuda"]
+    threads: int | Literal["auto"]
     precision: Literal["no", "fp16", "bf16"]
     plugins: list[str]
 
@@ -63,7 +64,7 @@ class Evaluate(Measure):
         require(len(subjects) == 1, "ckpt", self.ckpt, problem)
         measure = Measure(**{each.name: getattr(self, each.name) for each in fields(Measure)})
         self._refuse_unused()
-        todo = Evaluation(measure, self.steps, self.cache, self.out)
+        todo = Evaluation(measure, self.steps, self.cache, self.out, self.threads)
         if self.runs is not None:
             runs = [self.runs] if isinstance(self.runs, str) else self.runs
             compared = Comparison(todo, self.weights, self.device, self.precision)
@@ -75,6 +76,7 @@ class Evaluate(Measure):
             assert self.ckpt is not None
             trained = Trained.load(self.ckpt, self.weights, self.device, self.precision)
             accelerator = trained.accelerator
+            todo.use_threads(trained)
             _, findings = todo.of_model(todo.judge(trained), trained, self.weights)
         wait_for_all(accelerator)
         accelerator.end_training()

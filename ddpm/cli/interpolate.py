@@ -31,6 +31,7 @@ def interpolate(
     weights: Literal["ema", "raw"],
     out: str | None,
     device: Literal["auto", "cpu", "cuda"],
+    threads: int | Literal["auto"],
     precision: Literal["no", "fp16", "bf16"],
     plugins: list[str],
 ) -> None:
@@ -68,7 +69,9 @@ def interpolate(
         walks = -(-num_frames // batch_size)
         if mode == "ddim":
             walks += (generation.REFINE + 1) * sum(not isinstance(end, int) for end in read)
-        with trained.progress(walks * source.calls(t), "interpolating") as bar:
+        total, size = walks * source.calls(t), min(batch_size, num_frames)
+        trained.use_threads(threads, lambda: trained.trial(source, total, size, ends))
+        with trained.progress(total, "interpolating") as bar:
             frames = generation.interpolate(
                 source,
                 (read[0], read[1]),

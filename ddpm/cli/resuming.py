@@ -299,12 +299,15 @@ def _warn_of_other_bits(found: Checkpoint, processes: int) -> None:
             f"{found.folder} was made by {before} processes, this is {processes}: the data come in "
             "the same order, the noise is other noise"
         )
-    threads = found.header.get("threads", torch.get_num_threads())
-    if threads != torch.get_num_threads():
-        warn(
-            f"{found.folder} was made with {threads} threads a process, this is "
-            f"{torch.get_num_threads()}: sums are rounded otherwise; OMP_NUM_THREADS={threads} "
-            "keeps the bits"
-        )
     if found.header.get("ddpm", __version__) != __version__:
         warn(f"{found.folder} was made by ddpm {found.header['ddpm']}, this is {__version__}")
+
+
+def warn_of_threads(found: Checkpoint, threads: int) -> None:
+    """Say that the run continues with another number of threads than its checkpoint has."""
+    stored = found.header.get("threads", threads)
+    if stored != threads:
+        warn(
+            f"{found.folder} was made with threads={stored}, this is threads={threads}: sums are "
+            f"rounded otherwise; threads={stored} keeps the bits"
+        )

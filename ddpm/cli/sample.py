@@ -38,6 +38,7 @@ def sample(
     format: Literal["png", "gif", "npz", "npy"] | None,
     out: str | None,
     device: Literal["auto", "cpu", "cuda"],
+    threads: int | Literal["auto"],
     precision: Literal["no", "fp16", "bf16"],
     plugins: list[str],
 ) -> None:
@@ -71,7 +72,9 @@ def sample(
         app.say(trained.accelerator, said)
         film = Trajectory(codec, calls) if trajectory else None
         mine, kept = share(trained.accelerator, num_samples), []
-        with trained.progress(-(-len(mine) // batch_size) * calls, "sampling") as bar:
+        total, size = -(-len(mine) // batch_size) * calls, min(batch_size, len(mine))
+        trained.use_threads(threads, lambda: trained.trial(source, total, size, wanted))
+        with trained.progress(total, "sampling") as bar:
             batches = generate(
                 source,
                 mine,

@@ -31,15 +31,18 @@ class Timing:
     Args:
         training: as it begins or resumes.
         sampler: of the previews.
+        step: seconds per step, if they have been measured.
     """
 
-    def __init__(self, training: Trainer, sampler: Sampler) -> None:
+    def __init__(self, training: Trainer, sampler: Sampler, step: float | None = None) -> None:
         self.training = training
         total = training.diffusion.num_steps
         calls = len(sampler.timesteps(total - 1, num_steps=total))
         self.preview = preview_steps(training.preview_samples, calls, training.batch_size)
         training.pace.expected = self.preview
-        self._step: float | None = None  # seconds
+        alone = training.accelerator.num_processes == 1
+        self._step = step if alone else None  # else that of the slowest process
+        self._planned = False
 
     def planned(self, planned: Plan) -> Plan:
         """Return a plan whose ``trainer.max_steps`` is the number of steps that will be taken.
@@ -51,6 +54,7 @@ class Timing:
         if not planned.timed or minutes is None:
             training.max_steps = planned.config["trainer"]["max_steps"]
             return planned
+        self._planned = True
         began = time.monotonic()
         estimate = self._estimate(_PLAN_SHARE * 60 * minutes)
         left = 60 * minutes - (time.monotonic() - began)
@@ -65,10 +69,10 @@ class Timing:
         training = self.training
         left = training.max_steps - training.step
         without = ", without evaluations" if training.evaluate_every else ""
-        if self._step is None:
+        if not self._planned:
             if left < _WORTH_IT:
                 return ""
-            one = self._measured(0.0)
+            one = self._measured(0.0) if self._step is None else self._step
             return self._estimate(min(_SHARE * left * one, _SECONDS)).line(
                 training.step, training.max_steps, without
             )

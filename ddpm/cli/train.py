@@ -17,11 +17,13 @@ from ddpm.signals import StopSignal
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from ddpm.cli.cores import Choice, Threads
     from ddpm.cli.judging.validation import Validation
     from ddpm.cli.resuming import Plan
     from ddpm.instantiate import Facts
     from ddpm.samplers import Sampler
     from ddpm.training import Trainer
+    from ddpm.training.checkpoint import Checkpoint
     from ddpm.training.run import Run
 
 Node = dict[str, Any]
@@ -47,6 +49,7 @@ def train(
     resume: str | None,
     override: bool,
     device: Literal["auto", "cpu", "cuda"],
+    threads: int | Literal["auto"],
     plugins: list[str],
     data: Node,
     model: Node,
@@ -86,13 +89,14 @@ def train(
             accumulate=options["accumulate"],
             deterministic=options["deterministic"],
         )
-        return _train(planned, planning, accelerator, Path(out), stop, warnings)
+        return _train(planned, planning, accelerator, threads, Path(out), stop, warnings)
 
 
 def _train(
     planned: Plan,
     planning: Callable[[], Plan],
     accelerator: Accelerator,
+    threads: Threads,
     out: Path,
     stop: StopSignal,
     warnings: list[str],
@@ -118,7 +122,8 @@ def _train(
         found = planned.found(accelerator, facts, len(training.data))
         if found is not None:
             training.resume(found)
-        timing = Timing(training, walk)
+        choice = _choose_threads(threads, training, found)
+        timing = Timing(training, walk, choice.seconds if found is None else None)
         planned = timing.planned(planned)
         owed = scheduled(training) & missing(run, training.step)
         if training.step >= training.max_steps and not owed:
@@ -133,7 +138,7 @@ def _train(
             expected = timing.line()
             if expected:
                 app.say(accelerator, expected)
-            _fit(run, planned, training, walk, facts, validation, stop)
+            _fit(run, planned, training, walk, facts, validation, stop, choice)
         wait_for_all(accelerator)  # all leave together
         app.say(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
         app.say(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
@@ -222,6 +227,25 @@ def _begin(
     wait_for_all(accelerator)
 
 
+def _choose_threads(threads: Threads, training: Trainer, found: Checkpoint | None) -> Choice:
+    """Set the threads of the training; say if they make other bits than before."""
+    from ddpm.cli import cores, resuming
+    from ddpm.training.trial import in_eager_mode, seconds_per_step
+
+    def measure(seconds: float) -> float:
+        with in_eager_mode(training):  # each number of threads would be compiled for
+            return seconds_per_step(training, seconds=seconds)
+
+    def trial() -> cores.Trial:
+        return cores.Trial(measure, training.max_steps - training.step, "step")
+
+    header = None if found is None else found.header
+    choice = cores.use(threads, training.accelerator, trial=trial, header=header)
+    if found is not None and training.accelerator.is_main_process:
+        resuming.warn_of_threads(found, choice.threads)
+    return choice._replace(seconds=None) if training.compiled else choice
+
+
 def _fit(
     run: Run,
     planned: Plan,
@@ -230,10 +254,9 @@ def _fit(
     facts: Facts,
     validation: Validation | None,
     stop: StopSignal,
+    choice: Choice,
 ) -> None:
     """Train, with previews and evaluations; every checkpoint knows what made it."""
-    import torch
-
     from ddpm import __version__
     from ddpm.cli import places
     from ddpm.cli.previews import Previews
@@ -246,7 +269,8 @@ def _fit(
         **facts.state(),
         "num_samples": len(training.data),
         "processes": accelerator.num_processes,
-        "threads": torch.get_num_threads(),
+        "threads": choice.threads,
+        **({} if choice.seconds is None else {"seconds_per_step": choice.seconds}),
     }
     if validation is not None:
         validation.ready()

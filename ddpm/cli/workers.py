@@ -23,7 +23,14 @@ from typing import Any, Literal
 from ddpm import streams
 from ddpm.cli import sweeps
 from ddpm.errors import ConfigError, Stopped, require
-from ddpm.lifetime import HELD, OWN_WORKERS, end_with_parent, leaving, one_of_several
+from ddpm.lifetime import (
+    HELD,
+    OWN_WORKERS,
+    THREADS_SHARED,
+    end_with_parent,
+    leaving,
+    one_of_several,
+)
 from ddpm.signals import ECHO_SECONDS, SIGNALS, StopSignal, raise_pending
 
 Work = Callable[..., float | None]
@@ -180,7 +187,9 @@ def _environment(processes: int) -> Iterator[None]:
     os.environ["PYTHONWARNINGS"] = ",".join(
         filter(None, [os.environ.get("PYTHONWARNINGS"), _NOTHING_OF_KILLED_WORKERS])
     )
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes, 1)))
+    if not os.environ.get("OMP_NUM_THREADS"):
+        os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // processes, 1))
+        os.environ[THREADS_SHARED] = "1"
     try:
         yield
     finally:

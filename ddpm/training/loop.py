@@ -31,6 +31,7 @@ from ddpm.training.pace import PREVIEW_SHARE, SaveTimer
 from ddpm.training.retention import prune
 from ddpm.training.run import Run
 from ddpm.training.saving import Saver
+from ddpm.training.slowdown import Slowdown
 from ddpm.training.stopping import AgreedStopping, GivenUpError, Stopping
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Loop:
         self.saver = Saver(run.path, self._prune, warn)
         self.save_timer = SaveTimer(trainer.checkpoint_minutes)
         self.meter = Meter(trainer.accelerator, trainer.diffusion.num_steps)
+        self.slowdown = self._slowdown()
         self.agreed = Agreed(finite=True, stop=False, failed=False)
         self.metrics: dict[str, Any] = {}
 
@@ -143,6 +145,7 @@ class Loop:
                 for t, losses, weights in trainer.seen:
                     self.meter.add(losses, t, weights)
                 bar.update()
+                self.slowdown.tick()
                 if self._due(trainer.log_every):
                     self._log(norm)
                     bar.set_postfix_str(self._speed(), refresh=False)
@@ -150,8 +153,21 @@ class Loop:
                 decisive = "evaluation" in self.owed and self._follows_evaluation()
                 if self._due(trainer.checkpoint_every) or self.agreed.save or decisive:
                     self._save()
-                    self.meter.restart_clock()
+                    self._restart_clock()
                 self._show_and_measure()
+
+    def _slowdown(self) -> Slowdown:
+        """Return what watches the speed, on the main process of a training on the CPU."""
+        main, cpu = self.accelerator.is_main_process, self.accelerator.device.type == "cpu"
+        # Neither reading by other processes nor exchanges between them are in the trial.
+        alone = self.trainer.feed.num_workers == 0 and self.accelerator.num_processes == 1
+        expected = self.header.get("seconds_per_step") if alone else None
+        return Slowdown(expected, self.header.get("threads", 1), watched=main and cpu)
+
+    def _restart_clock(self) -> None:
+        """Leave the time until now out of the speed of training."""
+        self.meter.restart_clock()
+        self.slowdown.restart_clock()
 
     def _due(self, every: int) -> bool:
         """Whether what is done at these steps, and at the last one, is to be done now."""
@@ -279,7 +295,7 @@ class Loop:
         except GivenUpError:
             self._give_up()
         self.trainer.network.train()
-        self.meter.restart_clock()
+        self._restart_clock()
 
     def _give_up(self) -> None:
         """Stop at this step, with a checkpoint; what is owed is made up for on resuming."""
@@ -293,7 +309,7 @@ class Loop:
         assert self.evaluate is not None
         found = self.evaluate(trainer, self.stopping)
         trainer.network.train()
-        self.meter.restart_clock()
+        self._restart_clock()
         if found is None:
             self._give_up()
             return

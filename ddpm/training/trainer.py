@@ -196,6 +196,7 @@ class Trainer:
             self.layout = torch.channels_last
         self.network = model.to(accelerator.device).to(memory_format=self.layout)  # pyright: ignore
         self.ema = EMA(self.network, decay=ema_decay, warmup=ema_warmup, window=ema_window)
+        self.compiled = compile
         if compile:
             self.network.compile()
         optimizer = adamw(self.network, lr, adam_betas, weight_decay)

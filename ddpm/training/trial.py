@@ -53,6 +53,16 @@ def _micro(trainer: Trainer, conditioned: bool) -> int:
     return next(each for each in count() if trainer.conditions_itself(each) == conditioned)
 
 
+@contextmanager
+def in_eager_mode(trainer: Trainer) -> Iterator[None]:
+    """Run the network inside without torch.compile, also if the trainer compiles it."""
+    if not trainer.compiled:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def median_seconds(work: Callable[[], object], device: torch.device, *, seconds: float) -> float:
     """Return the median duration of some work, repeated for about so many seconds.
 

@@ -78,17 +78,19 @@ class Comparison:
         names, reports = _names(places), []
         for number, place in enumerate(places, 1):
             app.say(accelerator, f"run {number} of {len(places)}: {place}")
-            evaluated, trained = self._evaluated(place)
+            evaluated, trained = self._evaluated(place, first=number == 1)
             if accelerator.is_main_process:
                 reports.append(replace(_read_back(evaluated, trained), run=names[place]))
             wait_for_all(accelerator)
         return self._write(reports, folder) if accelerator.is_main_process else 0.0
 
-    def _evaluated(self, place: Path) -> tuple[Path, Trained]:
+    def _evaluated(self, place: Path, *, first: bool) -> tuple[Path, Trained]:
         """The folder of an evaluation of this kind, an old one or a new one."""
         trained = Trained.load(str(place), self.weights, self.device, self.precision)
         found, main = trained.checkpoint, trained.accelerator.is_main_process
         todo = replace(self.todo, out=None)
+        if first:  # one number of threads for all, by the first run
+            todo.use_threads(trained)
         try:
             judge = todo.judge(trained)
         except ConfigError as error:

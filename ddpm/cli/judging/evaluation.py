@@ -12,10 +12,10 @@ from typing import Any, Literal
 from accelerate import Accelerator
 
 from ddpm import __version__
-from ddpm.cli import app, places
+from ddpm.cli import app, cores, places
 from ddpm.cli.drawing import Trained, label
 from ddpm.cli.judging import likelihood, unfinished
-from ddpm.cli.judging.against import Against, hash_once, images
+from ddpm.cli.judging.against import MOST, Against, hash_once, images
 from ddpm.cli.judging.findings import FILE, Findings
 from ddpm.cli.judging.judge import Judge
 from ddpm.cli.judging.measure import FIDELITY, Measure
@@ -43,12 +43,14 @@ class Evaluation:
         steps: network calls a sample; None = the sampler's own.
         cache: the folder of reference statistics, or None.
         out: the folder to write, or None for a new one.
+        threads: see :func:`ddpm.cli.cores.use`.
     """
 
     measure: Measure
     steps: int | None
     cache: str | None
     out: str | None
+    threads: cores.Threads
 
     def of_images(self, path: str, accelerator: Accelerator) -> Findings:
         """Judge images that exist already, a folder or an .npz."""
@@ -64,6 +66,7 @@ class Evaluation:
         problem = "is what is judged; write elsewhere"
         require(self.out != path, "out", self.out, problem)
         assert judge.images is not None
+        cores.use(self.threads, accelerator, trial=judge.trial)
         hash_once(judge.images, accelerator)
         ours = {"ddpm": __version__}
         request = {**vars(self.measure), **ours, "compared": judge.told()}
@@ -75,6 +78,24 @@ class Evaluation:
                 report = Report("Evaluation", folder.path.name, near=near)
                 self._write(folder, findings, report, {"request": request})
         return findings
+
+    def use_threads(self, trained: Trained) -> None:
+        """Set the number of threads, before anything is computed for a checkpoint."""
+        asked, facts = self.measure, trained.facts
+
+        def trial() -> cores.Trial:
+            options = asked.sampler, self.steps, asked.guidance, asked.guidance_rescale
+            source = trained.source(*options)
+            calls, count = source.calls(), asked.num_samples or MOST
+            if not asked.fidelity:
+                calls = asked.bound_steps or source.diffusion.num_steps
+                calls = calls if "bpd" in asked.metrics else likelihood.QUARTERS_OF_T
+                count = asked.num_images
+            batches = -(-count // (asked.batch_size * trained.accelerator.num_processes))
+            classes = None if facts.num_classes is None else [0]
+            return trained.trial(source, batches * calls, min(asked.batch_size, count), classes)
+
+        trained.use_threads(self.threads, trial)
 
     def judge(self, trained: Trained) -> Judge:
         """What judges a checkpoint, made ready; refuses what cannot be done."""

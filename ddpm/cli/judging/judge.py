@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from ddpm import fidelity, generation, instantiate
+from ddpm.cli import cores
 from ddpm.cli.drawing import Model
 from ddpm.cli.judging import balance, likelihood, samples
 from ddpm.cli.judging.against import MOST, Against, Compared
@@ -23,6 +25,7 @@ from ddpm.errors import render, require
 from ddpm.instantiate import Facts
 from ddpm.training.agreement import main_first
 from ddpm.training.stopping import NEVER, Stopping
+from ddpm.training.trial import median_seconds
 
 
 class Judge:
@@ -96,6 +99,18 @@ class Judge:
         problem = f"there are {have} images; ask for fewer"
         require(have is None or asked <= have, "num_samples", asked, problem)
         return asked
+
+    def trial(self) -> cores.Trial:
+        """Return batches of images whose features can be extracted to try it."""
+        assert self.images is not None
+        device, size = self.accelerator.device, min(self.measure.batch_size, self.count)
+        batch = torch.zeros(size, *self.images.shape, dtype=torch.uint8, device=device)
+
+        def measure(seconds: float) -> float:
+            return median_seconds(lambda: self.extractor.outputs(batch), device, seconds=seconds)
+
+        batches = -(-self.count // (size * self.accelerator.num_processes))
+        return cores.Trial(measure, batches, "batch")
 
     def check(self, model: Model, steps: int | None = None) -> generation.Source:
         """What to draw from a model with.

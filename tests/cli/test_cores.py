@@ -1,0 +1,261 @@
+"""The number of threads: what decides, what a trial chooses, and that a run keeps it."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ddpm.cli import cores
+from ddpm.cli.cores import Choice, Load, Trial, candidates, described, fastest, use
+from ddpm.errors import ConfigError
+from ddpm.lifetime import THREADS_SHARED
+
+CPU = SimpleNamespace(
+    device=torch.device("cpu"), num_processes=1, is_main_process=True, process_index=0
+)
+GPU = SimpleNamespace(**{**vars(CPU), "device": torch.device("cuda", 0)})
+QUIET, BUSY, FULL = Load(0.1, 1, 1), Load(1.5, 0.4, 1), Load(1.5, 0.0, 1)
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """What was set, in a process that may choose among four threads."""
+    made = []
+    monkeypatch.setattr(torch, "set_num_threads", made.append)
+    monkeypatch.setattr(cores, "machine", lambda: 4)
+    monkeypatch.setattr(cores, "_others_are_busy", lambda _: False)
+    for name in (cores.VARIABLE, THREADS_SHARED):
+        monkeypatch.delenv(name, raising=False)
+    return made
+
+
+@pytest.fixture
+def trial(monkeypatch, threads):
+    """``trial({1: 0.1, 2: 0.3}, load)`` is a trial in which these are the seconds per step."""
+
+    def make(seconds, load=QUIET, count=cores.WORTH_A_TRIAL):
+        monkeypatch.setattr(
+            cores, "_measured", lambda trial: (float(trial.measure(cores.TRIAL_SECONDS)), load)
+        )
+        return lambda: Trial(lambda _: seconds[threads[-1]], count, "step")
+
+    return make
+
+
+def no_trial():
+    raise AssertionError("there must be no trial")
+
+
+@pytest.mark.parametrize(
+    ("most", "tried"), [(1, [1]), (2, [1, 2]), (3, [1, 3]), (4, [2, 4, 1]), (96, [48, 96, 1])]
+)
+def test_all_half_and_one_are_tried(most, tried):
+    assert candidates(most) == tried
+
+
+@pytest.mark.parametrize(
+    ("measured", "best"),
+    [
+        ({1: 0.031, 2: 0.092}, 1),
+        ({1: 0.130, 2: 0.088}, 2),
+        ({1: 1.0, 2: 0.91}, 1),  # not a tenth faster
+        ({1: 1.0, 2: 0.89}, 2),
+        ({4: 0.85, 2: 0.91, 1: 1.0}, 4),  # compared with the best of fewer, which is one
+        ({4: 0.82, 2: 0.89, 1: 1.0}, 2),
+        ({4: 0.25, 2: 0.5, 1: 1.0}, 4),
+        ({2: 1.0}, 2),
+    ],
+)
+def test_more_threads_have_to_be_clearly_faster(measured, best):
+    assert fastest(measured) == best
+
+
+@pytest.mark.parametrize(
+    ("measured", "busy", "line"),
+    [
+        (
+            {1: 0.031, 2: 0.092},
+            True,
+            "threads: 1 of 2 (31 ms per step against 92 ms with 2; other processes are busy)",
+        ),
+        ({1: 0.130, 2: 0.0088}, True, "threads: 2 of 2 (8.8 ms per step against 130 ms with 1)"),
+        ({1: 2.42}, True, "threads: 1 of 2 (2.4 s per step; other processes are busy)"),
+        ({1: 0.5, 2: 0.49}, False, "threads: 1 of 2 (500 ms per step against 490 ms with 2)"),
+    ],
+)
+def test_the_line(measured, busy, line):
+    assert described(measured, 2, "step", busy=busy) == line
+
+
+@pytest.mark.parametrize(
+    ("load", "seconds", "tried", "best"),
+    [
+        (QUIET, {1: 4.0, 2: 2.0, 4: 1.0}, [2, 4, 1, 4], Choice(4, 1.0)),
+        (BUSY, {1: 1.0, 2: 1.05, 4: 30.0}, [2, 4, 1, 1], Choice(1, 1.0)),
+        (FULL, {1: 1.0, 2: 1.05}, [2, 1, 1], Choice(1, 1.0)),  # four would wait for cores
+    ],
+)
+def test_the_trial_sets_what_is_fastest(threads, trial, load, seconds, tried, best):
+    assert use("auto", CPU, trial=trial(seconds, load)) == best
+    assert threads == tried
+
+
+def test_what_was_chosen_is_said(trial, capsys):
+    use("auto", CPU, trial=trial({1: 1.0, 2: 1.05, 4: 30.0}, BUSY))
+    line = "threads: 1 of 4 (1.0 s per step against 1.1 s with 2, 30.0 s with 4; "
+    assert capsys.readouterr().out == f"{line}other processes are busy)\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "device", "variables", "header", "number"),
+    [
+        (3, CPU, {"OMP_NUM_THREADS": "4"}, {"threads": 2}, 3),  # a typed number before all
+        (3, GPU, {}, {}, 3),
+        ("auto", CPU, {"OMP_NUM_THREADS": "4"}, {"threads": 2}, 4),  # then the variable
+        ("auto", GPU, {}, {"threads": 2}, 4),
+        ("auto", CPU, {}, {"threads": 2}, 2),  # then the checkpoint
+        ("auto", CPU, {"OMP_NUM_THREADS": ""}, {"threads": 2}, 2),
+        ("auto", CPU, {"OMP_NUM_THREADS": "4", THREADS_SHARED: "1"}, {"threads": 2}, 2),
+        ("auto", CPU, {}, {"threads": 4}, 4),
+    ],
+)
+def test_what_decides_without_a_trial(
+    monkeypatch, threads, typed, device, variables, header, number
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert use(typed, device, trial=no_trial, header=header).threads == number
+    assert threads == [number]
+
+
+@pytest.mark.parametrize("header", [None, {}, {"threads": 5}, {"threads": 0}, {"threads": None}])
+def test_a_number_that_the_machine_does_not_have_is_tried(trial, header):
+    seconds = {1: 4.0, 2: 2.0, 4: 1.0}
+    assert use("auto", CPU, trial=trial(seconds), header=header) == (4, 1.0)
+
+
+def test_short_work_and_one_core_have_no_trial(monkeypatch, threads, trial):
+    short = trial({}, count=cores.WORTH_A_TRIAL - 1)
+    assert use("auto", CPU, trial=short) == Choice(4, None)
+    monkeypatch.setattr(cores, "machine", lambda: 1)
+    assert use("auto", CPU, trial=no_trial) == Choice(1, None)
+    assert threads == [4, 1]
+
+
+def test_a_stored_number_has_its_seconds_and_is_said(monkeypatch, threads, capsys):
+    header = {"threads": 2, "seconds_per_step": 0.125}
+    assert use("auto", CPU, trial=no_trial, header=header) == Choice(2, 0.125)
+    monkeypatch.setattr(cores, "_others_are_busy", lambda _: True)
+    use("auto", CPU, trial=no_trial, header=header)
+    use("auto", CPU, trial=no_trial, header={"threads": 1})
+    assert capsys.readouterr().out.splitlines() == [
+        "threads: 2 of 4, as in training",
+        "threads: 2 of 4, as in training; other processes are busy: threads=1 may be faster",
+        "threads: 1 of 4, as in training",
+    ]
+
+
+@pytest.mark.parametrize("number", [0, -1, 100_000])
+def test_numbers_out_of_range_are_refused(threads, number):
+    with pytest.raises(ConfigError, match=rf"^threads={number}: use auto, or 1 to 1024$"):
+        use(number, CPU, trial=no_trial)
+    assert threads == []
+
+
+def test_the_main_process_decides_for_all(monkeypatch, threads, trial):
+    """What this process measured is replaced by what the main one did."""
+    told = iter([[4], [1.0, QUIET], [0.5, QUIET], [2.0, QUIET]])
+
+    def broadcast(values):
+        values[:] = next(told)
+        return values
+
+    monkeypatch.setattr(cores, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(cores, "machine", lambda: 64)  # of this one
+    assert use("auto", CPU, trial=trial({1: 1.0, 2: 9.0, 4: 9.0})) == Choice(4, 0.5)
+
+
+def test_the_load_of_others_is_what_this_process_does_not_use(monkeypatch):
+    """In two seconds of four cores: 5 s of work, 1 of them here, 3 s idle or waiting for a disk."""
+    times = [
+        {"user": 10.0, "system": 1.0, "idle": 5.0, "iowait": 1.0, "guest": 2.0},
+        {"user": 14.0, "system": 2.0, "idle": 7.0, "iowait": 2.0, "guest": 4.0},
+    ]
+    readings = iter(SimpleNamespace(**each, _fields=tuple(each)) for each in times)
+    monkeypatch.setattr(cores.psutil, "cpu_times", lambda: next(readings))
+    clock = SimpleNamespace(
+        perf_counter=iter([0.0, 2.0]).__next__, process_time=iter([7.0, 8.0]).__next__
+    )
+    monkeypatch.setattr(cores, "time", clock)
+    with cores.watching() as load:
+        pass
+    assert load() == Load(others=2.0, idle=1.5, seconds=2.0)
+
+
+@pytest.mark.parametrize(("given", "shared"), [(None, True), ("3", False), ("", True)])
+def test_the_launchers_share_is_not_the_users_choice(monkeypatch, given, shared):
+    from ddpm.cli import workers
+
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    with workers._environment(4):
+        assert (os.environ["OMP_NUM_THREADS"], cores.is_given()) == (given or "2", not shared)
+    assert THREADS_SHARED not in os.environ
+
+
+def test_a_run_keeps_its_threads(command, tiny, monkeypatch, threads):
+    """The checkpoint has the number and its seconds; a resumed run has no trial."""
+    from ddpm.training import checkpoint
+
+    monkeypatch.setattr(cores, "WORTH_A_TRIAL", 2)
+    seconds = {1: 1.0, 2: 0.5, 4: 0.4}
+    measured = lambda trial: (seconds[threads[-1]], QUIET)  # noqa: E731
+    monkeypatch.setattr(cores, "_measured", measured)
+    options = ("name=a", *tiny)
+    ended = command("train", "trainer.max_steps=2", *options)
+    assert ended.status == 0, ended.err
+    assert "threads: 4 of 4 (400 ms per step against 1.0 s with 1, 500 ms with 2)" in ended.out
+    monkeypatch.setattr(cores, "_measured", no_trial)
+    monkeypatch.setattr(cores, "machine", lambda: 8)
+    ended = command("train", "trainer.max_steps=3", *options)
+    assert "threads: 4 of 8, as in training" in ended.out and "rounded" not in ended.err
+    assert threads[-1] == 4
+    header = checkpoint.find("outputs/a", pytest.fail).header
+    assert (header["threads"], header["seconds_per_step"]) == (4, 0.4)
+    ended = command("train", "trainer.max_steps=4", "threads=2", *options)
+    assert "with threads=4, this is threads=2: sums" in ended.err
+    assert "threads=4 keeps the bits" in ended.err
+    ended = command("sample", "ckpt=outputs/a", "steps=1", "num_samples=1")
+    assert "threads: 2 of 8, as in training" in ended.out
+
+
+def test_commands_try_what_they_compute(command, trained, monkeypatch, threads):
+    """The checkpoint's number is more than the machine has, so each command has a trial."""
+    monkeypatch.setattr(cores, "WORTH_A_TRIAL", 1)
+    ended = command("train", f"resume={trained}", "trainer.max_steps=3", "threads=5")
+    assert ended.status == 0, ended.err
+    units = []
+
+    def measured(trial):
+        units.append((trial.unit, trial.count))
+        assert trial.measure(0.0) > 0
+        return {1: 1.0, 2: 1.0, 4: 1.0}[threads[-1]], QUIET
+
+    monkeypatch.setattr(cores, "_measured", measured)
+    few = ("steps=2", "batch_size=2", f"ckpt={trained}")
+    grey = ("num_samples=5", "extractor=pixels")
+    for name, *options in (
+        ("sample", *few, "num_samples=5", "out=drawn"),
+        ("interpolate", *few, "a=1", "b=2", "num_frames=3"),
+        ("evaluate", *few, *grey),
+        ("evaluate", f"ckpt={trained}", "batch_size=2", "metrics=[loss]", "num_images=5"),
+        ("evaluate", "samples=drawn", "reference=digits", "batch_size=2", *grey, "num_samples=4"),
+    ):
+        ended = command(name, *options)
+        assert ended.status == 0, ended.err
+        assert "threads: 1 of 4 (1.0 s per " in ended.out and threads[-1] == 1
+    call = "network call"
+    assert list(dict.fromkeys(units)) == [(call, 6), (call, 4), (call, 12), ("batch", 2)]

@@ -1,0 +1,121 @@
+"""The warning of a run that becomes several times slower."""
+
+import pytest
+
+from ddpm.training import slowdown
+from ddpm.training.slowdown import Slowdown
+from tests.training.test_trainer import HEADER, folder, trainer
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(slowdown, "time", made)
+    monkeypatch.setattr(slowdown.os, "getloadavg", lambda: (5.25, 0, 0))
+    monkeypatch.setattr(slowdown.os, "cpu_count", lambda: 2)
+    return made
+
+
+@pytest.fixture
+def said(monkeypatch):
+    made = []
+    monkeypatch.setattr(slowdown, "warn", made.append)
+    return made
+
+
+def take(watch, clock, count, seconds, pause_every=None):
+    """Steps of so many seconds; something else, of 1,000 seconds, after some of them."""
+    for number in range(count):
+        clock.now += seconds
+        watch.tick()
+        if pause_every is not None and number % pause_every == 0:
+            watch.restart_clock()
+            clock.now += 1000
+            watch.tick()
+
+
+def test_it_warns_once_and_says_what_helps(clock, said):
+    watch = Slowdown(0.08, threads=2)  # and 0.02 s of overhead
+    watch.tick()
+    take(watch, clock, 200, 0.29)  # not more than three times as long
+    assert said == []
+    take(watch, clock, 10, 0.5)  # half of the window
+    assert said == []
+    take(watch, clock, 50, 0.5)  # less than 30 seconds
+    assert said == []
+    take(watch, clock, 300, 0.5)
+    assert said == [
+        "a step takes 5.0 times as long as at the start of the run, 0.5 s (load average 5.2 on 2 "
+        "cores); if other processes are busy, its 2 threads wait for one another: stop it and "
+        "resume with threads=1 (which rounds sums otherwise)"
+    ]
+
+
+def test_of_one_thread_it_does_not_ask_for_fewer(clock, said):
+    watch = Slowdown(0.08, threads=1)
+    take(watch, clock, 200, 0.5)
+    (line,) = said
+    assert line.endswith("(load average 5.2 on 2 cores); other processes that end make it faster")
+
+
+@pytest.mark.parametrize(
+    ("expected", "threads", "steps"),
+    [
+        (0.08, 2, [(200, 0.25)]),
+        (0.08, 2, [(20, 0.1), (9, 8.0), (20, 0.1), (9, 8.0), (50, 0.1)]),  # a few slow ones
+        (0.08, 2, [(10, 0.1), (50, 0.5), (20, 0.1), (50, 0.5)]),  # not for a while
+        (None, 2, [(500, 0.5)]),  # slow from its first steps on: there is nothing to compare
+        (0.001, 2, [(2000, 0.05)]),  # fast steps are mostly overhead
+    ],
+)
+def test_it_is_silent(clock, said, expected, threads, steps):
+    watch = Slowdown(expected, threads)
+    watch.tick()
+    for count, seconds in steps:
+        take(watch, clock, count, seconds)
+    assert said == []
+
+
+def test_without_a_trial_the_first_steps_are_the_measure(clock, said):
+    watch = Slowdown(None, 2)
+    watch.tick()
+    take(watch, clock, 20, 0.1)
+    take(watch, clock, 100, 0.5)
+    assert len(said) == 1 and "5.0 times" in said[0]
+
+
+def test_previews_and_checkpoints_do_not_count(clock, said):
+    watch = Slowdown(0.08, 2)
+    watch.tick()
+    take(watch, clock, 400, 0.1, pause_every=2)
+    assert said == []
+
+
+@pytest.mark.parametrize("every", ["preview_every", "checkpoint_every"])
+def test_the_loop_leaves_out_what_is_no_step(monkeypatch, clock, said, tmp_path, every):
+    """A step takes 0.1 s, and what is done after every second one an hour."""
+    monkeypatch.setattr(slowdown, "_WINDOW", 4)
+
+    def hour(*_):
+        clock.now += 3600
+
+    def run(name, between):
+        training = trainer(**{"preview_every": 0, every: between, "max_steps": 20})
+        step, state = training.take_step, training.state
+        training.take_step = lambda *a: (setattr(clock, "now", clock.now + 0.1), step(*a))[1]
+        training.state = lambda: (hour(), state())[1]
+        header = {**HEADER, "threads": 2, "seconds_per_step": 0.1}
+        training.fit(folder(tmp_path / name), header, hour)
+
+    run("a", 2)
+    assert said == []
+    monkeypatch.setattr(Slowdown, "restart_clock", lambda _: None)
+    run("b", 2)
+    assert len(said) == 1
