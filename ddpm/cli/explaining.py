@@ -181,6 +181,9 @@ def advice(config_name: str, key: str, value: str, arguments: Sequence[str]) -> 
     beside = [path for path in known if path.rpartition(".")[0] == parent]
     if difflib.get_close_matches(key, known, n=1, cutoff=0.7):
         return did_you_mean(key, known)
+    use = synonyms.near(config_name, key, value, known)
+    if use is not None:
+        return f"; {use}"
     return did_you_mean(key, beside or [path for path in known if "." not in path])
 
 
@@ -196,12 +199,16 @@ def _same_leaf(key: str, value: str, known: Iterable[str]) -> str | None:
 
 def _other_choice(config_name: str, key: str, value: str) -> str | None:
     """Advice to make the choice of a config group that has the option."""
-    group, _, option = key.partition(".")
-    if group not in _groups(config_name) or not re.fullmatch(r"[a-z]\w*", option):
+    typed, _, option = key.rpartition(".")
+    if not re.fullmatch(r"[a-z]\w*", option):
         return None
-    having = [name for name in _choices(group) if option in _keys(f"{group}/{name}")]
-    others = f" (an option of {', '.join(having)})" if len(having) > 1 else ""
-    return f"use {group}={having[0]} {key}={value}{others}" if having else None
+    for group in _groups(config_name):
+        if typed in ("", group):
+            having = [name for name in _choices(group) if option in _keys(f"{group}/{name}")]
+            others = f" (an option of {', '.join(having)})" if len(having) > 1 else ""
+            if having:
+                return f"use {group}={having[0]} {group}.{option}={value}{others}"
+    return None
 
 
 def _other_command(config_name: str, key: str, value: str) -> str | None:

@@ -8,6 +8,7 @@ why there is none. Options that have the same last part as the typed name need n
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Collection, Sequence
 
@@ -36,6 +37,13 @@ def option(command: str, key: str, value: str, known: Collection[str] = ()) -> s
     if row is None and _TRAINING.match(name):
         row = _row(rows, _TRAINING.sub("", name))
     return None if row is None else _said(row, value, known)
+
+
+def near(command: str, key: str, value: str, known: Collection[str] = ()) -> str | None:
+    """Return what :func:`option` does for the most similar name in the table, if one is near."""
+    names = [name for row in OTHERS.get(command, TRAIN) for name in row.names.split()]
+    found = difflib.get_close_matches(key.lower(), names, n=1, cutoff=0.85)
+    return option(command, found[0], value, known) if found else None
 
 
 def choice(group: str, name: str) -> str | None:

@@ -108,6 +108,12 @@ TRAIN = (
     Row("val_split val_size validation_split data.val_split val_frac", "data.val_fraction={}"),
     Row("dataset.batch_size dataloader.batch_size", "trainer.batch_size={}"),
     Row("data.num_workers data.workers dataloader.num_workers", "trainer.num_workers={}"),
+    Row("num_frames n_frames clip_length video_length data.num_frames data.n_frames",
+        "data=video data.frames={}"),
+    Row("seq_length seq_len length sequence_length data.length", "",
+        "the length of sequences comes from the data"),
+    Row("shuffle pin_memory persistent_workers drop_last", "",
+        "the data are always shuffled, and read ahead by trainer.num_workers processes"),
     # Network
     Row("arch architecture network net backbone model_name model_type model.name model.type unet",
         "model={}"),
@@ -159,23 +165,30 @@ TRAIN = (
     Row("cond_drop_prob class_dropout_prob uncond_prob p_uncond cfg_dropout label_drop_prob "
         "model.cond_drop_prob class_dropout", "data.class_cond=true diffusion.label_dropout={}"),
     Row("self_cond", "diffusion.self_condition={}", "", _ON),
+    Row("noise_offset", "diffusion.offset_noise={}"),
+    Row("zero_snr zero_terminal rescale_betas_zero_snr enforce_zero_terminal_snr",
+        "schedule.zero_terminal_snr={}", "", _ON),
     # Previews
     Row("sampling_timesteps num_inference_steps ddim_steps sample_steps sampling_steps "
         "num_sampling_steps timestep_respacing sampler.num_steps sampler.num_inference_steps "
         "sampler.timesteps", "sampler.steps={}",
         "network calls of the previews; ddpm-sample has steps="),
     Row("use_ddim ddim", "sampler={}", "of the previews", _DDIM),
+    Row("prompt text caption text_encoder latent vae latent_diffusion lora unet_lora", "",
+        "models here are trained on the data themselves, with class labels as condition at most"),
     Row("scheduler sampling_method sampler_name", "sampler={}", "of the previews"),
     Row("ddim_eta ddim_sampling_eta", "sampler.eta={}"),
     Row("clip_denoised clip_sample", "sampler.clip={}", "",
         {"true": "static", "false": "none"}),
     Row("n num_samples n_samples nsamples sample_size num_sample eval_batch_size",
         "trainer.preview_samples={}", "of the previews; ddpm-sample has num_samples="),
-    Row("guidance guidance_scale cfg_scale cfg cond_scale guidance_strength w",
+    Row("guidance guidance_scale cfg_scale cfg cond_scale guidance_strength w "
+        "sampler.guidance_scale sampler.guidance sampler.cfg_scale",
         "data.class_cond=true diffusion.label_dropout=0.1",
         "training for guidance; ddpm-sample has guidance="),
     Row("classes class label class_labels", "data.class_cond=true",
         "training with labels; ddpm-sample has classes="),
+    Row("early_stopping patience", "trainer.best=loss", "the best checkpoint is kept"),
     # Runs
     Row("checkpoint ckpt ckpt_path checkpoint_path resume_checkpoint resume_from load load_path "
         "resume_from_checkpoint load_checkpoint resume_path model_path restore init_from "
@@ -186,6 +199,8 @@ TRAIN = (
         "out={}", "the parent folder of runs"),
     Row("run_name exp_name experiment_name experiment exp expname project project_name run",
         "name={}"),
+    Row("overwrite force overwrite_output_dir", "",
+        "no run is overwritten; give another name=, or continue one with resume="),
     Row("config config_file yaml", "",
         "no file of options is read; type them, or continue a run with resume="),
 )  # fmt: skip
@@ -226,7 +241,9 @@ DRAW = (
     Row("class_cond num_classes learn_sigma noise_schedule num_channels num_res_blocks "
         "channel_mult beta_schedule objective prediction_type", "",
         "it comes from the checkpoint; leave it out"),
-    Row("prompt text caption", "", "no network here is given text; classes= chooses classes"),
+    Row("init_image image init_img", "", "ddpm-interpolate a=... b=... starts from pictures"),
+    Row("prompt negative_prompt text caption", "",
+        "no network here is given text; classes= chooses classes"),
 )  # fmt: skip
 
 OTHERS: Mapping[str, Sequence[Row]] = {
@@ -234,6 +251,7 @@ OTHERS: Mapping[str, Sequence[Row]] = {
         Row("n num n_samples nsamples num_images num_sample samples count num_images_per_prompt "
             "trainer.preview_samples", "num_samples={}"),
         Row("file_type type image_format save_format", "format={}"),
+        Row("cond given conditioning", "condition={}", "a file that holds what is given"),
         Row("gif save_trajectory save_intermediates progress", "trajectory=true"),
         *DRAW,
     ),
@@ -248,6 +266,9 @@ OTHERS: Mapping[str, Sequence[Row]] = {
     "evaluate": (
         Row("metric", "metrics=[{}]"),
         Row("fid", "metrics=[fid]"),
+        Row("kid", "metrics=[kid]"),
+        Row("is isc inception_score", "metrics=[isc]"),
+        Row("prc precision_recall", "metrics=[prc]"),
         Row("nll bits_per_dim", "metrics=[bpd]"),
         Row("real ref ref_batch ref_path reference_path dataset data data_path dataset_path "
             "data_dir data.path stats dataset_name fid_stats", "reference={}"),
@@ -255,7 +276,7 @@ OTHERS: Mapping[str, Sequence[Row]] = {
             "samples={}"),
         Row("n n_samples nsamples num num_fid_samples", "num_samples={}"),
         Row("feature_extractor inception detector", "extractor={}"),
-        *DRAW[:-3],
+        *DRAW[:-4],
     ),
     "import": (
         Row("ckpt checkpoint model_path checkpoint_path path model weights pt", "file={}"),

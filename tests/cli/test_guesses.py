@@ -139,6 +139,13 @@ TRAIN = [
     ("output_dir=made", "out=made"),
     ("run_name=a", "name=a"),
     ("format=png", "ddpm-sample format=png"),
+    ("num_epoch=10", EPOCHS),
+    ("sampler.guidance_scale=3", "data.class_cond=true diffusion.label_dropout=0.1"),
+    ("noise_offset=0.1", "diffusion.offset_noise=0.1"),
+    ("rescale_betas_zero_snr=true", "schedule.zero_terminal_snr=true"),
+    ("num_frames=8", "data=video data.frames=8"),
+    ("split=test", "data=cifar data.split=test"),
+    ("early_stopping=true", "trainer.best=loss"),
 ]  # fmt: skip
 OTHERS = [
     ("sample", "n=4", "num_samples=4"),
@@ -168,6 +175,8 @@ OTHERS = [
     ("evaluate", "dataset=cifar", "reference=cifar"),
     ("evaluate", "images=made", "samples=made"),
     ("evaluate", "metric=kid", "metrics=[kid]"),
+    ("evaluate", "kid=true", "metrics=[kid]"),
+    ("sample", "cond=a.npy", "condition=a.npy"),
     ("import", "checkpoint=a.pt", "file=a.pt"),
     ("export", "checkpoint=outputs/a", "ckpt=outputs/a"),
 ]
@@ -408,7 +417,9 @@ def test_no_name_stands_in_two_rows_of_a_table():
 
 
 @pytest.mark.parametrize(
-    ("command", "rows"), [("train", synonyms.TRAIN), *synonyms.OTHERS.items()], ids=str
+    ("command", "rows"),
+    [("train", synonyms.TRAIN), *synonyms.OTHERS.items()],
+    ids=["train", *synonyms.OTHERS],
 )
 def test_rows_name_options_that_exist(command, rows):
     """Rows that no guess above reaches are held as well; their values are not."""
