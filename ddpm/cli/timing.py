@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _WORTH_IT = 200  # steps, below which a trial would take a noticeable part of the run
 _SHARE = 0.015  # of a run, for the trial of its estimate
 _SECONDS = 5.0  # for it at most
+LOOP = 1.08  # a step in the loop over its trial, see BENCHMARKS.md
 _PLAN_SHARE = 0.05  # of trainer.max_minutes, for the trial that the number of steps follows from
 
 
@@ -32,10 +33,19 @@ class Timing:
         training: as it begins or resumes.
         sampler: of the previews.
         step: seconds per step, if they have been measured.
+        began: ``time.monotonic()`` from which ``trainer.max_minutes`` counts; None = now.
     """
 
-    def __init__(self, training: Trainer, sampler: Sampler, step: float | None = None) -> None:
+    def __init__(
+        self,
+        training: Trainer,
+        sampler: Sampler,
+        step: float | None = None,
+        *,
+        began: float | None = None,
+    ) -> None:
         self.training = training
+        self._began = time.monotonic() if began is None else began
         total = training.diffusion.num_steps
         calls = len(sampler.timesteps(total - 1, num_steps=total))
         self.preview = preview_steps(training.preview_samples, calls, training.batch_size)
@@ -55,9 +65,8 @@ class Timing:
             training.max_steps = planned.config["trainer"]["max_steps"]
             return planned
         self._planned = True
-        began = time.monotonic()
         estimate = self._estimate(_PLAN_SHARE * 60 * minutes)
-        left = 60 * minutes - (time.monotonic() - began)
+        left = 60 * minutes - (time.monotonic() - self._began)
         (steps,) = broadcast_object_list([estimate.steps(left)])
         assert isinstance(steps, int)
         training.max_steps = training.step + steps
@@ -86,7 +95,7 @@ class Timing:
         every = preview_interval(self.training)
         if self.training.preview_every is None:  # fewer, where they would exceed their share
             every = max(every, math.ceil(self.preview * (1 / PREVIEW_SHARE - 1)))
-        return Estimate(self._step, self.preview * self._step, every)
+        return Estimate(LOOP * self._step, self.preview * self._step, every)
 
     def _measured(self, seconds: float) -> float:
         """Return the seconds per step of the slowest process."""

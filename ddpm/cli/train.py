@@ -122,8 +122,10 @@ def _train(
         found = planned.found(accelerator, facts, len(training.data))
         if found is not None:
             training.resume(found)
+        began = time.monotonic()
         choice = _choose_threads(threads, training, found)
-        timing = Timing(training, walk, choice.seconds if found is None else None)
+        measured = choice.seconds if found is None else None
+        timing = Timing(training, walk, measured, began=began)
         planned = timing.planned(planned)
         owed = scheduled(training) & missing(run, training.step)
         if training.step >= training.max_steps and not owed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from math import floor, log10
 
@@ -45,10 +46,8 @@ class Estimate:
 
     def steps(self, seconds: float) -> int:
         """Return the number of steps, at least 1, that a run of this duration has."""
-        if not self.every:
-            return max(floor(seconds / self.step), 1)
-        each = self.step + self.preview / self.every
-        return max(floor((seconds - self.preview) / each), 1)
+        most = max(floor(seconds / self.step), 1)  # without previews
+        return max(bisect_right(range(1, most + 1), seconds, key=lambda n: self.seconds(0, n)), 1)
 
     def line(self, start: int, last: int, without: str = "") -> str:
         """Return the duration in words, with a proposal if it is long.

@@ -18,10 +18,10 @@ NODE = {"_target_": "ddpm.training.Trainer"}
 
 @pytest.fixture
 def measured(monkeypatch):
-    """The seconds that trials were asked to take; a step takes 0.1 s."""
+    """The seconds that trials were asked to take; a step in the loop takes 0.1 s."""
     asked = []
     monkeypatch.setattr(
-        timing, "seconds_per_step", lambda _, *, seconds: asked.append(seconds) or 0.1
+        timing, "seconds_per_step", lambda _, *, seconds: asked.append(seconds) or 0.1 / timing.LOOP
     )
     return asked
 
@@ -36,7 +36,7 @@ def planned(training, *, timed):
     ("minutes", "preview_every", "expected"),
     [
         (1.0, 0, 599),  # 60 s less the moment that the trial takes
-        (1.0, None, 561),  # and a preview: 206 samples x 4 calls / (3 x 8) are 34 steps
+        (1.0, None, 568),  # and a preview: 206 samples x 4 calls / (3 x 8) are 34 steps
         (0.01, 0, 5),
     ],
 )
@@ -59,7 +59,7 @@ def test_a_stored_plan_is_not_measured_again(measured):
 
 
 def test_the_trial_takes_a_small_part_of_the_run(measured):
-    for steps, expected in ((199, []), (200, [0.0, 0.3]), (10**6, [0.0, 5.0])):
+    for steps, expected in ((199, []), (200, [0.0, 0.3 / timing.LOOP]), (10**6, [0.0, 5.0])):
         measured.clear()
         made, _ = planned(trainer(Fit(), max_steps=steps, preview_every=0), timed=False)
         line = made.line()
