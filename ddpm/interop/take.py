@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ def take(
         "original does; take format=safetensors"
     )
     require(not described.options.get("pad"), "model.pad", True, problem)
+    options = {key: value for key, value in described.options.items() if key != "pad"}
+    described = replace(described, options=options)
     original = SOURCES[format]
     try:
         kwargs = original.express(described)
