@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -95,6 +96,8 @@ class Feed:
         self.rank, self.world = rank, world
         self.num_workers = (0 if data.in_memory else 2) if num_workers is None else num_workers
         self.pin_memory = pin_memory
+        # A position, its micro-batch that has been read, and those after it.
+        self._begun: tuple[int, Batch, Iterator[Batch]] | None = None
 
     def batches(self, samples: int) -> Iterator[Batch]:
         """Micro-batches (raw data, labels or None) from position ``samples`` on, for ever.
@@ -103,6 +106,12 @@ class Feed:
             ConfigError: data that cannot be read.
             RuntimeError: see :meth:`lost`.
         """
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] == samples:
+            return chain([begun[1]], begun[2])
+        return self._loaded(samples)
+
+    def _loaded(self, samples: int) -> Iterator[Batch]:
         if self.num_workers:
             Finalize(None, end_readers, exitpriority=1)
         loader: DataLoader[Any] = DataLoader(
@@ -123,15 +132,22 @@ class Feed:
             yield fetched
 
     def first(self, samples: int) -> Batch:
-        """Return the first micro-batch from position ``samples`` on, read in this process.
+        """Return the first micro-batch from position ``samples`` on.
+
+        It is read as in training. Processes that read are started once, for :meth:`batches` too.
 
         Raises:
-            ConfigError: data that cannot be read.
+            ConfigError: data that cannot be read; a process that reads died or hangs.
         """
-        fetched = _Fetch(self.data).__getitems__(self.plan(samples)[0])
-        if isinstance(fetched, ConfigError):
-            raise fetched.under("data")
-        return fetched
+        if not self.num_workers:
+            return next(self._loaded(samples))
+        if self._begun is None or self._begun[0] != samples:
+            following = self._loaded(samples)
+            try:
+                self._begun = samples, next(following), following
+            except RuntimeError as error:
+                raise self.lost(error) or error from error
+        return self._begun[1]
 
     def lost(self, error: RuntimeError) -> ConfigError | None:
         """The mistake that torch tells of where a process that reads died; None for any other.

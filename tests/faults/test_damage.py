@@ -141,6 +141,6 @@ def test_a_checkpoint_of_another_config_is_refused_with_the_keys(again):
     assert ended.status == 1
     assert ended.line == (
         "ddpm-train: name=x: is a run with other options: model.dropout (0.0 there, 0.1 here), "
-        "seed (0 there, 3 here), trainer.batch_size (8 there, 16 here); leave them, or start a new "
-        "run"
+        "seed (0 there, 3 here), trainer.batch_size (8 there, 16 here); use resume=outputs/x to "
+        "continue with the run's own options, or another name"
     )

@@ -8,6 +8,7 @@ import torch
 from ddpm.data import Dataset, ImageCodec
 from ddpm.errors import ConfigError
 from ddpm.seeding import For, mix
+from ddpm.training import feed as feed_module
 from ddpm.training.feed import Feed, Order
 
 
@@ -146,3 +147,18 @@ def test_workers_by_default_are_for_data_that_are_not_in_memory(in_memory, worke
 def test_fewer_than_no_workers_are_refused():
     with pytest.raises(ConfigError, match="num_workers=-1: must be at least 0"):
         Feed(Numbers(9), seed=0, batch_size=4, num_workers=-1)
+
+
+def test_the_first_batch_that_a_trial_reads_is_the_first_of_the_training(monkeypatch):
+    """The processes that read are started once for both."""
+    expected, _ = stream(Feed(Numbers(10), seed=0, batch_size=4), 2, 3)
+    started, loader = [], feed_module.DataLoader
+    monkeypatch.setattr(
+        feed_module, "DataLoader", lambda *a, **k: started.append(1) or loader(*a, **k)
+    )
+    feed = Feed(Numbers(10), seed=0, batch_size=4, num_workers=1)
+    assert [feed.first(8)[0].flatten().tolist() for _ in range(2)] == [expected[0]] * 2
+    assert stream(feed, 2, 3)[0] == expected
+    assert len(started) == 1
+    assert stream(feed, 2, 1)[0] == expected[:1]
+    assert len(started) == 2
