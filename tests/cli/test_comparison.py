@@ -53,6 +53,7 @@ def test_the_jobs_of_a_sweep_are_ranked_and_not_measured_twice(command, sweep):
     assert [len(evaluated(f"{sweep}/{n}")) for n in (0, 1)] == [1, 1]
 
 
+@pytest.mark.slow
 def test_what_was_measured_otherwise_is_measured_again(command, sweep):
     assert command("evaluate", f"runs={sweep}", *OPTIONS).status == 0
     for more in ("seed=1", "num_samples=9", "weights=raw"):

@@ -41,6 +41,7 @@ def config(run):
     return from_yaml(Path(run, "config.yaml").read_text(), "config.yaml")
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_from_other_folders(command, work, train, tiny, monkeypatch):
     ended = train(1, "name=a", *DATA, *tiny)
     assert "12 sequences of 2 channels, length 16\n" in ended.out

@@ -12,6 +12,7 @@ import yaml
 
 from ddpm.training import checkpoint
 
+OTHER_SIGNALS = ["SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"]
 HARD = (
     "data.class_cond=true",
     "diffusion.label_dropout=0.2",
@@ -44,8 +45,15 @@ def assert_equal(one, other):
         assert all(torch.equal(a[key], b[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
 
 
-@pytest.mark.parametrize("again", ["resume=outputs/cut", "name=cut"])
-@pytest.mark.parametrize("options", [(), HARD], ids=["default", "hard"])
+@pytest.mark.parametrize(
+    ("options", "again"),
+    [
+        ((), "name=cut"),
+        (HARD, "resume=outputs/cut"),
+        pytest.param((), "resume=outputs/cut", marks=pytest.mark.slow),
+        pytest.param(HARD, "name=cut", marks=pytest.mark.slow),
+    ],
+)
 def test_twenty_steps_are_ten_and_ten(command, tiny, options, again):
     assert command("train", "name=whole", "trainer.max_steps=20", *tiny, *options).status == 0
     assert command("train", "name=cut", "trainer.max_steps=10", *tiny, *options).status == 0
@@ -169,7 +177,10 @@ def test_cosine_decay_to_another_end_warns(command, tiny):
     assert ended.status == 0 and "with another one this is not the same run" in ended.err
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+@pytest.mark.parametrize(
+    "name",
+    ["SIGTERM", *(pytest.param(n, marks=pytest.mark.slow) for n in OTHER_SIGNALS)],
+)
 def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on(command, tiny, monkeypatch, name):
     from ddpm.training import Trainer
 

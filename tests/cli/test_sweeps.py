@@ -89,6 +89,7 @@ def test_a_sweep_ends_with_a_table_of_all_jobs_and_survives_one_that_fails(sweep
     assert Image.open(NAMED / "sweep.png").size == (1320, 600)
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_with_every_job(sweep):
     assert sweep().status == 0
     before = rows()
@@ -106,6 +107,7 @@ def test_the_same_command_goes_on_with_every_job(sweep):
     assert [(row["job"], row["status"], row["steps"]) for row in rows()] == [("0", "failed", "3")]
 
 
+@pytest.mark.slow
 def test_without_a_name_each_sweep_has_a_folder_of_its_own(command, tiny):
     for _ in range(2):
         ended = command("train", "-m", "trainer.max_steps=1", "seed=0,1", *tiny)
@@ -218,6 +220,7 @@ def jobs_of(monkeypatch):
     return started
 
 
+@pytest.mark.slow
 def test_an_option_goes_to_the_jobs_whose_choice_has_it(command, tiny):
     small = [option for option in tiny if not option.startswith("model.")]
     options = ("name=lr", *NETWORKS, "model.dim=8,16", *small)

@@ -68,7 +68,13 @@ def files(folder):
     ("name", "at", "finished", "again"),
     [
         ("generate", 2, [], {"generate": 2, "fid": 1, "kid": 1, "bits_per_dimension": 2}),
-        ("kid", 1, ["fid_9"], {"generate": 0, "fid": 0, "kid": 1, "bits_per_dimension": 2}),
+        pytest.param(
+            "kid",
+            1,
+            ["fid_9"],
+            {"generate": 0, "fid": 0, "kid": 1, "bits_per_dimension": 2},
+            marks=pytest.mark.slow,
+        ),
         (
             "bits_per_dimension",
             2,

@@ -103,6 +103,7 @@ def test_a_home_that_is_not_known(monkeypatch):
     assert str(caught.value) == "out=~/a: the home directory is not known; set HOME"
 
 
+@pytest.mark.slow
 def test_a_tilde_in_every_command(command, tiny, tmp_path, monkeypatch):
     home = tmp_path / "home"
     (home / "pictures").mkdir(parents=True)

@@ -82,6 +82,7 @@ def test_a_sweep_inside_a_launcher_is_refused(monkeypatch, flag):
     )
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_once_and_leaves_no_folder(command, tiny):
     """It is found by both workers, before they know of each other and after."""
     for option, line in (

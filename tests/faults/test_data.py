@@ -214,6 +214,7 @@ def test_a_truncated_jpeg_that_shows_only_when_it_is_read(command, tiny, hundred
     assert not [x for x in Path("outputs").rglob("*") if ".tmp" in x.name]
 
 
+@pytest.mark.slow
 def test_what_is_no_regular_file_is_passed_over_and_nothing_waits(imgs, tiny):
     for number in range(3):
         save(imgs / f"{number}.png", noise(16, 16, seed=number))

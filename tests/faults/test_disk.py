@@ -185,7 +185,7 @@ def test_a_disk_without_room_for_a_line_of_the_log(command, reference, small_dis
 # weights that are not finite
 
 
-@pytest.mark.parametrize("which", ["raw", "ema"])
+@pytest.mark.parametrize("which", ["raw", pytest.param("ema", marks=pytest.mark.slow)])
 def test_weights_that_are_not_finite_are_never_written(command, reference, monkeypatch, which):
     update, calls = EMA.update, []
 

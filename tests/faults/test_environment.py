@@ -32,7 +32,15 @@ def fine(ended):
 
 @pytest.mark.parametrize(
     "odd",
-    ["two words", "a=b", "bücher 図", "(1) it's 50%", "~x", "-m", "$HOME"],
+    [
+        "a=b",
+        "~x",
+        "bücher 図",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("two words", "(1) it's 50%", "-m", "$HOME")
+        ),
+    ],
 )
 def test_folders_of_any_name(command, tiny, odd):
     """Of the pictures, of all runs, and of the run."""
@@ -157,7 +165,8 @@ def alone(tmp_path, *arguments, **variables):
     return ended
 
 
-@pytest.mark.parametrize("home", ["/proc/none", pytest.param("/proc", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("home", ["/proc/none", "/proc"])
+@pytest.mark.slow
 def test_without_a_home_and_a_network(tmp_path, tiny, home):
     """A home that is not there, and one that nobody, root included, can write to."""
     options = ("name=a", "trainer.preview_every=1", *FEW, *tiny)

@@ -41,6 +41,7 @@ def goes_on(shell, options, expected):
 # one process
 
 
+@pytest.mark.slow
 def test_during_a_save_and_twice_at_once(shell, reference):
     """A launcher hands on what a scheduler has sent to all: the same wish, heard twice."""
     shell.hurt("at_save(lambda call: time.sleep(1.5 * (call == 1)), torch, 'save')\n" + SLOWLY)
@@ -57,6 +58,7 @@ def test_during_a_save_and_twice_at_once(shell, reference):
     goes_on(shell, options, reference(1))
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_step_that_hangs(shell, reference):
     shell.hurt(HANGS.format(who="True"))
     options = (*END, "trainer.checkpoint_every=3")

@@ -79,7 +79,7 @@ def test_of_a_custom_extractor_all_are_torch_fidelitys_to_the_last_digit(
     assert found["fid"] > 1e-4 and found["isc"] > 1.01 and 0 < found["precision"] < 1
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_of_pixels_all_are_torch_fidelitys_to_the_last_digit(world):
     samples, real = pictures(1100, 1, 8, 8, dark=9), pictures(1050, 1, 8, 8, seed=1)
     expected = theirs(Pixels(), samples, real, fid=True, kid=True, prc=True)

@@ -230,7 +230,7 @@ def test_autocast_stays_near_float32(dims, options, near):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("dims", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_network_compiles_in_one_piece(dims):
     old = {"weight_standardized": True, "attn_norm": "layer", "divide_values": True}
     net = make(dims, num_mem_kv=2, num_classes=2, self_condition=True, **old)
