@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ddpm import generation
 from ddpm.cli.shares import SharedWork, gather, share
+from ddpm.data.class_rows import in_turn
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.instantiate import Facts
 from ddpm.progress import progress
@@ -70,8 +71,10 @@ class Previews:
             with self.run.forgiving("the sample grid"):
                 # The picture comes last: a step that has one is not drawn again on resuming.
                 film = self.run.picture("samples", trainer.step).with_suffix(".gif")
-                self.facts.codec.film(grid, film)
-                self.run.show("samples", self.facts.codec.picture(grid), trainer.step)
+                rows = in_turn(len(grid), classes, self.facts.names)
+                self.facts.codec.film(grid, film, rows=rows)
+                picture = self.facts.codec.picture(grid, rows=rows)
+                self.run.show("samples", picture, trainer.step)
 
     def _drawn(
         self,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ddpm.cli.drawing import Trajectory
     from ddpm.data import Codec
+    from ddpm.data.class_rows import Rows
 
 
 def main() -> None:
@@ -45,6 +46,7 @@ def sample(
     """Draw samples and write them, each process its share."""
     from ddpm.cli.drawing import GRID, Trained, Trajectory, label, on_step
     from ddpm.cli.shares import gather, share
+    from ddpm.data.class_rows import in_turn
     from ddpm.generation import generate
 
     require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
@@ -98,15 +100,16 @@ def sample(
         if trained.accelerator.is_main_process:
             for each in jointly:
                 codec.write(raw, folder.aside, format=each, labels=labels)
-            _draw(codec, raw[:GRID], film, folder.aside)
+            rows = in_turn(len(raw[:GRID]), wanted, names)
+            _draw(codec, raw[:GRID], rows, film, folder.aside)
     app.say(trained.accelerator, f"done: {folder.path} (look at {look})")
     trained.accelerator.end_training()
 
 
-def _draw(codec: Codec, raw: Tensor, film: Trajectory | None, folder: Path) -> None:
+def _draw(codec: Codec, raw: Tensor, rows: Rows, film: Trajectory | None, folder: Path) -> None:
     """Write the pictures beside the samples."""
-    codec.picture(raw).save(folder / "grid.png")
-    codec.film(raw, folder / "grid.gif")
+    codec.picture(raw, rows=rows).save(folder / "grid.png")
+    codec.film(raw, folder / "grid.gif", rows=rows)
     if film is not None:
         codec.animate(film.frames, folder / "trajectory.gif")
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from ddpm.data.arrays import read_arrays
+from ddpm.data.class_rows import Rows
 from ddpm.data.decoding import quiet_about_size, read_pixels
 from ddpm.data.depth import Levels, of_one_file
 from ddpm.data.gifs import write_frames
@@ -109,8 +110,16 @@ class Codec(ABC):
         return f"{count:,} samples of {'x'.join(map(str, self.shape))}"
 
     @abstractmethod
-    def picture(self, raw: torch.Tensor, *, columns: int | None = None) -> Image.Image:
-        """A picture of the raw batch ``(N, *shape)``, N at least 1, of so many columns."""
+    def picture(
+        self, raw: torch.Tensor, *, columns: int | None = None, rows: Rows = None
+    ) -> Image.Image:
+        """A picture of the raw batch ``(N, *shape)``, N at least 1.
+
+        Args:
+            raw: the batch.
+            columns: of the picture; None = what suits the number of items.
+            rows: the items of each class; None = in their order.
+        """
 
     @abstractmethod
     def array(self, raw: torch.Tensor) -> npt.NDArray[Any]:
@@ -150,14 +159,21 @@ class Codec(ABC):
         duration_ms: int = 100,
         hold_ms: int = 2000,
         columns: int | None = None,
+        rows: Rows = None,
     ) -> Path:
         """Write raw batches ``(N, *shape)`` as a GIF of their pictures; the last stays longer."""
-        pictures = [self.picture(raw, columns=columns) for raw in frames]
+        pictures = [self.picture(raw, columns=columns, rows=rows) for raw in frames]
         write_frames(pictures, path, [duration_ms] * (len(pictures) - 1) + [hold_ms])
         return path
 
     def film(
-        self, raw: torch.Tensor, path: Path, *, columns: int | None = None, duration_ms: int = 100
+        self,
+        raw: torch.Tensor,
+        path: Path,
+        *,
+        columns: int | None = None,
+        rows: Rows = None,
+        duration_ms: int = 100,
     ) -> Path | None:
         """Write data that move in time as one GIF of the raw batch ``(N, *shape)`` moving.
 
@@ -281,9 +297,11 @@ class ImageCodec(Codec):
             header, _ = read_pixels(path, 1, None, self.levels)
         return of_one_file(path, header.seen, self.levels)
 
-    def picture(self, raw: torch.Tensor, *, columns: int | None = None) -> Image.Image:
+    def picture(
+        self, raw: torch.Tensor, *, columns: int | None = None, rows: Rows = None
+    ) -> Image.Image:
         """A grid; see :func:`ddpm.data.pictures.grid`."""
-        return grid(self.pixels(raw.detach()).cpu().numpy(), columns)
+        return grid(self.pixels(raw.detach()).cpu().numpy(), columns, rows)
 
     def array(self, raw: torch.Tensor) -> npt.NDArray[Any]:
         """Channels last, as programs that evaluate samples expect: ``(N, H, W, C)``."""
@@ -372,9 +390,11 @@ class SequenceCodec(Codec):
             raise ConfigError("path", str(path), f"{problem}; cut it to that")
         return torch.from_numpy(np.ascontiguousarray(item))
 
-    def picture(self, raw: torch.Tensor, *, columns: int | None = None) -> Image.Image:
+    def picture(
+        self, raw: torch.Tensor, *, columns: int | None = None, rows: Rows = None
+    ) -> Image.Image:
         """Line plots of the first 16; see :func:`ddpm.data.pictures.plots`."""
-        return plots(raw.detach().cpu().numpy(), self.low, self.high, columns)
+        return plots(raw.detach().cpu().numpy(), self.low, self.high, columns, rows)
 
     def array(self, raw: torch.Tensor) -> npt.NDArray[np.float32]:
         """Return float32 in the axes of the training data: ``(N, C, L)`` or ``(N, L, C)``."""

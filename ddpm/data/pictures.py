@@ -3,23 +3,67 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+
+from ddpm.data.class_rows import Row, Rows
 
 MAX_PANELS = 16
 _BACKGROUND = 225
 _PADDING = 2
 _MIN_CELL = 64
+_FONT_SIZE = 14
+_MARGIN = 6  # beside a name
+_LONGEST_NAME = 24  # characters
+_MAX_CLASS_PANELS = 8  # rows of plots
 
 
-def grid(images: npt.NDArray[np.uint8], columns: int | None = None) -> Image.Image:
+def grid(
+    images: npt.NDArray[np.uint8], columns: int | None = None, rows: Rows = None
+) -> Image.Image:
     """Images ``(N, C, H, W)`` side by side, row after row, near to a square.
 
     Small ones are enlarged by a whole factor, each pixel to a square. One channel gives a grey
     picture and three a coloured one; of any other number, the channels stand side by side in grey.
+    ``rows`` arranges them by class instead, with the names at the left and empty cells at the end
+    of rows that are shorter than others.
     """
+    if rows is None:
+        return _grid(images, columns)
+    columns = max(len(row.items) for row in rows)
+    cells = np.full((len(rows), columns, *images.shape[1:]), _BACKGROUND, np.uint8)
+    for cell, row in zip(cells, rows, strict=True):
+        cell[: len(row.items)] = images[list(row.items)]
+    return _beside(_grid(cells.reshape(-1, *images.shape[1:]), columns), [row.name for row in rows])
+
+
+def _beside(picture: Image.Image, names: Sequence[str]) -> Image.Image:
+    """A picture of as many rows as there are names, with the names at the left."""
+    font = ImageFont.load_default(size=_FONT_SIZE)
+    names = [_shortened(name) for name in names]
+    margin = math.ceil(max(font.getlength(name) for name in names)) + 2 * _MARGIN
+    size, grey = (margin + picture.width, picture.height), picture.mode == "L"
+    canvas = Image.new(picture.mode, size, _BACKGROUND if grey else (_BACKGROUND,) * 3)
+    canvas.paste(picture, (margin, 0))
+    draw, step = ImageDraw.Draw(canvas), (picture.height - _PADDING) / len(names)
+    for row, name in enumerate(names):
+        place = margin - _MARGIN, _PADDING + (row + 0.5) * step - _PADDING / 2
+        draw.text(place, name, fill=0 if grey else (0, 0, 0), font=font, anchor="rm")
+    return canvas
+
+
+def _shortened(name: str) -> str:
+    """A name on one line that leaves room for the samples."""
+    name = " ".join(name.split())
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+def _grid(images: npt.NDArray[np.uint8], columns: int | None) -> Image.Image:
     number, _, height, width = images.shape
     images = visible(images)
     factor = math.ceil(_MIN_CELL / max(height, width))
@@ -51,11 +95,16 @@ def as_image(pixels: npt.NDArray[np.uint8]) -> Image.Image:
 
 
 def plots(
-    sequences: npt.NDArray[np.float32], low: float, high: float, columns: int | None = None
+    sequences: npt.NDArray[np.float32],
+    low: float,
+    high: float,
+    columns: int | None = None,
+    rows: Rows = None,
 ) -> Image.Image:
     """Sequences ``(N, C, L)`` as line plots, a panel each, a colour a channel.
 
-    Without a number of columns, which a strip of frames has, only the first 16 are shown.
+    Without a number of columns, which a strip of frames has, only the first 16 are shown. ``rows``
+    arranges them by class, at most 8 classes spread evenly over all, with the names at the left.
 
     All panels show the range from ``low`` to ``high`` and a little more, so that pictures of the
     same data can be compared; what lies further out is cut off.
@@ -63,25 +112,52 @@ def plots(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = sequences if columns else sequences[:MAX_PANELS]
-    columns = min(columns or math.ceil(math.sqrt(len(shown))), len(shown))
-    rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(2.4 * columns + 0.8, 1.6 * rows + 0.8), dpi=100, layout="constrained")
+    lines = _lines(len(sequences), columns, rows)
+    columns = max(len(line.items) for line in lines)
+    size = (2.4 * columns + 0.8, 1.6 * len(lines) + 0.8)
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    panels = figure.subplots(len(lines), columns, sharex=True, sharey=True, squeeze=False)
     margin = 0.05 * (high - low)
-    for number, panel in enumerate(panels):
-        if number >= len(shown):
-            panel.set_axis_off()
-            continue
-        for channel, values in enumerate(shown[number]):
-            panel.plot(values, color=f"C{channel % 10}", linewidth=1.0, label=f"channel {channel}")
-        panel.set_ylim(low - margin, high + margin)
-        panel.tick_params(labelsize=7, labelbottom=number + columns >= len(shown))
+    for place, line in enumerate(lines):
+        below = len(lines[place + 1].items) if place + 1 < len(lines) else 0
+        for column, panel in enumerate(panels[place]):
+            if column >= len(line.items):
+                panel.set_axis_off()
+                continue
+            _plot(panel, sequences[line.items[column]])
+            panel.set_ylim(low - margin, high + margin)
+            panel.tick_params(labelsize=7, labelbottom=column >= below)
+        if line.name:
+            # No mathematics: a class may be named $x$.
+            name = {"rotation": 0, "ha": "right", "va": "center", "parse_math": False}
+            panels[place][0].set_ylabel(_shortened(line.name), fontsize=8, **name)
     figure.supxlabel("position", fontsize=9)
     figure.supylabel("value", fontsize=9)
-    if 1 < shown.shape[1] <= 10:
+    if 1 < sequences.shape[1] <= 10:
         handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper right", ncols=5, fontsize=7)
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # boxes stand for those letters
+        canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _lines(count: int, columns: int | None, rows: Rows) -> list[Row]:
+    """The panels of plots, row by row."""
+    if rows is None:
+        shown = count if columns else min(count, MAX_PANELS)
+        columns = min(columns or math.ceil(math.sqrt(shown)), shown)
+        starts = range(0, shown, columns)
+        return [Row("", tuple(range(at, min(at + columns, shown)))) for at in starts]
+    named = [row for row in rows if row.name]  # without those that continue a class
+    most = min(len(named), _MAX_CLASS_PANELS)
+    chosen = [named[round(i * (len(named) - 1) / max(most - 1, 1))] for i in range(most)]
+    columns = max(MAX_PANELS // most, 2)
+    return [Row(row.name, row.items[:columns]) for row in chosen]
+
+
+def _plot(panel: Any, sequence: npt.NDArray[np.float32]) -> None:
+    """A line per channel."""
+    for channel, values in enumerate(sequence):
+        panel.plot(values, color=f"C{channel % 10}", linewidth=1.0, label=f"channel {channel}")

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ddpm.data.arrays import as_float, load_arrays
+from ddpm.data.class_rows import Row, Rows
 from ddpm.data.codec import Codec, checked_shape
 from ddpm.data.decoding import SUFFIXES, quiet_about_size, read_pixels
 from ddpm.data.depth import Levels, of_one_file
@@ -167,22 +168,42 @@ class VideoCodec(Codec):
             seen = read_pixels(os.path.join(path, listing.files[0]), 1, None, self.levels)[0].seen
         return listing.warnings + of_one_file(path, seen, self.levels)
 
-    def picture(self, raw: torch.Tensor, *, columns: int | None = None) -> Image.Image:
+    def picture(
+        self, raw: torch.Tensor, *, columns: int | None = None, rows: Rows = None
+    ) -> Image.Image:
         """A film strip for each video: up to 16 of its frames, evenly spaced, from left to right.
 
         Only the first 8 videos are shown, but all where ``columns`` says that they belong together.
+        With ``rows`` they are the first videos of the first 8 classes, with the names at the left.
         """
+        strips = None
+        if rows is not None:
+            strips = [row for row in rows if row.name][:_STRIPS]
+            raw = raw[[row.items[0] for row in strips]]
         shown = self._pixels(raw if columns else raw[:_STRIPS])
         stills = np.linspace(0, self.shape[1] - 1, min(self.shape[1], _STILLS)).round().astype(int)
         frames = shown[:, :, stills].swapaxes(1, 2)
-        return grid(frames.reshape(-1, *frames.shape[2:]), len(stills))
+        length = len(stills)
+        if strips is not None:
+            starts = range(0, len(strips) * length, length)
+            strips = [
+                Row(strip.name, tuple(range(start, start + length)))
+                for strip, start in zip(strips, starts, strict=True)
+            ]
+        return grid(frames.reshape(-1, *frames.shape[2:]), length, strips)
 
     def film(
-        self, raw: torch.Tensor, path: Path, *, columns: int | None = None, duration_ms: int = 100
+        self,
+        raw: torch.Tensor,
+        path: Path,
+        *,
+        columns: int | None = None,
+        rows: Rows = None,
+        duration_ms: int = 100,
     ) -> Path:
         """Write a grid of the videos ``(N, C, F, H, W)``, moving together, as one GIF."""
         frames = self._pixels(raw).transpose(2, 0, 1, 3, 4)
-        pictures = [grid(each, columns) for each in frames]
+        pictures = [grid(each, columns, rows) for each in frames]
         write_frames(pictures, path, self._durations_ms(duration_ms))
         return path
 
