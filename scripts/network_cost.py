@@ -9,6 +9,7 @@ the device "meta".
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class Case(NamedTuple):
     """
 
     options: str
-    network: type[Network]
+    network: Callable[..., Network]
     shape: tuple[int, ...]
     arguments: dict[str, Any]
     factor: int = 1
