@@ -147,7 +147,10 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("model", ["unet", "iddpm_unet", "simple_unet"])
+@pytest.mark.parametrize(
+    "model",
+    ["unet", *(pytest.param(m, marks=pytest.mark.slow) for m in ("iddpm_unet", "simple_unet"))],
+)
 @pytest.mark.parametrize("options", VALUES, ids=lambda options: " ".join(options))
 def test_every_option_trains(tmp_path, options, model):
     base = [f"model={model}", *SMALL[model], "trainer.batch_size=4", "trainer.max_steps=2"]
