@@ -24,6 +24,9 @@ class Row(NamedTuple):
     items: tuple[int, ...]
 
 
+Rows = Sequence[Row] | None
+
+
 def class_rows(numbers: Sequence[int], names: Sequence[str]) -> list[Row]:
     """Arrange samples by class for a picture; the samples themselves keep their order.
 
@@ -59,9 +62,6 @@ def in_turn(count: int, classes: Sequence[int] | None, names: Sequence[str] | No
     if classes is None or names is None:
         return None
     return class_rows([classes[item % len(classes)] for item in range(count)], names)
-
-
-Rows = Sequence[Row] | None
 
 
 def _chunks(items: list[int], size: int) -> list[list[int]]:

@@ -11,9 +11,7 @@ from ddpm.progress import warn
 
 _FACTOR = 3.0
 _WINDOW = 20  # steps whose median counts, so that a few slow ones do not
-_OVERHEAD = (
-    0.02  # of a step, in seconds: what a trial of its arithmetic does not have, such as logs
-)
+_OVERHEAD = 0.02  # seconds of a step that its trial does not have, such as logs
 _SECONDS = 30.0  # of training in which it has to be slow all the time
 
 
