@@ -194,6 +194,27 @@ def adapted(node: Config, network: nn.Module) -> dict[str, Any]:
     return {**node, **{name: value for name, value in options.items() if name in known}}
 
 
+def sized(node: Config, device: str = "cuda", stored: Config | None = None) -> dict[str, Any]:
+    """Return the node of a network with numbers for its width and heads, where these are null.
+
+    Args:
+        node: of the config group ``model``.
+        device: ``cpu`` for the class's ``cpu_defaults``, unless the width is typed, else the
+            defaults of its constructor.
+        stored: the node of a run, whose numbers precede both.
+    """
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        return node  # for build to refuse
+    target = _exported(node["_target_"], "model._target_")
+    values = dict(getattr(target, "cpu_defaults", {}))
+    if device != "cpu" or node.get(next(iter(values), "")) is not None:
+        signature = inspect.signature(target).parameters
+        values = {key: signature[key].default for key in values}
+    if stored is not None and stored.get("_target_") == node["_target_"]:
+        values.update({k: stored[k] for k in values if k in stored})
+    return {**node, **{k: v for k, v in values.items() if node.get(k) is None}}
+
+
 def adapted_as(node: Config, there: Config) -> dict[str, Any]:
     """Return the node of a network in which options that the size decides are as in a stored one.
 
@@ -474,7 +495,7 @@ def network(config: Config, facts: Facts, process: GaussianDiffusion) -> nn.Modu
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(config["seed"], For.WEIGHTS))
         return build(
-            config["model"],
+            sized(config["model"]),
             "model",
             channels,
             process.output_channels(channels),

@@ -7,7 +7,6 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -24,6 +23,7 @@ from ddpm.training.run import CONFIG, Run
 from ddpm.training.same import check_same
 
 Node = dict[str, Any]
+CHOSEN = ("batch_size", "lr")  # of the trainer: null becomes a number when a run begins
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Plan:
         exists: whether there is such a run.
         changed: what the user overrides: key to the value of the run and the value from now on.
         timed: whether ``trainer.max_minutes`` still has to be made a number of steps.
+        chosen: options that were null, with the numbers for this network and device.
     """
 
     config: Node
@@ -45,11 +46,23 @@ class Plan:
     exists: bool = False
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     timed: bool = False
+    chosen: dict[str, Any] = field(default_factory=dict)
 
-    def adapted(self, network: torch.nn.Module) -> Plan:
-        """Return the plan with the options that the network took from the size of the data."""
-        model = instantiate.adapted(self.config["model"], network)
-        return replace(self, config={**self.config, "model": model})
+    def sized(self, device: str) -> Plan:
+        """Return the plan with a number for the width of the network, which may depend on it."""
+        before = self.config["model"]
+        model = instantiate.sized(before, device)
+        chosen = {f"model.{key}": value for key, value in model.items() if value != before.get(key)}
+        return replace(self, config={**self.config, "model": model}, chosen=chosen)
+
+    def adapted(self, training: Trainer) -> Plan:
+        """Return the plan with the options that were chosen for data, network and device."""
+        model = instantiate.adapted(self.config["model"], training.network)
+        before = self.config["trainer"]
+        trainer = {**before, **{name: getattr(training, name) for name in CHOSEN}}
+        null = {f"trainer.{k}": trainer[k] for k in CHOSEN if before.get(k) is None}
+        config = {**self.config, "model": model, "trainer": trainer}
+        return replace(self, config=config, chosen={**self.chosen, **null})
 
     def numbered(self, own: Split) -> Split:
         """Return the data with the class numbers of the run's checkpoints.
@@ -168,15 +181,17 @@ def _with_axes(asked: Node, stored: Node) -> Node:
 def _continued(asked: Node, stored: Node) -> Node:
     """Return the config with the number of steps that the run planned for its time, if it did.
 
-    The same holds for options of the trainer whose defaults were others when the run began. What
-    is typed stays as it is.
+    The same holds for options whose defaults were others when the run began, or on the device on
+    which it began. What is typed stays as it is.
     """
     there = stored.get("trainer", {})
     names = {name for name, old in Trainer.earlier.items() if there.get(name) == old}
+    names |= {name for name in CHOSEN if asked["trainer"].get(name) is None}
     names |= {"lr_warmup"} | ({"max_steps", "max_minutes"} if _has_time(stored) else set())
     typed = _typed_keys()
     kept = {k: there[k] for k in names if k in there and f"trainer.{k}" not in typed}
-    return {**asked, "trainer": {**asked["trainer"], **kept}}
+    model = instantiate.sized(asked["model"], stored=stored.get("model"))
+    return {**asked, "trainer": {**asked["trainer"], **kept}, "model": model}
 
 
 def _has_time(config: Node) -> bool:

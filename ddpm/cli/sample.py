@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ddpm.cli import app
 from ddpm.errors import require
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from ddpm.cli.drawing import Trajectory
-    from ddpm.data import Codec
-    from ddpm.data.class_rows import Rows
 
 
 def main() -> None:
@@ -100,18 +91,15 @@ def sample(
         if trained.accelerator.is_main_process:
             for each in jointly:
                 codec.write(raw, folder.aside, format=each, labels=labels)
-            rows = in_turn(len(raw[:GRID]), wanted, names)
-            _draw(codec, raw[:GRID], rows, film, folder.aside)
+            shown = raw[:GRID]
+            rows = in_turn(len(shown), wanted, names)
+            codec.picture(shown, rows=rows).save(folder.aside / "grid.png")
+            codec.film(shown, folder.aside / "grid.gif", rows=rows)
+            if film is not None:
+                rows = in_turn(len(film.frames[0]), wanted, names)
+                codec.animate(film.frames, folder.aside / "trajectory.gif", rows=rows)
     app.say(trained.accelerator, f"done: {folder.path} (look at {look})")
     trained.accelerator.end_training()
-
-
-def _draw(codec: Codec, raw: Tensor, rows: Rows, film: Trajectory | None, folder: Path) -> None:
-    """Write the pictures beside the samples."""
-    codec.picture(raw, rows=rows).save(folder / "grid.png")
-    codec.film(raw, folder / "grid.gif", rows=rows)
-    if film is not None:
-        codec.animate(film.frames, folder / "trajectory.gif")
 
 
 if __name__ == "__main__":

@@ -108,6 +108,7 @@ def _train(
     from ddpm.training.lock import Lock
     from ddpm.training.run import Run
 
+    planned = planned.sized(accelerator.device.type)
     training, walk, facts, validation = _build(planned, accelerator, out)
     path = planned.path or _new_folder(accelerator, out)
     run = Run(path, training.trackers, warnings)
@@ -117,8 +118,9 @@ def _train(
             lock.acquire(planned.key, app.tell)
         wait_for_all(accelerator)
         if planned.path is not None and not planned.exists:
-            planned = planning()  # another process may have begun it before we had the lock
-        planned = planned.adapted(training.network)
+            # Another process may have begun it before we had the lock.
+            planned = planning().sized(accelerator.device.type)
+        planned = planned.adapted(training)
         found = planned.found(accelerator, facts, len(training.data))
         if found is not None:
             training.resume(found)
@@ -136,7 +138,7 @@ def _train(
         latest = (out if inside else run.path.parent) / "latest"
         with _ending(run, training):
             _begin(run, planned, training, accelerator, latest)
-            app.say(accelerator, _summary(training, facts, run))
+            app.say(accelerator, _summary(training, facts, run, planned.chosen))
             expected = timing.line()
             if expected:
                 app.say(accelerator, expected)
@@ -173,7 +175,7 @@ def _build(
     training = instantiate.trainer(config, network, process, own.train, accelerator)
     check_steps(walk, process, "sampler.steps")
     validation = None
-    config = planned.adapted(network).config
+    config = planned.adapted(training).config
     if training.evaluate_every:
         cache = out / "references"
         validation = Validation(config, facts, own, accelerator, best=training.best, cache=cache)
@@ -312,7 +314,7 @@ def _ending(run: Run, training: Trainer) -> Iterator[None]:
             run.trackers.finish()
 
 
-def _summary(training: Trainer, facts: Facts, run: Run) -> str:
+def _summary(training: Trainer, facts: Facts, run: Run, chosen: dict[str, Any]) -> str:
     """What is about to be trained, in a few words."""
     weights = sum(parameter.numel() for parameter in training.network.parameters())
     classes, names = "", ""
@@ -325,11 +327,13 @@ def _summary(training: Trainer, facts: Facts, run: Run) -> str:
     fit = getattr(training.network, "fit", None)
     adapted = f"model.{fit.note}\n" if fit is not None and fit.note else ""
     device, world = training.accelerator.device.type, training.accelerator.num_processes
+    values = ", ".join(f"{key}={value}" for key, value in chosen.items())
+    defaults = f"by default on {device}: {values}\n" if values else ""
     where = f"{world} processes, each on {device}" if world > 1 else str(device)
     return (
         f"training{start} to step {training.max_steps} on {where}: "
         f"{weights:,} parameters, {facts.codec.counted(len(training.data))}{classes}{note}\n"
-        f"{names}{adapted}results go to {run.path}"
+        f"{names}{adapted}{defaults}results go to {run.path}"
     )
 
 

@@ -159,9 +159,10 @@ class Codec(ABC):
         duration_ms: int = 100,
         hold_ms: int = 2000,
         columns: int | None = None,
+        rows: Rows = None,
     ) -> Path:
         """Write raw batches ``(N, *shape)`` as a GIF of their pictures; the last stays longer."""
-        pictures = [self.picture(raw, columns=columns) for raw in frames]
+        pictures = [self.picture(raw, columns=columns, rows=rows) for raw in frames]
         write_frames(pictures, path, [duration_ms] * (len(pictures) - 1) + [hold_ms])
         return path
 

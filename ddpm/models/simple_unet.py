@@ -143,6 +143,7 @@ class SimpleUNet(Network):
     """
 
     adaptive = ("pad",)
+    cpu_defaults = {"width": 16}
 
     def __init__(
         self,

@@ -12,6 +12,11 @@ from ddpm.errors import require
 
 Decay = Literal["constant", "cosine"]
 
+_BATCH = {"cpu": 16}  # more steps in the same time
+_BATCH_ELSEWHERE = 128
+_LARGE = 10_000_000  # parameters, from which networks need small steps
+_LR, _LR_LARGE = 1e-3, 2e-4
+
 _WARMUP = 1000  # updates at most
 _WARMUP_SHARE = 20  # of which the warm-up is one part
 
@@ -19,6 +24,22 @@ _WARMUP_SHARE = 20  # of which the warm-up is one part
 def warmup_steps(max_steps: int) -> int:
     """Return the length of the warm-up of a run that does not set one."""
     return min(_WARMUP, max_steps // _WARMUP_SHARE)
+
+
+def default_batch_size(device: str, parts: int) -> int:
+    """Return the batch of a run that does not set one.
+
+    Args:
+        device: type of the device.
+        parts: processes times micro-batches, of which the batch is a multiple.
+    """
+    return -(-_BATCH.get(device, _BATCH_ELSEWHERE) // parts) * parts
+
+
+def default_learning_rate(network: nn.Module) -> float:
+    """Return the learning rate of a run that does not set one."""
+    large = sum(each.numel() for each in network.parameters()) >= _LARGE
+    return _LR_LARGE if large else _LR
 
 
 def adamw(

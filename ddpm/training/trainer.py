@@ -23,7 +23,14 @@ from ddpm.training.launch import Precision
 from ddpm.training.loop import Evaluate, Judge, Loop, Preview, Verdict
 from ddpm.training.meter import LOGGED
 from ddpm.training.nonfinite import OnNonfinite
-from ddpm.training.optimizer import Decay, adamw, learning_rate, warmup_steps
+from ddpm.training.optimizer import (
+    Decay,
+    adamw,
+    default_batch_size,
+    default_learning_rate,
+    learning_rate,
+    warmup_steps,
+)
 from ddpm.training.pace import Pace
 from ddpm.training.run import Run
 from ddpm.training.trackers import Trackers
@@ -52,9 +59,10 @@ class Trainer:
         max_steps: optimizer steps in all.
         max_minutes: train for so long: ``ddpm-train`` measures the machine at the start of a run,
             and max_steps becomes the number of steps that fit; null = max_steps as it is.
-        batch_size: samples of one optimizer step, over all processes and micro-batches.
+        batch_size: samples of one optimizer step, over all processes and micro-batches; null = 128,
+            on a CPU 16.
         accumulate: micro-batches that a batch is cut into, to need less memory.
-        lr: learning rate of AdamW.
+        lr: learning rate of AdamW; null = 2e-4, of fewer than 10 million parameters 1e-3.
         lr_warmup: optimizer steps over which it rises from 0; null = a twentieth of max_steps, at
             most 1,000. A resumed run keeps the number that it began with.
         lr_decay: ``constant``, or ``cosine`` to 0 at max_steps.
@@ -86,6 +94,8 @@ class Trainer:
     """
 
     earlier: ClassVar[Mapping[str, Any]] = {
+        "batch_size": 128,
+        "lr": 2e-4,
         "lr_warmup": 1000,
         "ema_window": None,
         "preview_every": 5000,
@@ -104,9 +114,9 @@ class Trainer:
         *,
         max_steps: int = 100_000,
         max_minutes: float | None = None,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         accumulate: int = 1,
-        lr: float = 2e-4,
+        lr: float | None = None,
         lr_warmup: int | None = None,
         lr_decay: Decay = "constant",
         weight_decay: float = 0.0,
@@ -135,7 +145,7 @@ class Trainer:
     ) -> None:
         for key, value, least in (
             ("max_steps", max_steps, 1),
-            ("batch_size", batch_size, 1),
+            ("batch_size", 1 if batch_size is None else batch_size, 1),
             ("accumulate", accumulate, 1),
             ("lr_warmup", 0 if lr_warmup is None else lr_warmup, 0),
             ("log_every", log_every, 1),
@@ -163,6 +173,10 @@ class Trainer:
         require(good, "best", best, problem + more)
         processes = accelerator.num_processes
         parts = accumulate * processes
+        if batch_size is None:
+            batch_size = default_batch_size(accelerator.device.type, parts)
+        if lr is None:
+            lr = default_learning_rate(model)
         problem = f"must be a multiple of {parts} (accumulate {accumulate} x {processes} processes)"
         require(batch_size % parts == 0, "batch_size", batch_size, problem)
         self.max_steps, self.max_minutes = max_steps, max_minutes

@@ -1,6 +1,9 @@
 """Samples for an evaluation have the class frequencies of the training data."""
 
+import base64
+import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +95,9 @@ def test_evaluations_draw_by_them_and_say_so(command, tiny, monkeypatch):
         assert drawn == (balanced([12, 4], 8) if wanted is told else [1] * 8)
         assert wanted.items() <= content["metrics"][0].items()
         assert wanted["classes"] == content["request"]["classes"]
+        shown = re.findall(r'png;base64,([^"]+)"', Path("e/report.html").read_text())
+        rows = 2 if wanted is told else 1
+        assert Image.open(io.BytesIO(base64.b64decode(shown[0]))).height == rows * 66 + 2
     assert BY_FREQUENCY in Path("e/report.html").read_text() or drawn == [1] * 8
     _forget_counts(kept)
     assert command("evaluate", "ckpt=outputs/a", "out=e", *options).status == 0

@@ -116,8 +116,12 @@ def test_npz_as_evaluators_read_it(command, tiny):
         "classes=[3,7]",
         "steps=2",
         "batch_size=2",
+        "trajectory=true",
     )
     assert ended.status == 0, ended.err
+    grid, trajectory = Image.open("s/grid.png"), Image.open("s/trajectory.gif")
+    assert grid.height == trajectory.height == 2 * 66 + 2  # a row per class
+    assert grid.width - trajectory.width == 2 * 66  # 3 samples of a class, and 1 of a batch
     with np.load("s/samples.npz") as file:
         assert file["arr_0"].dtype == np.uint8 and file["arr_0"].shape == (5, 8, 8, 1)
         assert file["arr_1"].tolist() == [3, 7, 3, 7, 3]

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from ddpm import instantiate
+from ddpm import instantiate, models
 from ddpm.training import checkpoint
 
 FOLDER = ("data=folder", "data.path=imgs")
@@ -88,3 +88,49 @@ def test_options_of_the_size_that_are_typed_are_compared_as_they_are():
     assert instantiate.adapted_as({**asked, "channel_mult": None}, there) == there
     other = {"_target_": UNET, "dim_mults": None, "pad": None}
     assert instantiate.adapted_as(other, there) == other
+
+
+SMALL = {"dim": 16, "attn_heads": 2, "attn_dim_head": 16}
+LARGE = {"dim": 64, "attn_heads": 4, "attn_dim_head": 32}
+
+
+@pytest.mark.parametrize(
+    ("target", "on_cpu", "elsewhere"),
+    [
+        ("UNet", SMALL, LARGE),
+        ("UNet3D", SMALL, {**LARGE, "attn_heads": 8}),
+        ("IDDPMUNet", {"model_channels": 32}, {"model_channels": 128}),
+        ("SimpleUNet", {"width": 16}, {"width": 64}),
+    ],
+)
+def test_networks_are_smaller_where_training_begins_on_a_cpu(target, on_cpu, elsewhere):
+    node = {"_target_": f"ddpm.models.{target}", **dict.fromkeys(on_cpu)}
+    assert instantiate.sized(node, "cpu") == {**node, **on_cpu}
+    assert instantiate.sized(node, "cuda") == {**node, **elsewhere}
+    width = next(iter(on_cpu))
+    wide = instantiate.sized({**node, width: 96}, "cpu")  # heads are those of a wide network
+    assert wide == {**node, **elsewhere, width: 96}
+    assert instantiate.sized(node, "cuda", stored=wide) == wide
+    assert instantiate.sized(node, "cpu", stored={**wide, "_target_": "own"}) == {**node, **on_cpu}
+
+
+def test_the_defaults_of_a_cpu_are_told_stored_and_kept(command, monkeypatch):
+    np.save("a.npy", np.linspace(-1, 1, 320, dtype=np.float32).reshape(40, 1, 8))
+    options = ("name=a", "data=sequence", "data.path=a.npy", "model=unet1d", "model.dim_mults=[1]")
+    options = (*options, "sampler.steps=1", "trainer.preview_samples=1", "device=cpu")
+    ended = command("train", "trainer.max_steps=1", *options)
+    assert ended.status == 0, ended.err
+    values = "model.dim=16, model.attn_heads=2, model.attn_dim_head=16, trainer.batch_size=16"
+    assert f"by default on cpu: {values}, trainer.lr=0.001" in ended.out.splitlines()
+    config = yaml.safe_load(Path("outputs/a/config.yaml").read_text())
+    assert {key: config["model"][key] for key in SMALL} == SMALL
+    assert (config["trainer"]["batch_size"], config["trainer"]["lr"]) == (16, 1e-3)
+    # Another default, as on another device: a run keeps the one that it began with.
+    monkeypatch.setattr(models.UNet, "cpu_defaults", dict.fromkeys(SMALL, 8))
+    monkeypatch.setattr("ddpm.training.trainer.default_learning_rate", lambda network: 0.5)
+    ended = command("train", "trainer.max_steps=2", *options)
+    assert ended.status == 0 and "by default" not in ended.out, ended.err
+    kept = yaml.safe_load(Path("outputs/a/config.yaml").read_text())
+    assert kept["model"] == config["model"] and kept["trainer"]["lr"] == 1e-3
+    ended = command("train", "trainer.max_steps=3", *options, "trainer.lr=1e-4")
+    assert ended.status == 1 and "trainer.lr (0.001 there, 0.0001 here)" in ended.line

@@ -21,6 +21,7 @@ from ddpm.cli.judging.findings import Findings
 from ddpm.cli.judging.measure import Measure
 from ddpm.cli.judging.neighbours import neighbours, picture
 from ddpm.cli.judging.unfinished import Unfinished
+from ddpm.data.class_rows import Rows, in_turn
 from ddpm.errors import render, require
 from ddpm.instantiate import Facts
 from ddpm.training.agreement import main_first
@@ -281,7 +282,8 @@ class Judge:
         }
         self._score(drawn.collected, depends, findings, record, stopping)
         if pictures:
-            self._show(findings, drawn.collected, drawn.raw)
+            rows = in_turn(len(drawn.raw), classes, model.facts.names)
+            self._show(findings, drawn.collected, drawn.raw, rows)
             findings.trajectory = [picture(frame) for frame in drawn.frames]
 
     def _collector(self) -> samples.Collector:
@@ -346,11 +348,13 @@ class Judge:
             stopping,
         )
 
-    def _show(self, findings: Findings, found: samples.Collected, raw: Tensor) -> None:
+    def _show(
+        self, findings: Findings, found: samples.Collected, raw: Tensor, rows: Rows = None
+    ) -> None:
         """Take the grid of samples, and each beside what is nearest to it in the reference."""
         if not self.accelerator.is_main_process:
             return
-        findings.samples = picture(raw)
+        findings.samples = picture(raw, rows)
         reference, compared = self.reference, self.compared
         if reference is None or reference.features is None or found.features is None:
             return

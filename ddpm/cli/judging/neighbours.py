@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddpm import fidelity
 from ddpm.data import ImageCodec
+from ddpm.data.class_rows import Rows
 from ddpm.fidelity.report import Neighbour
 
 
@@ -32,6 +33,6 @@ def neighbours(
     ]
 
 
-def picture(raw: Tensor) -> Any:
-    """Return a grid of uint8 images (n, C, H, W)."""
-    return ImageCodec(tuple(raw.shape[1:])).picture(raw)
+def picture(raw: Tensor, rows: Rows = None) -> Any:
+    """Return a grid of uint8 images (n, C, H, W), in rows of classes where they are given."""
+    return ImageCodec(tuple(raw.shape[1:])).picture(raw, rows=rows)
