@@ -194,7 +194,7 @@ def adapted(node: Config, network: nn.Module) -> dict[str, Any]:
     return {**node, **{name: value for name, value in options.items() if name in known}}
 
 
-def sized(node: Config, device: str = "cuda", stored: Config | None = None) -> dict[str, Any]:
+def sized(node: Config, device: str = "cuda", stored: Config | None = None) -> Config:
     """Return the node of a network with numbers for its width and heads, where these are null.
 
     Args:
