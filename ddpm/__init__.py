@@ -1,3 +1,57 @@
-"""Train, sample and interpolate denoising diffusion models."""
+"""Train, sample and interpolate denoising diffusion models.
+
+Example::
+
+    import ddpm
+
+    model = ddpm.load("outputs/latest")
+    images, labels = model.sample(64, steps=50, seed=0)  # uint8 (64, C, H, W)
+    model.save_images(images, "samples")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ddpm.trained import Samples, TrainedModel
 
 __version__ = "0.1.0"
+__all__ = ["Samples", "TrainedModel", "__version__", "load"]
+
+
+def load(
+    path: str | Path,
+    weights: Literal["ema", "raw"] = "ema",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["no", "fp16", "bf16"] = "no",
+    *,
+    plugins: Sequence[str] = (),
+) -> TrainedModel:
+    """Return the model of a run folder or a checkpoint.
+
+    Args:
+        path: what ``ckpt=`` takes: a run folder, its newest intact checkpoint is read; a
+            checkpoint; or ``outputs/latest``.
+        weights: ``ema`` for the average, ``raw`` for the weights of the last step.
+        device: ``auto`` takes a GPU where there is one.
+        precision: of the network's arithmetic; ``fp16`` requires a GPU.
+        plugins: modules of your own whose classes the run uses.
+
+    Raises:
+        ddpm.errors.ConfigError: no checkpoint, one that is damaged, or a device that is missing.
+    """
+    from ddpm import trained
+
+    return trained.load(path, weights, device, precision, plugins)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public classes when they are used: the commands start without torch."""
+    if name in ("Samples", "TrainedModel"):
+        from ddpm import trained
+
+        return getattr(trained, name)
+    raise AttributeError(f"module 'ddpm' has no attribute {name!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from ddpm.samplers import DDIM, Sampler
 from ddpm.samplers.base import OnStep
 from ddpm.seeding import For, mix
 
-Autocast = Callable[[], AbstractContextManager[None]]
+Autocast = Callable[[], AbstractContextManager[Any]]
 Mode = Literal["slerp", "linear", "ddim"]
 REFINE = 3  # network calls of an inverted step beyond its first
 
@@ -72,6 +72,22 @@ class Source:
         total = self.diffusion.num_steps
         at = total - 1 if start is None else start
         return len(self.sampler.timesteps(at, num_steps=total))
+
+    def one_call(self, size: int, classes: Sequence[int] | None) -> Callable[[], None]:
+        """Return a network call on noise, which can be timed and changes nothing.
+
+        Args:
+            size: samples at once.
+            classes: numbers of classes, of which the first is used; None without classes.
+        """
+        noise = SampleNoise(range(size)).draw(self.codec.shape).to(self.device)
+        y = None if classes is None else torch.full((size,), classes[0], device=self.device)
+
+        def call() -> None:
+            with torch.inference_mode(), self.autocast():
+                self.denoiser(noise, self.diffusion.num_steps - 1, y=y)
+
+        return call
 
     def walk(
         self,

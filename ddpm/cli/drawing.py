@@ -8,23 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ddpm import generation, instantiate
 from ddpm.cli import app, cores
 from ddpm.cli.output import writing
 from ddpm.data import Codec
-from ddpm.data.classes import class_number, listed
-from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, Stopped, require
 from ddpm.outputs import OutputFolder
 from ddpm.progress import progress, warn
-from ddpm.samplers.base import OnStep, Steps
+from ddpm.samplers.base import OnStep
 from ddpm.signals import raise_pending
+from ddpm.trained import TrainedModel, placed
 from ddpm.training import checkpoint, launch
 from ddpm.training.trial import median_seconds
 
@@ -32,84 +30,29 @@ GRID = 64  # samples in grid.png
 FRAMES = 50  # pictures in a trajectory, at most
 
 
-@dataclass(frozen=True)
-class Model:
-    """A network with what drawing from it takes, on every process."""
+@dataclass(frozen=True, kw_only=True)
+class Model(TrainedModel):
+    """A trained model on the processes of a command."""
 
     accelerator: Accelerator
-    network: nn.Module
-    diffusion: GaussianDiffusion
-    facts: instantiate.Facts
-
-    def source(
-        self,
-        sampler: Mapping[str, Any],
-        steps: Steps | list[int],
-        guidance: float,
-        guidance_rescale: float,
-    ) -> generation.Source:
-        """What to draw from, with the sampler of a config node."""
-        return generation.source(
-            self.network,
-            self.diffusion,
-            instantiate.sampler(sampler, steps),
-            self.facts.codec,
-            device=self.accelerator.device,
-            guidance=guidance,
-            guidance_rescale=guidance_rescale,
-            num_classes=self.facts.num_classes,
-            autocast=lambda: self.accelerator.autocast(),
-        )
-
-    def classes(self, asked: list[int | str] | int | str | None) -> list[int] | None:
-        """Return the numbers of the classes that a user typed; by default all, in turn.
-
-        Raises:
-            ConfigError: an unconditional model, or a class that it does not know.
-        """
-        names = self.facts.names
-        if names is None:
-            problem = "the model knows no classes; leave it out, or train with data.class_cond=true"
-            require(asked is None, "classes", asked, problem)
-            return None
-        if asked is None:
-            return list(range(len(names)))
-        wanted = asked if isinstance(asked, list) else [asked]
-        numbers = [class_number(each, names) for each in wanted]
-        known = [number for number in numbers if number is not None]
-        problem = f"the model knows the classes {listed(names)}; use some of those"
-        require(len(known) == len(wanted), "classes", asked, problem)
-        require(bool(known), "classes", asked, "name at least one, or leave it out")
-        return known
 
     def given(self, path: str | None) -> Tensor | None:
-        """What a model is given, raw data (N, C, *spatial) of the user's file.
+        """Return the given entries of a file, and print what is to be said of it.
 
         Raises:
-            ConfigError: a model that is given nothing, one that needs it, or a file that does not
-                fit.
+            ConfigError: see :meth:`condition`.
         """
-        codec = self.facts.codec
-        if codec.given is None:
-            problem = "the model is given nothing; leave it out, or train with data.condition"
-            require(path is None, "condition", path, problem)
-            return None
-        if path is None:
-            problem = "is missing: the model is given part of the data; name a file that holds it"
-            raise ConfigError("condition", None, problem)
-        try:
-            known = codec.read_given(path)
-            app.warn_once(self.accelerator, codec.warnings_of(path))
-            return known
-        except ConfigError as error:
-            raise error.renamed("condition", path) from error
+        known = self.condition(path)
+        if path is not None:
+            app.warn_once(self.accelerator, self.codec.warnings_of(path))
+        return known
 
     def formats(self, asked: str | None) -> tuple[list[str], list[str]]:
         """The formats to write: those of one file a sample, and those of one file for all.
 
         By default what suits the data, and what keeps their exact values beside it.
         """
-        codec = self.facts.codec
+        codec = self.codec
         problem = f"these samples can be written as {', '.join(codec.formats)}"
         require(asked is None or asked in codec.formats, "format", asked, problem)
         wanted = [codec.default_format, *codec.also] if asked is None else [asked]
@@ -120,16 +63,10 @@ class Model:
         self, source: generation.Source, calls: int, size: int, classes: Sequence[int] | None
     ) -> cores.Trial:
         """Return network calls that can be tried, of ``size`` samples at once."""
-        device, size = self.accelerator.device, max(size, 1)  # some process may have no sample
-        noise = generation.SampleNoise(range(size)).draw(source.codec.shape).to(device)
-        y = None if classes is None else torch.full((size,), classes[0], device=device)
-
-        def call() -> None:
-            with torch.inference_mode(), source.autocast():
-                source.denoiser(noise, source.diffusion.num_steps - 1, y=y)
+        call = source.one_call(max(size, 1), classes)  # some process may have no sample
 
         def measure(seconds: float) -> float:
-            return median_seconds(call, device, seconds=seconds)
+            return median_seconds(call, source.device, seconds=seconds)
 
         return cores.Trial(measure, calls, "network call")
 
@@ -138,7 +75,7 @@ class Model:
         return progress(calls, what, "call", shown=self.accelerator.is_main_process)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trained(Model):
     """The model of a checkpoint."""
 
@@ -156,10 +93,15 @@ class Trained(Model):
         accelerator = launch.accelerator(device, precision, key="precision")
         found = _found(ckpt, accelerator)
         network, diffusion, facts = instantiate.trained(found, weights)
-        network = network.to(accelerator.device)
-        if accelerator.device.type == "cpu" and len(facts.shape) == 3:  # scripts/sampling_speed.py
-            network = network.to(memory_format=torch.channels_last)  # pyright: ignore
-        return cls(accelerator, network, diffusion, facts, found)
+        return cls(
+            network=placed(network, accelerator.device, facts),
+            diffusion=diffusion,
+            facts=facts,
+            device=accelerator.device,
+            autocast=lambda: accelerator.autocast(),
+            checkpoint=found,
+            accelerator=accelerator,
+        )
 
     def use_threads(self, threads: cores.Threads, trial: Callable[[], cores.Trial]) -> None:
         """Set the number of threads: that of the training, so that bits are as they were."""

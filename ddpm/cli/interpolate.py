@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ddpm.cli import app
-from ddpm.errors import ConfigError, require
+from ddpm.errors import require
 
 
 def main() -> None:
@@ -42,19 +42,11 @@ def interpolate(
     require(num_frames >= 2, "num_frames", num_frames, "must be at least 2, the two ends")
     require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
     trained = Trained.load(ckpt, weights, device, precision)
-    codec, last = trained.facts.codec, trained.diffusion.num_steps - 1
-    read = [_end(codec, key, given) for key, given in (("a", a), ("b", b))]
+    codec, read = trained.codec, (trained.end("a", a), trained.end("b", b))
     for given in (a, b):
         if isinstance(given, str):
             app.warn_once(trained.accelerator, codec.warnings_of(given))
-    if t is None:
-        seeds = all(isinstance(end, int) for end in read)
-        t = last if seeds or mode == "ddim" else last // 2
-    require(0 <= t <= last, "t", t, f"the process has {last + 1} steps; take 0 to {last}")
-    ends = trained.classes(classes)
-    if ends is not None:
-        problem = "the model is class-conditional; say classes=[3], or [3,7] for the two ends"
-        require(classes is not None and len(ends) <= 2, "classes", classes, problem)
+    t, pair = trained.noised_to(t, read, mode), trained.class_pair(classes)
     source = trained.source(sampler, steps, guidance, guidance_rescale)
     generation.check_mode(source, read, mode)
     formats = [codec.default_format, *codec.also]
@@ -70,17 +62,17 @@ def interpolate(
         if mode == "ddim":
             walks += (generation.REFINE + 1) * sum(not isinstance(end, int) for end in read)
         total, size = walks * source.calls(t), min(batch_size, num_frames)
-        trained.use_threads(threads, lambda: trained.trial(source, total, size, ends))
+        trained.use_threads(threads, lambda: trained.trial(source, total, size, pair))
         with trained.progress(total, "interpolating") as bar:
             frames = generation.interpolate(
                 source,
-                (read[0], read[1]),
+                read,
                 t=t,
                 num_frames=num_frames,
                 mode=mode,
                 seed=seed,
                 batch_size=batch_size,
-                classes=None if ends is None else (ends[0], ends[-1]),
+                classes=pair,
                 on_step=on_step(bar),
             )
         if trained.accelerator.is_main_process:
@@ -93,7 +85,7 @@ def interpolate(
     trained.accelerator.end_training()
 
 
-def _tell_of_ends(trained: Any, ends: list[Any], frames: Any) -> None:
+def _tell_of_ends(trained: Any, ends: tuple[Any, Any], frames: Any) -> None:
     """Say how near the ends that were files came back."""
     codec = trained.facts.codec
     for key, end, frame in zip("ab", ends, (frames[0], frames[-1]), strict=True):
@@ -101,16 +93,6 @@ def _tell_of_ends(trained: Any, ends: list[Any], frames: Any) -> None:
             x, y = (codec.encode(raw.unsqueeze(0)) for raw in (end, frame))
             far = float((x - y).square().mean().sqrt()) / 2
             app.say(trained.accelerator, f"{key} came back within {far:.2%} of the range (rms)")
-
-
-def _end(codec: Any, key: str, given: int | str) -> Any:
-    """A seed as it is, or the content of a file."""
-    if isinstance(given, int):
-        return given
-    try:
-        return codec.read(given)
-    except ConfigError as error:
-        raise error.renamed(key, given) from error
 
 
 if __name__ == "__main__":

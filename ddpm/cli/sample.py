@@ -43,7 +43,7 @@ def sample(
     require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
     require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
     trained = Trained.load(ckpt, weights, device, precision)
-    codec, wanted = trained.facts.codec, trained.classes(classes)
+    codec, wanted = trained.codec, trained.class_numbers(classes)
     source = trained.source(sampler, steps, guidance, guidance_rescale)
     singly, jointly = trained.formats(format)
     known = trained.given(condition)

@@ -41,6 +41,27 @@ def world_size() -> int:
     return 1
 
 
+def device_of(device: Device, precision: Precision, *, key: str) -> torch.device:
+    """Return the device that an option names, ``cuda`` for every GPU.
+
+    Args:
+        device: ``auto`` takes a GPU where there is one.
+        precision: of the networks' arithmetic.
+        key: the option that names the precision, for the error.
+
+    Raises:
+        ConfigError: no GPU where one was asked for; fp16 on a CPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        problem = "this machine has no GPU that torch can use; take device=auto or device=cpu"
+        raise ConfigError("device", device, problem)
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if precision == "fp16" and on_cpu:
+        problem = "fp16 needs a GPU; on a CPU take bf16, or no for float32"
+        raise ConfigError(key, precision, problem)
+    return torch.device("cpu" if on_cpu else "cuda")
+
+
 def accelerator(
     device: Device,
     precision: Precision,
@@ -62,13 +83,7 @@ def accelerator(
         ConfigError: no GPU where one was asked for; fp16 on a CPU; a launcher's processes that
             do not know of each other; a way to share a network among GPUs that is not supported.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        problem = "this machine has no GPU that torch can use; take device=auto or device=cpu"
-        raise ConfigError("device", device, problem)
-    on_cpu = device == "cpu" or not torch.cuda.is_available()
-    if precision == "fp16" and on_cpu:
-        problem = "fp16 needs a GPU; on a CPU take bf16, or no for float32"
-        raise ConfigError(key, precision, problem)
+    on_cpu = device_of(device, precision, key=key).type == "cpu"
     # In a sweep several jobs run in this process, each with its own precision. The network of the
     # job before is part of a cycle, and its memory is needed now.
     if AcceleratorState._shared_state:

@@ -16,6 +16,7 @@ from ddpm.errors import require
 from ddpm.memory import is_out_of_memory
 from ddpm.seeding import For, mix
 from ddpm.signals import StopSignal
+from ddpm.training.buffers import buffers_restored
 from ddpm.training.checkpoint import Checkpoint, damaged
 from ddpm.training.ema import EMA
 from ddpm.training.feed import Batch, Feed
@@ -260,12 +261,10 @@ class Trainer:
         nothing, in a run that begins and in one that goes on: else they would differ by bits.
         """
         if self.accelerator.num_processes > 1:
-            buffers = [buffer.clone() for buffer in self.network.buffers()]
-            losses, _, _ = self._losses(batch, 0)
-            self.accelerator.backward(losses.mean())
+            with buffers_restored(self.network):
+                losses, _, _ = self._losses(batch, 0)
+                self.accelerator.backward(losses.mean())
             self.optimizer.zero_grad(set_to_none=True)
-            for buffer, before in zip(self.network.buffers(), buffers, strict=True):
-                buffer.copy_(before)
 
     def gradient(self, batch: Batch, micro: int = 0) -> tuple[Tensor | None, ...]:
         """Return the gradient of the loss of a micro-batch by each parameter, and keep nothing.

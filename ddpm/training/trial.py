@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ddpm.training.buffers import buffers_restored
+
 if TYPE_CHECKING:
     from ddpm.training.trainer import Trainer
 
@@ -92,15 +94,13 @@ def _synchronize(device: torch.device) -> None:
 def _restored(trainer: Trainer) -> Iterator[None]:
     """Undo what passes inside do to the random state, the buffers and the mode of the network."""
     network, device = trainer.network, trainer.accelerator.device
-    training, buffers = network.training, [buffer.clone() for buffer in network.buffers()]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    training, devices = network.training, [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), buffers_restored(network):
         network.train()
         try:
             yield
         finally:
             network.train(training)
-            for buffer, before in zip(network.buffers(), buffers, strict=True):
-                buffer.copy_(before)
 
 
 def _update(trainer: Trainer, *, seconds: float) -> float:

@@ -183,7 +183,7 @@ def test_long_work_is_estimated_and_the_estimate_is_corrected(capsys, monkeypatc
 
     clock = iter([100.0, 700.0, 1400.0, 1500.0])
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(estimate, "_seconds_per_call", lambda *_: 0.5)
+    monkeypatch.setattr(estimate, "median_seconds", lambda *_, **__: 0.5)
     stages = [
         estimate.Stage("fid, kid", "samples", "num_samples", 1000, 50, 20),
         estimate.Stage("bpd", "bpd", "num_images", 128, 1000, 2),

@@ -6,12 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from ddpm.cli.judging.batches import Share
 from ddpm.cli.judging.unfinished import Parts
-from ddpm.generation import SampleNoise, Source
+from ddpm.generation import Source
 from ddpm.progress import duration
+from ddpm.training.trial import median_seconds
 
 _TRIAL_SECONDS = 0.3
 _WORTH_TELLING = 200  # network calls, below which nobody waits long
@@ -68,7 +67,8 @@ class Estimate:
             self.stages = []
             return
         size = min(batch_size, long[0].count)
-        self._per_call = _seconds_per_call(source, size, classes)
+        call = source.one_call(size, classes)
+        self._per_call = median_seconds(call, source.device, seconds=_TRIAL_SECONDS)
         for stage in long:
             took, fewer = self._per_call * stage.left, max(stage.count // 10, 2)
             self._say(
@@ -98,15 +98,3 @@ class Estimate:
     def _say(self, line: str) -> None:
         if self.main:
             print(line, flush=True)
-
-
-def _seconds_per_call(source: Source, size: int, classes: Sequence[int] | None) -> float:
-    noise = SampleNoise(range(size)).draw(source.codec.shape).to(source.device)
-    y = None if classes is None else torch.full((size,), classes[0], device=source.device)
-    took, until = [], time.perf_counter() + _TRIAL_SECONDS
-    while len(took) < 3 or time.perf_counter() < until:  # the first one is slower than the others
-        began = time.perf_counter()
-        with torch.inference_mode(), source.autocast():
-            float(source.denoiser(noise, source.diffusion.num_steps - 1, y=y).x0.sum())
-        took.append(time.perf_counter() - began)
-    return min(took)

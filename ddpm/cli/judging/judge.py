@@ -124,7 +124,7 @@ class Judge:
         problem = f"the process has {most} steps; take 1 to {most}, or null for all"
         require(good, "bound_steps", asked.bound_steps, problem)
         if asked.fidelity:
-            model.classes(asked.classes)
+            model.class_numbers(asked.classes)
         return model.source(asked.sampler, steps, asked.guidance, asked.guidance_rescale)
 
     def classes(self, model: Model) -> list[int] | None:
@@ -136,14 +136,14 @@ class Judge:
         requested, counts = self.measure.classes, model.facts.class_counts
         if requested is None and model.facts.num_classes is not None and counts is not None:
             return balance.balanced(counts, self.count)
-        return model.classes(requested)
+        return model.class_numbers(requested)
 
     def classes_of(self, model: Model) -> dict[str, Any]:
         """Return the provenance of the samples' classes; empty for an unconditional model."""
         if not self.measure.fidelity or model.facts.num_classes is None:
             return {}
         requested = self.measure.classes
-        named = None if requested is None else model.classes(requested)
+        named = None if requested is None else model.class_numbers(requested)
         return balance.described(named, model.facts.class_counts)
 
     def ready(self, facts: Facts, part: str | None = None) -> None:

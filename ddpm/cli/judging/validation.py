@@ -84,7 +84,15 @@ class Validation:
             self.judge.ready(self.facts, part="val")
 
     def _model(self, trainer: Trainer) -> Model:
-        return Model(self.accelerator, trainer.ema.model, trainer.diffusion, self.facts)
+        return Model(
+            network=trainer.ema.model,
+            diffusion=trainer.diffusion,
+            facts=self.facts,
+            device=self.accelerator.device,
+            autocast=lambda: self.accelerator.autocast(),
+            checkpoint=None,
+            accelerator=self.accelerator,
+        )
 
     def __call__(self, trainer: Trainer, stopping: Stopping) -> Evaluated | None:
         """Measure; None if told to stop meanwhile."""

@@ -1,0 +1,385 @@
+"""A trained model: a checkpoint made ready to draw samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ddpm import generation, instantiate, samplers
+from ddpm.data import Codec
+from ddpm.data.classes import class_number, listed
+from ddpm.diffusion import Denoises, GaussianDiffusion, Schedule
+from ddpm.errors import ConfigError, did_you_mean, require
+from ddpm.generation import Autocast, Mode, Source
+from ddpm.progress import warn
+from ddpm.samplers import Sampler
+from ddpm.samplers.base import Steps
+from ddpm.training import launch
+from ddpm.training.checkpoint import Checkpoint, find
+
+Classes = Sequence[int | str] | int | str | None
+Weights = Literal["ema", "raw"]
+
+
+class Samples(NamedTuple):
+    """A batch of samples, on the CPU.
+
+    Attributes:
+        data: raw data (B, C, *spatial): uint8 images (0 to 255) and videos, float32 sequences.
+        labels: (B,) int64, the names of the classes where all are whole numbers, else their
+            numbers from 0; None for an unconditional model.
+    """
+
+    data: Tensor
+    labels: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A network with all that drawing samples requires.
+
+    Attributes:
+        network: in eval mode, on ``device``.
+        diffusion: the process that it was trained for.
+        facts: shape, classes and codec of its data.
+        device: of the network.
+        autocast: returns the context in which the network runs in half precision.
+        checkpoint: that the weights are from; None for a network that is still being trained.
+    """
+
+    network: nn.Module
+    diffusion: GaussianDiffusion
+    facts: instantiate.Facts
+    device: torch.device
+    autocast: Autocast = nullcontext
+    checkpoint: Checkpoint | None
+
+    @property
+    def codec(self) -> Codec:
+        """Conversion between raw data and model space."""
+        return self.facts.codec
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule."""
+        return self.diffusion.schedule
+
+    @property
+    def denoiser(self) -> Denoises:
+        """Prediction of x0 and noise from x_t, with static clipping and without guidance."""
+        return self.source().denoiser
+
+    def sample(
+        self,
+        n: int,
+        *,
+        sampler: str | Sampler = "ddim",
+        steps: Steps = None,
+        seed: int = 0,
+        classes: Classes = None,
+        guidance: float = 1.0,
+        guidance_rescale: float = 0.0,
+        batch_size: int = 64,
+        condition: str | Path | Tensor | None = None,
+    ) -> Samples:
+        """Return ``n`` samples, those that ``ddpm-sample`` draws with the same seed.
+
+        Args:
+            n: number of samples, at least 1.
+            sampler: ``ddim`` or ``ddpm`` with its default options, or an instance.
+            steps: network calls, 1 to T, or in improved-diffusion's notation; None = the sampler's
+                default. An instance has steps of its own.
+            seed: sample i is a function of (seed, i) and its class, whatever the batch size.
+            classes: numbers or names; sample i is of ``classes[i % len(classes)]``. None = all.
+            guidance: scale of classifier-free guidance; 1 = off.
+            guidance_rescale: 0 (off) to 1, see :class:`ddpm.diffusion.Guided`.
+            batch_size: samples at once.
+            condition: raw data (N, C, *spatial) or a file of them, for a model that was trained
+                with ``data.condition``.
+
+        Raises:
+            ConfigError: an option that the model does not support; names it and a remedy.
+        """
+        batches = list(
+            self.samples(
+                n,
+                sampler=sampler,
+                steps=steps,
+                seed=seed,
+                classes=classes,
+                guidance=guidance,
+                guidance_rescale=guidance_rescale,
+                batch_size=batch_size,
+                condition=condition,
+            )
+        )
+        data = torch.cat([batch.data for batch in batches])
+        labels = [batch.labels for batch in batches if batch.labels is not None]
+        return Samples(data, torch.cat(labels) if labels else None)
+
+    def samples(
+        self,
+        n: int,
+        *,
+        sampler: str | Sampler = "ddim",
+        steps: Steps = None,
+        seed: int = 0,
+        classes: Classes = None,
+        guidance: float = 1.0,
+        guidance_rescale: float = 0.0,
+        batch_size: int = 64,
+        condition: str | Path | Tensor | None = None,
+    ) -> Iterator[Samples]:
+        """Draw samples batch by batch; the options are those of :meth:`sample`."""
+        require(n >= 1, "n", n, "must be at least 1")
+        require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
+        source = self.source(sampler, steps, guidance, guidance_rescale)
+        numbers, known = self.class_numbers(classes), self.condition(condition)
+        batches = generation.generate(
+            source,
+            range(n),
+            seed=seed,
+            batch_size=batch_size,
+            classes=numbers,
+            known=known,
+        )
+        return (Samples(data, self.facts.values(labels)) for data, labels in batches)
+
+    def interpolate(
+        self,
+        a: int | str | Path | Tensor,
+        b: int | str | Path | Tensor,
+        *,
+        t: int | None = None,
+        num_frames: int = 9,
+        mode: Mode = "slerp",
+        sampler: str | Sampler = "ddim",
+        steps: Steps = None,
+        seed: int = 0,
+        classes: Classes = None,
+        guidance: float = 1.0,
+        guidance_rescale: float = 0.0,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Return the frames from one end to the other, raw data (num_frames, C, *spatial).
+
+        Args:
+            a: the first end: the seed of a sample, a file, or raw data (C, *spatial).
+            b: the last end.
+            t: timestep to which both are noised, 0 to T-1; None = T-1 between two
+                seeds and for ``ddim``, else (T-1) // 2.
+            num_frames: at least 2, with the ends.
+            mode: ``slerp``, ``linear`` or ``ddim``, see :func:`ddpm.generation.interpolate`.
+            sampler: see :meth:`sample`.
+            steps: see :meth:`sample`.
+            seed: of the noise.
+            classes: of a class-conditional model: one, or one per end.
+            guidance: see :meth:`sample`.
+            guidance_rescale: see :meth:`sample`.
+            batch_size: frames at once.
+
+        Raises:
+            ConfigError: an option that the model does not support; names it and a remedy.
+        """
+        require(num_frames >= 2, "num_frames", num_frames, "must be at least 2, the two ends")
+        require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
+        ends = self.end("a", a), self.end("b", b)
+        t, pair = self.noised_to(t, ends, mode), self.class_pair(classes)
+        return generation.interpolate(
+            self.source(sampler, steps, guidance, guidance_rescale),
+            ends,
+            t=t,
+            num_frames=num_frames,
+            mode=mode,
+            seed=seed,
+            batch_size=batch_size,
+            classes=pair,
+        )
+
+    def save_images(self, data: Tensor, folder: str | Path) -> Path:
+        """Write raw data (N, C, *spatial) as files of their default format, and a grid of all.
+
+        Files of the same names are replaced. Returns the path of ``grid.png``.
+        """
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        self.codec.write(data, place, format=self.codec.default_format)
+        self.codec.picture(data).save(place / "grid.png")
+        return place / "grid.png"
+
+    def source(
+        self,
+        sampler: str | Sampler | Mapping[str, Any] = "ddim",
+        steps: Steps | list[int] = None,
+        guidance: float = 1.0,
+        guidance_rescale: float = 0.0,
+    ) -> Source:
+        """Return the denoiser and the sampler to draw from.
+
+        Args:
+            sampler: a name, an instance, or a config node.
+            steps: see :meth:`sample`.
+            guidance: see :meth:`sample`.
+            guidance_rescale: see :meth:`sample`.
+        """
+        return generation.source(
+            self.network,
+            self.diffusion,
+            _sampler(sampler, steps),
+            self.codec,
+            device=self.device,
+            guidance=guidance,
+            guidance_rescale=guidance_rescale,
+            num_classes=self.facts.num_classes,
+            autocast=self.autocast,
+        )
+
+    def class_numbers(self, classes: Classes) -> list[int] | None:
+        """Return the numbers of classes given by number or name; by default all.
+
+        Raises:
+            ConfigError: an unconditional model, or an unknown class.
+        """
+        names = self.facts.names
+        if names is None:
+            problem = "the model knows no classes; leave it out, or train with data.class_cond=true"
+            require(classes is None, "classes", classes, problem)
+            return None
+        if classes is None:
+            return list(range(len(names)))
+        wanted = [classes] if isinstance(classes, int | str) else list(classes)
+        numbers = [class_number(each, names) for each in wanted]
+        known = [number for number in numbers if number is not None]
+        problem = f"the model knows the classes {listed(names)}; use some of those"
+        require(len(known) == len(wanted), "classes", classes, problem)
+        require(bool(known), "classes", classes, "name at least one, or leave it out")
+        return known
+
+    def class_pair(self, classes: Classes) -> tuple[int, int] | None:
+        """Return the class numbers of the two ends of an interpolation.
+
+        Raises:
+            ConfigError: a class-conditional model without one or two classes.
+        """
+        numbers = self.class_numbers(classes)
+        if numbers is None:
+            return None
+        problem = "the model is class-conditional; say classes=[3], or [3,7] for the two ends"
+        require(classes is not None and len(numbers) <= 2, "classes", classes, problem)
+        return numbers[0], numbers[-1]
+
+    def condition(self, condition: str | Path | Tensor | None) -> Tensor | None:
+        """Return the raw data (N, C, *spatial) that hold the given entries of the samples.
+
+        Raises:
+            ConfigError: a model without given entries, one that needs them, or a file that does
+                not fit.
+        """
+        if self.codec.given is None:
+            problem = "the model is given nothing; leave it out, or train with data.condition"
+            require(condition is None, "condition", condition, problem)
+            return None
+        if condition is None:
+            problem = "is missing: the model is given part of the data; name a file that holds it"
+            raise ConfigError("condition", None, problem)
+        if isinstance(condition, Tensor):
+            self._check_shape("condition", condition, batch=True)
+            return condition
+        try:
+            return self.codec.read_given(str(condition))
+        except ConfigError as error:
+            raise error.renamed("condition", str(condition)) from error
+
+    def end(self, key: str, value: int | str | Path | Tensor) -> Tensor | int:
+        """Return an end of an interpolation: a seed, or the raw data of a file.
+
+        Raises:
+            ConfigError: names ``key``; a file that cannot be read or is of another size.
+        """
+        if isinstance(value, int):
+            return value
+        if isinstance(value, Tensor):
+            self._check_shape(key, value)
+            return value
+        try:
+            return self.codec.read(str(value))
+        except ConfigError as error:
+            raise error.renamed(key, str(value)) from error
+
+    def noised_to(self, t: int | None, ends: Sequence[Tensor | int], mode: Mode) -> int:
+        """Return the timestep to which the ends of an interpolation are noised.
+
+        By default T-1 between two seeds and for ``ddim``, else (T-1) // 2.
+
+        Raises:
+            ConfigError: a step that the process does not have.
+        """
+        last = self.diffusion.num_steps - 1
+        if t is None:
+            seeds = all(isinstance(end, int) for end in ends)
+            return last if seeds or mode == "ddim" else last // 2
+        require(0 <= t <= last, "t", t, f"the process has {last + 1} steps; take 0 to {last}")
+        return t
+
+    def _check_shape(self, key: str, data: Tensor, *, batch: bool = False) -> None:
+        """Refuse data of another shape than the model's."""
+        shape, expected = tuple(data.shape), tuple(self.facts.shape)
+        good = (shape[1:] if batch else shape) == expected and len(data) > 0
+        wanted = f"({'N, ' if batch else ''}{', '.join(map(str, expected))})"
+        require(good, key, f"shape {shape}", f"the model's data are of shape {wanted}")
+
+
+def load(
+    path: str | Path,
+    weights: Weights = "ema",
+    device: launch.Device = "auto",
+    precision: launch.Precision = "no",
+    plugins: Sequence[str] = (),
+) -> TrainedModel:
+    """Read a model from a run folder or a checkpoint; see :func:`ddpm.load`."""
+    place = launch.device_of(device, precision, key="precision")
+    if plugins:
+        instantiate.load_plugins(list(plugins))
+    found = find(str(path), warn)
+    network, diffusion, facts = instantiate.trained(found, weights)
+    autocast: Autocast = nullcontext
+    if precision != "no":
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+        autocast = partial(torch.autocast, place.type, dtype)
+    return TrainedModel(
+        network=placed(network, place, facts).eval(),
+        diffusion=diffusion,
+        facts=facts,
+        device=place,
+        autocast=autocast,
+        checkpoint=found,
+    )
+
+
+def placed(network: nn.Module, device: torch.device, facts: instantiate.Facts) -> nn.Module:
+    """Move a network to the device on which it draws, with the memory layout that is fast there."""
+    network = network.to(device)
+    if device.type == "cpu" and len(facts.shape) == 3:  # scripts/sampling_speed.py
+        network = network.to(memory_format=torch.channels_last)  # pyright: ignore
+    return network
+
+
+def _sampler(sampler: str | Sampler | Mapping[str, Any], steps: Steps | list[int]) -> Sampler:
+    """Return a sampler by its name, its config node, or itself."""
+    if isinstance(sampler, Sampler):
+        problem = f"{type(sampler).__name__} has steps of its own; set them there"
+        require(steps is None, "steps", steps, problem)
+        return sampler
+    if isinstance(sampler, str):
+        names = {name.lower(): name for name in samplers.__all__ if name != "Sampler"}
+        problem = f"there is no such sampler{did_you_mean(sampler, names)}"
+        require(sampler in names, "sampler", sampler, problem)
+        sampler = {"_target_": f"ddpm.samplers.{names[sampler]}"}
+    return instantiate.sampler(sampler, steps)

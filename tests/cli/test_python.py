@@ -1,0 +1,130 @@
+"""The Python interface gives what the commands write."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ddpm
+from ddpm.errors import ConfigError
+from ddpm.samplers import DDIM, DDPM
+
+
+def written(folder):
+    files = sorted(Path(folder, "images").iterdir())
+    return np.stack([np.asarray(Image.open(file)) for file in files])
+
+
+def test_samples_are_those_of_the_command(command, trained):
+    for name in ("ddim", "ddpm"):
+        options = ("num_samples=5", "steps=3", "seed=7", "batch_size=2", f"out={name}")
+        ended = command("sample", f"ckpt={trained}", f"sampler={name}", *options)
+        assert ended.status == 0, ended.err
+    model = ddpm.load(trained)
+    assert model.checkpoint.step == 2 and not model.network.training
+    for name, instance in (("ddim", DDIM(steps=3)), ("ddpm", DDPM(steps=3))):
+        data, labels = model.sample(5, sampler=name, steps=3, seed=7)
+        assert data.dtype == torch.uint8 and data.shape == (5, 1, 8, 8) and labels is None
+        assert np.array_equal(data[:, 0].numpy(), written(name))
+        assert torch.equal(model.sample(5, sampler=instance, seed=7).data, data)
+    batches = list(model.samples(5, steps=3, seed=7, batch_size=2))
+    assert [len(batch.data) for batch in batches] == [2, 2, 1]
+    raw = ddpm.load(f"{trained}/checkpoints/step-00000002", weights="raw", device="cpu")
+    assert not torch.equal(raw.sample(5, steps=3, seed=7).data, model.sample(5, steps=3, seed=7)[0])
+
+
+def test_frames_are_those_of_the_command(command, trained):
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save("a.png")
+    options = ("a=a.png", "b=3", "num_frames=4", "steps=5", "seed=1", "out=i")
+    ended = command("interpolate", f"ckpt={trained}", *options)
+    assert ended.status == 0, ended.err
+    model = ddpm.load(trained)
+    frames = model.interpolate("a.png", 3, num_frames=4, steps=5, seed=1)
+    assert np.array_equal(frames[:, 0].numpy(), written("i"))
+    data = torch.arange(64, dtype=torch.uint8).reshape(1, 8, 8)
+    assert torch.equal(model.interpolate(data, 3, num_frames=4, steps=5, seed=1), frames)
+
+
+def test_classes_are_numbers_or_names_and_guidance_changes_the_samples(command, tiny):
+    options = ("name=c", "data.class_cond=true", "diffusion.label_dropout=0.1", *tiny)
+    assert command("train", "trainer.max_steps=1", *options).status == 0
+    model = ddpm.load("outputs/c")
+    data, labels = model.sample(4, steps=2, classes=[3, "7"])
+    assert labels is not None and labels.tolist() == [3, 7, 3, 7]
+    guided, again = model.sample(4, steps=2, classes=[3, 7], guidance=4.0)
+    assert not torch.equal(guided, data) and torch.equal(labels, again)
+    _, every = model.sample(12, steps=1)
+    assert every is not None and every.tolist() == [*range(10), 0, 1]
+    with pytest.raises(ConfigError, match="say classes="):
+        model.interpolate(1, 2)
+
+
+def test_the_denoiser_is_exact_where_the_process_is(trained):
+    model = ddpm.load(trained)
+    assert model.schedule.num_steps == 1000 and model.codec.shape == (1, 8, 8)
+    x_t, t = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 600
+    with torch.no_grad():
+        x0, eps, _ = model.denoiser(x_t, t)
+    signal, noise = model.schedule.signal_noise(t)
+    assert x0.abs().max() <= 1
+    torch.testing.assert_close(signal * x0 + noise * eps, x_t)  # x_t = signal x0 + noise eps
+
+
+def test_images_are_saved_with_a_grid(trained, tmp_path):
+    model = ddpm.load(trained)
+    data, _ = model.sample(3, steps=1)
+    assert model.save_images(data, tmp_path / "new" / "s") == tmp_path / "new" / "s" / "grid.png"
+    assert np.array_equal(written(tmp_path / "new" / "s"), data[:, 0].numpy())
+
+
+def test_half_precision_is_near(trained):
+    full = ddpm.load(trained).sample(2, steps=2).data.float()
+    half = ddpm.load(trained, precision="bf16").sample(2, steps=2).data.float()
+    assert 0 < (full - half).abs().max() < 8
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"n": 0}, "n=0: must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"sampler": "ddmi"}, "sampler=ddmi: there is no such sampler; did you mean 'ddim'?"),
+        ({"steps": 2000}, "steps=2000: the process has 1000 steps; take 1 to 1000"),
+        ({"sampler": DDIM(), "steps": 5}, "steps=5: DDIM has steps of its own; set them there"),
+        ({"classes": [3]}, "classes=[3]: the model knows no classes; "),
+        ({"guidance": 2.0}, "guidance=2.0: the model was not trained to be guided; "),
+        ({"condition": torch.zeros(1, 1, 8, 8)}, "condition="),
+    ],
+)
+def test_mistakes_are_config_errors(trained, options, line):
+    few = {} if "sampler" in options else {"steps": 1}
+    with pytest.raises(ConfigError) as error:
+        ddpm.load(trained).sample(**{"n": 1, **few, **options})
+    assert str(error.value).startswith(line)
+
+
+def test_data_of_another_shape_and_missing_runs_are_refused(trained, tmp_path):
+    model = ddpm.load(trained)
+    with pytest.raises(
+        ConfigError, match=r"a=shape \(8, 8\): the model's data are of shape \(1, 8, 8\)"
+    ):
+        model.interpolate(torch.zeros(8, 8), 1)
+    with pytest.raises(ConfigError, match="t=1000: the process has 1000 steps; take 0 to 999"):
+        model.interpolate(0, 1, t=1000)
+    with pytest.raises(ConfigError, match="none"):
+        ddpm.load(tmp_path / "none")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="this machine has no GPU"):
+            ddpm.load(trained, device="cuda")
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = (
+        "import sys, ddpm; assert 'torch' not in sys.modules; "
+        "ddpm.TrainedModel; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
