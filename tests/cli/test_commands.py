@@ -281,7 +281,7 @@ def test_a_folder_of_images_with_iddpm_unet(command):
     )  # fmt: skip
     assert ended.status == 0, ended.err
     assert "3 samples of 3x16x16, 2 classes (fewer than a batch" in ended.out
-    assert "\nclasses: cat, dog\nresults go to outputs/f\n" in ended.out
+    assert "\nclasses: cat, dog\n" in ended.out and "\nresults go to outputs/f\n" in ended.out
     assert ended.err.startswith("warning: imgs: skipped 1 .txt; images are read from .jpg .jpeg ")
     ended = command(
         "sample", "ckpt=outputs/f", "classes=[dog]", "num_samples=1", "steps=2", "out=s"

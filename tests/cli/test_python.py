@@ -92,7 +92,7 @@ def test_half_precision_is_near(trained):
     [
         ({"n": 0}, "n=0: must be at least 1"),
         ({"batch_size": 0}, "batch_size=0: must be at least 1"),
-        ({"sampler": "ddmi"}, "sampler=ddmi: there is no such sampler; did you mean 'ddim'?"),
+        ({"sampler": "dimm"}, "sampler=dimm: there is no such sampler; did you mean 'ddim'?"),
         ({"steps": 2000}, "steps=2000: the process has 1000 steps; take 1 to 1000"),
         ({"sampler": DDIM(), "steps": 5}, "steps=5: DDIM has steps of its own; set them there"),
         ({"classes": [3]}, "classes=[3]: the model knows no classes; "),

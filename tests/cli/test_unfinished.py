@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -191,7 +192,8 @@ def test_long_work_is_estimated_and_the_estimate_is_corrected(capsys, monkeypatc
     ]
     expected = estimate.Estimate(main=True)
     expected.stages = stages
-    expected.begin(None, None, 64)
+    source = SimpleNamespace(one_call=lambda *_: None, device=torch.device("cpu"))
+    expected.begin(source, None, 64)
     for name in ("fid, kid", "bpd", "loss"):
         expected.done(name)
     assert capsys.readouterr().out.splitlines() == [
