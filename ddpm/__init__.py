@@ -28,7 +28,7 @@ def load(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["no", "fp16", "bf16"] = "no",
     *,
-    plugins: Sequence[str] = (),
+    plugins: Sequence[str] | str = (),
 ) -> TrainedModel:
     """Return the model of a run folder or a checkpoint.
 

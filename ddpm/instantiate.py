@@ -138,15 +138,17 @@ def complete(node: Config, key: str) -> dict[str, Any]:
     A class may say in ``earlier`` what versions without an option did.
     """
     target = _exported(node["_target_"], f"{key}._target_")
-    parameters = inspect.signature(target).parameters.values()
+    parameters = inspect.signature(target).parameters
     defaults = {
         p.name: list(p.default) if isinstance(p.default, tuple) else p.default
-        for p in parameters
+        for p in parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
     }
+    earlier = getattr(target, "earlier", {})  # of a base class too, whose options it may not have
+    defaults |= {name: value for name, value in earlier.items() if name in parameters}
     if key == "data":
         defaults["val_fraction"] = 0.0  # of every data node, see splits
-    return {"_target_": node["_target_"], **defaults, **getattr(target, "earlier", {}), **node}
+    return {"_target_": node["_target_"], **defaults, **node}
 
 
 def completed(config: Config) -> dict[str, Any]:
@@ -180,7 +182,10 @@ def fitted(node: Config, key: str, typed: Collection[str]) -> dict[str, Any]:
         else:
             raise
         raise ConfigError(error.key, error.value, problem) from error
-    known = {"_target_", *inspect.signature(constructor).parameters}
+    parameters = inspect.signature(constructor).parameters
+    # A null may stand for a default of the class that is replaced.
+    null = {k for k, p in parameters.items() if p.default is not None and node.get(k) is None}
+    known = {"_target_", *parameters} - null
     if key == "data":
         known.add("val_fraction")  # of every data node, see splits
     return {k: v for k, v in node.items() if k in known or f"{key}.{k}" in typed}
@@ -206,7 +211,7 @@ def sized(node: Config, device: str = "cuda", stored: Config | None = None) -> C
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         return node  # for build to refuse
     target = _exported(node["_target_"], "model._target_")
-    values = dict(getattr(target, "cpu_defaults", {}))
+    values = dict(vars(target).get("cpu_defaults", {}))  # not those of a base class
     if device != "cpu" or node.get(next(iter(values), "")) is not None:
         signature = inspect.signature(target).parameters
         values = {key: signature[key].default for key in values}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from ddpm.data.classes import class_number, listed
 from ddpm.diffusion import Denoises, GaussianDiffusion, Schedule
 from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.generation import Autocast, Mode, Source
+from ddpm.outputs import OutputFolder
 from ddpm.progress import warn
 from ddpm.samplers import Sampler
 from ddpm.samplers.base import Steps
@@ -26,6 +29,39 @@ from ddpm.training.checkpoint import Checkpoint, find
 
 Classes = Sequence[int | str] | int | str | None
 Weights = Literal["ema", "raw"]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _checked(function: Function) -> Function:
+    """Check the arguments of a function against its annotations; wrong ones are ConfigErrors."""
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def checked(*args: Any, **named: Any) -> Any:
+        bound, hints = signature.bind(*args, **named), get_type_hints(function)
+        for name in bound.arguments.keys() - {"self"}:
+            value = _plain(bound.arguments[name])
+            try:
+                bound.arguments[name] = instantiate.typed(value, hints[name], name)
+            except ConfigError as error:
+                if isinstance(value, str | int | float | list | tuple | None):
+                    raise
+                raise ConfigError(name, type(value).__name__, error.problem) from error
+        return function(*bound.args, **bound.kwargs)
+
+    return cast(Function, checked)
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers and arrays of NumPy as Python's numbers and tensors."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def _file(path: str | Path) -> str:
+    """Return a path with the home folder in place of ``~``."""
+    return str(Path(path).expanduser())
 
 
 class Samples(NamedTuple):
@@ -41,7 +77,7 @@ class Samples(NamedTuple):
     labels: Tensor | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedModel:
     """A network with all that drawing samples requires.
 
@@ -73,9 +109,17 @@ class TrainedModel:
 
     @property
     def denoiser(self) -> Denoises:
-        """Prediction of x0 and noise from x_t, with static clipping and without guidance."""
+        """Prediction of x0 and noise from x_t.
+
+        Call it as ``x0, eps, variance = model.denoiser(x_t, t, y=labels)``: x_t is (B, C, *spatial)
+        in model space, float32 on ``device``, t a timestep from 0 to T-1 of the whole batch, and
+        ``y`` the class numbers (B,) of a class-conditional model. x0 is clipped to the range of the
+        data; the variance is None unless it is learned. Gradients flow, and the network runs in
+        float32: use ``torch.no_grad()`` and ``autocast()`` where you need them.
+        """
         return self.source().denoiser
 
+    @_checked
     def sample(
         self,
         n: int,
@@ -83,7 +127,7 @@ class TrainedModel:
         sampler: str | Sampler = "ddim",
         steps: Steps = None,
         seed: int = 0,
-        classes: Classes = None,
+        classes: Classes | Tensor = None,
         guidance: float = 1.0,
         guidance_rescale: float = 0.0,
         batch_size: int = 64,
@@ -97,7 +141,8 @@ class TrainedModel:
             steps: network calls, 1 to T, or in improved-diffusion's notation; None = the sampler's
                 default. An instance has steps of its own.
             seed: sample i is a function of (seed, i) and its class, whatever the batch size.
-            classes: numbers or names; sample i is of ``classes[i % len(classes)]``. None = all.
+            classes: numbers, also as a tensor, or names; sample i is of
+                ``classes[i % len(classes)]``. None = all.
             guidance: scale of classifier-free guidance; 1 = off.
             guidance_rescale: 0 (off) to 1, see :class:`ddpm.diffusion.Guided`.
             batch_size: samples at once.
@@ -124,6 +169,7 @@ class TrainedModel:
         labels = [batch.labels for batch in batches if batch.labels is not None]
         return Samples(data, torch.cat(labels) if labels else None)
 
+    @_checked
     def samples(
         self,
         n: int,
@@ -131,7 +177,7 @@ class TrainedModel:
         sampler: str | Sampler = "ddim",
         steps: Steps = None,
         seed: int = 0,
-        classes: Classes = None,
+        classes: Classes | Tensor = None,
         guidance: float = 1.0,
         guidance_rescale: float = 0.0,
         batch_size: int = 64,
@@ -152,6 +198,7 @@ class TrainedModel:
         )
         return (Samples(data, self.facts.values(labels)) for data, labels in batches)
 
+    @_checked
     def interpolate(
         self,
         a: int | str | Path | Tensor,
@@ -163,7 +210,7 @@ class TrainedModel:
         sampler: str | Sampler = "ddim",
         steps: Steps = None,
         seed: int = 0,
-        classes: Classes = None,
+        classes: Classes | Tensor = None,
         guidance: float = 1.0,
         guidance_rescale: float = 0.0,
         batch_size: int = 64,
@@ -203,15 +250,35 @@ class TrainedModel:
             classes=pair,
         )
 
+    @_checked
     def save_images(self, data: Tensor, folder: str | Path) -> Path:
-        """Write raw data (N, C, *spatial) as files of their default format, and a grid of all.
+        """Write raw data (N, C, *spatial) as ``ddpm-sample`` does, and return the path of the grid.
 
-        Files of the same names are replaced. Returns the path of ``grid.png``.
+        Each item is a file in its default format; ``grid.png`` shows all of them. The files that an
+        earlier call or ``ddpm-sample`` wrote to the folder are replaced.
+
+        Raises:
+            ConfigError: data of another shape or type, a folder that cannot be written, or files
+                in the way that were not written by ddpm.
         """
-        place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        self.codec.write(data, place, format=self.codec.default_format)
-        self.codec.picture(data).save(place / "grid.png")
+        self._check_data("data", data, batch=True)
+        place, formats = Path(_file(folder)), [self.codec.default_format]
+        output = OutputFolder(place, "sample")
+        try:
+            output.check([*self.codec.files(formats, len(data)), "grid.png"])
+            output.prepare(self.codec.places(formats))
+            output.open()
+            self.codec.write(data, output.aside, format=formats[0])
+            self.codec.picture(data).save(output.aside / "grid.png")
+            output.publish()
+            output.finish()
+        except ConfigError as error:
+            raise error.renamed("folder", str(place)) from error
+        except OSError as error:
+            problem = f"cannot be written: {error.strerror}; choose another folder"
+            raise ConfigError("folder", str(place), problem) from error
+        finally:
+            output.close()
         return place / "grid.png"
 
     def source(
@@ -241,7 +308,7 @@ class TrainedModel:
             autocast=self.autocast,
         )
 
-    def class_numbers(self, classes: Classes) -> list[int] | None:
+    def class_numbers(self, classes: Classes | Tensor) -> list[int] | None:
         """Return the numbers of classes given by number or name; by default all.
 
         Raises:
@@ -254,6 +321,7 @@ class TrainedModel:
             return None
         if classes is None:
             return list(range(len(names)))
+        classes = classes.tolist() if isinstance(classes, Tensor) else classes
         wanted = [classes] if isinstance(classes, int | str) else list(classes)
         numbers = [class_number(each, names) for each in wanted]
         known = [number for number in numbers if number is not None]
@@ -262,7 +330,7 @@ class TrainedModel:
         require(bool(known), "classes", classes, "name at least one, or leave it out")
         return known
 
-    def class_pair(self, classes: Classes) -> tuple[int, int] | None:
+    def class_pair(self, classes: Classes | Tensor) -> tuple[int, int] | None:
         """Return the class numbers of the two ends of an interpolation.
 
         Raises:
@@ -290,10 +358,10 @@ class TrainedModel:
             problem = "is missing: the model is given part of the data; name a file that holds it"
             raise ConfigError("condition", None, problem)
         if isinstance(condition, Tensor):
-            self._check_shape("condition", condition, batch=True)
+            self._check_data("condition", condition, batch=True)
             return condition
         try:
-            return self.codec.read_given(str(condition))
+            return self.codec.read_given(_file(condition))
         except ConfigError as error:
             raise error.renamed("condition", str(condition)) from error
 
@@ -306,10 +374,10 @@ class TrainedModel:
         if isinstance(value, int):
             return value
         if isinstance(value, Tensor):
-            self._check_shape(key, value)
+            self._check_data(key, value)
             return value
         try:
-            return self.codec.read(str(value))
+            return self.codec.read(_file(value))
         except ConfigError as error:
             raise error.renamed(key, str(value)) from error
 
@@ -328,26 +396,31 @@ class TrainedModel:
         require(0 <= t <= last, "t", t, f"the process has {last + 1} steps; take 0 to {last}")
         return t
 
-    def _check_shape(self, key: str, data: Tensor, *, batch: bool = False) -> None:
-        """Refuse data of another shape than the model's."""
+    def _check_data(self, key: str, data: Tensor, *, batch: bool = False) -> None:
+        """Refuse data of another shape or type than the model's raw data."""
         shape, expected = tuple(data.shape), tuple(self.facts.shape)
         good = (shape[1:] if batch else shape) == expected and len(data) > 0
         wanted = f"({'N, ' if batch else ''}{', '.join(map(str, expected))})"
         require(good, key, f"shape {shape}", f"the model's data are of shape {wanted}")
+        dtype = self.codec.decode(torch.zeros(1, *expected)).dtype
+        require(data.dtype == dtype, key, str(data.dtype), f"the model's data are {dtype}")
+        finite = not dtype.is_floating_point or bool(data.isfinite().all())
+        require(finite, key, f"shape {shape}", "has values that are not finite")
 
 
+@_checked
 def load(
     path: str | Path,
     weights: Weights = "ema",
     device: launch.Device = "auto",
     precision: launch.Precision = "no",
-    plugins: Sequence[str] = (),
+    plugins: Sequence[str] | str = (),
 ) -> TrainedModel:
     """Read a model from a run folder or a checkpoint; see :func:`ddpm.load`."""
     place = launch.device_of(device, precision, key="precision")
     if plugins:
-        instantiate.load_plugins(list(plugins))
-    found = find(str(path), warn)
+        instantiate.load_plugins([plugins] if isinstance(plugins, str) else list(plugins))
+    found = find(_file(path), warn)
     network, diffusion, facts = instantiate.trained(found, weights)
     autocast: Autocast = nullcontext
     if precision != "no":

@@ -30,7 +30,7 @@ GRID = 64  # samples in grid.png
 FRAMES = 50  # pictures in a trajectory, at most
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Model(TrainedModel):
     """A trained model on the processes of a command."""
 
@@ -75,7 +75,7 @@ class Model(TrainedModel):
         return progress(calls, what, "call", shown=self.accelerator.is_main_process)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Trained(Model):
     """The model of a checkpoint."""
 

@@ -90,6 +90,8 @@ def _no_choice(wanted: str, told: str, typed: Mapping[str, str]) -> str:
     hint = f"; did you mean '{near[0]}'?" if near else ""
     if use is not None:
         hint = f"; {use}".replace(f"; use {plain}=", f"; use {group}=")
+    elif group == "data" and Path(name).is_dir():
+        hint = f"; use data=folder data.path={name}"
     return f"{group}={name}: there is no such choice (there are: {', '.join(names)}){hint}"
 
 
@@ -152,9 +154,16 @@ def _bare(config_name: str, argument: str) -> ConfigError:
     groups = [group for group in _groups(config_name) if argument in _choices(group)]
     if groups:
         hint = f"; use {groups[0]}={argument}"
+    elif config_name == "train" and Path(argument).is_dir() and not _is_run(Path(argument)):
+        hint = f"; use data=folder data.path={argument}"
     elif "/" in argument or Path(argument).exists():
         hint = f"; use {subject}={argument}"
     return ConfigError(argument, None, f"options are written key=value{hint}")
+
+
+def _is_run(folder: Path) -> bool:
+    """Return whether a folder looks like a run or a checkpoint."""
+    return any((folder / name).exists() for name in ("config.yaml", "config.json", "checkpoints"))
 
 
 def advice(config_name: str, key: str, value: str, arguments: Sequence[str]) -> str:

@@ -146,6 +146,7 @@ def plan(asked: Node, *, name: str | None, out: str, resume: str | None, overrid
         _refuse_code(asked)
     else:
         asked = places.repeated(_continued(_with_axes(asked, stored), stored), there)
+    asked = _with_numbers(asked, stored)
     _refuse_other_time(asked, stored)
     stored = places.without(stored, set(places.KEYS))
     known = {key: node for key, node in asked.items() if key in stored}
@@ -181,17 +182,25 @@ def _with_axes(asked: Node, stored: Node) -> Node:
 def _continued(asked: Node, stored: Node) -> Node:
     """Return the config with the number of steps that the run planned for its time, if it did.
 
-    The same holds for options whose defaults were others when the run began, or on the device on
-    which it began. What is typed stays as it is.
+    The same holds for options of the trainer whose defaults were others when the run began. What
+    is typed stays as it is.
     """
     there = stored.get("trainer", {})
     names = {name for name, old in Trainer.earlier.items() if there.get(name) == old}
-    names |= {name for name in CHOSEN if asked["trainer"].get(name) is None}
     names |= {"lr_warmup"} | ({"max_steps", "max_minutes"} if _has_time(stored) else set())
     typed = _typed_keys()
     kept = {k: there[k] for k in names if k in there and f"trainer.{k}" not in typed}
-    model = instantiate.sized(asked["model"], stored=stored.get("model"))
-    return {**asked, "trainer": {**asked["trainer"], **kept}, "model": model}
+    return {**asked, "trainer": {**asked["trainer"], **kept}}
+
+
+def _with_numbers(asked: Node, stored: Node) -> Node:
+    """Return the config with the run's numbers for options that are null until a run begins."""
+    trainer, there = asked["trainer"], stored.get("trainer", {})
+    numbers = {k: there[k] for k in CHOSEN if k in there and trainer.get(k) is None}
+    model = instantiate.sized(asked["model"], stored=stored["model"])
+    if stored["model"].get("_target_") == model.get("_target_"):
+        model = {**stored["model"], **model}  # with options that a class of the user's has by null
+    return {**asked, "trainer": {**trainer, **numbers}, "model": model}
 
 
 def _has_time(config: Node) -> bool:

@@ -42,7 +42,8 @@ TRAIN = (
     Row("warmup warmup_steps lr_warmup_steps num_warmup_steps warmup_iters lr_rampup",
         "trainer.lr_warmup={}", "optimizer steps"),
     Row("lr_scheduler lr_schedule lr_scheduler_type lr_policy", "trainer.lr_decay={}", "",
-        {"linear": "cosine", "none": "constant", "constant_with_warmup": "constant"}),
+        {"linear": "cosine", "polynomial": "cosine", "cosine_with_restarts": "cosine",
+         "none": "constant", "constant_with_warmup": "constant", "inverse_sqrt": "constant"}),
     Row("optimizer optim opt", "", "the optimizer is AdamW; its options are trainer.lr, "
         "trainer.adam_betas and trainer.weight_decay"),
     Row("wd adam_weight_decay", "trainer.weight_decay={}"),
@@ -91,7 +92,8 @@ TRAIN = (
     # Data
     Row("dataset dataset_name data.name data.dataset data_name", "data={}"),
     Row("data_dir dataroot data_root data_path datadir train_data_dir dataset_path dataset_dir "
-        "root path folder image_dir image_folder img_dir images train_dir data.path data.dir "
+        "instance_data_dir root path folder image_dir image_folder img_dir images train_dir "
+        "data.path data.dir "
         "data.root data.folder data.data_dir data.directory data.train_dir data.data_path "
         "data.image_dir data.paths data.file", "data=folder data.path={}"),
     Row("resolution size img_size imgsize im_size imagesize image_resolution data.resolution "
@@ -155,11 +157,14 @@ TRAIN = (
     Row("v_prediction pred_v predict_v", "objective={}", "",
         {"true": "pred_v", "false": "pred_noise"}),
     Row("loss_type loss_fn criterion diffusion.loss_type trainer.loss model.loss_type",
-        "objective.loss={}", "", {"mse": "l2", "mae": "l1", "smooth_l1": "huber"}),
+        "objective.loss={}", "",
+        {"mse": "l2", "mae": "l1", "smooth_l1": "huber", "rescaled_mse": "l2"}),
     Row("snr_gamma min_snr min_snr_loss_weight gamma", "objective.min_snr_gamma={}", "",
         {"true": "5", "false": "null"}),
     Row("learn_sigma learned_variance learned_sigma learn_variance diffusion.learn_sigma "
         "model.learn_sigma", "diffusion={}", "", {"true": "iddpm", "false": "ddpm"}),
+    Row("sigma_small", "diffusion.variance={}", "",
+        {"true": "fixed_small", "false": "fixed_large"}),
     Row("use_kl", "diffusion={}", "", {"true": "iddpm_vlb", "false": "ddpm"}),
     Row("schedule_sampler", "timesteps={}", "for diffusion=iddpm_vlb"),
     Row("cond_drop_prob class_dropout_prob uncond_prob p_uncond cfg_dropout label_drop_prob "
@@ -188,7 +193,7 @@ TRAIN = (
         "training for guidance; ddpm-sample has guidance="),
     Row("classes class label class_labels", "data.class_cond=true",
         "training with labels; ddpm-sample has classes="),
-    Row("early_stopping patience", "trainer.best=loss", "the best checkpoint is kept"),
+    Row("early_stopping patience callbacks", "trainer.best=loss", "the best checkpoint is kept"),
     # Runs
     Row("checkpoint ckpt ckpt_path checkpoint_path resume_checkpoint resume_from load load_path "
         "resume_from_checkpoint load_checkpoint resume_path model_path restore init_from "
@@ -199,6 +204,9 @@ TRAIN = (
         "out={}", "the parent folder of runs"),
     Row("run_name exp_name experiment_name experiment exp expname project project_name run",
         "name={}"),
+    Row("fast_dev_run", "trainer.max_steps=2", "optimizer steps"),
+    Row("verbose progress_bar show_progress steps_per_execution", "",
+        "it has no counterpart; leave it out"),
     Row("overwrite force overwrite_output_dir", "",
         "no run is overwritten; give another name=, or continue one with resume="),
     Row("config config_file yaml", "",
@@ -235,7 +243,8 @@ DRAW = (
     Row("cpu use_cpu no_cuda", "device=cpu"),
     Row("output output_dir outdir out_dir save_dir results_folder sample_dir save_path logdir "
         "output_path", "out={}"),
-    Row("manual_seed random_seed seeds", "seed=...", "of the first sample and all others"),
+    Row("manual_seed random_seed seeds generator", "seed=...",
+        "of the first sample and all others"),
     Row("image_size resolution size img_size data.image_size height width", "",
         "the size comes from the checkpoint; leave it out"),
     Row("class_cond num_classes learn_sigma noise_schedule num_channels num_res_blocks "
@@ -252,11 +261,12 @@ OTHERS: Mapping[str, Sequence[Row]] = {
             "trainer.preview_samples", "num_samples={}"),
         Row("file_type type image_format save_format", "format={}"),
         Row("cond given conditioning", "condition={}", "a file that holds what is given"),
-        Row("gif save_trajectory save_intermediates progress", "trajectory=true"),
+        Row("gif save_trajectory save_intermediates progress return_all_timesteps",
+            "trajectory=true"),
         *DRAW,
     ),
     "interpolate": (
-        Row("n num num_samples frames n_frames steps_between n_interp num_interp num_steps",
+        Row("n num num_samples frames n_frames steps_between n_interp num_interp num_steps lam",
             "num_frames={}"),
         Row("image1 img1 x1 start from source image_a img_a first", "a={}"),
         Row("image2 img2 x2 end to target image_b img_b last second", "b={}"),

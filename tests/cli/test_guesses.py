@@ -29,6 +29,11 @@ TRAIN = [
     ("steps=10", "trainer.max_steps=10"),
     ("train_num_steps=700000", "trainer.max_steps=700000"),
     ("max_train_steps=1000", "trainer.max_steps=1000"),
+    ("trainer.fast_dev_run=true", "trainer.max_steps=2"),
+    ("lr_scheduler_type=cosine_with_restarts", "trainer.lr_decay=cosine"),
+    ("sigma_small=true", "diffusion.variance=fixed_small"),
+    ("instance_data_dir=imgs", "data=folder data.path=imgs"),
+    ("callbacks=early_stopping", "trainer.best=loss"),
     ("training.max_iters=1000", "trainer.max_steps=1000"),
     ("lr_anneal_steps=1000", "trainer.max_steps=1000 trainer.lr_decay=cosine"),
     ("max_time=00:20", "trainer.max_minutes=..."),
@@ -399,6 +404,7 @@ def test_numbers_in_place_of_choices(command, typed, answer):
         ("sample", "class_cond=true", "there is no such option; it comes from the checkpoint; leave it out"),
         ("sample", "model.dim=64", "the model comes from the checkpoint; leave it out"),
         ("train", "optimizer=adam", "there is no such option; the optimizer is AdamW; its options are trainer.lr, trainer.adam_betas and trainer.weight_decay"),
+        ("train", "verbose=1", "there is no such option; it has no counterpart; leave it out"),
         ("train", "trainer.max_step=5", "there is no such option; did you mean 'trainer.max_steps'?"),
         ("train", "sampler.etta=5", "there is no such option; did you mean 'sampler.eta'?"),
     ],
@@ -479,3 +485,14 @@ def test_formats_are_listed_once():
 def test_whole_commands(command, name, options, line):
     ended = command(name, *options.split())
     assert (ended.status, ended.line) == (1, f"ddpm-{name}: {line}")
+
+
+def test_a_folder_of_pictures_is_data_and_a_run_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    (tmp_path / "old" / "checkpoints").mkdir(parents=True)
+    for name, answer in (("pets", "data=folder data.path=pets"), ("old", "resume=old")):
+        with pytest.raises(ConfigError, match=f"options are written key=value; use {answer}$"):
+            explaining.check_arguments("train", [name])
+    missing = Exception("In 'train': Could not find 'data/pets'")
+    assert told("train", ["data=pets"], missing).endswith("; use data=folder data.path=pets")

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import ddpm
+from ddpm.data import Folder
 from ddpm.errors import ConfigError
 from ddpm.samplers import DDIM, DDPM
 
@@ -74,11 +75,44 @@ def test_the_denoiser_is_exact_where_the_process_is(trained):
     torch.testing.assert_close(signal * x0 + noise * eps, x_t)  # x_t = signal x0 + noise eps
 
 
-def test_images_are_saved_with_a_grid(trained, tmp_path):
+def test_saved_images_are_a_folder_like_those_of_ddpm_sample(command, trained, monkeypatch):
     model = ddpm.load(trained)
     data, _ = model.sample(3, steps=1)
-    assert model.save_images(data, tmp_path / "new" / "s") == tmp_path / "new" / "s" / "grid.png"
-    assert np.array_equal(written(tmp_path / "new" / "s"), data[:, 0].numpy())
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    assert model.save_images(data, "~/new/s") == Path("new/s/grid.png").absolute()
+    assert np.array_equal(written("new/s"), data[:, 0].numpy())
+    assert len(Folder(path="new/s")) == 3  # without the grid
+    model.save_images(data[:2].numpy(), "new/s")
+    assert len(written("new/s")) == 2
+    ended = command("sample", f"ckpt={trained}", "out=new/s", "num_samples=1", "steps=1")
+    assert ended.status == 0 and len(written("new/s")) == 1
+    Path("mine").mkdir()
+    Path("mine/grid.png").write_text("mine")
+    Path("file").write_text("mine")
+    for wrong, folder, message in (
+        (data, "mine", "folder=mine: mine/grid.png was not written by ddpm-sample"),
+        (data, "file", "folder=file: "),
+        (data[0], "a", "data=shape (1, 8, 8): the model's data are of shape (N, 1, 8, 8)"),
+        (data.float(), "a", "data=torch.float32: the model's data are torch.uint8"),
+        (data[:0], "a", "data=shape (0, 1, 8, 8): "),
+        ([1], "a", "data=[1]: must be Tensor"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            model.save_images(wrong, folder)
+        assert str(error.value).startswith(message)
+    assert Path("mine/grid.png").read_text() == Path("file").read_text() == "mine"
+    assert not Path("a").exists()
+
+
+def test_numbers_and_classes_of_numpy_and_torch(command, tiny):
+    options = ("name=c", "data.class_cond=true", "trainer.max_steps=1", *tiny)
+    assert command("train", *options).status == 0
+    model = ddpm.load("outputs/c")
+    expected = model.sample(2, steps=1, classes=[3, 7])
+    for classes in (np.array([3, 7]), torch.tensor([3, 7]), (3, "7")):
+        found = model.sample(np.int64(2), steps=1, classes=classes)
+        assert all(map(torch.equal, found, expected))
+    assert isinstance(hash(model), int)
 
 
 def test_half_precision_is_near(trained):
@@ -97,7 +131,12 @@ def test_half_precision_is_near(trained):
         ({"sampler": DDIM(), "steps": 5}, "steps=5: DDIM has steps of its own; set them there"),
         ({"classes": [3]}, "classes=[3]: the model knows no classes; "),
         ({"guidance": 2.0}, "guidance=2.0: the model was not trained to be guided; "),
-        ({"condition": torch.zeros(1, 1, 8, 8)}, "condition="),
+        ({"condition": torch.zeros(1, 1, 8, 8)}, "condition=tensor"),
+        ({"n": 2.5}, "n=2.5: must be a whole number"),
+        ({"batch_size": "many"}, "batch_size=many: must be a whole number"),
+        ({"seed": None}, "seed=null: must be a whole number"),
+        ({"sampler": DDIM}, "sampler="),
+        ({"guidance_rescale": "much"}, "guidance_rescale=much: must be a number"),
     ],
 )
 def test_mistakes_are_config_errors(trained, options, line):
@@ -117,6 +156,20 @@ def test_data_of_another_shape_and_missing_runs_are_refused(trained, tmp_path):
         model.interpolate(0, 1, t=1000)
     with pytest.raises(ConfigError, match="none"):
         ddpm.load(tmp_path / "none")
+    image = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    for wrong, message in (
+        ({"a": image.float()}, "a=torch.float32: the model's data are torch.uint8"),
+        ({"mode": "SLERP"}, "mode=SLERP: there is no such choice"),
+        ({"t": 1.5}, "t=1.5: must be a whole number or null"),
+        ({"num_frames": 1}, "num_frames=1: must be at least 2, the two ends"),
+        ({"a": "~/none.png"}, "a=~/none.png: no such file"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            model.interpolate(**{"a": image, "b": 1, **wrong})
+        assert str(error.value).startswith(message)
+    for name, value in (("device", "gpu"), ("precision", "float16"), ("weights", "emma")):
+        with pytest.raises(ConfigError, match=f"^{name}={value}: there is no such choice"):
+            ddpm.load(trained, **{name: value})
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="this machine has no GPU"):
             ddpm.load(trained, device="cuda")

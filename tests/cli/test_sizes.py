@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 
 from ddpm import instantiate, models
+from ddpm.cli.resuming import _with_numbers
 from ddpm.training import checkpoint
 
 FOLDER = ("data=folder", "data.path=imgs")
@@ -134,3 +135,56 @@ def test_the_defaults_of_a_cpu_are_told_stored_and_kept(command, monkeypatch):
     assert kept["model"] == config["model"] and kept["trainer"]["lr"] == 1e-3
     ended = command("train", "trainer.max_steps=3", *options, "trainer.lr=1e-4")
     assert ended.status == 1 and "trainer.lr (0.001 there, 0.0001 here)" in ended.line
+
+
+def test_null_takes_the_number_of_the_run_and_changes_nothing(command, tiny):
+    pictures(8, 8)
+    options = ("name=a", *FOLDER, "trainer.preview_every=0", "device=cpu")
+    null = ("trainer.lr=null", "trainer.batch_size=null", "model.dim=null")
+    assert command("train", "trainer.max_steps=1", *options, "trainer.lr=5e-4").status == 0
+    ended = command("train", "trainer.max_steps=2", *options, *null)
+    assert ended.status == 0, ended.err
+    ended = command("train", "resume=outputs/a", "override=true", "trainer.max_steps=3", *null)
+    assert ended.status == 0, ended.err
+    assert "trainer.max_steps: 2 until step 2, from now on 3" in ended.out
+    assert "from now on None" not in ended.out and "by default" not in ended.out
+    config = yaml.safe_load(Path("outputs/a/config.yaml").read_text())
+    assert (config["trainer"]["lr"], config["trainer"]["batch_size"]) == (5e-4, 16)
+
+
+PLUGIN = """
+from ddpm.models import UNet
+__all__ = ["Narrow", "Other"]
+
+class Narrow(UNet):
+    def __init__(self, *data, dim: int = 8, attn_heads: int = 1):
+        super().__init__(*data, dim=dim, attn_heads=attn_heads)
+
+class Other(UNet):
+    def __init__(self, *data, base: int = 8):
+        super().__init__(*data, dim=base)
+"""
+
+
+@pytest.mark.parametrize(("name", "width"), [("Narrow", {"dim": 8}), ("Other", {"base": 8})])
+def test_networks_of_plugins_have_defaults_of_their_own(command, name, width):
+    pictures(8, 8)
+    Path("mine.py").write_text(PLUGIN)
+    options = ("name=a", *FOLDER, "plugins=[mine]", f"model._target_=mine.{name}", "device=cpu")
+    for steps in (1, 2):
+        few = (f"trainer.max_steps={steps}", "trainer.preview_every=0")
+        ended = command("train", *options, *few)
+        assert ended.status == 0, ended.err
+    assert width.items() <= {"base": 8, **stored("outputs/a")}.items()
+    ended = command("sample", "ckpt=outputs/a", "plugins=[mine]", "num_samples=1", "steps=1")
+    assert ended.status == 0, ended.err
+
+
+def test_a_stored_option_that_a_class_of_the_user_s_now_has_by_default_is_kept():
+    asked = {"trainer": {}, "model": {"_target_": "mine.Own"}}
+    stored_run = {"model": {"_target_": "mine.Own", "dim": 64}, "trainer": {"lr": 1e-4}}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(instantiate, "_exported", lambda target, key: models.SimpleUNet)
+        assert _with_numbers(asked, stored_run) == {
+            "trainer": {"lr": 1e-4}, "model": {**stored_run["model"], "width": 64}
+        }  # fmt: skip
