@@ -199,7 +199,7 @@ def _with_numbers(asked: Node, stored: Node) -> Node:
     numbers = {k: there[k] for k in CHOSEN if k in there and trainer.get(k) is None}
     model = instantiate.sized(asked["model"], stored=stored["model"])
     if stored["model"].get("_target_") == model.get("_target_"):
-        model = {**stored["model"], **model}  # with options that a class of the user's has by null
+        model = {**stored["model"], **model}  # of a plugin: it may lack some
     return {**asked, "trainer": {**trainer, **numbers}, "model": model}
 
 

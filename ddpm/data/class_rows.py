@@ -30,8 +30,9 @@ Rows = Sequence[Row] | None
 def class_rows(numbers: Sequence[int], names: Sequence[str]) -> list[Row]:
     """Arrange samples by class for a picture; the samples themselves keep their order.
 
-    Up to 16 classes have rows of their own, in the order of their numbers. Samples of more classes
-    are sorted by class and fill rows that show the names of their first and last class.
+    Up to 16 classes have rows of their own, in the order of their numbers; a single one fills a
+    square. Samples of more classes are sorted by class and fill rows that show the names of their
+    first and last class.
 
     Args:
         numbers: class number per sample.
@@ -39,15 +40,16 @@ def class_rows(numbers: Sequence[int], names: Sequence[str]) -> list[Row]:
     """
     order = sorted(range(len(numbers)), key=lambda item: (numbers[item], item))
     classes = [(number, list(group)) for number, group in groupby(order, numbers.__getitem__)]
+    square = min(math.ceil(math.sqrt(len(order))), MOST_COLUMNS)
     if len(classes) > MOST_ROWS:
-        rows = _chunks(order, min(math.ceil(math.sqrt(len(order))), MOST_COLUMNS))
+        rows = _chunks(order, square)
         ends = [(names[numbers[row[0]]], names[numbers[row[-1]]]) for row in rows]
         labels = [first if first == last else f"{first} to {last}" for first, last in ends]
         return [Row(label, tuple(row)) for label, row in zip(labels, rows, strict=True)]
     return [
         Row("" if position else names[number] or str(number), tuple(row))
         for number, group in classes
-        for position, row in enumerate(_chunks(group, MOST_COLUMNS))
+        for position, row in enumerate(_chunks(group, MOST_COLUMNS if len(classes) > 1 else square))
     ]
 
 

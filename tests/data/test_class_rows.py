@@ -27,6 +27,13 @@ def test_rows_are_in_the_order_of_the_classes_and_continue_after_sixteen():
     assert rows[0].items[:2] == (1, 3) and rows[3].items == (32, 34, 36, 38)
 
 
+def test_a_single_class_fills_a_square():
+    rows = in_turn(16, [3], NAMES)
+    assert rows is not None and [(row.name, len(row.items)) for row in rows] == [
+        ("class 3", 4), ("", 4), ("", 4), ("", 4)
+    ]  # fmt: skip
+
+
 def test_more_than_sixteen_classes_share_rows_which_hold_every_sample():
     numbers = [(37 * item) % 100 for item in range(64)]
     rows = class_rows(numbers, NAMES)
