@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all; paths with the home folder as ~."""
 
 from __future__ import annotations
 
@@ -106,3 +106,17 @@ def free_space(path: Path) -> str:
         path = path.parent
     free = shutil.disk_usage(path).free
     return f"{free / 1e9:.1f} GB free" if free >= 1e8 else f"{free / 1e6:.1f} MB free"
+
+
+def expand(key: str, path: str) -> str:
+    """Return a path with a leading ``~`` or ``~user`` replaced by that home directory.
+
+    As in a shell, the name of an unknown user is left as it is.
+
+    Raises:
+        ConfigError: the own home directory is not known.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded == "~" or expanded.startswith("~/"):
+        raise ConfigError(key, path, "the home directory is not known; set HOME")
+    return expanded

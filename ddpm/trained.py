@@ -19,6 +19,7 @@ from ddpm.data import Codec
 from ddpm.data.classes import class_number, listed
 from ddpm.diffusion import Denoises, GaussianDiffusion, Schedule
 from ddpm.errors import ConfigError, did_you_mean, require
+from ddpm.files import expand
 from ddpm.generation import Autocast, Mode, Source
 from ddpm.outputs import OutputFolder
 from ddpm.progress import warn
@@ -57,11 +58,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-
-
-def _file(path: str | Path) -> str:
-    """Return a path with the home folder in place of ``~``."""
-    return str(Path(path).expanduser())
 
 
 class Samples(NamedTuple):
@@ -119,7 +115,6 @@ class TrainedModel:
         """
         return self.source().denoiser
 
-    @_checked
     def sample(
         self,
         n: int,
@@ -262,7 +257,7 @@ class TrainedModel:
                 in the way that were not written by ddpm.
         """
         self._check_data("data", data, batch=True)
-        place, formats = Path(_file(folder)), [self.codec.default_format]
+        place, formats = Path(expand("folder", str(folder))), [self.codec.default_format]
         output = OutputFolder(place, "sample")
         try:
             output.check([*self.codec.files(formats, len(data)), "grid.png"])
@@ -361,7 +356,7 @@ class TrainedModel:
             self._check_data("condition", condition, batch=True)
             return condition
         try:
-            return self.codec.read_given(_file(condition))
+            return self.codec.read_given(expand("condition", str(condition)))
         except ConfigError as error:
             raise error.renamed("condition", str(condition)) from error
 
@@ -377,7 +372,7 @@ class TrainedModel:
             self._check_data(key, value)
             return value
         try:
-            return self.codec.read(_file(value))
+            return self.codec.read(expand(key, str(value)))
         except ConfigError as error:
             raise error.renamed(key, str(value)) from error
 
@@ -420,7 +415,7 @@ def load(
     place = launch.device_of(device, precision, key="precision")
     if plugins:
         instantiate.load_plugins([plugins] if isinstance(plugins, str) else list(plugins))
-    found = find(_file(path), warn)
+    found = find(expand("path", str(path)), warn)
     network, diffusion, facts = instantiate.trained(found, weights)
     autocast: Autocast = nullcontext
     if precision != "no":

@@ -8,7 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from ddpm.cli.values import expand
+from ddpm.files import expand
 from ddpm.progress import note
 
 KEYS = (

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli import app
 from ddpm.errors import require
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from ddpm.cli.drawing import Trajectory
+    from ddpm.instantiate import Facts
 
 
 def main() -> None:
@@ -37,7 +45,6 @@ def sample(
     """Draw samples and write them, each process its share."""
     from ddpm.cli.drawing import GRID, Trained, Trajectory, label, on_step
     from ddpm.cli.shares import gather, share
-    from ddpm.data.class_rows import in_turn
     from ddpm.generation import generate
 
     require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
@@ -91,15 +98,23 @@ def sample(
         if trained.accelerator.is_main_process:
             for each in jointly:
                 codec.write(raw, folder.aside, format=each, labels=labels)
-            shown = raw[:GRID]
-            rows = in_turn(len(shown), wanted, names)
-            codec.picture(shown, rows=rows).save(folder.aside / "grid.png")
-            codec.film(shown, folder.aside / "grid.gif", rows=rows)
-            if film is not None:
-                rows = in_turn(len(film.frames[0]), wanted, names)
-                codec.animate(film.frames, folder.aside / "trajectory.gif", rows=rows)
+            _draw(trained.facts, raw[:GRID], wanted, film, folder.aside)
     app.say(trained.accelerator, f"done: {folder.path} (look at {look})")
     trained.accelerator.end_training()
+
+
+def _draw(
+    facts: Facts, raw: Tensor, classes: list[int] | None, film: Trajectory | None, folder: Path
+) -> None:
+    """Write the pictures beside the samples."""
+    from ddpm.data.class_rows import in_turn
+
+    codec, rows = facts.codec, in_turn(len(raw), classes, facts.names)
+    codec.picture(raw, rows=rows).save(folder / "grid.png")
+    codec.film(raw, folder / "grid.gif", rows=rows)
+    if film is not None:
+        rows = in_turn(len(film.frames[0]), classes, facts.names)
+        codec.animate(film.frames, folder / "trajectory.gif", rows=rows)
 
 
 if __name__ == "__main__":

@@ -30,10 +30,10 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import read_write
 
-from ddpm.cli import app, values
+from ddpm.cli import app
 from ddpm.cli import sweep_table as table
 from ddpm.errors import ConfigError, Stopped, require
-from ddpm.files import replacing
+from ddpm.files import expand, replacing
 from ddpm.progress import warn
 from ddpm.signals import SIGNALS, STOPPED_STATUS, pending
 
@@ -133,7 +133,7 @@ class Begin(Callback):
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         """Note the sweep's folder for :func:`conclude`, and who is to hear signals."""
-        where = values.expand("hydra.sweep.dir", config.hydra.sweep.dir)
+        where = expand("hydra.sweep.dir", config.hydra.sweep.dir)
         with read_write(config):
             config.hydra.sweep.dir = where
         _own.place = Path(where)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ddpm.errors import ConfigError, require
+from ddpm.files import expand
 
 PATHS = frozenset(
     {
@@ -97,20 +97,6 @@ def _split(text: str) -> list[str]:
             parts.append(text[start:at])
             start = at + 1
     return [*parts, text[start:]]
-
-
-def expand(key: str, path: str) -> str:
-    """Return a path with a leading ``~`` or ``~user`` replaced by that home directory.
-
-    As in a shell, the name of an unknown user is left as it is.
-
-    Raises:
-        ConfigError: the own home directory is not known.
-    """
-    expanded = os.path.expanduser(path)
-    if expanded == "~" or expanded.startswith("~/"):
-        raise ConfigError(key, path, "the home directory is not known; set HOME")
-    return expanded
 
 
 def expanded(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -46,10 +46,11 @@ def class_rows(numbers: Sequence[int], names: Sequence[str]) -> list[Row]:
         ends = [(names[numbers[row[0]]], names[numbers[row[-1]]]) for row in rows]
         labels = [first if first == last else f"{first} to {last}" for first, last in ends]
         return [Row(label, tuple(row)) for label, row in zip(labels, rows, strict=True)]
+    columns = MOST_COLUMNS if len(classes) > 1 else square
     return [
         Row("" if position else names[number] or str(number), tuple(row))
         for number, group in classes
-        for position, row in enumerate(_chunks(group, MOST_COLUMNS if len(classes) > 1 else square))
+        for position, row in enumerate(_chunks(group, columns))
     ]
 
 

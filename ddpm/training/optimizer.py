@@ -12,8 +12,7 @@ from ddpm.errors import require
 
 Decay = Literal["constant", "cosine"]
 
-_BATCH = {"cpu": 16}  # more steps in the same time
-_BATCH_ELSEWHERE = 128
+_BATCH, _BATCH_ON_CPU = 128, 16  # on a CPU: more steps in the same time
 _LARGE = 10_000_000  # parameters, from which networks need small steps
 _LR, _LR_LARGE = 1e-3, 2e-4
 
@@ -33,7 +32,8 @@ def default_batch_size(device: str, parts: int) -> int:
         device: type of the device.
         parts: processes times micro-batches, of which the batch is a multiple.
     """
-    return -(-_BATCH.get(device, _BATCH_ELSEWHERE) // parts) * parts
+    size = _BATCH_ON_CPU if device == "cpu" else _BATCH
+    return -(-size // parts) * parts
 
 
 def default_learning_rate(network: nn.Module) -> float:

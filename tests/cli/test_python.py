@@ -156,6 +156,8 @@ def test_data_of_another_shape_and_missing_runs_are_refused(trained, tmp_path):
         model.interpolate(0, 1, t=1000)
     with pytest.raises(ConfigError, match="none"):
         ddpm.load(tmp_path / "none")
+    with pytest.raises(ConfigError, match="there is no such run"):
+        ddpm.load("~nobody-of-this-name/run")
     image = torch.zeros(1, 8, 8, dtype=torch.uint8)
     for wrong, message in (
         ({"a": image.float()}, "a=torch.float32: the model's data are torch.uint8"),

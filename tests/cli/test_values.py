@@ -13,6 +13,7 @@ from ddpm import instantiate
 from ddpm.cli import evaluate, exporting, importing, interpolate, sample, train, values
 from ddpm.cli.judging.measure import Measure
 from ddpm.errors import ConfigError
+from ddpm.files import expand
 
 NUMBERS = ["1e-3", "7", "true", "1_000", ".5", "-1", "inf", "nan", "1e400", "FALSE", "1."]
 
@@ -99,7 +100,7 @@ def test_what_hydra_is_given(monkeypatch, key, value, sweep, read):
 def test_a_home_that_is_not_known(monkeypatch):
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(ConfigError) as caught:
-        values.expand("out", "~/a")
+        expand("out", "~/a")
     assert str(caught.value) == "out=~/a: the home directory is not known; set HOME"
 
 
