@@ -28,8 +28,8 @@ PATTERNS = {
     "name: a participle is not a noun": None,
     "use 'per'": rf"\b(once|twice|one|times|features|calls|bytes|steps|images|seconds|writer|"
     rf"file|line|number|name|folder|row|process) an? ({UNIT})\b(?! of\b)",
-    "'is not a', 'not found', 'unknown'": r"\b(is|are|was|were|be|has|have) no (?!longer\b|more\b|one\b"
-    r"|effect\b)|\bthere (is|are|was|were) no\b|\bthere are none\b",
+    "'is not a', 'not found', 'unknown'": r"\b(is|are|was|were|be) no (?!longer\b|more\b)"
+    r"|\bthere are none\b",
     "resume, continue": r"\b(go|goes|going|went|gone) on\b(?! to\b)",
     "compare with": r"\b(hold|held|holds|measure|measured) against\b",
     "prediction": r"\bbeliefs?\b|\bbelieved?\b",
