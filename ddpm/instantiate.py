@@ -135,7 +135,7 @@ def node(target: type, options: Config) -> dict[str, Any]:
 def complete(node: Config, key: str) -> dict[str, Any]:
     """A node with the options that it leaves out, at their defaults.
 
-    A class may say in ``earlier`` what versions without an option did.
+    A class may list in ``legacy_defaults`` the values that match versions without an option.
     """
     target = _exported(node["_target_"], f"{key}._target_")
     parameters = inspect.signature(target).parameters
@@ -144,8 +144,8 @@ def complete(node: Config, key: str) -> dict[str, Any]:
         for p in parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
     }
-    earlier = getattr(target, "earlier", {})  # of a base class too, whose options it may not have
-    defaults |= {name: value for name, value in earlier.items() if name in parameters}
+    legacy = getattr(target, "legacy_defaults", {})  # may be inherited with other options
+    defaults |= {name: value for name, value in legacy.items() if name in parameters}
     if key == "data":
         defaults["val_fraction"] = 0.0  # of every data node, see splits
     return {"_target_": node["_target_"], **defaults, **node}
@@ -475,7 +475,7 @@ def diffusion(config: Config, facts: Facts) -> GaussianDiffusion:
     objective = build(config["objective"], "objective")
     try:
         made: GaussianDiffusion = build(
-            config["diffusion"], "diffusion", schedule, objective, facts.codec.given
+            config["diffusion"], "diffusion", schedule, objective, facts.codec.condition_mask
         )
     except ConfigError as error:  # a mistake of the schedule that only shows with the objective
         raise ConfigError(

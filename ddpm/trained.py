@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ddpm import generation, instantiate, samplers
 from ddpm.data import Codec
-from ddpm.data.classes import class_number, listed
+from ddpm.data.classes import class_number, format_names
 from ddpm.diffusion import Denoises, GaussianDiffusion, Schedule
 from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.files import expand
@@ -260,8 +260,8 @@ class TrainedModel:
         place, formats = Path(expand("folder", str(folder))), [self.codec.default_format]
         output = OutputFolder(place, "sample")
         try:
-            output.check([*self.codec.files(formats, len(data)), "grid.png"])
-            output.prepare(self.codec.places(formats))
+            output.check([*self.codec.file_names(formats, len(data)), "grid.png"])
+            output.prepare(self.codec.output_names(formats))
             output.open()
             self.codec.write(data, output.aside, format=formats[0])
             self.codec.picture(data).save(output.aside / "grid.png")
@@ -320,7 +320,7 @@ class TrainedModel:
         wanted = [classes] if isinstance(classes, int | str) else list(classes)
         numbers = [class_number(each, names) for each in wanted]
         known = [number for number in numbers if number is not None]
-        problem = f"the model knows the classes {listed(names)}; use some of those"
+        problem = f"the model knows the classes {format_names(names)}; use some of those"
         require(len(known) == len(wanted), "classes", classes, problem)
         require(bool(known), "classes", classes, "name at least one, or leave it out")
         return known
@@ -345,7 +345,7 @@ class TrainedModel:
             ConfigError: a model without given entries, one that needs them, or a file that does
                 not fit.
         """
-        if self.codec.given is None:
+        if self.codec.condition_mask is None:
             problem = "the model is given nothing; leave it out, or train with data.condition"
             require(condition is None, "condition", condition, problem)
             return None
@@ -356,7 +356,7 @@ class TrainedModel:
             self._check_data("condition", condition, batch=True)
             return condition
         try:
-            return self.codec.read_given(expand("condition", str(condition)))
+            return self.codec.read_condition(expand("condition", str(condition)))
         except ConfigError as error:
             raise error.renamed("condition", str(condition)) from error
 

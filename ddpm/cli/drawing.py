@@ -44,7 +44,7 @@ class Model(TrainedModel):
         """
         known = self.condition(path)
         if path is not None:
-            app.warn_once(self.accelerator, self.codec.warnings_of(path))
+            app.warn_once(self.accelerator, self.codec.file_warnings(path))
         return known
 
     def formats(self, asked: str | None) -> tuple[list[str], list[str]]:
@@ -55,7 +55,7 @@ class Model(TrainedModel):
         codec = self.codec
         problem = f"these samples can be written as {', '.join(codec.formats)}"
         require(asked is None or asked in codec.formats, "format", asked, problem)
-        wanted = [codec.default_format, *codec.also] if asked is None else [asked]
+        wanted = [codec.default_format, *codec.extra_formats] if asked is None else [asked]
         singly = [each for each in wanted if each in codec.folders]
         return singly, [each for each in wanted if each not in codec.folders]
 

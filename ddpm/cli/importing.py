@@ -100,12 +100,12 @@ def _facts(
     """Shape, classes and codec: of the data if they are named, else of what the network takes."""
     from ddpm import instantiate
     from ddpm.data import Codec, Condition, ImageCodec, SequenceCodec, VideoCodec
-    from ddpm.data.classes import relabelled
+    from ddpm.data.classes import relabel
 
     described = found.described
     if data is not None:
         own = instantiate.dataset({"data": data})
-        return instantiate.Facts.of(relabelled(own, _classes(found, config), None))
+        return instantiate.Facts.of(relabel(own, _classes(found, config), None))
     axes = len(described.size)
     spatial = [size] * min(axes, 2) if isinstance(size, int) else size or found.size
     what = AXES[axes]

@@ -45,17 +45,17 @@ def interpolate(
     codec, read = trained.codec, (trained.end("a", a), trained.end("b", b))
     for given in (a, b):
         if isinstance(given, str):
-            app.warn_once(trained.accelerator, codec.warnings_of(given))
+            app.warn_once(trained.accelerator, codec.file_warnings(given))
     t, pair = trained.noised_to(t, read, mode), trained.class_pair(classes)
     source = trained.source(sampler, steps, guidance, guidance_rescale)
     generation.check_mode(source, read, mode)
-    formats = [codec.default_format, *codec.also]
+    formats = [codec.default_format, *codec.extra_formats]
     with trained.writing(
         "interpolate",
-        [*codec.files(formats, num_frames), "strip.png"],
+        [*codec.file_names(formats, num_frames), "strip.png"],
         out=out,
         default=f"interpolation-{label(sampler)}-t-{t}-{mode}-seed-{seed}",
-        samples=codec.places(formats),
+        samples=codec.output_names(formats),
     ) as folder:
         app.say(trained.accelerator, f"drawing {num_frames} frames from t={t} into {folder.path}")
         walks = -(-num_frames // batch_size)

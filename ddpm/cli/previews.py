@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ddpm import generation
 from ddpm.cli.shares import SharedWork, gather, share
-from ddpm.data.class_rows import in_turn
+from ddpm.data.class_rows import cyclic_class_rows
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.instantiate import Facts
 from ddpm.progress import progress
@@ -62,7 +62,9 @@ class Previews:
         count = trainer.preview_samples
         known = None
         classes = None if self.facts.num_classes is None else list(range(self.facts.num_classes))
-        if self.facts.codec.given is not None:  # of the first samples, and of their classes
+        if (
+            self.facts.codec.condition_mask is not None
+        ):  # of the first samples, and of their classes
             indices = [i % len(trainer.data) for i in range(count)]
             known, labels = trainer.data.fetch(indices, [0] * count)
             classes = None if labels is None else labels.tolist()
@@ -71,8 +73,8 @@ class Previews:
             with self.run.forgiving("the sample grid"):
                 # The picture comes last: a step that has one is not drawn again on resuming.
                 film = self.run.picture("samples", trainer.step).with_suffix(".gif")
-                rows = in_turn(len(grid), classes, self.facts.names)
-                self.facts.codec.film(grid, film, rows=rows)
+                rows = cyclic_class_rows(len(grid), classes, self.facts.names)
+                self.facts.codec.write_motion_gif(grid, film, rows=rows)
                 picture = self.facts.codec.picture(grid, rows=rows)
                 self.run.show("samples", picture, trainer.step)
 

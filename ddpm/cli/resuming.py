@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from ddpm import __version__, instantiate, synonyms
 from ddpm.cli import app, places, sweeps, values
 from ddpm.cli.judging.measure import Measure
-from ddpm.data.classes import relabelled
+from ddpm.data.classes import relabel
 from ddpm.data.split import Split
 from ddpm.errors import ConfigError, require
 from ddpm.progress import warn
@@ -67,18 +67,18 @@ class Plan:
     def numbered(self, own: Split) -> Split:
         """Return the data with the class numbers of the run's checkpoints.
 
-        See :func:`ddpm.data.relabelled`: in earlier versions labels counted from 0.
+        See :func:`ddpm.data.relabel`: in earlier versions labels counted from 0.
         """
         for folder in checkpoint.listed(self.path) if self.exists and self.path else []:
             try:
                 facts = instantiate.Facts.restored(checkpoint.read_json(folder / checkpoint.CONFIG))
             except (ConfigError, OSError, ValueError, TypeError, RecursionError):
                 continue  # a damaged one, of which found() tells
-            held = own.held
+            held = own.held_out
             count, names = facts.num_classes, facts.class_names
             if held is not None:
-                held = relabelled(held, count, names)
-            return Split(relabelled(own.train, count, names), held)
+                held = relabel(held, count, names)
+            return Split(relabel(own.train, count, names), held)
         return own
 
     def found(
@@ -186,7 +186,7 @@ def _continued(asked: Node, stored: Node) -> Node:
     is typed stays as it is.
     """
     there = stored.get("trainer", {})
-    names = {name for name, old in Trainer.earlier.items() if there.get(name) == old}
+    names = {name for name, old in Trainer.legacy_defaults.items() if there.get(name) == old}
     names |= {"lr_warmup"} | ({"max_steps", "max_minutes"} if _has_time(stored) else set())
     typed = _typed_keys()
     kept = {k: there[k] for k in names if k in there and f"trainer.{k}" not in typed}

@@ -55,7 +55,7 @@ def sample(
     singly, jointly = trained.formats(format)
     known = trained.given(condition)
     calls, step = source.calls(), trained.checkpoint.step
-    look = "grid.gif" if codec.moves else "grid.png"
+    look = "grid.gif" if codec.has_motion else "grid.png"
     names = trained.facts.names
     of_items = None
     if names is not None and wanted is not None:
@@ -63,10 +63,10 @@ def sample(
     pictures = ["grid.png", look, *(["trajectory.gif"] if trajectory else [])]
     with trained.writing(
         "sample",
-        [*codec.files([*singly, *jointly], num_samples, of_items), *pictures],
+        [*codec.file_names([*singly, *jointly], num_samples, of_items), *pictures],
         out=out,
         default=f"step-{step:08d}-{label(sampler)}-{calls}-seed-{seed}",
-        samples=codec.places([*singly, *jointly]),
+        samples=codec.output_names([*singly, *jointly]),
     ) as folder:
         said = f"drawing {num_samples} samples of step {step} into {folder.path}"
         app.say(trained.accelerator, said)
@@ -107,13 +107,13 @@ def _draw(
     facts: Facts, raw: Tensor, classes: list[int] | None, film: Trajectory | None, folder: Path
 ) -> None:
     """Write the pictures beside the samples."""
-    from ddpm.data.class_rows import in_turn
+    from ddpm.data.class_rows import cyclic_class_rows
 
-    codec, rows = facts.codec, in_turn(len(raw), classes, facts.names)
+    codec, rows = facts.codec, cyclic_class_rows(len(raw), classes, facts.names)
     codec.picture(raw, rows=rows).save(folder / "grid.png")
-    codec.film(raw, folder / "grid.gif", rows=rows)
+    codec.write_motion_gif(raw, folder / "grid.gif", rows=rows)
     if film is not None:
-        rows = in_turn(len(film.frames[0]), classes, facts.names)
+        rows = cyclic_class_rows(len(film.frames[0]), classes, facts.names)
         codec.animate(film.frames, folder / "trajectory.gif", rows=rows)
 
 

@@ -332,7 +332,7 @@ def _summary(training: Trainer, facts: Facts, run: Run, chosen: dict[str, Any]) 
     where = f"{world} processes, each on {device}" if world > 1 else str(device)
     return (
         f"training{start} to step {training.max_steps} on {where}: "
-        f"{weights:,} parameters, {facts.codec.counted(len(training.data))}{classes}{note}\n"
+        f"{weights:,} parameters, {facts.codec.describe_count(len(training.data))}{classes}{note}\n"
         f"{names}{adapted}{defaults}results go to {run.path}"
     )
 

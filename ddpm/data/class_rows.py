@@ -54,7 +54,9 @@ def class_rows(numbers: Sequence[int], names: Sequence[str]) -> list[Row]:
     ]
 
 
-def in_turn(count: int, classes: Sequence[int] | None, names: Sequence[str] | None) -> Rows:
+def cyclic_class_rows(
+    count: int, classes: Sequence[int] | None, names: Sequence[str] | None
+) -> Rows:
     """Return the rows of samples whose classes come in turn; None for samples without classes.
 
     Args:

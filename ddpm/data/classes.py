@@ -35,7 +35,7 @@ def class_number(wanted: int | str, names: Sequence[str]) -> int | None:
     return names.index(str(number)) if str(number) in names else None
 
 
-def listed(names: Sequence[str]) -> str:
+def format_names(names: Sequence[str]) -> str:
     """Return the names of classes for a message, the middle of a long list left out."""
     if list(names) == [str(number) for number in range(len(names))] and len(names) > 1:
         return f"0 to {len(names) - 1}"
@@ -93,7 +93,7 @@ class Relabelled(Dataset):
         return None if own is None else Relabelled(own, self._names)
 
 
-def relabelled(data: Dataset, num_classes: int | None, names: Sequence[str] | None) -> Dataset:
+def relabel(data: Dataset, num_classes: int | None, names: Sequence[str] | None) -> Dataset:
     """Return a data set with its labels numbered as a model's classes are.
 
     Models of earlier versions count the classes from 0 to the largest label, models of other

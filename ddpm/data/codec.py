@@ -43,22 +43,22 @@ class Codec(ABC):
     formats: ClassVar[tuple[str, ...]]
     """The file formats that :meth:`write` knows."""
     default_format: ClassVar[str]
-    also: ClassVar[tuple[str, ...]] = ()
+    extra_formats: ClassVar[tuple[str, ...]] = ()
     """Formats that samples are written in beside the default one, where none is asked for."""
     folders: ClassVar[Mapping[str, str]] = {}
     """Formats of one file an item, and the folder of each."""
-    moves: ClassVar[bool] = False
-    """Whether :meth:`film` writes a GIF."""
+    has_motion: ClassVar[bool] = False
+    """Whether :meth:`write_motion_gif` writes a GIF."""
     unit: ClassVar[str] = "item"
     """What one item is called where a rate is told: ``img``."""
     bounds: tuple[float, float] = (-1.0, 1.0)
     """The range of the data in model space, for clipping."""
     shape: tuple[int, ...]
     """Shape of one item, ``(C, *spatial)``."""
-    given: torch.Tensor | None = None
+    condition_mask: torch.Tensor | None = None
     """Bool, broadcasts to ``shape``: True where entries are given clean, as a condition, in
     training and in sampling; None where nothing is."""
-    given_channels: tuple[int, ...] = ()
+    condition_channels: tuple[int, ...] = ()
     """The channels that are given whole."""
     _kinds: ClassVar[dict[str, type[Codec]]] = {}
 
@@ -90,7 +90,7 @@ class Codec(ABC):
         """Raw images as uint8; of other data, as they are."""
         return raw
 
-    def read_given(self, path: str) -> torch.Tensor:
+    def read_condition(self, path: str) -> torch.Tensor:
         """Raw items ``(N, *shape)`` from a user's file that holds what is ``given``.
 
         Entries that are not given have any valid value. Raises ConfigError (key ``path``).
@@ -98,14 +98,14 @@ class Codec(ABC):
         problem = "nothing is given to this model; it was trained without a condition"
         raise ConfigError("path", str(path), problem)
 
-    def warnings_of(self, path: str) -> tuple[str, ...]:
-        """What a user should know of a file that :meth:`read` or :meth:`read_given` takes.
+    def file_warnings(self, path: str) -> tuple[str, ...]:
+        """What a user should know of a file that :meth:`read` or :meth:`read_condition` takes.
 
         Like :attr:`ddpm.data.Dataset.warnings`. Raises ConfigError (key ``path``).
         """
         return ()
 
-    def counted(self, count: int) -> str:
+    def describe_count(self, count: int) -> str:
         """Return a number of items and the shape of one in words."""
         return f"{count:,} samples of {'x'.join(map(str, self.shape))}"
 
@@ -166,7 +166,7 @@ class Codec(ABC):
         write_frames(pictures, path, [duration_ms] * (len(pictures) - 1) + [hold_ms])
         return path
 
-    def film(
+    def write_motion_gif(
         self,
         raw: torch.Tensor,
         path: Path,
@@ -181,7 +181,7 @@ class Codec(ABC):
         """
         return None
 
-    def files(
+    def file_names(
         self, formats: Iterable[str], count: int, classes: Sequence[str] | None = None
     ) -> list[str]:
         """Names of the files that :meth:`write` makes of ``count`` items in these formats."""
@@ -192,7 +192,7 @@ class Codec(ABC):
             names += [] if several else [f"samples.{format}"]
         return names
 
-    def places(self, formats: Iterable[str]) -> list[str]:
+    def output_names(self, formats: Iterable[str]) -> list[str]:
         """Names of the folders and files that :meth:`write` makes in these formats."""
         return [self.folders.get(format, f"samples.{format}") for format in formats]
 
@@ -291,7 +291,7 @@ class ImageCodec(Codec):
             _, pixels = read_pixels(path, channels, (height, width), self.levels)
         return torch.from_numpy(pixels.copy())
 
-    def warnings_of(self, path: str) -> tuple[str, ...]:
+    def file_warnings(self, path: str) -> tuple[str, ...]:
         """A line if 16-bit values use a small part of the model's range."""
         with quiet_about_size():
             header, _ = read_pixels(path, 1, None, self.levels)
@@ -371,7 +371,7 @@ class SequenceCodec(Codec):
         state = {"kind": self.kind, "shape": list(self.shape), "low": self.low, "high": self.high}
         return {**state, "axes": "NLC"} if self._last else state
 
-    def counted(self, count: int) -> str:
+    def describe_count(self, count: int) -> str:
         """Return the number of sequences, their channels and their length in words."""
         return f"{count:,} sequences of {named(*self.shape)}"
 

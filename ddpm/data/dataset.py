@@ -30,7 +30,7 @@ class Dataset(ABC):
     """The name of each class, in the order of the labels; None for a data set without labels."""
     codec: Codec
     """What carries raw items to model space and back."""
-    earlier: ClassVar[Mapping[str, Any]] = {}
+    legacy_defaults: ClassVar[Mapping[str, Any]] = {}
     """Options that did not exist in earlier versions, with the value that does what these did."""
     warnings: tuple[str, ...] = ()
     """What a user should know of how the data were read, a line each: files that were skipped."""

@@ -47,7 +47,7 @@ class Folder(PixelSet):
     Raises ConfigError for whatever keeps the pictures from becoming one set, naming the file.
     """
 
-    earlier = {"bits": 8}
+    legacy_defaults = {"bits": 8}
     _needs_deep = True  # where a range is declared
 
     def __init__(

@@ -32,7 +32,7 @@ class Sequences(Dataset):
     """
 
     in_memory = True
-    earlier = {"axes": "NCL"}  # as versions without this option read all arrays
+    legacy_defaults = {"axes": "NCL"}  # as versions without this option read all arrays
 
     def __init__(
         self,

@@ -55,11 +55,11 @@ class Split:
 
     Attributes:
         train: the items to train on.
-        held: the items held out of the same data; None where all are trained on.
+        held_out: the items held out of the same data; None where all are trained on.
     """
 
     train: Dataset
-    held: Dataset | None = None
+    held_out: Dataset | None = None
 
     @cached_property
     def val(self) -> Dataset | None:
@@ -71,8 +71,8 @@ class Split:
         Raises:
             ConfigError: (keys below ``data``) they cannot be read.
         """
-        if self.held is not None:
-            return self.held
+        if self.held_out is not None:
+            return self.held_out
         try:
             return self.train.own_split()
         except ConfigError as error:

@@ -83,9 +83,9 @@ class VideoCodec(Codec):
     unit = "video"
     formats = ("gif", "npz", "npy")
     default_format = "gif"
-    also = ("npz",)
+    extra_formats = ("npz",)
     folders = {"gif": "videos"}
-    moves = True
+    has_motion = True
 
     def __init__(
         self,
@@ -107,7 +107,10 @@ class VideoCodec(Codec):
             fields = dict(condition)
             condition = Condition(**{**fields, "channels": tuple(fields.get("channels", ()))})
         self.condition = condition
-        self.given, self.given_channels = condition.mask(self.shape), condition.channels
+        self.condition_mask, self.condition_channels = (
+            condition.mask(self.shape),
+            condition.channels,
+        )
 
     def encode(self, raw: torch.Tensor) -> torch.Tensor:
         """Raw ``(B, C, F, H, W)`` to float32: 0..255, or ``low`` to ``high``, to -1..1."""
@@ -121,7 +124,7 @@ class VideoCodec(Codec):
         """Kind, shape, range and condition."""
         scaling = self._scaling
         low, high = (None, None) if isinstance(scaling, Bytes) else (scaling.low, scaling.high)
-        condition = asdict(self.condition) | {"channels": list(self.given_channels)}
+        condition = asdict(self.condition) | {"channels": list(self.condition_channels)}
         shape = list(self.shape)
         rate = {} if self.fps == "stored" else {"fps": self.fps}
         limits = {"low": low, "high": high}
@@ -139,26 +142,26 @@ class VideoCodec(Codec):
             raise ConfigError("path", str(path), f"holds {len(items)} videos; save one of them")
         return torch.from_numpy(items[0])
 
-    def read_given(self, path: str) -> torch.Tensor:
+    def read_condition(self, path: str) -> torch.Tensor:
         """Raw items ``(N, C, F, H, W)``: what is given is read, everything else is the least value.
 
         A GIF or a folder of frames is one item, an array file may hold many. Where frames are
         given, they are enough; where channels are, all frames are needed, and, if no frames are
         given besides, an array may hold the given channels alone.
         """
-        if self.given is None:
-            return super().read_given(path)
+        if self.condition_mask is None:
+            return super().read_condition(path)
         channels, frames = self.shape[:2]
-        count, named = self.condition.cond_frames, list(self.given_channels)
+        count, named = self.condition.cond_frames, list(self.condition_channels)
         alone = (len(named),) if not count else ()
         items = torch.from_numpy(self._items(path, frames if named else count, (channels, *alone)))
         least = 0 if isinstance(self._scaling, Bytes) else self._scaling.low
         raw = torch.full((len(items), *self.shape), least, dtype=items.dtype)
         read = raw.clone()
         read[:, named if items.shape[1] < channels else slice(None), : items.shape[2]] = items
-        return torch.where(self.given, read, raw)
+        return torch.where(self.condition_mask, read, raw)
 
-    def warnings_of(self, path: str) -> tuple[str, ...]:
+    def file_warnings(self, path: str) -> tuple[str, ...]:
         """Of a folder of frames: skipped files, and 16-bit values in a small part of the range."""
         path = _place(path)
         if not os.path.isdir(path):
@@ -192,7 +195,7 @@ class VideoCodec(Codec):
             ]
         return grid(frames.reshape(-1, *frames.shape[2:]), length, strips)
 
-    def film(
+    def write_motion_gif(
         self,
         raw: torch.Tensor,
         path: Path,

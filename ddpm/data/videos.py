@@ -54,7 +54,7 @@ class Videos(PixelSet):
     Raises ConfigError for whatever keeps the videos from becoming one set, naming the file.
     """
 
-    earlier = {"fps": "stored", "bits": 8}
+    legacy_defaults = {"fps": "stored", "bits": 8}
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Videos(PixelSet):
             else:
                 must_be_array(path, "a folder of videos")
                 options = {"color": color, "bits": bits, "fps": fps}
-                earlier = self.earlier.items()  # in a config of an earlier version
+                earlier = self.legacy_defaults.items()  # in a config of an earlier version
                 typed = {k: v for k, v in options.items() if v != "auto" and (k, v) not in earlier}
                 _only("pictures", **typed)
                 source = VideoArray(path, key, order, class_cond, size, low, high)

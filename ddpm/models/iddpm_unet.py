@@ -57,7 +57,7 @@ class IDDPMUNet(Network):
     """
 
     adaptive = ("channel_mult", "pad", "attention_resolutions")
-    earlier = {"channel_mult": list(CHANNEL_MULT), "pad": False}
+    legacy_defaults = {"channel_mult": list(CHANNEL_MULT), "pad": False}
     cpu_defaults = {"model_channels": 32}
 
     def __init__(

@@ -220,7 +220,7 @@ class Network(nn.Module):
 
     adaptive: ClassVar[tuple[str, ...]] = ()
     """Options that are taken from the size of the data where the first of them is null."""
-    earlier: ClassVar[Mapping[str, Any]] = {"pad": False}
+    legacy_defaults: ClassVar[Mapping[str, Any]] = {"pad": False}
     """Options that did not exist in earlier versions, with the value that does what these did."""
     cpu_defaults: ClassVar[Mapping[str, Any]] = {}
     """Options of smaller networks, with which training begins on a CPU if the first is null."""

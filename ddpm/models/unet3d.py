@@ -37,7 +37,7 @@ class UNet3D(Network):
     """
 
     adaptive = ("dim_mults", "pad")
-    earlier = {"dim_mults": list(DIM_MULTS), "pad": False}
+    legacy_defaults = {"dim_mults": list(DIM_MULTS), "pad": False}
     cpu_defaults = {"dim": 16, "attn_heads": 2, "attn_dim_head": 16}
 
     def __init__(

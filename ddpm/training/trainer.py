@@ -94,7 +94,7 @@ class Trainer:
         channels_last: keep 2-D activations with channels last in memory (faster on GPUs).
     """
 
-    earlier: ClassVar[Mapping[str, Any]] = {
+    legacy_defaults: ClassVar[Mapping[str, Any]] = {
         "batch_size": 128,
         "lr": 2e-4,
         "lr_warmup": 1000,

@@ -39,10 +39,10 @@ def test_equal_frequencies_come_in_turn_and_those_of_the_digits_nearly_so():
 def test_data_sets_count_labels_and_parts_their_own(tmp_path):
     data = Digits(class_cond=True)
     parts = split(data, 0.1)
-    train, held = parts.train.class_counts(), parts.held.class_counts()
+    train, held = parts.train.class_counts(), parts.held_out.class_counts()
     assert [a + b for a, b in zip(train, held, strict=True)] == data.class_counts()
     assert sum(held) == 180 and Digits().class_counts() is None
-    assert split(parts.train, 0.5).held.class_counts([0]).count(1) == 1
+    assert split(parts.train, 0.5).held_out.class_counts([0]).count(1) == 1
     np.savez(tmp_path / "s.npz", arr_0=np.zeros((4, 2, 8), np.float32), arr_1=[0, 1, 1, 1])
     made = Sequences(path=str(tmp_path / "s.npz"), class_cond=True, low=-1, high=1)
     assert made.class_counts() == [1, 3]

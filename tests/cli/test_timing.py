@@ -109,7 +109,7 @@ def test_options_that_a_stored_trainer_lacks_do_what_they_did():
     assert made["ema_window"] is None and made["checkpoint_minutes"] is None
     assert (made["lr_warmup"], made["preview_every"], made["max_minutes"]) == (1000, 5000, None)
     assert instantiate.complete({**NODE, "ema_window": 0.1}, "trainer")["ema_window"] == 0.1
-    assert Trainer.earlier.keys() <= made.keys()
+    assert Trainer.legacy_defaults.keys() <= made.keys()
 
 
 def test_a_run_of_an_earlier_version_goes_on_as_it_began(command, tiny):

@@ -5,21 +5,21 @@ import pytest
 import torch
 
 from ddpm.data import ImageCodec, SequenceCodec
-from ddpm.data.class_rows import class_rows, in_turn
+from ddpm.data.class_rows import class_rows, cyclic_class_rows
 from ddpm.data.video_codec import VideoCodec
 
 NAMES = [f"class {number}" for number in range(100)]
 
 
 def test_classes_that_come_in_turn_are_rows_of_every_kth_sample():
-    rows = in_turn(11, [0, 1, 2, 3], NAMES)
+    rows = cyclic_class_rows(11, [0, 1, 2, 3], NAMES)
     assert rows is not None
     assert [row.name for row in rows] == ["class 0", "class 1", "class 2", "class 3"]
     assert [row.items for row in rows] == [(0, 4, 8), (1, 5, 9), (2, 6, 10), (3, 7)]
 
 
 def test_rows_are_in_the_order_of_the_classes_and_continue_after_sixteen():
-    rows = in_turn(40, [7, 2], NAMES)
+    rows = cyclic_class_rows(40, [7, 2], NAMES)
     assert rows is not None
     assert [(row.name, len(row.items)) for row in rows] == [
         ("class 2", 16), ("", 4), ("class 7", 16), ("", 4)
@@ -28,7 +28,7 @@ def test_rows_are_in_the_order_of_the_classes_and_continue_after_sixteen():
 
 
 def test_a_single_class_fills_a_square():
-    rows = in_turn(16, [3], NAMES)
+    rows = cyclic_class_rows(16, [3], NAMES)
     assert rows is not None and [(row.name, len(row.items)) for row in rows] == [
         ("class 3", 4), ("", 4), ("", 4), ("", 4)
     ]  # fmt: skip
@@ -46,14 +46,16 @@ def test_more_than_sixteen_classes_share_rows_which_hold_every_sample():
 
 @pytest.mark.parametrize(("classes", "names"), [(None, NAMES), ([0], None)])
 def test_without_classes_there_are_no_rows(classes, names):
-    assert in_turn(5, classes, names) is None
+    assert cyclic_class_rows(5, classes, names) is None
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
 def test_the_grid_has_the_samples_of_a_class_in_its_row(channels, mode):
     raw = torch.randint(0, 200, (7, channels, 8, 8), generator=torch.Generator().manual_seed(0))
     raw = raw.to(torch.uint8)
-    rows = in_turn(7, [0, 1, 2], ["cat", "dog", "a bird with a name that is far too long"])
+    rows = cyclic_class_rows(
+        7, [0, 1, 2], ["cat", "dog", "a bird with a name that is far too long"]
+    )
     codec = ImageCodec((channels, 8, 8))
     picture = codec.picture(raw, rows=rows)
     pixels = np.asarray(picture).reshape(picture.height, picture.width, channels)
@@ -78,7 +80,7 @@ def test_the_grid_has_the_samples_of_a_class_in_its_row(channels, mode):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["é", "汉字", "two\nlines", "", "$x$ {y}"])
 def test_names_of_any_letters(name):
-    rows = in_turn(4, [0, 1], [name, "b"])
+    rows = cyclic_class_rows(4, [0, 1], [name, "b"])
     codec = ImageCodec((1, 8, 8))
     assert codec.picture(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), rows=rows).height == 134
     plain = SequenceCodec((1, 8), -1, 1).picture(torch.zeros(4, 1, 8), rows=rows)
@@ -88,7 +90,10 @@ def test_names_of_any_letters(name):
 def test_plots_have_a_row_per_class_of_at_most_eight_classes():
     codec = SequenceCodec((1, 20), -1, 1)
     raw = torch.linspace(-1, 1, 20).repeat(24, 1, 1) * torch.linspace(0, 1, 24)[:, None, None]
-    three, twelve = in_turn(24, [0, 1, 2], NAMES), in_turn(24, list(range(12)), NAMES)
+    three, twelve = (
+        cyclic_class_rows(24, [0, 1, 2], NAMES),
+        cyclic_class_rows(24, list(range(12)), NAMES),
+    )
     assert codec.picture(raw, rows=three).size == (5 * 240 + 80, 3 * 160 + 80)
     assert codec.picture(raw, rows=twelve).size == (2 * 240 + 80, 8 * 160 + 80)
 
@@ -96,7 +101,7 @@ def test_plots_have_a_row_per_class_of_at_most_eight_classes():
 def test_films_and_strips_of_videos_have_rows_too(tmp_path):
     codec = VideoCodec((1, 3, 8, 8))
     raw = torch.arange(5, dtype=torch.uint8)[:, None, None, None, None].expand(5, 1, 3, 8, 8) * 40
-    rows = in_turn(5, [0, 1], ["a", "b"])
+    rows = cyclic_class_rows(5, [0, 1], ["a", "b"])
     picture = np.asarray(codec.picture(raw, rows=rows))
     assert picture.shape[0] == 2 * 66 + 2 and picture[34, -10] == 0 and picture[100, -10] == 40
-    assert codec.film(raw, tmp_path / "a.gif", rows=rows).is_file()
+    assert codec.write_motion_gif(raw, tmp_path / "a.gif", rows=rows).is_file()

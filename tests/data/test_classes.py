@@ -6,7 +6,7 @@ import torch
 
 from ddpm.data import Sequences, Videos
 from ddpm.data.arrays import array_classes
-from ddpm.data.classes import class_number, label_values, listed, relabelled
+from ddpm.data.classes import class_number, format_names, label_values, relabel
 from ddpm.errors import ConfigError
 
 RNG = np.random.default_rng(0)
@@ -96,11 +96,11 @@ def test_labels_for_files_and_lists_for_messages():
     assert label_values(["1", "5"]) == [1, 5]
     for names in (["1", "05"], ["cat", "1"], [], None, [str(2**63)], ["-1"], ["²"]):
         assert label_values(names) is None
-    assert listed(["0", "1", "2"]) == "0 to 2"
-    assert listed(["0"]) == "0"
-    assert listed(["1", "2"]) == "1, 2"
+    assert format_names(["0", "1", "2"]) == "0 to 2"
+    assert format_names(["0"]) == "0"
+    assert format_names(["1", "2"]) == "1, 2"
     many = [str(3 * number) for number in range(20)]
-    assert listed(many) == "0, 3, 6, 9, 12, 15, 18, 21, 24, 27, ..., 57"
+    assert format_names(many) == "0, 3, 6, 9, 12, 15, 18, 21, 24, 27, ..., 57"
 
 
 def test_labels_keep_the_numbers_of_a_model_that_counts_more(tmp_path: Path):
@@ -109,14 +109,14 @@ def test_labels_keep_the_numbers_of_a_model_that_counts_more(tmp_path: Path):
     data = Sequences(path=path, class_cond=True)
     counted = [str(number) for number in range(6)]
     for names in (counted, None):
-        more = relabelled(data, 6, names)
+        more = relabel(data, 6, names)
         assert (more.num_classes, more.class_names, len(more)) == (6, counted, 6)
         raw, labels = more.fetch([0, 2], [0, 0])
         assert labels is not None and labels.tolist() == [5, 3]
         assert more.class_counts() == [0, 2, 0, 2, 0, 2]
         assert more.class_counts([0, 4, 1]) == [0, 1, 0, 0, 0, 2]
         assert torch.equal(raw, data.fetch([0, 2], [0, 0])[0]) and more.own_split() is None
-    assert relabelled(data, 3, ["1", "3", "5"]) is data
-    assert relabelled(data, 5, None) is data  # its class 5 is not among 0 to 4
-    assert relabelled(data, 6, list("abcdef")) is data
-    assert relabelled(data, None, None) is data
+    assert relabel(data, 3, ["1", "3", "5"]) is data
+    assert relabel(data, 5, None) is data  # its class 5 is not among 0 to 4
+    assert relabel(data, 6, list("abcdef")) is data
+    assert relabel(data, None, None) is data

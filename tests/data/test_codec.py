@@ -102,7 +102,10 @@ def test_names_of_classes_become_parts_of_file_names_without_leaving_the_folder(
     paths = codec.write(noise(3, 1, 4, 6), tmp_path, format="png", first=1, classes=classes)
     names = ["images/00001-5.png", "images/00002-.._naïve_cat.png", f"images/00003-{'x' * 40}.png"]
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == names
-    assert codec.files(["png"], 2, ["5", "a/b"]) == ["images/00000-5.png", "images/00001-a_b.png"]
+    assert codec.file_names(["png"], 2, ["5", "a/b"]) == [
+        "images/00000-5.png",
+        "images/00001-a_b.png",
+    ]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

@@ -233,12 +233,12 @@ def test_other_pictures_are_read_with_the_white_of_the_model(tmp_path: Path):
     assert codec.read(path).tolist() == [[[0, 2056, 4095]]]
     dark = str(save(tmp_path / "b.png", np.array([[0, 100, 500]], np.uint16)))
     assert codec.read(dark).tolist() == [[[0, 100, 500]]]
-    assert codec.warnings_of(path) == ()
-    assert codec.warnings_of(dark) == (
+    assert codec.file_warnings(path) == ()
+    assert codec.file_warnings(dark) == (
         f"{dark}: the values of the 16-bit pictures lie between 0 and 500, a small part of the "
         "range from 0 to 4095; scale them to that range if it is to be brighter",
     )
-    assert len(ImageCodec((3, 1, 3)).warnings_of(dark)) == 1
+    assert len(ImageCodec((3, 1, 3)).file_warnings(dark)) == 1
 
 
 def test_runs_of_versions_that_read_eight_bits_go_on(tmp_path: Path):
@@ -292,7 +292,7 @@ def test_frames_of_videos_keep_their_levels(tmp_path: Path):
         assert data.warnings == ()
     codec = codec_from_state(data.codec.state())
     assert torch.equal(codec.read(str(tmp_path / "v")), raw[0])
-    assert codec.warnings_of(str(tmp_path / "v")) == ()
+    assert codec.file_warnings(str(tmp_path / "v")) == ()
     (warning,) = Videos(path=str(tmp_path)).warnings
     assert "lie between 0 and 4095" in warning and "set data.high=4095" in warning
     eight = Videos(path=str(tmp_path), bits=8, high=4095).fetch([0], [0])[0]

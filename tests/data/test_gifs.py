@@ -145,7 +145,7 @@ def test_the_rate_is_kept_for_what_is_read_and_written_later(tmp_path: Path):
     (path,) = codec.write(raw[None], tmp_path / "out", format="gif")
     assert written(path) == [50] * 8
     assert torch.equal(codec.read(str(path)), raw)
-    assert codec.film(raw[None], tmp_path / "film.gif") is not None
+    assert codec.write_motion_gif(raw[None], tmp_path / "film.gif") is not None
     assert written(tmp_path / "film.gif") == [50] * 8
 
 
@@ -179,7 +179,7 @@ def test_equal_frames_are_all_written(tmp_path: Path, channels: int):
     codec = VideoCodec((channels, 8, 6, 6))
     for path in codec.write(raw, tmp_path, format="gif"):
         assert written(path) == [100] * 8
-    assert written(codec.film(raw, tmp_path / "film.gif")) == [100] * 8
+    assert written(codec.write_motion_gif(raw, tmp_path / "film.gif")) == [100] * 8
     codec.animate([raw] * 5, tmp_path / "way.gif")
     assert written(tmp_path / "way.gif") == [100] * 4 + [2000]
     images = ImageCodec((channels, 6, 6))

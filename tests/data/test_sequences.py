@@ -253,6 +253,6 @@ def test_files_have_the_axes_of_the_data(tmp_path: Path):
     )
     with pytest.raises(ConfigError, match=problem):
         codec.read(str(tmp_path / "one.npy"))
-    assert codec.counted(2000) == "2,000 sequences of 2 channels, length 10"
+    assert codec.describe_count(2000) == "2,000 sequences of 2 channels, length 10"
     with pytest.raises(ConfigError, match="axes=LNC: must be NCL or NLC"):
         codec_from_state({**codec.state(), "axes": "LNC"})

@@ -60,14 +60,14 @@ def test_the_state_is_plain_json_and_gives_the_same_codec(limits, condition):
     assert isinstance(again, VideoCodec)
     assert (again.state(), again.shape) == (codec.state(), (2, 3, 5, 7))
     assert again.condition == condition
-    assert again.given_channels == codec.given_channels == condition.channels
+    assert again.condition_channels == codec.condition_channels == condition.channels
     x = floats(1, 2, 3, 5, 7)
     assert torch.equal(again.decode(x), codec.decode(x))
     if condition == GIVEN:
-        assert again.given is not None and codec.given is not None
-        assert torch.equal(again.given, codec.given)
+        assert again.condition_mask is not None and codec.condition_mask is not None
+        assert torch.equal(again.condition_mask, codec.condition_mask)
     else:
-        assert again.given is None and codec.given is None
+        assert again.condition_mask is None and codec.condition_mask is None
 
 
 STATE: dict[str, Any] = {
@@ -108,7 +108,7 @@ def test_a_state_that_makes_no_codec_is_refused(change: dict[str, Any], said: st
     ],
 )
 def test_the_mask_of_what_is_given(condition: Condition, rows: list[list[int]]):
-    given = VideoCodec((2, 3, 4, 5), condition=condition).given
+    given = VideoCodec((2, 3, 4, 5), condition=condition).condition_mask
     assert given is not None
     assert (given.shape, given.dtype) == ((2, 3, 1, 1), torch.bool)
     assert given[..., 0, 0].int().tolist() == rows
@@ -116,9 +116,9 @@ def test_the_mask_of_what_is_given(condition: Condition, rows: list[list[int]]):
 
 def test_other_codecs_have_nothing_given():
     for codec in (ImageCodec((1, 4, 4)), VideoCodec((1, 2, 4, 4))):
-        assert (codec.given, codec.given_channels) == (None, ())
+        assert (codec.condition_mask, codec.condition_channels) == (None, ())
         with pytest.raises(ConfigError, match=r"path=a\.npz: nothing is given to this model"):
-            codec.read_given("a.npz")
+            codec.read_condition("a.npz")
 
 
 def save(folder: Path, kind: str, raw: torch.Tensor) -> str:
@@ -144,7 +144,7 @@ def save(folder: Path, kind: str, raw: torch.Tensor) -> str:
 def test_given_frames_are_read_from_files_that_hold_them(tmp_path, kind, channels, length):
     raw = noise(3, channels, length, 6, 8)
     codec = VideoCodec((channels, 5, 6, 8), condition=Condition(cond_frames=2))
-    read = codec.read_given(save(tmp_path, kind, raw))
+    read = codec.read_condition(save(tmp_path, kind, raw))
     count = 1 if kind in ("gif", "frames") else 3
     assert (read.shape, read.dtype) == ((count, channels, 5, 6, 8), torch.uint8)
     assert torch.equal(read[:, :, :2], raw[:count, :, :2])
@@ -161,16 +161,18 @@ def test_given_channels_are_read_with_the_others_or_alone(tmp_path: Path):
     np.save(tmp_path / "frames_first.npy", raw[:, [2, 0]].swapaxes(1, 2))
     np.save(tmp_path / "one.npy", raw[0])
     for name in ("whole", "alone", "frames_first"):
-        assert torch.equal(codec.read_given(str(tmp_path / f"{name}.npy")), expected)
-    assert torch.equal(codec.read_given(str(tmp_path / "one.npy")), expected[:1])
+        assert torch.equal(codec.read_condition(str(tmp_path / f"{name}.npy")), expected)
+    assert torch.equal(codec.read_condition(str(tmp_path / "one.npy")), expected[:1])
 
 
 def test_frames_and_channels_given_together(tmp_path: Path):
     raw = noise(2, 3, 5, 4, 4)
     codec = VideoCodec((3, 5, 4, 4), condition=Condition(cond_frames=1, channels=(1,)))
-    read = codec.read_given(save(tmp_path, "ncfhw", raw))
-    assert codec.given is not None
-    assert torch.equal(read, torch.where(codec.given, raw, torch.tensor(0, dtype=torch.uint8)))
+    read = codec.read_condition(save(tmp_path, "ncfhw", raw))
+    assert codec.condition_mask is not None
+    assert torch.equal(
+        read, torch.where(codec.condition_mask, raw, torch.tensor(0, dtype=torch.uint8))
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_files_that_do_not_hold_what_is_given(tmp_path, condition, kind, shape, 
     codec = VideoCodec((3, 5, 4, 4), condition=Condition(**condition))
     path = save(tmp_path, kind, noise(*shape))
     with pytest.raises(ConfigError) as caught:
-        codec.read_given(path)
+        codec.read_condition(path)
     assert str(caught.value).startswith(f"path={path}: {said}")
 
 
@@ -293,10 +295,10 @@ def test_arrays_are_written_as_they_are(tmp_path: Path, raw: torch.Tensor):
 
 def test_what_the_commands_ask_a_codec():
     codec = VideoCodec((1, 4, 5, 6))
-    assert (codec.unit, codec.default_format, codec.also) == ("video", "gif", ("npz",))
+    assert (codec.unit, codec.default_format, codec.extra_formats) == ("video", "gif", ("npz",))
     assert codec.formats == ("gif", "npz", "npy") and dict(codec.folders) == {"gif": "videos"}
     images = ImageCodec((1, 4, 4))
-    assert (images.also, dict(images.folders)) == ((), {"png": "images"})
+    assert (images.extra_formats, dict(images.folders)) == ((), {"png": "images"})
 
 
 # pictures
@@ -331,7 +333,7 @@ def test_a_film_is_one_gif_of_all_videos_moving(tmp_path: Path):
     raw, _ = Digits().fetch(range(24), range(24))
     raw = raw.reshape(4, 6, 1, 8, 8).transpose(1, 2)
     codec = VideoCodec((1, 6, 8, 8))
-    path = codec.film(raw, tmp_path / "new" / "a.gif", columns=4, duration_ms=50)
+    path = codec.write_motion_gif(raw, tmp_path / "new" / "a.gif", columns=4, duration_ms=50)
     assert path == tmp_path / "new" / "a.gif"
     frames = gif_frames(path, "L")
     assert frames.shape == (6, 68, 4 * 66 + 2)
@@ -346,7 +348,7 @@ def test_a_film_is_one_gif_of_all_videos_moving(tmp_path: Path):
 
 def test_only_what_moves_makes_a_film(tmp_path: Path):
     raw = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
-    assert ImageCodec((1, 4, 4)).film(raw, tmp_path / "a.gif") is None
+    assert ImageCodec((1, 4, 4)).write_motion_gif(raw, tmp_path / "a.gif") is None
     assert list(tmp_path.iterdir()) == []
 
 

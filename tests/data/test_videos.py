@@ -274,12 +274,12 @@ def test_the_condition_comes_from_a_group_of_options(tmp_path: Path):
     node = yaml.safe_load((Path(__file__).parents[2] / "configs/data/video.yaml").read_text())
     node["path"] = str(tmp_path / "a.npy")
     del node["val_fraction"]  # not of the class
-    assert build(node, "data").codec.given is None
+    assert build(node, "data").codec.condition_mask is None
     node["condition"] = {"cond_frames": 1e0, "channels": [1]}
     codec = build(node, "data").codec
     assert codec.condition == Condition(cond_frames=1, channels=(1,))
-    assert codec.given.flatten(1).int().tolist() == [[1] + [0] * 7, [1] * 8, [1] + [0] * 7]
-    assert codec.given_channels == (1,)
+    assert codec.condition_mask.flatten(1).int().tolist() == [[1] + [0] * 7, [1] * 8, [1] + [0] * 7]
+    assert codec.condition_channels == (1,)
 
 
 @pytest.mark.parametrize(
@@ -493,7 +493,7 @@ def test_options_that_configs_of_earlier_versions_lack_are_accepted_for_arrays(t
     """A stored config is completed with what earlier versions did, whatever the files are."""
     np.save(tmp_path / "a.npy", np.zeros((2, 3, 4, 8, 8), np.uint8))
     path = str(tmp_path / "a.npy")
-    assert Videos(path=path, order="ncfhw", **Videos.earlier).shape == (3, 4, 8, 8)
+    assert Videos(path=path, order="ncfhw", **Videos.legacy_defaults).shape == (3, 4, 8, 8)
     with pytest.raises(ConfigError) as caught:
         Videos(path=path, order="ncfhw", bits=16)
     assert str(caught.value) == "bits=16: is for pictures, which these are not; omit it"

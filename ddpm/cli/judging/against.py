@@ -18,7 +18,7 @@ from ddpm.cli.judging.gathering import attended, on_main
 from ddpm.cli.judging.likelihood import Clean
 from ddpm.cli.judging.samples import Collector, of_images
 from ddpm.data import UNTOUCHED, Dataset
-from ddpm.data.classes import relabelled
+from ddpm.data.classes import relabel
 from ddpm.data.decoding import SUFFIXES
 from ddpm.data.samples import samples_at
 from ddpm.data.split import Split
@@ -116,7 +116,7 @@ class Against:
         if part is None:
             part = "train" if group or self._of_model[0].val is None else "val"
         data, told = self._part(part, group=group)
-        data = relabelled(data, facts.num_classes, facts.class_names)
+        data = relabel(data, facts.num_classes, facts.class_names)
         problem = f"its data are {list(data.shape)}, the model's {list(facts.shape)}"
         require(tuple(data.shape) == tuple(facts.shape), "reference", self.named, problem)
         generator = torch.Generator().manual_seed(seed)

@@ -21,7 +21,7 @@ from ddpm.cli.judging.findings import Findings
 from ddpm.cli.judging.measure import Measure
 from ddpm.cli.judging.neighbours import neighbours, picture
 from ddpm.cli.judging.unfinished import Unfinished
-from ddpm.data.class_rows import Rows, in_turn
+from ddpm.data.class_rows import Rows, cyclic_class_rows
 from ddpm.errors import render, require
 from ddpm.instantiate import Facts
 from ddpm.training.agreement import main_first
@@ -282,7 +282,7 @@ class Judge:
         }
         self._score(drawn.collected, depends, findings, record, stopping)
         if pictures:
-            rows = in_turn(len(drawn.raw), classes, model.facts.names)
+            rows = cyclic_class_rows(len(drawn.raw), classes, model.facts.names)
             self._show(findings, drawn.collected, drawn.raw, rows)
             findings.trajectory = [picture(frame) for frame in drawn.frames]
 
