@@ -31,8 +31,8 @@ from ddpm.data.classes import label_values
 from ddpm.data.split import Split, split
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, did_you_mean, render, require
-from ddpm.fidelity import Auto, Extractor
 from ddpm.memory import is_out_of_memory
+from ddpm.metrics import Auto, Extractor
 from ddpm.models.sizes import Fit
 from ddpm.samplers import Sampler
 from ddpm.samplers.base import Steps
@@ -41,7 +41,7 @@ from ddpm.training import Trainer
 from ddpm.training.checkpoint import Checkpoint
 
 PACKAGES = ("ddpm.data", "ddpm.diffusion", "ddpm.models", "ddpm.samplers", "ddpm.training")
-EXTRACTORS = "ddpm.fidelity"  # under the key of this name only: one of them runs a file
+EXTRACTORS = "ddpm.metrics"  # under the key of this name only: one of them runs a file
 Config = Mapping[str, Any]
 _plugins: list[str] = []
 

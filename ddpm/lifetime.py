@@ -14,6 +14,7 @@ from contextlib import contextmanager
 # In the environment of the workers that a command starts itself: the process that started them.
 OWN_WORKERS = "DDPM_WORKERS"
 # There too, if the launcher, not the user, has set OMP_NUM_THREADS: to a share of the cores.
+BUSY = "ddpm-busy"  # the name of threads that may be in one long call of a library
 THREADS_SHARED = "DDPM_THREADS_SHARED"
 HELD = (signal.SIGINT,)  # that these workers block until they import this module
 _POLL_SECONDS = 0.5

@@ -26,6 +26,7 @@ from ddpm.errors import ConfigError
 from ddpm.files import UNREADABLE, file_sha256, missing_folders, replacing
 
 RECORD = ".ddpm-files.json"
+JOB_RECORD = "job.json"  # in the folder of a job of a sweep: its overrides, and how it ended
 _FORMAT = 1
 _JOURNAL = ".ddpm-files-"
 _ASIDE = ".ddpm-part-"
@@ -309,3 +310,29 @@ def _is_alive(path: Path) -> bool:
         return psutil.pid_exists(int(number))
     except OverflowError:
         return False
+
+
+def unwritable(folder: Path, error: OSError) -> ConfigError:
+    """The mistake of an output folder that the file system refuses."""
+    problem = f"cannot be written ({error.strerror}); choose another folder with out="
+    return ConfigError("out", str(folder), problem)
+
+
+def new_folder(parent: Path, wanted: str) -> Path:
+    """Make the folder ``wanted``, or with the first of the endings -2, -3, ... that is free.
+
+    Raises:
+        ConfigError: the place cannot be written.
+    """
+    folder, number = parent / wanted, 1
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:  # of an earlier run, or of one that starts at the same time
+                number += 1
+                folder = parent / f"{wanted}-{number}"
+    except OSError as error:
+        raise unwritable(folder, error) from error

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from ddpm import generation, instantiate, samplers
+from ddpm.console import warn
 from ddpm.data import Codec
 from ddpm.data.classes import class_number, format_names
 from ddpm.diffusion import Denoises, GaussianDiffusion, Schedule
+from ddpm.distributed import devices
 from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.files import expand
 from ddpm.generation import Autocast, Mode, Source
 from ddpm.outputs import OutputFolder
-from ddpm.progress import warn
 from ddpm.samplers import Sampler
 from ddpm.samplers.base import Steps
-from ddpm.training import launch
 from ddpm.training.checkpoint import Checkpoint, find
 
 Classes = Sequence[int | str] | int | str | None
@@ -407,12 +407,12 @@ class TrainedModel:
 def load(
     path: str | Path,
     weights: Weights = "ema",
-    device: launch.Device = "auto",
-    precision: launch.Precision = "no",
+    device: devices.Device = "auto",
+    precision: devices.Precision = "no",
     plugins: Sequence[str] | str = (),
 ) -> TrainedModel:
     """Read a model from a run folder or a checkpoint; see :func:`ddpm.load`."""
-    place = launch.device_of(device, precision, key="precision")
+    place = devices.device_of(device, precision, key="precision")
     if plugins:
         instantiate.load_plugins([plugins] if isinstance(plugins, str) else list(plugins))
     found = find(expand("path", str(path)), warn)

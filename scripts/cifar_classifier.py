@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddpm.console import progress
 from ddpm.data import Folder
 from ddpm.errors import ConfigError, require
 from ddpm.files import replacing
-from ddpm.progress import progress
 
 SHIFT = 3  # pixels that a training image is moved at most, each way
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from ddpm import instantiate
+from ddpm.console import progress
 from ddpm.data import Digits
 from ddpm.diffusion import Denoiser, LossSecondMoment, Timesteps, Uniform
 from ddpm.diffusion.process import Variance
-from ddpm.evaluation import bits_per_dimension
-from ddpm.progress import progress
+from ddpm.evaluation.bits_per_dimension import bits_per_dimension
 from ddpm.training import checkpoint
 
 # Of the first, whose variance is not learned, both that it can have.

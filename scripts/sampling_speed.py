@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ddpm import instantiate
-from ddpm.progress import warn
+from ddpm.console import warn
 from ddpm.training import checkpoint
 
 

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from ddpm import generation, instantiate
 from ddpm.cli.app import config_dir
-from ddpm.training import launch
+from ddpm.distributed import devices
 from ddpm.training.run import Run
 
 CONFIGS = config_dir()
@@ -58,7 +58,7 @@ def made_waves(path):
 
 def built(config):
     options = instantiate.trainer_options(config)
-    accelerator = launch.accelerator(
+    accelerator = devices.accelerator(
         "cpu",
         options["precision"],
         key="trainer.precision",

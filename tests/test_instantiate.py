@@ -11,7 +11,7 @@ from ddpm import instantiate
 from ddpm.diffusion import GaussianDiffusion, PredV, cosine
 from ddpm.errors import ConfigError
 from ddpm.instantiate import build, check, typed
-from ddpm.training.same import check_same
+from ddpm.training.compatibility import check_same
 
 Choice = Literal["no", "fp16", "yes"]
 GOOD = [

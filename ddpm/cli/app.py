@@ -7,20 +7,21 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from ddpm import streams
-from ddpm.cli import explaining, values
-from ddpm.cli.configs import config_dir, usage
+from ddpm.cli import explaining
+from ddpm.cli.configs import usage
+from ddpm.config import values
+from ddpm.config.location import config_dir
 from ddpm.errors import ConfigError, Stopped
-from ddpm.lifetime import leaving, one_of_several
+from ddpm.lifetime import BUSY, leaving, one_of_several
 from ddpm.signals import STOPPED_STATUS, StopSignal, broken_off_by
 
 # A function of the options, or a dataclass of them whose instances are called; gives a number.
 Command = Callable[..., Any]
-BUSY = "ddpm-busy"  # the name of threads that may be in one long call of a library
 
 
 def main(config_name: str, command: Callable[[], Command]) -> None:
@@ -123,7 +124,7 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
 def readable(argument: str, arguments: list[str]) -> str:
     """An argument as Hydra's grammar reads it.
 
-    Values are quoted where :func:`ddpm.cli.values.literal` says so. Beside ``resume``, and beside
+    Values are quoted where :func:`ddpm.config.values.literal` says so. Beside ``resume`` and
     the ``_target_`` of a group, options may be those of choices that are not the default ones, so
     they are marked as additions.
     """
@@ -255,25 +256,6 @@ def choices() -> dict[str, str]:
     from hydra.core.hydra_config import HydraConfig
 
     return dict(HydraConfig.get().runtime.choices)
-
-
-def tell(message: str) -> None:
-    """Say something on the error stream."""
-    print(message, file=sys.stderr, flush=True)
-
-
-def say(accelerator: Any, message: str) -> None:
-    """Say something on the output stream, once for all processes."""
-    if accelerator.is_main_process:
-        print(message, flush=True)
-
-
-def warn_once(accelerator: Any, lines: Iterable[str]) -> None:
-    """Print warnings on the error stream, once for all processes."""
-    from ddpm.progress import warn
-
-    for line in lines if accelerator.is_main_process else ():
-        warn(line)
 
 
 def _tell(config_name: str, message: str) -> None:

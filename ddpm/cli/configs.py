@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-
-def config_dir() -> Path:
-    """Return the folder of the configs: in an installed wheel, or at the top of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for place in (package / "configs", package.parent / "configs"):
-        if (place / "train.yaml").is_file():
-            return place
-    raise FileNotFoundError(f"no configs beside {package}; reinstall ddpm")
+from ddpm.config.location import config_dir
 
 
 def usage(config_name: str) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from ddpm.cli import app
-from ddpm.cli.judging.measure import FIDELITY, LIKELIHOOD, METRICS, Measure
+from ddpm.console import warn
 from ddpm.errors import ConfigError, render, require
-from ddpm.progress import warn
+from ddpm.evaluation.options import FIDELITY, LIKELIHOOD, METRICS, Measure
 
 _OF_DRAWING = (*FIDELITY, "bpd")
 _USED_BY = {  # the metrics that an option has an effect on, where these are not all
@@ -53,11 +53,11 @@ class Evaluate(Measure):
 
     def __call__(self) -> float:
         """Measure a model, images that exist, or several runs."""
-        from ddpm.cli.drawing import Trained
-        from ddpm.cli.judging.comparison import Comparison
-        from ddpm.cli.judging.evaluation import Evaluation
-        from ddpm.training import launch
-        from ddpm.training.agreement import wait_for_all
+        from ddpm.distributed import devices
+        from ddpm.distributed.consensus import wait_for_all
+        from ddpm.drawing import Trained
+        from ddpm.evaluation.comparison import Comparison
+        from ddpm.evaluation.evaluate import Evaluation
 
         subjects = [each for each in (self.ckpt, self.samples, self.runs) if each is not None]
         problem = "give one of ckpt=, a model, samples=, images, and runs=, several models"
@@ -70,7 +70,7 @@ class Evaluate(Measure):
             compared = Comparison(todo, self.weights, self.device, self.precision)
             return compared.of(runs)
         if self.samples is not None:
-            accelerator = launch.accelerator(self.device, self.precision, key="precision")
+            accelerator = devices.accelerator(self.device, self.precision, key="precision")
             findings = todo.of_images(self.samples, accelerator)
         else:
             assert self.ckpt is not None

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ddpm import synonyms
-from ddpm.cli import values
-from ddpm.cli.configs import config_dir
+from ddpm.config import values
+from ddpm.config.location import config_dir
 from ddpm.errors import ConfigError, did_you_mean
 
 NO_CHOICE = "Config group override must be a string"  # Hydra's bare ValueError for data=null

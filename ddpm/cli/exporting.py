@@ -35,8 +35,8 @@ def export(
     """Write the file, and beside it what else loading it takes."""
     import safetensors.torch
 
+    from ddpm.console import warn
     from ddpm.interop.files import write
-    from ddpm.progress import warn
     from ddpm.training import checkpoint
 
     found = checkpoint.find(ckpt, warn)
@@ -70,8 +70,7 @@ def _writing(target: Path, names: list[str]) -> Iterator[Path]:
     Raises:
         ConfigError: the folder cannot be written, or holds such a file that is not an export.
     """
-    from ddpm.outputs import OutputFolder
-    from ddpm.training.run import unwritable
+    from ddpm.outputs import OutputFolder, unwritable
 
     problem = "is a folder; set out= to the name of a file"
     require(not target.is_dir(), "out", str(target), problem)

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpm.cli import app, places, values
+from ddpm.cli import app
+from ddpm.config import paths, values
 from ddpm.errors import ConfigError, render, require
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def bring(
     }
     if data is not None:
         config["data"] = data
-    config = {"seed": 0, **places.stored(instantiate.completed(config))}
+    config = {"seed": 0, **paths.stored(instantiate.completed(config))}
     facts = _facts(found, config, size, given_channels, cond_frames, data)
     _check(config, facts, found)
     print("\n".join(_told(found, config, facts, source)), flush=True)

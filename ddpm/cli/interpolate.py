@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ddpm.cli import app
+from ddpm.console import say, warn_once
 from ddpm.errors import require
 
 
@@ -37,7 +38,7 @@ def interpolate(
 ) -> None:
     """Draw the frames and write them with a strip of all."""
     from ddpm import generation
-    from ddpm.cli.drawing import Trained, label, on_step
+    from ddpm.drawing import Trained, label, on_step
 
     require(num_frames >= 2, "num_frames", num_frames, "must be at least 2, the two ends")
     require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
@@ -45,7 +46,7 @@ def interpolate(
     codec, read = trained.codec, (trained.end("a", a), trained.end("b", b))
     for given in (a, b):
         if isinstance(given, str):
-            app.warn_once(trained.accelerator, codec.file_warnings(given))
+            warn_once(trained.accelerator, codec.file_warnings(given))
     t, pair = trained.noised_to(t, read, mode), trained.class_pair(classes)
     source = trained.source(sampler, steps, guidance, guidance_rescale)
     generation.check_mode(source, read, mode)
@@ -57,7 +58,7 @@ def interpolate(
         default=f"interpolation-{label(sampler)}-t-{t}-{mode}-seed-{seed}",
         samples=codec.output_names(formats),
     ) as folder:
-        app.say(trained.accelerator, f"drawing {num_frames} frames from t={t} into {folder.path}")
+        say(trained.accelerator, f"drawing {num_frames} frames from t={t} into {folder.path}")
         walks = -(-num_frames // batch_size)
         if mode == "ddim":
             walks += (generation.REFINE + 1) * sum(not isinstance(end, int) for end in read)
@@ -81,7 +82,7 @@ def interpolate(
             codec.picture(frames, columns=num_frames).save(folder.aside / "strip.png")
             if mode == "ddim":
                 _tell_of_ends(trained, read, frames)
-    app.say(trained.accelerator, f"done: {folder.path} (look at strip.png)")
+    say(trained.accelerator, f"done: {folder.path} (look at strip.png)")
     trained.accelerator.end_training()
 
 
@@ -92,7 +93,7 @@ def _tell_of_ends(trained: Any, ends: tuple[Any, Any], frames: Any) -> None:
         if not isinstance(end, int):
             x, y = (codec.encode(raw.unsqueeze(0)) for raw in (end, frame))
             far = float((x - y).square().mean().sqrt()) / 2
-            app.say(trained.accelerator, f"{key} came back within {far:.2%} of the range (rms)")
+            say(trained.accelerator, f"{key} came back within {far:.2%} of the range (rms)")
 
 
 if __name__ == "__main__":

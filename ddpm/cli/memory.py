@@ -33,7 +33,7 @@ def shortage(error: BaseException, options: Options) -> ConfigError:
 
 def _of_training(what: str, options: Options) -> ConfigError:
     """Return the error of a training; the remedies are ordered by how little they change."""
-    from ddpm.training.launch import world_size
+    from ddpm.distributed.devices import world_size
 
     trainer, model = options["trainer"], options["model"]
     resumed = options.get("resume") is not None  # then the options are those of the run

@@ -6,15 +6,15 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ddpm import generation
-from ddpm.cli.shares import SharedWork, gather, share
+from ddpm.console import progress
 from ddpm.data.class_rows import cyclic_class_rows
 from ddpm.diffusion import GaussianDiffusion
+from ddpm.distributed.sharding import SharedWork, gather, share
+from ddpm.distributed.stopping import Stopping
 from ddpm.instantiate import Facts
-from ddpm.progress import progress
 from ddpm.samplers import Sampler
 from ddpm.training import Trainer
 from ddpm.training.run import Run
-from ddpm.training.stopping import Stopping
 
 
 class Previews:

@@ -11,16 +11,18 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ddpm import __version__, instantiate, synonyms
-from ddpm.cli import app, places, sweeps, values
-from ddpm.cli.judging.measure import Measure
+from ddpm.cli import app, sweeps
+from ddpm.config import paths, values
+from ddpm.config.migration import migrate
+from ddpm.console import warn
 from ddpm.data.classes import relabel
 from ddpm.data.split import Split
 from ddpm.errors import ConfigError, require
-from ddpm.progress import warn
+from ddpm.evaluation.options import Measure
 from ddpm.training import Trainer, checkpoint
 from ddpm.training.checkpoint import Checkpoint
+from ddpm.training.compatibility import check_same
 from ddpm.training.run import CONFIG, Run
-from ddpm.training.same import check_same
 
 Node = dict[str, Any]
 CHOSEN = ("batch_size", "lr")  # of the trainer: null becomes a number when a run begins
@@ -106,7 +108,7 @@ class Plan:
             known["class_names"] = mine["class_names"]
         asked = {name: mine[name] for name in known}
         check_same({"data": known}, {"data": asked}, self.key, found.run)
-        stored = places.without(instantiate.completed(found.config), set(places.KEYS))
+        stored = paths.without(instantiate.completed(found.config), set(paths.KEYS))
         here = {key: node for key, node in self.config.items() if key in stored}
         check_same(stored, here, self.key, found.run, override=True)  # plan() has asked for that
         if accelerator.is_main_process:
@@ -140,21 +142,21 @@ def plan(asked: Node, *, name: str | None, out: str, resume: str | None, overrid
             _refuse_files(path, key)
         return Plan(asked, key, path, timed=_has_time(asked))
     stored = _completed(stored)  # of a version that had fewer options
-    there = places.located(stored, path)
+    there = paths.located(stored, path)
     if resume is not None:
         asked = _with_overrides(there, asked)
         _refuse_code(asked)
     else:
-        asked = places.repeated(_continued(_with_axes(asked, stored), stored), there)
+        asked = paths.repeated(_continued(_with_axes(asked, stored), stored), there)
     asked = _with_numbers(asked, stored)
     _refuse_other_time(asked, stored)
-    stored = places.without(stored, set(places.KEYS))
+    stored = paths.without(stored, set(paths.KEYS))
     known = {key: node for key, node in asked.items() if key in stored}
     # The size of the data is not known yet: Plan.found compares what it decides.
     if "model" in known:
         known["model"] = instantiate.adapted_as(asked["model"], stored["model"])
     changed = check_same(stored, known, key, path, override=override)
-    changed = {name: pair for name, pair in changed.items() if not places.is_same(name, *pair)}
+    changed = {name: pair for name, pair in changed.items() if not paths.is_same(name, *pair)}
     if "trainer.max_steps" in changed and asked["trainer"].get("lr_decay") == "cosine":
         warn("lr_decay=cosine ends at max_steps: with another one this is not the same run")
     timed = _has_time(asked) and "trainer" not in stored  # of an imported network
@@ -241,7 +243,7 @@ def _stored(path: Path) -> Node | None:
     """The config of the run in a folder, or None where there is no run."""
     file = path / CONFIG
     if file.exists():
-        stored = instantiate.from_yaml(file.read_text(encoding="utf-8"), str(file))
+        stored = migrate(instantiate.from_yaml(file.read_text(encoding="utf-8"), str(file)))
         model = stored.get("model")
         problem = "is not the config of a run; choose another folder, or move it away"
         require(isinstance(model, dict) and "_target_" in model, "out", str(file), problem)
@@ -267,7 +269,7 @@ def _refuse_files(path: Path, key: str) -> None:
 
 def _with_overrides(stored: Node, asked: Node) -> Node:
     """The stored config with the options that were typed beside ``resume``."""
-    merged = places.without(deepcopy(stored), _typed_keys())
+    merged = paths.without(deepcopy(stored), _typed_keys())
     if isinstance(merged.get("evaluation"), dict):  # of a version that had fewer options
         merged["evaluation"] = {**asked["evaluation"], **merged["evaluation"]}
     for typed in app.overrides():

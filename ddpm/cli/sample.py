@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli import app
+from ddpm.console import say
 from ddpm.errors import require
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ddpm.cli.drawing import Trajectory
+    from ddpm.drawing import Trajectory
     from ddpm.instantiate import Facts
 
 
@@ -43,8 +44,8 @@ def sample(
     plugins: list[str],
 ) -> None:
     """Draw samples and write them, each process its share."""
-    from ddpm.cli.drawing import GRID, Trained, Trajectory, label, on_step
-    from ddpm.cli.shares import gather, share
+    from ddpm.distributed.sharding import gather, share
+    from ddpm.drawing import GRID, Trained, Trajectory, label, on_step
     from ddpm.generation import generate
 
     require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
@@ -69,7 +70,7 @@ def sample(
         samples=codec.output_names([*singly, *jointly]),
     ) as folder:
         said = f"drawing {num_samples} samples of step {step} into {folder.path}"
-        app.say(trained.accelerator, said)
+        say(trained.accelerator, said)
         film = Trajectory(codec, calls) if trajectory else None
         mine, kept = share(trained.accelerator, num_samples), []
         total, size = -(-len(mine) // batch_size) * calls, min(batch_size, len(mine))
@@ -99,7 +100,7 @@ def sample(
             for each in jointly:
                 codec.write(raw, folder.aside, format=each, labels=labels)
             _draw(trained.facts, raw[:GRID], wanted, film, folder.aside)
-    app.say(trained.accelerator, f"done: {folder.path} (look at {look})")
+    say(trained.accelerator, f"done: {folder.path} (look at {look})")
     trained.accelerator.end_training()
 
 

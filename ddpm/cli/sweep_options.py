@@ -16,7 +16,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
 
-from ddpm.cli import app
+from ddpm.config.location import config_dir
 
 SWEEPER = "hydra_plugins.ddpm_sweeper.ChoiceSweeper"
 
@@ -33,7 +33,7 @@ def prepared(
         arguments: as typed.
         overrides: the same, read by Hydra; empty where it cannot.
     """
-    groups = [one for one in overrides if (app.config_dir() / one.key_or_group).is_dir()]
+    groups = [one for one in overrides if (config_dir() / one.key_or_group).is_dir()]
     chosen = any(one.key_or_group.startswith("hydra/sweeper") for one in overrides)
     own = any(one.key_or_group == "hydra.sweeper._target_" for one in overrides)
     if chosen or own or not any(one.is_sweep_override() for one in groups):
@@ -59,7 +59,7 @@ def _lacked_by_default(config_name: str, overrides: Sequence[Override]) -> set[s
 
     lines = [str(one.input_line) for one in overrides if not one.is_sweep_override()]
     GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(app.config_dir()), version_base="1.3"):
+    with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
         return _lacked(lines, lambda job: compose(config_name, overrides=job))
 
 
@@ -97,7 +97,7 @@ def fitting(jobs: Sequence[list[str]], load: Callable[[list[str]], Any]) -> list
     Raises:
         ConfigCompositionException: an option that the choices of all jobs lack.
     """
-    groups = {_key(one) for job in jobs for one in job if (app.config_dir() / _key(one)).is_dir()}
+    groups = {_key(one) for job in jobs for one in job if (config_dir() / _key(one)).is_dir()}
     lacking: dict[tuple[str, ...], set[str]] = {}
     for job in jobs:
         choices = tuple(one for one in job if _key(one) in groups)

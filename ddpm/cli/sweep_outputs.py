@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from ddpm.cli.values import quoted
+from ddpm.config.values import quoted
 
 _JOB = "${hydra:job.num}"
 _KEYS = {

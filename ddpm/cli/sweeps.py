@@ -31,10 +31,11 @@ from hydra.types import RunMode
 from omegaconf import read_write
 
 from ddpm.cli import app
-from ddpm.cli import sweep_table as table
+from ddpm.console import warn
 from ddpm.errors import ConfigError, Stopped, require
 from ddpm.files import expand, replacing
-from ddpm.progress import warn
+from ddpm.outputs import JOB_RECORD
+from ddpm.runs import sweep_table as table
 from ddpm.signals import SIGNALS, STOPPED_STATUS, pending
 
 
@@ -219,7 +220,7 @@ def _told(place: Path, config: Any) -> Iterator[None]:
         others = [table.read(path) for path in table.records(place.parent)]
         if any(other.get("status") == "stopped" for other in others):
             raise Stopped("another job of the sweep was stopped: this one does not start")
-        record = place / table.RECORD
+        record = place / JOB_RECORD
         problem = "is not the record of a job; choose another folder, or move it away"
         mine = not os.path.lexists(record) or table.is_record(record)
         require(mine, "out", str(record), problem)
@@ -232,8 +233,8 @@ def _told(place: Path, config: Any) -> Iterator[None]:
         told |= {"status": "stopped" if stopped else "failed", "error": _line(error)}
         raise
     finally:
-        if begun or not os.path.lexists(place / table.RECORD):
-            _write(place / table.RECORD, told)
+        if begun or not os.path.lexists(place / JOB_RECORD):
+            _write(place / JOB_RECORD, told)
 
 
 def _line(error: BaseException) -> str:

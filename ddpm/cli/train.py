@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli import app
+from ddpm.console import recording, say, tell, warn_once
 from ddpm.errors import Stopped, shortened
-from ddpm.progress import recording
 from ddpm.signals import StopSignal
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from ddpm.cli.cores import Choice, Threads
-    from ddpm.cli.judging.validation import Validation
     from ddpm.cli.resuming import Plan
+    from ddpm.distributed.cpu_threads import Choice, Threads
+    from ddpm.evaluation.validation import Validation
     from ddpm.instantiate import Facts
     from ddpm.samplers import Sampler
     from ddpm.training import Trainer
@@ -64,7 +64,7 @@ def train(
     """Train, or go on with a run; returns a number for sweeps, see :func:`_result`."""
     from ddpm import instantiate
     from ddpm.cli.resuming import plan
-    from ddpm.training import launch
+    from ddpm.distributed import devices
 
     asked = {
         "seed": seed,
@@ -82,7 +82,7 @@ def train(
         planning = partial(plan, asked, name=name, out=out, resume=resume, override=override)
         planned = planning()
         options = instantiate.trainer_options(planned.config)
-        accelerator = launch.accelerator(
+        accelerator = devices.accelerator(
             device,
             options["precision"],
             key="trainer.precision",
@@ -103,7 +103,7 @@ def _train(
 ) -> float | None:
     """Build everything, claim the run's folder, and train in it."""
     from ddpm.cli.timing import Timing
-    from ddpm.training.agreement import wait_for_all
+    from ddpm.distributed.consensus import wait_for_all
     from ddpm.training.due import missing, scheduled
     from ddpm.training.lock import Lock
     from ddpm.training.run import Run
@@ -115,7 +115,7 @@ def _train(
     lock = Lock(run.path)
     try:
         if accelerator.is_main_process:
-            lock.acquire(planned.key, app.tell)
+            lock.acquire(planned.key, tell)
         wait_for_all(accelerator)
         if planned.path is not None and not planned.exists:
             # Another process may have begun it before we had the lock.
@@ -132,20 +132,20 @@ def _train(
         owed = scheduled(training) & missing(run, training.step)
         if training.step >= training.max_steps and not owed:
             done = f"{run.path} is done: {training.step} steps; add trainer.max_steps=..."
-            app.say(accelerator, done)
+            say(accelerator, done)
             return _result(run, training)
         inside = run.path.resolve().is_relative_to(out.resolve())
         latest = (out if inside else run.path.parent) / "latest"
         with _ending(run, training):
             _begin(run, planned, training, accelerator, latest)
-            app.say(accelerator, _summary(training, facts, run, planned.chosen))
+            say(accelerator, _summary(training, facts, run, planned.chosen))
             expected = timing.line()
             if expected:
-                app.say(accelerator, expected)
+                say(accelerator, expected)
             _fit(run, planned, training, walk, facts, validation, stop, choice)
         wait_for_all(accelerator)  # all leave together
-        app.say(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
-        app.say(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
+        say(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
+        say(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
         accelerator.end_training()
         return _result(run, training)
     finally:
@@ -159,15 +159,15 @@ def _build(
     from contextlib import nullcontext
 
     from ddpm import instantiate
-    from ddpm.cli.judging.validation import Validation
+    from ddpm.distributed.consensus import main_first
+    from ddpm.evaluation.validation import Validation
     from ddpm.generation import check_steps
-    from ddpm.training.agreement import main_first
 
     config = planned.config
     fetching = config["data"].get("download", False)  # one fetches, the others find it there
     with main_first(accelerator) if fetching else nullcontext():
         own = planned.numbered(instantiate.splits(config))
-    app.warn_once(accelerator, own.train.warnings)
+    warn_once(accelerator, own.train.warnings)
     facts = instantiate.Facts.of(own.train)
     process = instantiate.diffusion(config, facts)
     walk = instantiate.sampler(config["sampler"])
@@ -187,7 +187,7 @@ def _new_folder(accelerator: Accelerator, out: Path) -> Path:
     """A folder for a new run: chosen by the main process and told to the others."""
     from accelerate.utils import broadcast_object_list
 
-    from ddpm.training.run import new_folder
+    from ddpm.outputs import new_folder
 
     chosen = None
     if accelerator.is_main_process:
@@ -207,14 +207,14 @@ def _begin(
     import torch
 
     from ddpm import __version__, instantiate
-    from ddpm.cli import places
-    from ddpm.training.agreement import wait_for_all
+    from ddpm.config import paths
+    from ddpm.distributed.consensus import wait_for_all
     from ddpm.training.retention import sweep_up
 
     for key, (old, new) in planned.changed.items():
-        app.say(accelerator, f"{key}: {old} until step {training.step}, from now on {new}")
+        say(accelerator, f"{key}: {old} until step {training.step}, from now on {new}")
     if accelerator.is_main_process:
-        run.create(instantiate.to_yaml(places.stored(planned.config)), latest)
+        run.create(instantiate.to_yaml(paths.stored(planned.config)), latest)
         run.rewind(training.step)
         sweep_up(run.path)
         run.event(
@@ -233,18 +233,19 @@ def _begin(
 
 def _choose_threads(threads: Threads, training: Trainer, found: Checkpoint | None) -> Choice:
     """Set the threads of the training; say if they make other bits than before."""
-    from ddpm.cli import cores, resuming
+    from ddpm.cli import resuming
+    from ddpm.distributed import cpu_threads
     from ddpm.training.trial import in_eager_mode, seconds_per_step
 
     def measure(seconds: float) -> float:
         with in_eager_mode(training):  # each number of threads would be compiled for
             return seconds_per_step(training, seconds=seconds)
 
-    def trial() -> cores.Trial:
-        return cores.Trial(measure, training.max_steps - training.step, "step")
+    def trial() -> cpu_threads.Trial:
+        return cpu_threads.Trial(measure, training.max_steps - training.step, "step")
 
     header = None if found is None else found.header
-    choice = cores.use(threads, training.accelerator, trial=trial, header=header)
+    choice = cpu_threads.use(threads, training.accelerator, trial=trial, header=header)
     if found is not None and training.accelerator.is_main_process:
         resuming.warn_of_threads(found, choice.threads)
     return choice._replace(seconds=None) if training.compiled else choice
@@ -262,14 +263,14 @@ def _fit(
 ) -> None:
     """Train, with previews and evaluations; every checkpoint knows what made it."""
     from ddpm import __version__
-    from ddpm.cli import places
     from ddpm.cli.previews import Previews
+    from ddpm.config import paths
 
     accelerator, config = training.accelerator, planned.config
     previews = Previews(walk, training.diffusion, facts, accelerator, seed=config["seed"], run=run)
     header = {
         "ddpm": __version__,
-        "config": places.stored(config),
+        "config": paths.stored(config),
         **facts.state(),
         "num_samples": len(training.data),
         "processes": accelerator.num_processes,

@@ -16,11 +16,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ddpm.console import note, progress
 from ddpm.data.codec import ImageCodec
 from ddpm.data.images import PixelSet, fitted, target_size
 from ddpm.errors import ConfigError
 from ddpm.files import locked
-from ddpm.progress import note, progress
 
 EARLIER = Path("data/cifar10")  # where earlier versions looked for it
 _PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"

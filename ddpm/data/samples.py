@@ -9,9 +9,9 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from ddpm.console import warn
 from ddpm.errors import ConfigError
 from ddpm.outputs import RECORD, Written, read_record
-from ddpm.progress import warn
 
 _FORMATS = {"images": "png", "videos": "gif", "samples.npz": "npz", "samples.npy": "npy"}
 

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from math import floor, log10
 
-from ddpm.progress import duration
+from ddpm.console import duration
 
 _LONG = 2 * 3600.0  # seconds from which on another number of steps is proposed
 _FORWARD = 1 / 3  # of the time of an optimizer step: the backward pass takes twice as long

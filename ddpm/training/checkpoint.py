@@ -32,6 +32,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ddpm.config.migration import migrate
 from ddpm.errors import ConfigError
 from ddpm.files import LARGEST_LIST, file_sha256, free_space, load_tensors, sync
 from ddpm.memory import is_out_of_memory
@@ -64,7 +65,7 @@ class Checkpoint:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config of the run, as plain data: nothing in it is evaluated."""
-        return self.header["config"]
+        return migrate(self.header["config"])
 
     @property
     def run(self) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from ddpm.errors import ConfigError
-from ddpm.training.run import unwritable
+from ddpm.outputs import unwritable
 
 FILE = ".lock"
 _WAIT_SECONDS = 15.0  # for a run that was just told to stop

@@ -13,11 +13,12 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from ddpm.console import duration, note, progress, warn
+from ddpm.distributed.consensus import Agreed, agree
+from ddpm.distributed.stopping import AgreedStopping, GivenUpError, Stopping
 from ddpm.errors import ConfigError, Stopped
-from ddpm.progress import duration, note, progress, warn
 from ddpm.signals import StopSignal
-from ddpm.training import checkpoint, nonfinite
-from ddpm.training.agreement import Agreed, agree
+from ddpm.training import checkpoint, gradient_check
 from ddpm.training.due import (
     PREVIEW_EVERY,
     Shown,
@@ -32,7 +33,6 @@ from ddpm.training.retention import prune
 from ddpm.training.run import Run
 from ddpm.training.saving import Saver
 from ddpm.training.slowdown import Slowdown
-from ddpm.training.stopping import AgreedStopping, GivenUpError, Stopping
 
 if TYPE_CHECKING:
     from ddpm.training.trainer import Trainer
@@ -241,18 +241,20 @@ class Loop:
         """The error of a gradient that is not finite, which all processes raise alike."""
         trainer, step = self.trainer, self.trainer.step + 1
         items = trainer.feed.order.items(trainer.samples, trainer.batch_size)
-        samples = nonfinite.gathered(self.accelerator, trainer.seen, [index for index, _ in items])
+        samples = gradient_check.gathered(
+            self.accelerator, trainer.seen, [index for index, _ in items]
+        )
         details = ""
         if self.accelerator.is_main_process:
             with self.run.forgiving("the list of its samples"):
-                details = f", all in {nonfinite.dump(self.run.path, step, samples)}"
+                details = f", all in {gradient_check.dump(self.run.path, step, samples)}"
         (details,) = broadcast_object_list([details])  # whoever is heard first says the same
         good = [p for p in checkpoint.listed(self.run.path) if checkpoint.step_of(p) < step]
         kept = f"the last good checkpoint is {good[0]}" if good else "there is no checkpoint yet"
         skipped = f" after {trainer.skipped} steps that were skipped" if trainer.skipped else ""
         problem = (
             f"the gradient of step {step} is not finite{skipped} "
-            f"({nonfinite.told(samples)}{details}); nothing of it was kept, {kept}; lower "
+            f"({gradient_check.told(samples)}{details}); nothing of it was kept, {kept}; lower "
             "trainer.lr, take trainer.precision=bf16 or no, or trainer.on_nonfinite=skip"
         )
         return ConfigError("trainer.lr", trainer.lr, problem)

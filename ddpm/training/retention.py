@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ddpm.config.migration import migrate
 from ddpm.training.checkpoint import CONFIG, EVALUATION, FOLDER, listed, read_json, step_of
 
 # What a file that is not as it was written may raise.
@@ -111,7 +112,11 @@ def _evaluated(folder: Path, metric: str) -> tuple[float, int, Any]:
     content = read_json(folder / EVALUATION)
     rows = content["metrics"]
     row = next(row for row in rows if metric in (row["metric"], row["name"]))
-    return float(row["value"]), -1 if row["higher_is_better"] else 1, content.get("measure")
+    return (
+        float(row["value"]),
+        -1 if row["higher_is_better"] else 1,
+        migrate(content.get("measure")),
+    )
 
 
 def _link(path: Path, target: str) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 import psutil
 from PIL import Image
 
+from ddpm.console import warn
 from ddpm.errors import ConfigError
 from ddpm.files import free_space, missing_folders, replacing
-from ddpm.progress import warn
+from ddpm.outputs import unwritable
 from ddpm.training.trackers import Trackers
 
 CONFIG = "config.yaml"
@@ -217,12 +218,6 @@ def _is_link_to_run(latest: Path) -> bool:
     return not latest.exists() or (latest / CONFIG).is_file()
 
 
-def unwritable(folder: Path, error: OSError) -> ConfigError:
-    """The mistake of an output folder that the file system refuses."""
-    problem = f"cannot be written ({error.strerror}); choose another folder with out="
-    return ConfigError("out", str(folder), problem)
-
-
 def point(latest: Path, folder: Path) -> None:
     """Make the link ``latest`` point to a run, unless something of the user's has that name.
 
@@ -273,26 +268,6 @@ def appearing(parent: Path) -> Iterator[Path]:
         if isinstance(error, ConfigError):  # it names files in the folder that is gone
             raise ConfigError("out", str(parent), error.problem) from error
         raise
-
-
-def new_folder(parent: Path, wanted: str) -> Path:
-    """Make the folder ``wanted``, or with the first of the endings -2, -3, ... that is free.
-
-    Raises:
-        ConfigError: the place cannot be written.
-    """
-    folder, number = parent / wanted, 1
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                folder.mkdir()
-                return folder
-            except FileExistsError:  # of an earlier run, or of one that starts at the same time
-                number += 1
-                folder = parent / f"{wanted}-{number}"
-    except OSError as error:
-        raise unwritable(folder, error) from error
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections import deque
 
-from ddpm.progress import warn
+from ddpm.console import warn
 
 _FACTOR = 3.0
 _WINDOW = 20  # steps whose median counts, so that a few slow ones do not

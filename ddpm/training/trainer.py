@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ddpm.data import Dataset
 from ddpm.diffusion import GaussianDiffusion, Timesteps, Uniform
+from ddpm.distributed.devices import Precision
 from ddpm.errors import require
 from ddpm.memory import is_out_of_memory
 from ddpm.seeding import For, mix
@@ -20,10 +21,9 @@ from ddpm.training.buffers import buffers_restored
 from ddpm.training.checkpoint import Checkpoint, damaged
 from ddpm.training.ema import EMA
 from ddpm.training.feed import Batch, Feed
-from ddpm.training.launch import Precision
+from ddpm.training.gradient_check import OnNonfinite
 from ddpm.training.loop import Evaluate, Judge, Loop, Preview, Verdict
 from ddpm.training.meter import LOGGED
-from ddpm.training.nonfinite import OnNonfinite
 from ddpm.training.optimizer import (
     Decay,
     adamw,

@@ -11,7 +11,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 
 from ddpm import data, models
 from ddpm import diffusion as d
-from ddpm.training import Trainer, launch
+from ddpm.distributed import devices
+from ddpm.training import Trainer
 from ddpm.training.run import Run
 from scripts.gpu.check import Check, Result, Setting, require
 
@@ -56,7 +57,7 @@ def overflow(setting: Setting) -> Result:
 def _trainer(setting: Setting, scaler: torch.amp.GradScaler) -> Trainer:
     """Return a trainer of the digits whose loss is scaled, on a CPU too."""
     precision = "fp16" if setting.device == "cuda" else "no"
-    accelerator = launch.accelerator("cuda" if precision == "fp16" else "cpu", precision, key="p")
+    accelerator = devices.accelerator("cuda" if precision == "fp16" else "cpu", precision, key="p")
     accelerator.scaler = scaler
     digits = data.Digits()
     network = models.UNet(1, 1, (8, 8), dim=16, dim_mults=(1, 2))

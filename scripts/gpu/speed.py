@@ -18,8 +18,9 @@ from ddpm import diffusion as d
 from ddpm import models
 from ddpm.data import ImageCodec
 from ddpm.data.images import PixelSet
-from ddpm.training import Trainer, launch
-from ddpm.training.agreement import agree
+from ddpm.distributed import devices
+from ddpm.distributed.consensus import agree
+from ddpm.training import Trainer
 from ddpm.training.feed import Batch
 from ddpm.training.loop import Verdict
 from ddpm.training.meter import Meter
@@ -70,7 +71,9 @@ def process() -> d.GaussianDiffusion:
 
 def trainer(setting: Setting, batch: int) -> Trainer:
     """Return a trainer in bf16."""
-    accelerator = launch.accelerator("cuda" if setting.device == "cuda" else "cpu", "bf16", key="p")
+    accelerator = devices.accelerator(
+        "cuda" if setting.device == "cuda" else "cpu", "bf16", key="p"
+    )
     options: dict[str, Any] = {"max_steps": 10**6, "precision": "bf16", "lr_warmup": 0}
     data = Noise(max(1024, 2 * batch))
     made = Trainer(network(setting), process(), data, accelerator, 0, batch_size=batch, **options)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm.cli.judging import samples
-from ddpm.cli.judging.balance import BY_FREQUENCY, IN_TURN, balanced
 from ddpm.data import Digits, Sequences
 from ddpm.data.split import split
 from ddpm.errors import ConfigError
+from ddpm.evaluation import sample_metrics
+from ddpm.evaluation.class_balance import BY_FREQUENCY, IN_TURN, balanced
 from ddpm.instantiate import Facts
 
 COUNTS = [9, 1, 4, 0, 30]
@@ -65,13 +65,13 @@ def test_evaluations_draw_by_them_and_say_so(command, tiny, monkeypatch):
         for n in range(count):
             pixels = rng.integers(0, 256, (8, 8), np.uint8)
             Image.fromarray(pixels).save(f"pets/{name}/{n}.png")
-    drawn, generate = [], samples.generate
+    drawn, generate = [], sample_metrics.generate
 
     def recorded(source, indices, **named):
         drawn.extend(named["classes"][i % len(named["classes"])] for i in indices)
         return generate(source, indices, **named)
 
-    monkeypatch.setattr(samples, "generate", recorded)
+    monkeypatch.setattr(sample_metrics, "generate", recorded)
     measured = ("evaluation.metrics=[fid]", "evaluation.num_samples=8", "trainer.evaluate_every=1")
     ended = command(
         "train", "name=a", "data=folder", "data.path=pets", "data.class_cond=true", "model=unet",

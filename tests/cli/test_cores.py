@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ddpm.cli import cores
-from ddpm.cli.cores import Choice, Load, Trial, candidates, described, fastest, use
+from ddpm.distributed import cpu_threads
+from ddpm.distributed.cpu_threads import Choice, Load, Trial, candidates, described, fastest, use
 from ddpm.errors import ConfigError
 from ddpm.lifetime import THREADS_SHARED
 
@@ -23,9 +23,9 @@ def threads(monkeypatch):
     """What was set, in a process that may choose among four threads."""
     made = []
     monkeypatch.setattr(torch, "set_num_threads", made.append)
-    monkeypatch.setattr(cores, "machine", lambda: 4)
-    monkeypatch.setattr(cores, "_others_are_busy", lambda _: False)
-    for name in (cores.VARIABLE, THREADS_SHARED):
+    monkeypatch.setattr(cpu_threads, "machine", lambda: 4)
+    monkeypatch.setattr(cpu_threads, "_others_are_busy", lambda _: False)
+    for name in (cpu_threads.VARIABLE, THREADS_SHARED):
         monkeypatch.delenv(name, raising=False)
     return made
 
@@ -34,9 +34,11 @@ def threads(monkeypatch):
 def trial(monkeypatch, threads):
     """``trial({1: 0.1, 2: 0.3}, load)`` is a trial in which these are the seconds per step."""
 
-    def make(seconds, load=QUIET, count=cores.WORTH_A_TRIAL):
+    def make(seconds, load=QUIET, count=cpu_threads.WORTH_A_TRIAL):
         monkeypatch.setattr(
-            cores, "_measured", lambda trial: (float(trial.measure(cores.TRIAL_SECONDS)), load)
+            cpu_threads,
+            "_measured",
+            lambda trial: (float(trial.measure(cpu_threads.TRIAL_SECONDS)), load),
         )
         return lambda: Trial(lambda _: seconds[threads[-1]], count, "step")
 
@@ -136,9 +138,9 @@ def test_a_number_that_the_machine_does_not_have_is_tried(trial, header):
 
 
 def test_short_work_and_one_core_have_no_trial(monkeypatch, threads, trial):
-    short = trial({}, count=cores.WORTH_A_TRIAL - 1)
+    short = trial({}, count=cpu_threads.WORTH_A_TRIAL - 1)
     assert use("auto", CPU, trial=short) == Choice(4, None)
-    monkeypatch.setattr(cores, "machine", lambda: 1)
+    monkeypatch.setattr(cpu_threads, "machine", lambda: 1)
     assert use("auto", CPU, trial=no_trial) == Choice(1, None)
     assert threads == [4, 1]
 
@@ -146,7 +148,7 @@ def test_short_work_and_one_core_have_no_trial(monkeypatch, threads, trial):
 def test_a_stored_number_has_its_seconds_and_is_said(monkeypatch, threads, capsys):
     header = {"threads": 2, "seconds_per_step": 0.125}
     assert use("auto", CPU, trial=no_trial, header=header) == Choice(2, 0.125)
-    monkeypatch.setattr(cores, "_others_are_busy", lambda _: True)
+    monkeypatch.setattr(cpu_threads, "_others_are_busy", lambda _: True)
     use("auto", CPU, trial=no_trial, header=header)
     use("auto", CPU, trial=no_trial, header={"threads": 1})
     assert capsys.readouterr().out.splitlines() == [
@@ -171,8 +173,8 @@ def test_the_main_process_decides_for_all(monkeypatch, threads, trial):
         values[:] = next(told)
         return values
 
-    monkeypatch.setattr(cores, "broadcast_object_list", broadcast)
-    monkeypatch.setattr(cores, "machine", lambda: 64)  # of this one
+    monkeypatch.setattr(cpu_threads, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(cpu_threads, "machine", lambda: 64)  # of this one
     assert use("auto", CPU, trial=trial({1: 1.0, 2: 9.0, 4: 9.0})) == Choice(4, 0.5)
 
 
@@ -183,12 +185,12 @@ def test_the_load_of_others_is_what_this_process_does_not_use(monkeypatch):
         {"user": 14.0, "system": 2.0, "idle": 7.0, "iowait": 2.0, "guest": 4.0},
     ]
     readings = iter(SimpleNamespace(**each, _fields=tuple(each)) for each in times)
-    monkeypatch.setattr(cores.psutil, "cpu_times", lambda: next(readings))
+    monkeypatch.setattr(cpu_threads.psutil, "cpu_times", lambda: next(readings))
     clock = SimpleNamespace(
         perf_counter=iter([0.0, 2.0]).__next__, process_time=iter([7.0, 8.0]).__next__
     )
-    monkeypatch.setattr(cores, "time", clock)
-    with cores.watching() as load:
+    monkeypatch.setattr(cpu_threads, "time", clock)
+    with cpu_threads.watching() as load:
         pass
     assert load() == Load(others=2.0, idle=1.5, seconds=2.0)
 
@@ -202,7 +204,7 @@ def test_the_launchers_share_is_not_the_users_choice(monkeypatch, given, shared)
         monkeypatch.setenv("OMP_NUM_THREADS", given)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     with workers._environment(4):
-        assert (os.environ["OMP_NUM_THREADS"], cores.is_given()) == (given or "2", not shared)
+        assert (os.environ["OMP_NUM_THREADS"], cpu_threads.is_given()) == (given or "2", not shared)
     assert THREADS_SHARED not in os.environ
 
 
@@ -210,16 +212,16 @@ def test_a_run_keeps_its_threads(command, tiny, monkeypatch, threads):
     """The checkpoint has the number and its seconds; a resumed run has no trial."""
     from ddpm.training import checkpoint
 
-    monkeypatch.setattr(cores, "WORTH_A_TRIAL", 2)
+    monkeypatch.setattr(cpu_threads, "WORTH_A_TRIAL", 2)
     seconds = {1: 1.0, 2: 0.5, 4: 0.4}
     measured = lambda trial: (seconds[threads[-1]], QUIET)  # noqa: E731
-    monkeypatch.setattr(cores, "_measured", measured)
+    monkeypatch.setattr(cpu_threads, "_measured", measured)
     options = ("name=a", *tiny)
     ended = command("train", "trainer.max_steps=2", *options)
     assert ended.status == 0, ended.err
     assert "threads: 4 of 4 (400 ms per step against 1.0 s with 1, 500 ms with 2)" in ended.out
-    monkeypatch.setattr(cores, "_measured", no_trial)
-    monkeypatch.setattr(cores, "machine", lambda: 8)
+    monkeypatch.setattr(cpu_threads, "_measured", no_trial)
+    monkeypatch.setattr(cpu_threads, "machine", lambda: 8)
     ended = command("train", "trainer.max_steps=3", *options)
     assert "threads: 4 of 8, as in training" in ended.out and "rounded" not in ended.err
     assert threads[-1] == 4
@@ -234,7 +236,7 @@ def test_a_run_keeps_its_threads(command, tiny, monkeypatch, threads):
 
 def test_commands_try_what_they_compute(command, trained, monkeypatch, threads):
     """The checkpoint's number is more than the machine has, so each command has a trial."""
-    monkeypatch.setattr(cores, "WORTH_A_TRIAL", 1)
+    monkeypatch.setattr(cpu_threads, "WORTH_A_TRIAL", 1)
     ended = command("train", f"resume={trained}", "trainer.max_steps=3", "threads=5")
     assert ended.status == 0, ended.err
     units = []
@@ -244,7 +246,7 @@ def test_commands_try_what_they_compute(command, trained, monkeypatch, threads):
         assert trial.measure(0.0) > 0
         return {1: 1.0, 2: 1.0, 4: 1.0}[threads[-1]], QUIET
 
-    monkeypatch.setattr(cores, "_measured", measured)
+    monkeypatch.setattr(cpu_threads, "_measured", measured)
     few = ("steps=2", "batch_size=2", f"ckpt={trained}")
     grey = ("num_samples=5", "extractor=pixels")
     for name, *options in (

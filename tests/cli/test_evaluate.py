@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ddpm.data import Digits
-from ddpm.fidelity import Pixels
-from tests.fidelity.theirs import custom, pictures, theirs
+from ddpm.metrics import Pixels
+from tests.metrics.torch_fidelity_reference import custom, pictures, theirs
 
 FEW = (
     "extractor=pixels",

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ddpm import fidelity
-from ddpm.cli.judging import gathering, samples
-from ddpm.cli.judging.batches import Share
-from ddpm.fidelity import Features, Moments, Statistics
-from ddpm.training.stopping import GivenUpError
+from ddpm import metrics
+from ddpm.distributed import main_process
+from ddpm.distributed.batches import Share
+from ddpm.distributed.stopping import GivenUpError
+from ddpm.evaluation import sample_metrics
+from ddpm.metrics import Features, Moments, Statistics
 
 
 class Group:
@@ -21,9 +22,9 @@ class Group:
         self.barrier, self.slots, self.sent = threading.Barrier(world), [None] * world, []
         self.boxes = [[] for _ in range(world)]
         self.arrived = threading.Condition()
-        monkeypatch.setattr(gathering, "gather_object", self.gather)
-        monkeypatch.setattr(gathering, "broadcast_object_list", self.broadcast)
-        monkeypatch.setattr(gathering, "dist", SimpleNamespace(send=self.send, recv=self.recv))
+        monkeypatch.setattr(main_process, "gather_object", self.gather)
+        monkeypatch.setattr(main_process, "broadcast_object_list", self.broadcast)
+        monkeypatch.setattr(main_process, "dist", SimpleNamespace(send=self.send, recv=self.recv))
 
     def gather(self, parts):
         self.slots[self.local.rank] = parts
@@ -75,12 +76,12 @@ class Group:
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("count", [1, 2, 10])
 def test_rows_come_in_order_in_chunks_to_the_main_process(monkeypatch, world, count):
-    monkeypatch.setattr(gathering, "_CHUNK", 24)  # three rows
+    monkeypatch.setattr(main_process, "_CHUNK", 24)  # three rows
     group, whole = Group(world, monkeypatch), torch.arange(2.0 * count).reshape(count, 2)
 
     def work(accelerator):
         own = whole[Share(accelerator, count, 2).indices]
-        return gathering.to_main(accelerator, own if len(own) else torch.zeros(0))
+        return main_process.to_main(accelerator, own if len(own) else torch.zeros(0))
 
     first, *others = group.run(work)
     assert torch.equal(first, whole) and others == [None] * (world - 1)
@@ -95,7 +96,7 @@ def test_no_other_process_has_all_features_and_the_numbers_agree(monkeypatch, li
     group, held = Group(2, monkeypatch), {}
 
     def work(accelerator):
-        collector = samples.Collector(
+        collector = sample_metrics.Collector(
             accelerator, count, dim, has_logits=False, statistics_only=True, limit=limit
         )
         share = Share(accelerator, count, 32)
@@ -117,9 +118,9 @@ def test_no_other_process_has_all_features_and_the_numbers_agree(monkeypatch, li
     assert torch.equal(torch.from_numpy(ours.mu), exact.mean(0).float())
     assert torch.allclose(torch.from_numpy(ours.sigma), torch.cov(exact.T), rtol=1e-12, atol=0)
     # torch-fidelity's mean is a sum in float32: of 3000 features at 100 it is off by 2e-6
-    other = fidelity.Statistics.of(whole[torch.randperm(count, generator=generator)] * 1.01)
-    assert fidelity.fid(ours, other).values["fid"] == pytest.approx(
-        fidelity.fid(theirs, other).values["fid"], rel=1e-4
+    other = metrics.Statistics.of(whole[torch.randperm(count, generator=generator)] * 1.01)
+    assert metrics.fid(ours, other).values["fid"] == pytest.approx(
+        metrics.fid(theirs, other).values["fid"], rel=1e-4
     )
 
 
@@ -129,7 +130,7 @@ def test_logits_come_along_and_items_that_nobody_has_are_missed(monkeypatch):
     def work(accelerator):
         mine = Share(accelerator, 4, 2).indices
         own = Features(torch.tensor(mine), logits[mine] * 2, logits[mine])
-        return gathering.features_to_main(accelerator, own, has_logits=True)
+        return main_process.features_to_main(accelerator, own, has_logits=True)
 
     first, other = group.run(work)
     assert other is None and torch.equal(first.logits, logits)
@@ -147,7 +148,7 @@ def test_moments_of_features_with_a_large_mean_keep_their_digits():
 
 
 def test_the_main_process_works_while_the_others_exchange_words(monkeypatch):
-    monkeypatch.setattr(gathering, "_SECONDS", 0.01)
+    monkeypatch.setattr(main_process, "_SECONDS", 0.01)
     group, worked, done = Group(2, monkeypatch), [], threading.Event()
 
     def work():
@@ -161,17 +162,17 @@ def test_the_main_process_works_while_the_others_exchange_words(monkeypatch):
             done.set()
         return False
 
-    assert group.run(lambda each: gathering.on_main(each, work, stopping)) == [7, 7]
+    assert group.run(lambda each: main_process.on_main(each, work, stopping)) == [7, 7]
     assert worked == [None]
 
 
 def test_told_to_stop_all_processes_give_up_and_do_not_wait_for_the_work(monkeypatch):
-    monkeypatch.setattr(gathering, "_SECONDS", 0.01)
+    monkeypatch.setattr(main_process, "_SECONDS", 0.01)
     group, done = Group(2, monkeypatch), threading.Event()
 
     def work(accelerator):
         with pytest.raises(GivenUpError):
-            gathering.on_main(accelerator, lambda: done.wait(20), lambda: True)
+            main_process.on_main(accelerator, lambda: done.wait(20), lambda: True)
         return True
 
     assert group.run(work) == [True, True]
@@ -183,4 +184,4 @@ def test_an_error_of_the_work_is_raised_on_the_main_process(monkeypatch):
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        gathering.on_main(Group(1, monkeypatch).process(0), fail)
+        main_process.on_main(Group(1, monkeypatch).process(0), fail)

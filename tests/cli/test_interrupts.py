@@ -10,10 +10,10 @@ from hydra.errors import HydraException
 
 from ddpm import generation
 from ddpm.cli import app, workers
-from ddpm.cli.shares import SharedWork
+from ddpm.distributed.sharding import SharedWork
+from ddpm.distributed.stopping import GivenUpError, Stopping
 from ddpm.errors import ConfigError, Stopped
 from ddpm.signals import StopSignal
-from ddpm.training.stopping import GivenUpError, Stopping
 from tests.cli.test_help import COMMANDS
 
 

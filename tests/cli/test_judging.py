@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from ddpm import instantiate
-from ddpm.cli.judging.batches import Share
-from ddpm.cli.judging.findings import Findings, read
-from ddpm.cli.judging.measure import answers
-from ddpm.training.stopping import GivenUpError
+from ddpm.distributed.batches import Share
+from ddpm.distributed.stopping import GivenUpError
+from ddpm.evaluation.options import answers
+from ddpm.evaluation.results import Findings, read
 
 
 def process(rank, world):
@@ -76,4 +76,4 @@ def test_what_answers_what_was_asked_for():
     ],
 )
 def test_auto_takes_pixels_for_tiny_grey_images_alone(shape, name):
-    assert instantiate.extractor({"_target_": "ddpm.fidelity.Auto"}, shape).name == name
+    assert instantiate.extractor({"_target_": "ddpm.metrics.Auto"}, shape).name == name

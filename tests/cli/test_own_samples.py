@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.cli.judging.against import images
 from ddpm.data import Folder, Sequences, Videos
 from ddpm.errors import ConfigError
+from ddpm.evaluation.reference_data import images
 from ddpm.outputs import RECORD
 
 QUICK = ("steps=1", "num_samples=3")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm.cli import places
+from ddpm.config import paths
 from ddpm.instantiate import from_yaml
 
 NET = ("model=unet1d", "model.dim_mults=[1,2]")
@@ -81,7 +81,7 @@ def test_runs_of_earlier_versions_stored_relative_paths(command, work, train, ti
     np.save("in/b.npy", channels_first.repeat(4, axis=1))  # (12, 8, 2): all were read in this way
     old = ("data=sequence", "data.path=in/b.npy", *NET, "model.dim_mults=[1]")
     with monkeypatch.context() as patch:
-        patch.setattr(places, "stored", lambda config: config)
+        patch.setattr(paths, "stored", lambda config: config)
         train(1, "name=a", *old, "data.axes=NCL", *tiny)
     file = Path("outputs/a/config.yaml")
     text = file.read_text()
@@ -101,17 +101,17 @@ def test_what_is_stored_and_found(tmp_path, monkeypatch):
     for name in ("train", "a b", "x/runs/r", "x/d"):
         Path(name).mkdir(parents=True)
     asked = {"data": {"path": "a b"}, "evaluation": {"reference": "train"}, "seed": 1}
-    kept = places.stored(asked)
+    kept = paths.stored(asked)
     assert kept["data"]["path"] == str(tmp_path / "a b")
     assert kept["evaluation"] == {"reference": "train"}  # a part of the data, not that folder
-    assert kept[places.TYPED] == {"data.path": "a b"} and asked["data"] == {"path": "a b"}
-    assert places.stored(kept) == kept
-    assert places.stored({"data": {"path": "org/name"}}) == {"data": {"path": "org/name"}}
+    assert kept[paths.TYPED] == {"data.path": "a b"} and asked["data"] == {"path": "a b"}
+    assert paths.stored(kept) == kept
+    assert paths.stored({"data": {"path": "org/name"}}) == {"data": {"path": "org/name"}}
     monkeypatch.setenv("HOME", str(tmp_path))
-    old = {"data": {"path": "~/a b"}, places.TYPED: 7}
-    assert places.located(old, tmp_path)["data"]["path"] == f"{tmp_path}/a b"
-    found = places.located({"data": {"path": "d"}}, tmp_path / "x/runs/r")
+    old = {"data": {"path": "~/a b"}, paths.TYPED: 7}
+    assert paths.located(old, tmp_path)["data"]["path"] == f"{tmp_path}/a b"
+    found = paths.located({"data": {"path": "d"}}, tmp_path / "x/runs/r")
     assert found["data"]["path"] == str(tmp_path / "x/d")
-    assert places.located({"data": None, "seed": 1}, tmp_path) == {"data": None, "seed": 1}
-    assert places.is_same("data.path", "a b", str(tmp_path / "a b"))
-    assert not places.is_same("seed", "1", "1")
+    assert paths.located({"data": None, "seed": 1}, tmp_path) == {"data": None, "seed": 1}
+    assert paths.is_same("data.path", "a b", str(tmp_path / "a b"))
+    assert not paths.is_same("seed", "1", "1")

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ddpm.cli import sweep_table, sweeps
+from ddpm.cli import sweeps
 from ddpm.errors import Stopped
+from ddpm.runs import sweep_table
 from ddpm.training import Trainer
 from ddpm.training.run import Run
 

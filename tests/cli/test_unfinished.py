@@ -13,9 +13,9 @@ import psutil
 import pytest
 import torch
 
-from ddpm import fidelity
-from ddpm.cli.judging import likelihood, samples
+from ddpm import metrics
 from ddpm.errors import Stopped
+from ddpm.evaluation import likelihood_metrics, sample_metrics
 
 OPTIONS = (
     "metrics=[fid,kid,bpd,loss]",
@@ -25,7 +25,12 @@ OPTIONS = (
     "bound_steps=3",
     "batch_size=4",
 )
-CALLS = {"generate": samples, "bits_per_dimension": likelihood, "kid": fidelity, "fid": fidelity}
+CALLS = {
+    "generate": sample_metrics,
+    "bits_per_dimension": likelihood_metrics,
+    "kid": metrics,
+    "fid": metrics,
+}
 
 
 class Calls(dict):
@@ -180,17 +185,17 @@ def test_images_and_comparisons_are_continued_too(command, trained, calls):
 
 
 def test_long_work_is_estimated_and_the_estimate_is_corrected(capsys, monkeypatch):
-    from ddpm.cli.judging import estimate
+    from ddpm.evaluation import time_estimate
 
     clock = iter([100.0, 700.0, 1400.0, 1500.0])
-    monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(estimate, "median_seconds", lambda *_, **__: 0.5)
+    monkeypatch.setattr(time_estimate.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(time_estimate, "median_seconds", lambda *_, **__: 0.5)
     stages = [
-        estimate.Stage("fid, kid", "samples", "num_samples", 1000, 50, 20),
-        estimate.Stage("bpd", "bpd", "num_images", 128, 1000, 2),
-        estimate.Stage("loss", "loss", "num_images", 128, 4, 2),
+        time_estimate.Stage("fid, kid", "samples", "num_samples", 1000, 50, 20),
+        time_estimate.Stage("bpd", "bpd", "num_images", 128, 1000, 2),
+        time_estimate.Stage("loss", "loss", "num_images", 128, 4, 2),
     ]
-    expected = estimate.Estimate(main=True)
+    expected = time_estimate.Estimate(main=True)
     expected.stages = stages
     source = SimpleNamespace(one_call=lambda *_: None, device=torch.device("cpu"))
     expected.begin(source, None, 64)
@@ -254,7 +259,7 @@ def kid(*_):
     import numpy
     print("kid", flush=True)
     numpy.linalg.eigvals(numpy.random.default_rng(0).random((6000, 6000)))
-fidelity.kid = kid
+metrics.kid = kid
 evaluate.main()
 """
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ddpm.cli.judging import samples
 from ddpm.cli.train import _result
+from ddpm.evaluation import sample_metrics
 from ddpm.training.run import Run
-from tests.fidelity.theirs import custom
+from tests.metrics.torch_fidelity_reference import custom
 
 EVALUATES = (
     "trainer.evaluate_every=2",
@@ -112,7 +112,7 @@ def test_told_to_stop_while_measuring_it_stops_and_measures_when_it_goes_on(
     command, train, monkeypatch
 ):
     train("whole", 6, "trainer.best=fid")
-    generate, calls = samples.generate, []
+    generate, calls = sample_metrics.generate, []
 
     def told(*given, **named):
         for batch in generate(*given, **named):
@@ -121,11 +121,11 @@ def test_told_to_stop_while_measuring_it_stops_and_measures_when_it_goes_on(
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(samples, "generate", told)
+    monkeypatch.setattr(sample_metrics, "generate", told)
     ended = train("cut", 6, "trainer.best=fid")
     assert ended.status == 75 and "stopped at step 4, with a checkpoint" in ended.err
     assert len(calls) == 4 and list(evaluations("cut")) == [2] and kept("cut") == [2, 4]
-    monkeypatch.setattr(samples, "generate", generate)
+    monkeypatch.setattr(sample_metrics, "generate", generate)
     again = command("train", "resume=outputs/cut")
     assert again.status == 0, again.err
     assert evaluations("cut") == evaluations("whole")
@@ -146,16 +146,16 @@ def test_a_run_that_ended_before_its_last_evaluation_still_owes_it(command, trai
 
 
 def test_told_to_stop_in_the_last_evaluation_it_is_not_done(command, train, monkeypatch):
-    generate = samples.generate
+    generate = sample_metrics.generate
 
     def told(*given, **named):
         os.kill(os.getpid(), signal.SIGTERM)
         yield from generate(*given, **named)
 
-    monkeypatch.setattr(samples, "generate", told)
+    monkeypatch.setattr(sample_metrics, "generate", told)
     ended = train("a", 3, "trainer.evaluate_every=3")
     assert ended.status == 75 and "stopped at step 3, with a checkpoint" in ended.err
-    monkeypatch.setattr(samples, "generate", generate)
+    monkeypatch.setattr(sample_metrics, "generate", generate)
     assert command("train", "resume=outputs/a").status == 0
     assert list(evaluations("a")) == [3]
 

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from ddpm import instantiate
-from ddpm.cli import evaluate, exporting, importing, interpolate, sample, train, values
-from ddpm.cli.judging.measure import Measure
+from ddpm.cli import evaluate, exporting, importing, interpolate, sample, train
+from ddpm.config import values
 from ddpm.errors import ConfigError
+from ddpm.evaluation.options import Measure
 from ddpm.files import expand
 
 NUMBERS = ["1e-3", "7", "true", "1_000", ".5", "-1", "inf", "nan", "1e400", "FALSE", "1."]
@@ -143,14 +144,14 @@ def test_a_tilde_in_every_command(command, tiny, tmp_path, monkeypatch):
 
 def text_options():
     """The options of all commands whose annotation takes text, and no choice of words."""
-    from ddpm import data, fidelity
+    from ddpm import data, metrics
 
     functions = [train.train, sample.sample, interpolate.interpolate]
     functions += [importing.bring, exporting.export, evaluate.Evaluate, Measure]
     owners = [(each, "") for each in functions] + [(Measure, "evaluation.")]
     owners += [(getattr(data, name), "data.") for name in data.__all__]
     for prefix in ("extractor.", "evaluation.extractor."):
-        owners += [(getattr(fidelity, name), prefix) for name in fidelity.__all__]
+        owners += [(getattr(metrics, name), prefix) for name in metrics.__all__]
     for owner, prefix in owners:
         if prefix and not inspect.isclass(owner):
             continue

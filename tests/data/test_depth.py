@@ -11,9 +11,9 @@ from PIL import Image
 from ddpm.data import Folder, ImageCodec, VideoCodec, Videos, codec_from_state
 from ddpm.data.decoding import read_header
 from ddpm.errors import ConfigError
-from ddpm.fidelity import DatasetImages, FolderImages, NpzImages
 from ddpm.instantiate import completed
-from ddpm.training.same import check_same
+from ddpm.metrics import DatasetImages, FolderImages, NpzImages
+from ddpm.training.compatibility import check_same
 
 RAMP = (np.arange(64, dtype=np.uint16) * 65).reshape(8, 8)  # 0 to 4095 in 64 steps: 12 bits
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ddpm.data import Folder, Videos
 from ddpm.errors import ConfigError
-from ddpm.fidelity import FolderImages
+from ddpm.metrics import FolderImages
 
 READ = ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff"
 

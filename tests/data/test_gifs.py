@@ -12,7 +12,7 @@ from ddpm.data import ImageCodec, VideoCodec, Videos, codec_from_state
 from ddpm.data.gifs import MAX_FRAMES, durations, timeline, write_frames
 from ddpm.errors import ConfigError
 from ddpm.instantiate import completed
-from ddpm.training.same import check_same
+from ddpm.training.compatibility import check_same
 
 CONTROL = b"\x21\xf9\x04"  # before the flags and the duration of a frame
 RED, BLUE = (200, 0, 0), (0, 0, 90)

@@ -13,7 +13,7 @@ from ddpm.diffusion import (
     discretised_log_likelihood,
     prior_term,
 )
-from ddpm.evaluation import bits_per_dimension
+from ddpm.evaluation.bits_per_dimension import bits_per_dimension
 from ddpm.samplers.base import respaced
 from tests.diffusion.iddpm_cases import LEARNED, NAMES, assert_near, iddpm_case
 

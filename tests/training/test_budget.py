@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddpm.progress import duration
+from ddpm.console import duration
 from ddpm.training.budget import Estimate, preview_steps, rounded
 
 

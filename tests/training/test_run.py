@@ -7,8 +7,9 @@ from PIL import Image
 
 from ddpm.errors import ConfigError
 from ddpm.nested import flat
-from ddpm.training.run import Run, new_folder
-from ddpm.training.same import FREE_KEYS, check_same
+from ddpm.outputs import new_folder
+from ddpm.training.compatibility import FREE_KEYS, check_same
+from ddpm.training.run import Run
 
 
 def logged(run, *steps):

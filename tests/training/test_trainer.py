@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ddpm.data import Dataset, ImageCodec
 from ddpm.diffusion import GaussianDiffusion, PredNoise, cosine
+from ddpm.distributed import devices
 from ddpm.errors import ConfigError
-from ddpm.training import Trainer, checkpoint, launch
+from ddpm.training import Trainer, checkpoint
 from ddpm.training.run import Run
 
 
@@ -72,7 +73,7 @@ class Net(nn.Module):
 def trainer(process=None, net=None, data=None, seed=0, **options):
     options = {"lr_warmup": 0, "batch_size": 8, "max_steps": 4, "clip_grad_norm": None, **options}
     accumulate = options.get("accumulate", 1)
-    made = launch.accelerator("cpu", "no", key="precision", accumulate=accumulate)
+    made = devices.accelerator("cpu", "no", key="precision", accumulate=accumulate)
     return Trainer(net or Net(), process or Fit(), data or Points(), made, seed, **options)
 
 

@@ -1,0 +1,1 @@
+"""Config files: their place, and the text and paths in them."""

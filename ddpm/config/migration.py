@@ -1,0 +1,26 @@
+"""Migration of stored configs to the names of this version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+RENAMED_PACKAGES = {"ddpm.fidelity": "ddpm.metrics"}
+"""Packages of ``_target_`` in earlier versions, with their name in this one."""
+
+
+def migrate(value: Any) -> Any:
+    """Return a stored config, or a part of it, in which every ``_target_`` has its present name.
+
+    Other values are returned as they are; applying it twice changes nothing.
+    """
+    if isinstance(value, list):
+        return [migrate(each) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    made = {name: migrate(each) for name, each in value.items()}
+    target = made.get("_target_")
+    if isinstance(target, str):
+        package, dot, name = target.rpartition(".")
+        made["_target_"] = f"{RENAMED_PACKAGES.get(package, package)}{dot}{name}"
+    return made

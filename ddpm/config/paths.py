@@ -1,0 +1,121 @@
+"""Paths in the configs of runs: stored as absolute paths, and found again from any folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from ddpm.console import note
+from ddpm.files import expand
+
+KEYS = (
+    "data.path",
+    "evaluation.reference",
+    "evaluation.extractor.path",
+    "evaluation.extractor.weights",
+)
+"""Options of a run that name files or folders to read."""
+TYPED = "as_typed"
+"""Key of a stored config under which relative paths stand as they were typed."""
+_NO_PATHS = ("train", "val")  # of evaluation.reference
+_ABOVE = 4  # folders between a job of a sweep and where it was started
+Node = dict[str, Any]
+
+
+def stored(config: Mapping[str, Any]) -> Node:
+    """Return a config as a run stores it: paths that exist are absolute."""
+    made, typed = deepcopy(dict(config)), _typed(config)
+    for key in KEYS:
+        path = _get(made, key)
+        if path is None or path in _NO_PATHS or os.path.isabs(path) or not os.path.exists(path):
+            continue
+        typed[key] = path
+        _put(made, key, os.path.abspath(path))
+    return {**made, TYPED: typed} if typed else made
+
+
+def located(config: Mapping[str, Any], run: Path) -> Node:
+    """Return a stored config with its paths where they are found.
+
+    That is where they were, else as they were typed, from the current folder. Runs of earlier
+    versions stored relative paths: data that the current folder does not have are also looked
+    for in the folders above the run.
+
+    Args:
+        config: the stored one.
+        run: the folder of the run.
+    """
+    made, typed = deepcopy(dict(config)), _typed(config)
+    for key in KEYS:
+        path = _get(made, key)
+        if path is None or path in _NO_PATHS:
+            continue
+        path = expand(key, path)
+        if not os.path.exists(path):
+            path = _elsewhere(key, path, typed.get(key), run) or path
+        _put(made, key, path)
+    return made
+
+
+def _elsewhere(key: str, path: str, typed: str | None, run: Path) -> str | None:
+    """Return where else a path leads to something, or None."""
+    if typed is not None and os.path.exists(typed):
+        return typed
+    if key != "data.path" or os.path.isabs(path):
+        return None
+    for above in run.resolve().parents[1:_ABOVE]:
+        if (above / path).exists():
+            note(f"{key}={path}: not found here; reading {above / path}")
+            return str(above / path)
+    return None
+
+
+def repeated(config: Mapping[str, Any], there: Mapping[str, Any]) -> Node:
+    """Return a config in which paths that were typed as for a run are the paths of that run.
+
+    Args:
+        config: as typed.
+        there: the :func:`located` config of the run.
+    """
+    made, typed = deepcopy(dict(config)), _typed(there)
+    same = {key: path for key, path in typed.items() if _get(made, key) == path}
+    for key in same:
+        _put(made, key, _get(there, key))
+    return {**made, TYPED: same} if same else made
+
+
+def without(config: Mapping[str, Any], keys: set[str]) -> Node:
+    """Return a config that no longer says how the paths of these options were typed."""
+    typed = {key: path for key, path in _typed(config).items() if key not in keys}
+    rest = {key: value for key, value in config.items() if key != TYPED}
+    return {**rest, TYPED: typed} if typed else rest
+
+
+def is_same(key: str, old: object, new: object) -> bool:
+    """Return whether two values of an option are paths of the same file or folder."""
+    if key not in KEYS or not isinstance(old, str) or not isinstance(new, str):
+        return False
+    return os.path.abspath(expand(key, old)) == os.path.abspath(new)
+
+
+def _typed(config: Mapping[str, Any]) -> dict[str, str]:
+    there = config.get(TYPED)
+    pairs = there.items() if isinstance(there, Mapping) else ()
+    return {key: path for key, path in pairs if key in KEYS and isinstance(path, str)}
+
+
+def _get(config: Mapping[str, Any], key: str) -> str | None:
+    value: Any = config
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value if isinstance(value, str) else None
+
+
+def _put(config: Node, key: str, path: str | None) -> None:
+    *parents, last = key.split(".")
+    for name in parents:
+        config = config[name]
+    config[last] = path

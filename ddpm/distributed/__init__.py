@@ -1,0 +1,1 @@
+"""Work of several processes: devices, agreement, shares, and the output folder."""

@@ -1,0 +1,1 @@
+"""Evaluation of models and images: metrics, their reference data, and reports of them."""

@@ -1,0 +1,196 @@
+"""Evaluations that were cut off: what is finished stays on the disk, and is continued.
+
+While an evaluation runs, the ``evaluation.json`` in its folder is marked as incomplete and contains
+the finished metrics. The hidden folder ``.ddpm-unfinished`` beside it contains the results of each
+finished batch: features of samples, terms of the bound. An evaluation with the same request
+continues there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ddpm.console import warn
+from ddpm.errors import ConfigError
+from ddpm.evaluation import results
+from ddpm.evaluation.results import Findings
+from ddpm.files import UNREADABLE, load_tensors, replacing
+from ddpm.outputs import OutputFolder
+from ddpm.training.lock import FILE as LOCK
+from ddpm.training.lock import Lock
+
+FOLDER = ".ddpm-unfinished"  # the prefix of names that are never the user's
+
+
+class Parts:
+    """Results of single batches, kept in a folder by name and first index.
+
+    Args:
+        folder: where; None = nothing is kept.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder, self._failed = folder, False
+
+    def has(self, name: str, batch: Sequence[int]) -> bool:
+        """Return True if the results of a batch are kept."""
+        return self.folder is not None and self._path(name, batch).is_file()
+
+    def load(self, name: str, batch: Sequence[int]) -> dict[str, Tensor] | None:
+        """Return the results of a batch; None if they are not kept, or damaged."""
+        if not self.has(name, batch):
+            return None
+        try:
+            return load_tensors(self._path(name, batch))
+        except Exception as error:  # damaged files fail in many ways
+            reason = str(error).partition("\n")[0]
+            warn(f"{self._path(name, batch)} is damaged ({reason}); computing the batch again")
+            return None
+
+    def save(self, name: str, batch: Sequence[int], results: Mapping[str, Tensor]) -> None:
+        """Keep the results of a batch; a file system that refuses is warned of once."""
+        if self.folder is None or self._failed:
+            return
+        import safetensors.torch
+
+        content = safetensors.torch.save({k: v.contiguous() for k, v in results.items()})
+        try:
+            with replacing(self._path(name, batch)) as aside:
+                aside.write_bytes(content)
+        except ConfigError as error:
+            self._failed = True
+            warn(f"{error}; if it is cut off, the evaluation starts again with this batch")
+
+    def clear(self, *, lock: bool = True) -> None:
+        """Delete the files of this class, and the folder if it is empty then.
+
+        Args:
+            lock: delete also the file that locks the folder.
+        """
+        if self.folder is None:
+            return
+        for path in self.folder.glob("*-[0-9]*.safetensors"):
+            path.unlink(missing_ok=True)
+        if lock:
+            (self.folder / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def _path(self, name: str, batch: Sequence[int]) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}-{batch[0]:08d}.safetensors"
+
+
+class Unfinished:
+    """The record of an evaluation in progress; without a folder it keeps nothing.
+
+    Args:
+        output: the folder of the evaluation.
+        request: everything that determines the results, as plain JSON.
+        main: only the main process of several writes the record.
+    """
+
+    def __init__(
+        self,
+        output: OutputFolder | None = None,
+        request: Mapping[str, Any] | None = None,
+        *,
+        main: bool = True,
+    ) -> None:
+        folder = None if output is None else output.path
+        self.output, self.folder, self.request, self.main = output, folder, request, main
+        self.parts = Parts(None if folder is None else folder / FOLDER)
+        self._rows, self._warnings = [], []
+        if folder is not None and is_unfinished(folder, request):
+            with suppress(*UNREADABLE):
+                self._rows, self._warnings, _ = results.read(folder)
+
+    @property
+    def place(self) -> OutputFolder:
+        """The folder of the evaluation."""
+        assert self.output is not None
+        return self.output
+
+    def recall(self, into: Findings, metrics: Iterable[str]) -> bool:
+        """Add the numbers of a finished metric to findings; return False if it is not finished.
+
+        Args:
+            into: the findings to add to.
+            metrics: the names of the metric's numbers, such as precision and recall.
+        """
+        names = set(metrics)
+        rows = [row for row in self._rows if row.provenance["metric"] in names]
+        if {row.provenance["metric"] for row in rows} != names:
+            return False
+        into.metrics.extend(rows)
+        into.warn(*self._warnings)
+        return True
+
+    def save(self, found: Findings) -> None:
+        """Write the finished metrics into ``evaluation.json``, marked as incomplete."""
+        if self.output is None or not self.main:
+            return
+        names = {metric.name for metric in found.metrics}
+        earlier = [metric for metric in self._rows if metric.name not in names]
+        kept = Findings([*found.metrics, *earlier], found.warnings)
+        try:
+            kept.write(self.output.aside, request=self.request, complete=False)
+            self.output.publish()
+        except ConfigError as error:
+            warn(f"{error}; the evaluation continues")
+
+    def abandon(self) -> bool:
+        """Delete the record if nothing is finished; return True if something is."""
+        if self.folder is None or any((self.folder / FOLDER).glob("*.safetensors")):
+            return True
+        if self.main:
+            self.parts.clear()
+            with suppress(*UNREADABLE):
+                rows, _, content = results.read(self.folder)
+                if rows:
+                    return True
+                if content.get("complete") is False:
+                    (self.folder / results.FILE).unlink()
+        return False
+
+
+def is_unfinished(folder: Path, request: Mapping[str, Any] | None) -> bool:
+    """Return True if a folder contains an incomplete evaluation of the same request."""
+    try:
+        _, _, content = results.read(folder)
+    except UNREADABLE:
+        return False
+    return content.get("complete") is False and content.get("request") == request
+
+
+def find(parent: Path, request: Mapping[str, Any]) -> tuple[Path, Lock] | None:
+    """Return the newest unfinished evaluation of a request that no other process continues.
+
+    Args:
+        parent: the folder that contains the folders of evaluations.
+        request: everything that determines the results.
+    """
+    wanted = plain(request)
+    files = sorted(parent.glob(f"*/{results.FILE}"), key=lambda file: file.stat().st_mtime_ns)
+    for folder in (file.parent for file in reversed(files)):
+        if is_unfinished(folder, wanted):
+            lock = Lock(folder / FOLDER)
+            with suppress(ConfigError):
+                lock.acquire("out", _nothing, seconds=0)
+                return folder, lock
+    return None
+
+
+def plain(request: Mapping[str, Any]) -> Any:
+    """Return a request as it is read back from a file."""
+    return json.loads(json.dumps(request, default=str))
+
+
+def _nothing(_: str) -> None:
+    """Say nothing: the evaluation gets another folder."""

@@ -1,0 +1,112 @@
+"""Features of many images: in batches, shared among processes by whole batches, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddpm.errors import ConfigError
+from ddpm.metrics.extractors import Extractor
+from ddpm.metrics.image_sources import Images
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of some of the images, on the CPU.
+
+    Attributes:
+        indices: int64 (n,), which images they are of.
+        features: (n, D).
+        logits: (n, K), of an extractor that has them.
+    """
+
+    indices: Tensor
+    features: Tensor
+    logits: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def share(count: int, batch_size: int, rank: int, world: int) -> range:
+    """Which of ``count`` images the process ``rank`` of ``world`` takes: neighbours.
+
+    All processes together cut the same batches as one process does, so that the features are
+    equal bit for bit also where the sums of a network depend on the size of the batch.
+    """
+    batches = -(-count // batch_size)
+    first, last = batches * rank // world, batches * (rank + 1) // world
+    return range(min(first * batch_size, count), min(last * batch_size, count))
+
+
+def extract(
+    extractor: Extractor,
+    images: Images,
+    mine: range | Sequence[int],
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    on_batch: Callable[[int], object] | None = None,
+) -> Features:
+    """The features of the images ``mine``, in that order.
+
+    Args:
+        extractor: prepared on ``device``.
+        images: where they come from.
+        mine: which of them; those of :func:`share` where there are several processes.
+        batch_size: images at once.
+        device: where to.
+        on_batch: called after each batch with the number of images in it.
+
+    Raises:
+        ConfigError: features that are NaN or infinite.
+    """
+    parts = []
+    for start in range(0, len(mine), batch_size):
+        indices = list(mine[start : start + batch_size])
+        parts.append(of_batch(extractor, images.read(indices).to(device), indices))
+        if on_batch is not None:
+            on_batch(len(indices))
+    return joined(parts)
+
+
+def of_batch(extractor: Extractor, images: Tensor, indices: Sequence[int]) -> Features:
+    """The features of uint8 images (B, C, H, W) on the extractor's device, known as ``indices``."""
+    assert len(images) == len(indices)
+    found = {name: values.cpu() for name, values in extractor.outputs(images).items()}
+    for name, values in found.items():
+        bad = int((~torch.isfinite(values)).any(1).sum())
+        if bad:
+            problem = f"gives {name} that are NaN or infinite, of {bad} of {len(images)} images"
+            raise ConfigError("extractor", extractor.name, f"{problem}; repair it")
+    where = torch.tensor(indices, dtype=torch.int64)
+    return Features(where, found["features"], found.get("logits"))
+
+
+def joined(parts: Sequence[Features], count: int | None = None) -> Features:
+    """Several parts as one.
+
+    Args:
+        parts: those of batches, or those gathered from processes; some may be empty.
+        count: given, the result is in the order of the indices 0 to ``count - 1``; of those that
+            several parts have, as padding brings about, one is kept.
+    """
+    held = [part for part in parts if len(part)]
+    if not held:
+        return Features(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0))
+    indices = torch.cat([part.indices for part in held])
+    values = torch.cat([part.features for part in held])
+    logits = [part.logits for part in held if part.logits is not None]
+    whole = torch.cat(logits) if len(logits) == len(held) else None
+    if count is None:
+        return Features(indices, values, whole)
+    order = indices.argsort(stable=True)
+    sorted_indices = indices[order]
+    new = torch.ones(len(order), dtype=torch.bool)
+    new[1:] = sorted_indices[1:] != sorted_indices[:-1]
+    order = order[new & (sorted_indices < count)]
+    assert torch.equal(indices[order], torch.arange(count)), "images are missing"
+    return Features(indices[order], values[order], None if whole is None else whole[order])

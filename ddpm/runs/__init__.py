@@ -1,0 +1,1 @@
+"""Runs: beginning, resuming and carrying out a training, and tables of runs."""

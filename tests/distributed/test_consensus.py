@@ -1,0 +1,52 @@
+"""What the processes do together, whatever device each of them has."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ddpm.distributed.consensus import Agreed, agree, main_first, wait_for_all
+
+
+def process(device, processes=2, main=True):
+    return SimpleNamespace(
+        num_processes=processes, device=torch.device(device), is_main_process=main
+    )
+
+
+@pytest.fixture
+def barriers(monkeypatch):
+    """The devices that barriers were called with."""
+    found = []
+    monkeypatch.setattr(
+        torch.distributed, "barrier", lambda device_ids=None: found.append(device_ids)
+    )
+    return found
+
+
+def test_a_barrier_names_the_device_that_a_process_has(barriers):
+    """Not the number of the process: two processes may share GPU 0, or be on the CPU beside it."""
+    for device in ("cuda:0", "cuda:3", "cpu", "cpu:1"):
+        wait_for_all(process(device))
+    wait_for_all(process("cuda:0", processes=1))
+    assert barriers == [[0], [3], None, None]
+
+
+@pytest.mark.parametrize("main", [True, False])
+@pytest.mark.parametrize("other", [0.0, 1.0])
+def test_the_clock_of_the_main_process_decides(main, other):
+    """What another process says comes with the sum; this one speaks if it is the main process."""
+    made = process("cpu", main=main)
+    made.reduce = lambda mine, reduction: mine + torch.tensor([0.0, 0.0, 0.0, other])
+    found = agree(made, torch.ones(()), stop=False, failed=False, save=True)
+    assert found == Agreed(finite=True, stop=False, failed=False, save=main or other > 0)
+    alone = process("cpu", processes=1)
+    assert agree(alone, torch.ones(()), stop=False, failed=False, save=True).save
+    assert not agree(alone, torch.ones(()), stop=False, failed=False).save
+
+
+@pytest.mark.parametrize(("main", "before"), [(True, 0), (False, 1)])
+def test_the_main_process_is_first(barriers, main, before):
+    with main_first(process("cpu", main=main)):
+        assert len(barriers) == before
+    assert len(barriers) == 1

@@ -1,0 +1,372 @@
+"""Statistics that are kept: used when they are what is asked for, else computed anew or refused."""
+
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from ddpm.errors import ConfigError
+from ddpm.metrics import HeldImages, Pixels, extract, fid, joined, kid, named, reference_of
+from ddpm.metrics import reference as module
+from ddpm.metrics.reference import find, keep, key_of, provenance
+from tests.metrics.torch_fidelity_reference import custom, pictures
+
+
+def told(call):
+    with pytest.raises(ConfigError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class Count:
+    """Computes features, and counts how often."""
+
+    def __init__(self, extractor, images):
+        self.extractor, self.images, self.calls = extractor, images, 0
+
+    def __call__(self, count):
+        self.calls += 1
+        return extract(self.extractor, self.images, range(count), batch_size=16, device="cpu")
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A cache with one file: cache, extractor, images, the reference."""
+    images = HeldImages(pictures(40, 1, 4, 4), "noise")
+    compute = Count(Pixels(), images)
+    found = reference_of(Pixels(), images, compute, cache=tmp_path / "cache")
+    assert compute.calls == 1
+    return tmp_path / "cache", Pixels(), images, found
+
+
+def file_of(cache) -> Path:
+    (path,) = cache.iterdir()
+    return path
+
+
+def never(count):
+    raise AssertionError("computed anew")
+
+
+def same(a, b):
+    assert np.array_equal(a.statistics.mu, b.statistics.mu)
+    assert a.statistics.mu.dtype == b.statistics.mu.dtype
+    assert np.array_equal(a.statistics.sigma, b.statistics.sigma)
+    assert a.statistics.num_images == b.statistics.num_images
+    assert a.provenance == b.provenance
+
+
+def test_a_reference_is_computed_once_and_equal_afterwards(made):
+    cache, extractor, images, first = made
+    again = reference_of(extractor, images, never, cache=cache, need_features=True)
+    same(first, again)
+    assert torch.equal(first.features, again.features)
+    samples = extractor(pictures(30, 1, 4, 4, seed=1))
+    assert fid(samples, again.statistics) == fid(samples, first.features)
+    assert kid(samples, again.features) == kid(samples, first.features)
+    assert first.provenance == {
+        "reference": {
+            "source": "noise",
+            "num_images": 40,
+            "shape": [1, 4, 4],
+            "sha256": images.sha256,
+        },
+        "extractor": {"name": "pixels", "sha256": Pixels.sha256, "features": 16},
+        "resize": "none",
+    }
+    assert file_of(cache).name == f"{key_of(first.provenance)}.safetensors"
+    assert file_of(cache).stat().st_mode & 0o044  # others may read it, as the umask has it
+
+
+def test_without_a_cache_nothing_is_kept(tmp_path):
+    images = HeldImages(pictures(5, 1, 2, 2))
+    compute = Count(Pixels(), images)
+    for calls in (1, 2):
+        reference_of(Pixels(), images, compute, cache=None)
+        assert compute.calls == calls
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_features_of_several_processes_make_the_same_file(made, tmp_path):
+    cache, extractor, images, _ = made
+    halves = [
+        extract(extractor, images, indices, batch_size=16, device="cpu")
+        for indices in (range(20, 40), range(21))  # one of them twice
+    ]
+    reference_of(extractor, images, lambda _: joined(halves), cache=tmp_path / "other")
+    assert file_of(tmp_path / "other").read_bytes() == file_of(cache).read_bytes()
+
+
+def test_other_images_count_extractor_or_resizing_are_other_files(made, tmp_path):
+    cache, extractor, images, first = made
+    other = HeldImages(pictures(40, 1, 4, 4, seed=1))
+    net = custom(tmp_path / "a.pt", 1)
+    for each, source, count in (
+        (extractor, other, None),
+        (extractor, images, 39),
+        (net, images, None),
+    ):
+        compute = Count(each, source)
+        found = reference_of(each, source, compute, cache=cache, count=count)
+        assert compute.calls == 1
+        assert found.statistics.num_images == (count or 40)
+    retrained = Pixels()
+    retrained.sha256 = "0" * 64
+    assert find(cache, provenance(retrained, images)) is None
+    resized = Pixels()
+    resized.resize = "halved"
+    assert find(cache, provenance(resized, images)) is None
+    assert len(list(cache.iterdir())) == 4
+    same(reference_of(extractor, images, never, cache=cache), first)
+
+
+def test_where_the_images_lie_does_not_matter_and_is_told_as_it_is_now(made):
+    cache, extractor, images, first = made
+    moved = HeldImages(images.read(range(40)), "elsewhere")
+    found = reference_of(extractor, moved, never, cache=cache)
+    assert found.provenance["reference"]["source"] == "elsewhere"
+    assert found.provenance["extractor"] == first.provenance["extractor"]
+
+
+def test_many_features_are_not_kept_and_computed_anew_where_needed(tmp_path, monkeypatch):
+    images = HeldImages(pictures(40, 1, 4, 4))
+    monkeypatch.setattr(module, "LARGEST_KEPT", 40 * 16 * 4 - 1)
+    compute = Count(Pixels(), images)
+    first = reference_of(Pixels(), images, compute, cache=tmp_path)
+    assert first.features is not None
+    again = reference_of(Pixels(), images, never, cache=tmp_path)
+    same(first, again)
+    assert again.features is None
+    again = reference_of(Pixels(), images, compute, cache=tmp_path, need_features=True)
+    assert compute.calls == 2 and again.features is not None
+    monkeypatch.setattr(module, "LARGEST_KEPT", 40 * 16 * 4)
+    reference_of(Pixels(), images, compute, cache=tmp_path, need_features=True)
+    assert (
+        reference_of(Pixels(), images, never, cache=tmp_path, need_features=True).features
+        is not None
+    )
+
+
+@pytest.mark.parametrize("damage", [0, 1, 100, "half", "end", "bit", "bomb", "folder"])
+def test_a_damaged_file_is_told_and_computed_anew(made, damage, capsys):
+    cache, extractor, images, first = made
+    path = file_of(cache)
+    whole = path.read_bytes()
+    ends = {"half": len(whole) // 2, "end": len(whole) - 1}
+    if damage == "bit":
+        path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 16]) + whole[-4:])
+    elif damage == "bomb":
+        path.write_bytes((10**11).to_bytes(8, "little") + whole[8:])
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
+        assert find(cache, provenance(extractor, images)) is None
+        assert "cannot be used (" in capsys.readouterr().err
+        return
+    else:
+        path.write_bytes(whole[: ends.get(damage, damage)])
+    compute = Count(extractor, images)
+    found = reference_of(extractor, images, compute, cache=cache)
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {path} cannot be used (")
+    assert said.endswith("); computing the reference anew\n") and said.count("\n") == 1
+    if damage == "bit":
+        assert "(its content is not that of its hash)" in said
+    assert compute.calls == 1
+    same(found, first)
+    assert path.read_bytes() == whole
+    same(reference_of(extractor, images, never, cache=cache), first)
+
+
+def test_a_file_under_the_name_of_another_is_not_used(made, capsys):
+    cache, extractor, _, _ = made
+    other = HeldImages(pictures(40, 1, 4, 4, seed=1))
+    wrong = cache / f"{key_of(provenance(extractor, other))}.safetensors"
+    wrong.write_bytes(file_of(cache).read_bytes())
+    compute = Count(extractor, other)
+    reference_of(extractor, other, compute, cache=cache)
+    assert compute.calls == 1
+    assert capsys.readouterr().err == (
+        f"warning: {wrong} cannot be used (it is of something else than its name says); computing "
+        "the reference anew\n"
+    )
+
+
+def test_too_few_images_are_refused_before_any_work(tmp_path):
+    one = HeldImages(pictures(1, 1, 4, 4))
+    assert told(lambda: reference_of(Pixels(), one, never, cache=tmp_path)) == (
+        "reference: holds 1 images; there must be 2"
+    )
+    assert told(lambda: reference_of(Pixels(), one, never, cache=tmp_path, count=5)) == (
+        "reference: has 1 images, not 5; ask for fewer"
+    )
+
+
+def test_a_cache_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    images = HeldImages(pictures(5, 1, 2, 2))
+    said = told(
+        lambda: reference_of(Pixels(), images, Count(Pixels(), images), cache=tmp_path / "file")
+    )
+    assert "cannot be written (" in said
+
+
+# a file that the user names
+
+
+def test_our_own_file_by_name(made):
+    cache, extractor, _, first = made
+    path = str(file_of(cache))
+    found, warnings = named(path, extractor, 16, need_features=True)
+    same(found, first)
+    assert warnings == () and torch.equal(found.features, first.features)
+
+
+def test_our_own_file_of_another_extractor_is_refused(made, tmp_path):
+    cache, extractor, _, _ = made
+    path = file_of(cache)
+    net = custom(tmp_path / "a.pt", 1)
+    assert told(lambda: named(str(path), net, 48)) == (
+        f"reference={path}: was made with the extractor pixels, and the samples' is custom; give "
+        "the images instead"
+    )
+    retrained = Pixels()
+    retrained.sha256 = "0" * 64
+    assert told(lambda: named(str(path), retrained, 16, key="against")) == (
+        f"against={path}: was made with the weights {Pixels.sha256[:12]}, and the samples' is "
+        "000000000000; give the images instead"
+    )
+    resized = Pixels()
+    resized.resize = "halved"
+    assert told(lambda: named(str(path), resized, 16)) == (
+        f"reference={path}: was made with the resizing none, and the samples' is halved; give the "
+        "images instead"
+    )
+    assert told(lambda: named(str(path), extractor, 64)) == (
+        f"reference={path}: its mu is 16 and its sigma 16x16, and the extractor has 64 features; "
+        "take the extractor that it was made with"
+    )
+    bare = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(bare, path)
+    assert told(lambda: named(str(path), extractor, 16)) == (
+        f"reference={path}: cannot be used (its content is not that of its hash); give another "
+        "file, or the images"
+    )
+    path.write_bytes(b"")
+    assert told(lambda: named(str(path), extractor, 16)).startswith(
+        f"reference={path}: cannot be used ("
+    )
+    path.unlink()
+    assert told(lambda: named(str(path), extractor, 16)) == (
+        f"reference={path}: there is no such file"
+    )
+
+
+def test_a_file_without_features_serves_fid_only(made, tmp_path, monkeypatch):
+    _, extractor, _, first = made
+    monkeypatch.setattr(module, "LARGEST_KEPT", 0)
+    path = keep(tmp_path / "small", first)
+    same(named(str(path), extractor, 16)[0], first)
+    assert told(lambda: named(str(path), extractor, 16, need_features=True)) == (
+        f"reference={path}: holds no features, which kid and prc need; give the images, or "
+        "metrics=[fid]"
+    )
+
+
+def test_a_file_that_claims_other_counts_is_refused(made, tmp_path):
+    _, extractor, _, first = made
+    path = keep(tmp_path / "forged", replace(first, features=first.features[:7]))
+    assert told(lambda: named(str(path), extractor, 16)) == (
+        f"reference={path}: cannot be used (its features are not of so many images); give another "
+        "file, or the images"
+    )
+
+
+def npz(path, mu, sigma, **more):
+    np.savez(path, mu=mu, sigma=sigma, **more)
+    return str(path)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_npz_of_the_field_gives_the_same_distance(made, tmp_path, dtype):
+    _, extractor, _, first = made
+    held = first.statistics
+    mu, sigma = held.mu.astype(dtype), held.sigma.astype(dtype)
+    path = npz(tmp_path / "s.npz", mu, sigma, mu_s=np.zeros(3))
+    found, warnings = named(path, extractor, 16)
+    assert found.features is None and found.statistics.num_images is None
+    assert warnings == (
+        f"{path} does not say of which extractor and images it is; pixels is assumed",
+    )
+    samples = extractor(pictures(30, 1, 4, 4, seed=1))
+    expected = fid(samples, first.statistics)
+    score = fid(samples, found.statistics)
+    assert score.values["fid"] == pytest.approx(expected.values["fid"], rel=1e-4)
+    assert (score.num_samples, score.num_reference) == (30, None)
+    assert found.provenance["extractor"]["features"] == 16
+    assert len(found.provenance["reference"]["sha256"]) == 64
+    json.dumps(found.provenance)
+
+
+EYE = np.eye(4)
+
+
+@pytest.mark.parametrize(
+    ("mu", "sigma", "said"),
+    [
+        (np.zeros(3), EYE, "its mu is 3 and its sigma 4x4, and the extractor has 4 features; take "
+         "the extractor that it was made with"),
+        (np.zeros(4), np.zeros(16), "its mu is 4 and its sigma 16, and the extractor has 4 "
+         "features; take the extractor that it was made with"),
+        (np.float64(1), EYE, "its mu is a number and its sigma 4x4, and the extractor has 4 "
+         "features; take the extractor that it was made with"),
+        (np.array([0, 0, np.nan, 0]), EYE, "its mu or sigma holds NaN or infinite values; make it "
+         "anew"),
+        (np.zeros(4), np.full((4, 4), np.inf), "its mu or sigma holds NaN or infinite "
+         "values; make it anew"),
+        (np.zeros(4), EYE + np.eye(4, k=1) * 1e-5, "its sigma is no covariance: not symmetric, or "
+         "negative"),
+        (np.zeros(4), -EYE, "its sigma is no covariance: not symmetric, or negative"),
+        (np.zeros(4, int), EYE, "its mu and sigma are no real numbers; give another file, or the "
+         "images"),
+        (np.zeros(4), EYE * 1j, "its mu and sigma are no real numbers; give another file, or the "
+         "images"),
+    ],
+)  # fmt: skip
+def test_an_npz_of_no_statistics_is_refused(tmp_path, mu, sigma, said):
+    path = npz(tmp_path / "s.npz", mu, sigma)
+    assert told(lambda: named(path, Pixels(), 4)) == f"reference={path}: {said}"
+
+
+def test_an_npz_lacks_what_is_needed(tmp_path):
+    path = npz(tmp_path / "s.npz", np.zeros(4), EYE)
+    assert told(lambda: named(path, Pixels(), 4, need_features=True)).startswith(
+        f"reference={path}: holds no features, which kid and prc need"
+    )
+    np.savez(path, mu=np.zeros(4))
+    assert told(lambda: named(path, Pixels(), 4)) == (
+        f"reference={path}: holds no mu and sigma (there are: mu)"
+    )
+    np.savez(path, mu=np.array([object()]), sigma=EYE)
+    assert told(lambda: named(path, Pixels(), 4)) == (
+        f"reference={path}: cannot be read as an .npz (Object arrays cannot be loaded when "
+        "allow_pickle=False); save it anew"
+    )
+
+
+def test_a_file_says_what_the_reference_is_and_nothing_else(tmp_path):
+    """It may be somebody else's: what it says more would stand beside our numbers."""
+    images = HeldImages(pictures(9, 1, 4, 4))
+    extractor = Pixels()
+    compute = functools.partial(extract, extractor, images, range(9), batch_size=4, device="cpu")
+    made = reference_of(extractor, images, lambda _: compute(), cache=None)
+    forged = {**made.provenance, "value": 0.001, "num_samples": 50_000, "seed": "any"}
+    place = keep(tmp_path, module.Reference(made.statistics, made.features, forged))
+    found, _ = named(str(place), extractor, 16)
+    assert set(found.provenance) == {"reference", "extractor", "resize"}
