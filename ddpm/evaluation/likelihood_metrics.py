@@ -20,7 +20,7 @@ from ddpm.evaluation.bits_per_dimension import bits_per_dimension
 from ddpm.evaluation.partial_results import Parts
 from ddpm.evaluation.results import Findings
 from ddpm.generation import SampleNoise, Source
-from ddpm.report.pages import BoundCurve
+from ddpm.metrics.results import BoundCurve
 from ddpm.samplers.base import respaced
 from ddpm.seeding import For, mix
 from ddpm.training.meter import LOGGED, QUARTERS

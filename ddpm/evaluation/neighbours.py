@@ -10,7 +10,7 @@ from torch import Tensor
 from ddpm import metrics
 from ddpm.data import ImageCodec
 from ddpm.data.class_rows import Rows
-from ddpm.report.pages import Neighbour
+from ddpm.metrics.results import Neighbour
 
 
 def neighbours(

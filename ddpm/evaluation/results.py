@@ -14,7 +14,8 @@ from PIL import Image
 from ddpm import __version__, metrics
 from ddpm.evaluation.options import answers
 from ddpm.files import replacing
-from ddpm.report.pages import BoundCurve, Metric, Neighbour, Report
+from ddpm.metrics.results import BoundCurve, Metric, Neighbour
+from ddpm.report.pages import Report
 from ddpm.training.checkpoint import EVALUATION, read_json
 
 FILE = EVALUATION  # the same name in a folder of ddpm-evaluate

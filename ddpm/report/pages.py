@@ -10,13 +10,11 @@ from typing import Any
 from ddpm import comparable
 from ddpm.errors import ConfigError, did_you_mean, render, require
 from ddpm.files import replacing
+from ddpm.metrics.results import Metric
 from ddpm.nested import flat
 from ddpm.report.html import escaped, number, page, picture
 from ddpm.report.parts import (
     SIGNS,
-    BoundCurve,
-    Metric,
-    Neighbour,
     Report,
     arrow,
     at_step,
@@ -27,8 +25,6 @@ from ddpm.report.parts import (
     sections,
     warned,
 )
-
-__all__ = ["BoundCurve", "Metric", "Neighbour", "Report", "write_comparison", "write_report"]
 
 # How a number was measured: where these differ, two numbers cannot be compared. What else its
 # provenance tells, such as the sampler, is what a comparison may be about.

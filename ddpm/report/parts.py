@@ -6,10 +6,11 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 
+from ddpm.metrics.results import BoundCurve, Metric, Neighbour
 from ddpm.nested import flat
 from ddpm.report.html import curve, escaped, facts, folded, number, picture, thinned
 
@@ -18,33 +19,6 @@ SIGNS = (
     "over subsets."
 )
 Points = Sequence[tuple[float, float]]
-
-
-class Metric(NamedTuple):
-    """A number with its standard error, if it has one, and all that it depends on."""
-
-    name: str
-    value: float
-    error: float | None
-    provenance: Mapping[str, Any]
-    higher_is_better: bool = False
-
-
-class Neighbour(NamedTuple):
-    """A sample, the image nearest to it, and how far apart their features are."""
-
-    sample: Image.Image
-    nearest: Image.Image
-    distance: float
-
-
-class BoundCurve(NamedTuple):
-    """The variational bound over t, in bits per dimension: K steps, means and standard errors."""
-
-    steps: Sequence[int]
-    terms: Sequence[float]
-    errors: Sequence[float]
-    prior: float
 
 
 @dataclass(frozen=True)

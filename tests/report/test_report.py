@@ -14,8 +14,9 @@ from PIL import Image
 from ddpm.data import Digits
 from ddpm.data.pictures import as_image, grid
 from ddpm.errors import ConfigError
+from ddpm.metrics.results import BoundCurve, Metric, Neighbour
 from ddpm.report.html import curve, number, picture, thinned
-from ddpm.report.pages import BoundCurve, Metric, Neighbour, Report, write_comparison, write_report
+from ddpm.report.pages import Report, write_comparison, write_report
 
 VOID = {"meta", "link", "img", "br", "wbr"}
 CHROMIUM = next(
