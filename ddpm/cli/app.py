@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from ddpm import streams
-from ddpm.cli import explaining
+from ddpm.cli import explaining, invocation
 from ddpm.cli.configs import usage
 from ddpm.config import values
 from ddpm.config.location import config_dir
@@ -128,13 +128,11 @@ def readable(argument: str, arguments: list[str]) -> str:
     the ``_target_`` of a group, options may be those of choices that are not the default ones, so
     they are marked as additions.
     """
-    from ddpm.cli import sweeps
-
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
         return argument
     if value:
-        sweep = sweeps.is_asked_for(arguments)
+        sweep = invocation.starts_sweep(arguments)
         value = values.literal(key.lstrip("+"), value, sweep=sweep)
     if key.startswith("network."):  # arguments of somebody else's constructor: any are possible
         key = f"++{key}"
@@ -152,7 +150,7 @@ def _prepared(config_name: str, arguments: list[str]) -> list[str]:
 
     workers.refuse_sweeps(arguments)
     prepared = sweeps.placed(config_name, sweeps.prepared(config_name, arguments))
-    if sweeps.is_asked_for(prepared):
+    if invocation.starts_sweep(prepared):
         prepared, places = sweep_outputs.separated(config_name, prepared)
         if places and any(a.endswith(sweep_options.SWEEPER) for a in prepared):
             places = [f"{places[0].rstrip(':')}, with its number"]  # some may become one job
@@ -208,19 +206,17 @@ def _retargeted(options: dict[str, Any]) -> dict[str, Any]:
     """The config groups whose class was typed, as in ``sampler._target_=mine.Own``."""
     from ddpm.instantiate import fitted
 
-    typed = {key for key, _ in typed_options()}
+    typed = {key for key, _ in invocation.typed_options()}
     groups = [key.removesuffix("._target_") for key in typed if key.endswith("._target_")]
     return {key: fitted(options[key], key, typed) for key in groups if key in options}
 
 
 def _hint(key: str, value: object) -> str:
     """The end of a message about an option that a command does not have."""
-    from hydra.core.hydra_config import HydraConfig
-
     from ddpm.errors import render
 
-    name = str(HydraConfig.get().job.config_name)
-    return explaining.advice(name, key, render(value), overrides())
+    name = invocation.command_name()
+    return explaining.advice(name, key, render(value), invocation.overrides())
 
 
 def _call(command: Command, options: dict[str, Any]) -> float | None:
@@ -235,27 +231,6 @@ def _call(command: Command, options: dict[str, Any]) -> float | None:
             raise
         problem = f"{error.strerror}; mend that, then run the same command again"
         raise ConfigError(str(error.filename or "out"), None, problem) from error
-
-
-def overrides() -> list[str]:
-    """The options that were typed, without those that are for Hydra itself."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return list(HydraConfig.get().overrides.task)
-
-
-def typed_options() -> list[tuple[str, str]]:
-    """The typed options with a value other than null: the key, and key and value as typed."""
-    typed = [values.as_typed(text.lstrip("+~")) for text in overrides()]
-    pairs = [(text.partition("=")[0].partition("@")[0], text) for text in typed]
-    return [(key, text) for key, text in pairs if not text.endswith("=null")]
-
-
-def choices() -> dict[str, str]:
-    """Which file of each config group was chosen."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return dict(HydraConfig.get().runtime.choices)
 
 
 def _tell(config_name: str, message: str) -> None:

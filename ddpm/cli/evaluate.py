@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from ddpm.cli import app
+from ddpm.cli import app, invocation
 from ddpm.console import warn
 from ddpm.errors import ConfigError, render, require
 from ddpm.evaluation.options import FIDELITY, LIKELIHOOD, METRICS, Measure
@@ -89,7 +89,7 @@ class Evaluate(Measure):
             ConfigError: the first option that only a model has, beside ``samples=``.
         """
         problem = "has no effect on samples=; leave it out, or evaluate a model with ckpt="
-        for key, text in app.typed_options():
+        for key, text in invocation.typed_options():
             name = key.partition(".")[0]
             if self.samples is not None and name in _OF_A_MODEL:
                 raise ConfigError(text, None, problem)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ddpm import __version__, instantiate, synonyms
-from ddpm.cli import app, sweeps
+from ddpm.cli import invocation
 from ddpm.config import paths, values
 from ddpm.config.migration import migrate
 from ddpm.console import warn
@@ -132,7 +132,7 @@ def plan(asked: Node, *, name: str | None, out: str, resume: str | None, overrid
     _refuse_two_ends(asked["trainer"])
     path = _named(name, out) if resume is None else checkpoint.readable(Path(resume).resolve())
     stored = None if path is None else _stored(path)
-    key = "name" if resume is None and sweeps.folder() is None else "resume"
+    key = "name" if resume is None and invocation.job_folder() is None else "resume"
     if path is None or stored is None:
         if resume is not None:
             run = checkpoint.nearest_run(Path(resume))
@@ -236,7 +236,7 @@ def _named(name: str | None, out: str) -> Path | None:
     """The folder of a run that has a name, or of a job of a sweep."""
     if name is not None:
         values.check_run_name(name, out)
-    return sweeps.folder() or (None if name is None else Path(out, name))
+    return invocation.job_folder() or (None if name is None else Path(out, name))
 
 
 def _stored(path: Path) -> Node | None:
@@ -272,7 +272,7 @@ def _with_overrides(stored: Node, asked: Node) -> Node:
     merged = paths.without(deepcopy(stored), _typed_keys())
     if isinstance(merged.get("evaluation"), dict):  # of a version that had fewer options
         merged["evaluation"] = {**asked["evaluation"], **merged["evaluation"]}
-    for typed in app.overrides():
+    for typed in invocation.overrides():
         key = typed.lstrip("+~").partition("=")[0]
         key = key.partition("@")[2] or key  # sampler@evaluation.sampler=ddpm
         group, _, option = key.partition(".")
@@ -298,7 +298,7 @@ def _with_overrides(stored: Node, asked: Node) -> Node:
 
 
 def _typed_keys() -> set[str]:
-    return {one.lstrip("+~").partition("=")[0] for one in app.overrides()}
+    return {one.lstrip("+~").partition("=")[0] for one in invocation.overrides()}
 
 
 def _refuse_code(asked: Node) -> None:

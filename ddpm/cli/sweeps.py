@@ -22,15 +22,10 @@ from types import FrameType
 from typing import Any
 
 import psutil
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import read_write
 
-from ddpm.cli import app
+from ddpm.cli import invocation, sweep_options
 from ddpm.console import warn
 from ddpm.errors import ConfigError, Stopped, require
 from ddpm.files import expand, replacing
@@ -59,9 +54,9 @@ def placed(config_name: str, arguments: Sequence[str]) -> list[str]:
         ConfigError: ``out`` or ``name`` with several values, or other names for the jobs.
     """
     given = list(arguments)
-    if not keeps_table(config_name) or not is_asked_for(given):
+    if not keeps_table(config_name) or not invocation.starts_sweep(given):
         return given
-    known = _overrides(given)
+    known = invocation.parse(given)
     for key, problem in (
         ("out", "is the parent folder of the whole sweep; give one"),
         ("name", "names the whole sweep, whose jobs are numbered below it; give one"),
@@ -81,52 +76,15 @@ def placed(config_name: str, arguments: Sequence[str]) -> list[str]:
 
 def prepared(config_name: str, arguments: Sequence[str]) -> list[str]:
     """Return the arguments, ready for a sweep over a config group if they start one."""
-    if not is_asked_for(arguments):
+    if not invocation.starts_sweep(arguments):
         return list(arguments)
-    from ddpm.cli import sweep_options
-
-    return sweep_options.prepared(config_name, arguments, list(_overrides(arguments).values()))
-
-
-def is_asked_for(arguments: Sequence[str]) -> bool:
-    """Whether these arguments of a command start a sweep."""
-    return any(map(_asks_for_sweep, arguments))
-
-
-def _asks_for_sweep(argument: str) -> bool:
-    if argument.startswith("--mu"):
-        return "--multirun".startswith(argument)
-    return argument == "-m" or argument.lower() == "hydra.mode=multirun"
-
-
-def _overrides(arguments: Sequence[str]) -> dict[str, Override]:
-    """What was typed, by key; empty where Hydra will not be able to read it either."""
-    typed = [one for one in arguments if "=" in one and not one.startswith("-")]
-    try:
-        read = OverridesParser.create().parse_overrides(typed)
-    except HydraException:
-        return {}
-    return {one.key_or_group: one for one in read}
+    parsed = list(invocation.parse(arguments).values())
+    return sweep_options.prepared(config_name, arguments, parsed)
 
 
 def keeps_table(config_name: str) -> bool:
     """Whether a sweep of this command has a table; the others measure nothing."""
     return config_name == "train"
-
-
-def running() -> bool:
-    """Whether this is a job of a sweep."""
-    return HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def folder() -> Path | None:
-    """The folder of this job in its sweep, or None outside of one."""
-    if not running():
-        return None
-    config = HydraConfig.get()
-    # Not sweep.dir, which asks for ``out``: in the workers of a job this config is all there is.
-    place = Path(config.runtime.output_dir, str(config.job.num))
-    return place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
 
 
 class Begin(Callback):
@@ -183,7 +141,7 @@ def recorded(
         ConfigError: of the job.
         Stopped: in the process that started the sweep.
     """
-    place = folder() if keeps_table(config_name) else None
+    place = invocation.job_folder() if keeps_table(config_name) else None
     if place is None:
         return work()
     heard = pending()  # when the job before was about to end anyway
@@ -210,7 +168,7 @@ def _told(place: Path, config: Any) -> Iterator[None]:
         return
     told = {
         "job": int(place.name),
-        "overrides": app.overrides(),
+        "overrides": invocation.overrides(),
         "folder": str(config.resume or place),
         "status": "running",
         "error": None,

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ddpm.cli import app
+from ddpm.cli import app, invocation
 from ddpm.console import recording, say, tell, warn_once
 from ddpm.errors import Stopped, shortened
 from ddpm.signals import StopSignal
@@ -191,7 +191,7 @@ def _new_folder(accelerator: Accelerator, out: Path) -> Path:
 
     chosen = None
     if accelerator.is_main_process:
-        groups, stamp = app.choices(), time.strftime("%Y%m%d-%H%M%S")
+        groups, stamp = invocation.choices(), time.strftime("%Y%m%d-%H%M%S")
         chosen = new_folder(out, f"{stamp}-{groups['model']}-{groups['data']}")
     (told,) = broadcast_object_list([chosen])
     assert isinstance(told, Path)

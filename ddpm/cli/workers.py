@@ -21,7 +21,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from ddpm import streams
-from ddpm.cli import sweeps
+from ddpm.cli import invocation
 from ddpm.errors import ConfigError, Stopped, require
 from ddpm.lifetime import (
     HELD,
@@ -82,7 +82,7 @@ def refuse_sweeps(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: that is what was asked for.
     """
-    if one_of_several() and sweeps.is_asked_for(arguments):
+    if one_of_several() and invocation.starts_sweep(arguments):
         problem = (
             "a sweep inside a launcher would run every job in every process; start the sweep "
             "without the launcher and add launch.processes=N"

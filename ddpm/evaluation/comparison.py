@@ -14,7 +14,6 @@ from accelerate.utils import broadcast_object_list
 from PIL import Image
 
 from ddpm import __version__
-from ddpm.report.tables import aligned
 from ddpm.console import echo, say, warn
 from ddpm.distributed import devices
 from ddpm.distributed.consensus import wait_for_all
@@ -28,6 +27,7 @@ from ddpm.files import UNREADABLE
 from ddpm.instantiate import completed_if_known
 from ddpm.outputs import JOB_RECORD, OutputFolder
 from ddpm.report.pages import Report, incomparable, write_comparison
+from ddpm.report.tables import aligned
 from ddpm.training import checkpoint
 from ddpm.training.run import Run
 

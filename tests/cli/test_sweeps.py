@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ddpm.cli import sweeps
+from ddpm.cli import invocation, sweeps
 from ddpm.errors import Stopped
 from ddpm.runs import sweep_table
 from ddpm.training import Trainer
@@ -217,7 +217,7 @@ def jobs_of(monkeypatch):
     from ddpm.cli import app
 
     started = []
-    monkeypatch.setattr(app, "_run", lambda config, command: started.append(app.overrides()))
+    monkeypatch.setattr(app, "_run", lambda *_: started.append(invocation.overrides()))
     return started
 
 
