@@ -15,19 +15,14 @@ from tqdm import tqdm
 
 from ddpm import generation, instantiate
 from ddpm.console import progress, warn, warn_once
-from ddpm.data import Codec
 from ddpm.distributed import cpu_threads, devices
 from ddpm.distributed.output import writing
 from ddpm.errors import ConfigError, Stopped, require
 from ddpm.outputs import OutputFolder
-from ddpm.samplers.base import OnStep
 from ddpm.signals import raise_pending
 from ddpm.trained import TrainedModel, placed
 from ddpm.training import checkpoint
 from ddpm.training.trial import median_seconds
-
-GRID = 64  # samples in grid.png
-FRAMES = 50  # pictures in a trajectory, at most
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,38 +151,6 @@ def _found(ckpt: str, accelerator: Accelerator) -> checkpoint.Checkpoint:
         raise told
     assert isinstance(told, Path)
     return checkpoint.load(told, whole=False)
-
-
-class Trajectory:
-    """Keeps pictures of the first batch on its way from noise to data.
-
-    Args:
-        codec: of the data.
-        calls: steps of the way.
-    """
-
-    def __init__(self, codec: Codec, calls: int) -> None:
-        self.codec = codec
-        self.kept = {round(i * calls / min(calls, FRAMES)) for i in range(1, FRAMES + 1)}
-        self.frames: list[Tensor] = []
-        self.finished = False
-
-    def look(self, done: int, total: int, x: Tensor) -> None:
-        """Take the batch after step ``done`` of ``total``, if it is one to keep."""
-        if done in self.kept and not self.finished:
-            self.frames.append(self.codec.decode(x[:GRID]).cpu())
-        self.finished |= done == total
-
-
-def on_step(bar: tqdm, film: Trajectory | None = None) -> OnStep:
-    """Moves the bar, and shows the film's keeper what was reached."""
-
-    def after(done: int, total: int, x: Tensor) -> None:
-        bar.update()
-        if film is not None:
-            film.look(done, total, x)
-
-    return after
 
 
 def label(node: Mapping[str, Any]) -> str:

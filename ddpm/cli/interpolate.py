@@ -38,7 +38,8 @@ def interpolate(
 ) -> None:
     """Draw the frames and write them with a strip of all."""
     from ddpm import generation
-    from ddpm.drawing import Trained, label, on_step
+    from ddpm.drawing import Trained, label
+    from ddpm.trajectory import on_step
 
     require(num_frames >= 2, "num_frames", num_frames, "must be at least 2, the two ends")
     require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")

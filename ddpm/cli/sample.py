@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ddpm.drawing import Trajectory
     from ddpm.instantiate import Facts
+    from ddpm.trajectory import Trajectory
 
 
 def main() -> None:
@@ -45,8 +45,9 @@ def sample(
 ) -> None:
     """Draw samples and write them, each process its share."""
     from ddpm.distributed.sharding import gather, share
-    from ddpm.drawing import GRID, Trained, Trajectory, label, on_step
+    from ddpm.drawing import Trained, label
     from ddpm.generation import generate
+    from ddpm.trajectory import GRID, Trajectory, on_step
 
     require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
     require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")

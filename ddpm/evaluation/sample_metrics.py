@@ -21,10 +21,10 @@ from ddpm.distributed.main_process import (
     to_main,
 )
 from ddpm.distributed.stopping import NEVER, Stopping
-from ddpm.drawing import GRID, Trajectory, on_step
 from ddpm.evaluation.partial_results import Parts, Unfinished
 from ddpm.evaluation.results import Findings
 from ddpm.generation import Source, generate
+from ddpm.trajectory import GRID, Trajectory, on_step
 
 _FRAMES, _FILMED = 10, 16  # pictures of a trajectory, and samples in each
 SHOWN = 24  # samples beside their nearest neighbours
