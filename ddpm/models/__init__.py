@@ -1,4 +1,4 @@
-"""The networks: anything that maps ``(x_t, t)`` to a prediction of the shape of x_t."""
+"""Denoising networks, which map ``(x_t, t)`` to a prediction with the spatial size of x_t."""
 
 from ddpm.models.iddpm_unet import IDDPMUNet
 from ddpm.models.simple_unet import SimpleUNet

@@ -1,4 +1,4 @@
-"""The parts of OpenAI's two U-Nets, and the plan that says which parts there are."""
+"""Blocks of OpenAI's two U-Nets, and the builder that configures them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ NUM_GROUPS = 32
 
 
 def resample_factor(dims: int) -> tuple[int, ...]:
-    """By how much each axis shrinks between levels; the first of three, time, keeps its length.
+    """Return the downsampling factor of each axis between levels; time, the first of three, has 1.
 
-    Halving time as well would be as natural, but the original's weights are for this.
+    The weights of the original video networks require that time is not downsampled.
     """
     return (1, 2, 2) if dims == 3 else (2,) * dims
 
 
 class Downsample(nn.Module):
-    """Halve the spatial axes, by a strided convolution or by means over neighbours."""
+    """Halve the spatial axes by a strided convolution, or by average pooling."""
 
     def __init__(self, dims: int, channels: int, use_conv: bool) -> None:
         super().__init__()
@@ -33,16 +33,16 @@ class Downsample(nn.Module):
         if use_conv:
             self.op = conv_nd(dims, channels, channels, 3, stride=factor, padding=1)
         else:
-            # The original gives the window where its pool takes the number of axes, and crashes.
+            # The original passes the window in place of the number of axes, and crashes.
             self.op = avg_pool_nd(dims, factor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take ``(B, C, *spatial)`` to half the size."""
+        """Return ``(B, C, *spatial)`` of half the size."""
         return self.op(x)
 
 
 class Upsample(nn.Module):
-    """Double the spatial axes by repeating neighbours, then a convolution where ``use_conv``."""
+    """Double the spatial axes by nearest-neighbour interpolation, then optionally a convolution."""
 
     def __init__(self, dims: int, channels: int, use_conv: bool) -> None:
         super().__init__()
@@ -50,16 +50,16 @@ class Upsample(nn.Module):
         self.conv = conv_nd(dims, channels, channels, 3, padding=1) if use_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take ``(B, C, *spatial)`` to twice the size."""
+        """Return ``(B, C, *spatial)`` of twice the size."""
         x = F.interpolate(x, scale_factor=self.scale, mode="nearest")
         return x if self.conv is None else self.conv(x)
 
 
 def _maybe_checkpoint(enabled: bool, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Call ``function``, forgetting its activations until the backward pass where ``enabled``.
+    """Call ``function``; if ``enabled``, recompute its activations in the backward pass.
 
-    The random state is restored for the second run, so that dropout drops the same units; the
-    original's own checkpointing draws another mask and gives the gradient of another function.
+    The random state is restored for the recomputation, so that dropout drops the same units. The
+    original's checkpointing draws a new mask, and returns the gradient of a different function.
     """
     if enabled and torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False)
@@ -67,10 +67,10 @@ def _maybe_checkpoint(enabled: bool, function: Callable[..., Tensor], *inputs: T
 
 
 class ResBlock(nn.Module):
-    """Two convolutions around a residual, told the time by a shift or by a scale and a shift.
+    """Residual block of two convolutions; the embedding shifts, or scales and shifts, the second.
 
-    ``resample``, a module without parameters, changes the size of both branches: of the residual
-    after its first norm and before its first convolution (Brock 2018, "BigGAN").
+    ``resample``, a module without parameters, changes the size of both branches; on the residual
+    branch it acts between the first norm and the first convolution (Brock 2018, "BigGAN").
     """
 
     def __init__(
@@ -87,13 +87,15 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.use_scale_shift_norm, self.use_checkpoint = use_scale_shift_norm, use_checkpoint
-        told = 2 * out_channels if use_scale_shift_norm else out_channels
+        modulation_channels = 2 * out_channels if use_scale_shift_norm else out_channels
         self.in_layers = nn.Sequential(
             GroupNorm(NUM_GROUPS, channels),
             nn.SiLU(),
             conv_nd(dims, channels, out_channels, 3, padding=1),
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, told))
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(embedding_channels, modulation_channels)
+        )
         self.out_layers = nn.Sequential(
             GroupNorm(NUM_GROUPS, out_channels),
             nn.SiLU(),
@@ -106,28 +108,28 @@ class ResBlock(nn.Module):
             self.skip_connection = conv_nd(dims, channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Take ``(B, channels, *spatial)`` and ``(B, E)`` to ``(B, out_channels, *resampled)``."""
+        """Return ``(B, out_channels, *resampled)`` for ``(B, channels, *spatial)``, ``(B, E)``."""
         return _maybe_checkpoint(self.use_checkpoint, self._forward, x, embedding)
 
     def _forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         norm, activation, conv = self.in_layers
         h = conv(self.resample(activation(norm(x))))
-        told = self.emb_layers(embedding).to(h.dtype)
-        told = told.reshape(*told.shape, *(1,) * (h.ndim - 2))
+        modulation = self.emb_layers(embedding).to(h.dtype)
+        modulation = modulation.reshape(*modulation.shape, *(1,) * (h.ndim - 2))
         if self.use_scale_shift_norm:
-            scale, shift = told.chunk(2, dim=1)
+            scale, shift = modulation.chunk(2, dim=1)
             h = self.out_layers[0](h) * (1 + scale) + shift
             h = self.out_layers[1:](h)
         else:
-            h = self.out_layers(h + told)
+            h = self.out_layers(h + modulation)
         return self.skip_connection(self.resample(x)) + h
 
 
 class AttentionBlock(nn.Module):
-    """Softmax attention between all positions, around a residual.
+    """Residual block of softmax attention over all positions.
 
-    The channels of ``qkv`` are heads x (q, k, v) x channels of a head, from the outside in, or
-    (q, k, v) x heads x channels of a head where ``qkv_outside``; weights don't show which.
+    The channels of ``qkv`` are ordered as (heads, 3, channels per head), or with ``qkv_outside`` as
+    (3, heads, channels per head). The weights do not reveal which.
     """
 
     def __init__(
@@ -141,7 +143,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = zero_module(conv_nd(1, channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take ``(B, C, *spatial)`` to the same shape."""
+        """Return ``(B, C, *spatial)`` for an input of the same shape."""
         return _maybe_checkpoint(self.use_checkpoint, self._forward, x)
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -155,18 +157,18 @@ class AttentionBlock(nn.Module):
 
 
 class TimestepSequential(nn.Sequential):
-    """Layers in a row, of which the residual blocks are told the time."""
+    """Sequence of layers, of which the residual blocks receive the embedding."""
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
-        """Take ``(B, C, *spatial)`` and ``(B, E)`` through all layers."""
+        """Apply all layers to ``(B, C, *spatial)``, with the embedding ``(B, E)``."""
         for layer in self:
             x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
         return x
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the whole network is made of; it knows how to make each kind of part."""
+class IDDPMUNetBuilder:
+    """Architecture of the network, with methods that build its parts."""
 
     dims: int
     model_channels: int
@@ -186,31 +188,31 @@ class Plan:
 
     @property
     def widths(self) -> list[int]:
-        """The channels of each level."""
+        """Channels of each level."""
         return [int(self.model_channels * mult) for mult in self.channel_mult]
 
     @property
     def stem_channels(self) -> int:
-        """The channels that the first convolution gives."""
+        """Output channels of the first convolution."""
         return self.widths[0] if self.scale_stem else self.model_channels
 
     @property
     def embedding_channels(self) -> int:
-        """The channels of the embedded time."""
+        """Channels of the time embedding."""
         return 4 * self.model_channels
 
     def attends(self, level: int) -> bool:
-        """Whether a level, which is downsampled 2**level times, has attention."""
+        """Return whether a level, whose downsampling rate is 2**level, has attention."""
         return 2**level in self.attention_rates
 
     def heads(self, channels: int, num_heads: int) -> int:
-        """How many heads a level of so many channels has: ``num_heads``, or as many as fit."""
+        """Return the number of heads of a block; ``num_head_channels`` has priority."""
         return num_heads if self.num_head_channels is None else channels // self.num_head_channels
 
     def residual(
         self, channels: int, out_channels: int, resample: nn.Module | None = None
     ) -> ResBlock:
-        """A residual block."""
+        """Return a residual block."""
         return ResBlock(
             self.dims,
             channels,
@@ -223,7 +225,7 @@ class Plan:
         )
 
     def attention(self, channels: int, num_heads: int) -> AttentionBlock:
-        """An attention block."""
+        """Return an attention block."""
         return AttentionBlock(
             channels,
             self.heads(channels, num_heads),
@@ -232,61 +234,67 @@ class Plan:
         )
 
     def downsample(self, channels: int) -> nn.Module:
-        """The way to the next coarser level."""
+        """Return the downsampling to the next coarser level."""
         if self.resblock_updown:
             plain = Downsample(self.dims, channels, use_conv=False)
             return self.residual(channels, channels, plain)
         return Downsample(self.dims, channels, self.conv_resample)
 
     def upsample(self, channels: int) -> nn.Module:
-        """The way to the next finer level."""
+        """Return the upsampling to the next finer level."""
         if self.resblock_updown:
             return self.residual(channels, channels, Upsample(self.dims, channels, use_conv=False))
         return Upsample(self.dims, channels, self.conv_resample)
 
 
-def make_encoder(plan: Plan, in_channels: int) -> tuple[nn.ModuleList, list[int]]:
-    """The blocks from the finest level to the coarsest, and the channels each of them gives."""
-    width = plan.stem_channels
+def make_encoder(builder: IDDPMUNetBuilder, in_channels: int) -> tuple[nn.ModuleList, list[int]]:
+    """Return the blocks from the finest level to the coarsest, and the channels of each output."""
+    width = builder.stem_channels
     blocks: list[nn.Module] = [
-        TimestepSequential(conv_nd(plan.dims, in_channels, width, 3, padding=1))
+        TimestepSequential(conv_nd(builder.dims, in_channels, width, 3, padding=1))
     ]
-    given = [width]
-    for level, level_width in enumerate(plan.widths):
-        for _ in range(plan.num_res_blocks):
-            layers: list[nn.Module] = [plan.residual(width, level_width)]
+    skip_channels = [width]
+    for level, level_width in enumerate(builder.widths):
+        for _ in range(builder.num_res_blocks):
+            layers: list[nn.Module] = [builder.residual(width, level_width)]
             width = level_width
-            if plan.attends(level):
-                layers.append(plan.attention(width, plan.num_heads))
+            if builder.attends(level):
+                layers.append(builder.attention(width, builder.num_heads))
             blocks.append(TimestepSequential(*layers))
-            given.append(width)
-        if level < len(plan.widths) - 1:
-            blocks.append(TimestepSequential(plan.downsample(width)))
-            given.append(width)
-    return nn.ModuleList(blocks), given
+            skip_channels.append(width)
+        if level < len(builder.widths) - 1:
+            blocks.append(TimestepSequential(builder.downsample(width)))
+            skip_channels.append(width)
+    return nn.ModuleList(blocks), skip_channels
 
 
-def make_middle(plan: Plan) -> TimestepSequential:
-    """The blocks at the coarsest level; they always attend."""
-    width = plan.widths[-1]
+def make_middle(builder: IDDPMUNetBuilder) -> TimestepSequential:
+    """Return the blocks at the coarsest level, which always have attention."""
+    width = builder.widths[-1]
     return TimestepSequential(
-        plan.residual(width, width),
-        plan.attention(width, plan.num_heads),
-        plan.residual(width, width),
+        builder.residual(width, width),
+        builder.attention(width, builder.num_heads),
+        builder.residual(width, width),
     )
 
 
-def make_decoder(plan: Plan, given: list[int]) -> nn.ModuleList:
-    """The blocks from the coarsest level to the finest, each taking one of the encoder's too."""
-    given, width = list(given), plan.widths[-1]
+def make_decoder(builder: IDDPMUNetBuilder, skip_channels: list[int]) -> nn.ModuleList:
+    """Return the blocks from the coarsest level to the finest.
+
+    Each block also receives an output of the encoder, last first, whose channels are
+    ``skip_channels`` in the encoder's order.
+    """
+    skip_channels, width = list(skip_channels), builder.widths[-1]
     blocks: list[nn.Module] = []
-    for level in reversed(range(len(plan.widths))):
-        for index in range(plan.num_res_blocks + 1):
-            layers: list[nn.Module] = [plan.residual(width + given.pop(), plan.widths[level])]
-            width = plan.widths[level]
-            if plan.attends(level):
-                layers.append(plan.attention(width, plan.num_heads_upsample))
-            if level > 0 and index == plan.num_res_blocks:
-                layers.append(plan.upsample(width))
+    for level in reversed(range(len(builder.widths))):
+        for index in range(builder.num_res_blocks + 1):
+            layers: list[nn.Module] = [
+                builder.residual(width + skip_channels.pop(), builder.widths[level])
+            ]
+            width = builder.widths[level]
+            if builder.attends(level):
+                layers.append(builder.attention(width, builder.num_heads_upsample))
+            if level > 0 and index == builder.num_res_blocks:
+                layers.append(builder.upsample(width))
             blocks.append(TimestepSequential(*layers))
     return nn.ModuleList(blocks)

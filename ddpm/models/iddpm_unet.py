@@ -1,8 +1,8 @@
-"""The U-Net of "Improved Denoising Diffusion Probabilistic Models" (Nichol and Dhariwal, 2021).
+"""U-Net of "Improved Denoising Diffusion Probabilistic Models" (Nichol and Dhariwal, 2021).
 
-With the options that "Diffusion Models Beat GANs on Image Synthesis" (Dhariwal and Nichol, 2021)
-added. Its parameters have the names of the ``UNetModel`` of improved-diffusion and of
-guided-diffusion, so that checkpoints of the one are checkpoints of the other.
+It includes the options that "Diffusion Models Beat GANs on Image Synthesis" (Dhariwal and Nichol,
+2021) added. Parameters have the names of ``UNetModel`` in improved-diffusion and guided-diffusion,
+so that checkpoints are interchangeable.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ddpm.errors import render, require
 from ddpm.models.iddpm_blocks import (
     NUM_GROUPS,
-    Plan,
+    IDDPMUNetBuilder,
     make_decoder,
     make_encoder,
     make_middle,
@@ -34,26 +34,46 @@ from ddpm.models.layers import (
 )
 from ddpm.models.sizes import Fit, describe_size, fit_levels
 
-CHANNEL_MULT = (1, 2, 2, 2)  # of improved-diffusion for 32x32
+CHANNEL_MULT = (1, 2, 2, 2)  # default of improved-diffusion for 32x32
 
 
 class IDDPMUNet(Network):
-    """OpenAI's U-Net: ``(B, channels, *spatial)`` to ``(B, out_channels, *spatial)``.
+    """U-Net of OpenAI's improved-diffusion and guided-diffusion, for one to three spatial axes.
 
-    Works on one, two and three spatial axes; of three the first is never resampled. Residual blocks
-    and attention come per level of ``channel_mult``, with attention where the downsampling rate is
-    among ``attention_resolutions``. A ``channel_mult`` of None takes (1, 2, 2, 2), or as many of
-    these as suit ``size`` (see :func:`~ddpm.models.sizes.choose_halvings`), with the rates of
-    attention that these levels have. ``size`` decides nothing else: the network takes every size
-    that its levels can halve, and with ``pad`` every other size too, where it pads its input and
-    crops its output. A ``pad`` of None is true where ``channel_mult`` is None and the size leaves
-    too few levels. A level has ``num_heads`` heads, on the way up ``num_heads_upsample`` (None or
-    -1: as many), or heads of ``num_head_channels`` where that is given (neither None nor -1), which
-    then decides alone. Levels are resampled by convolutions (``conv_resample``), by means and
-    repeats, or in residual blocks (``resblock_updown``, which decides alone). ``scale_stem`` gives
-    the first convolution the channels of the first level instead of ``model_channels``. Raises
-    ConfigError for settings that no network can have.
-    (Nichol and Dhariwal, 2021; Dhariwal and Nichol, 2021.)
+    Of three spatial axes the first, time, is never resampled.
+
+    Args:
+        channels: channels of the data.
+        out_channels: channels of the output.
+        size: spatial size of the data. It only determines the defaults of ``channel_mult``, ``pad``
+            and ``dims``: the network accepts all sizes that its levels can halve, and with ``pad``
+            all sizes.
+        num_classes: number of classes; the label embedding is added to the time embedding.
+        self_condition: also receive an earlier estimate of x0.
+        model_channels: base number of channels.
+        num_res_blocks: residual blocks per level.
+        attention_resolutions: downsampling rates of the levels with attention.
+        channel_mult: channels of each level, in units of ``model_channels``; None = (1, 2, 2, 2),
+            or its first entries if the size allows fewer levels
+            (see :func:`~ddpm.models.sizes.choose_halvings`), with the attention of these levels.
+        pad: pad inputs whose size the levels cannot halve, and crop the output; None = only if
+            ``channel_mult`` is None and ``size`` allows too few levels.
+        scale_stem: the first convolution has the channels of the first level instead of
+            ``model_channels``.
+        dropout: probability, in each residual block.
+        conv_resample: resample by convolutions instead of average pooling and nearest neighbours.
+        resblock_updown: resample in residual blocks; ``conv_resample`` is then ignored.
+        num_heads: attention heads.
+        num_heads_upsample: attention heads in the decoder; None or -1 = ``num_heads``.
+        num_head_channels: channels per attention head, which replaces the numbers of heads; None
+            or -1 = not used.
+        use_new_attention_order: split the channels of ``qkv`` into q, k, v before the heads.
+        use_scale_shift_norm: the embedding scales and shifts, instead of only shifting.
+        use_checkpoint: recompute activations in the backward pass to save memory.
+        dims: number of spatial axes; None = that of the data.
+
+    Raises:
+        ConfigError: invalid options, or data with another number of spatial axes.
     """
 
     adaptive = ("channel_mult", "pad", "attention_resolutions")
@@ -89,7 +109,7 @@ class IDDPMUNet(Network):
         _check_dims(dims, size)
         check_positive(channel_mult=cast("Sequence[int] | None", channel_mult))  # or fractions
         mult, rates, fit = _fit(channel_mult, tuple(attention_resolutions), size, pad)
-        plan = Plan(
+        builder = IDDPMUNetBuilder(
             dims=dims,
             model_channels=model_channels,
             num_res_blocks=num_res_blocks,
@@ -108,29 +128,29 @@ class IDDPMUNet(Network):
             use_scale_shift_norm=use_scale_shift_norm,
             use_checkpoint=use_checkpoint,
         )
-        _check(plan, size)
+        _check(builder, size)
         factors = tuple(n ** (len(mult) - 1) for n in resample_factor(dims))
         super().__init__(channels, out_channels, num_classes, self_condition, factors, fit)
-        self._build(plan)
+        self._build(builder)
 
-    def _build(self, plan: Plan) -> None:
-        self.timestep = SinusoidalEmbedding(plan.model_channels, cos_first=True, reach_end=False)
+    def _build(self, builder: IDDPMUNetBuilder) -> None:
+        self.timestep = SinusoidalEmbedding(builder.model_channels, cos_first=True, reach_end=False)
         self.time_embed = nn.Sequential(
-            nn.Linear(plan.model_channels, plan.embedding_channels),
+            nn.Linear(builder.model_channels, builder.embedding_channels),
             nn.SiLU(),
-            nn.Linear(plan.embedding_channels, plan.embedding_channels),
+            nn.Linear(builder.embedding_channels, builder.embedding_channels),
         )
         if self.num_classes is not None:
-            self.label_emb = nn.Embedding(self.num_classes, plan.embedding_channels)
-        self.input_blocks, given = make_encoder(plan, self.in_channels)
-        self.middle_block = make_middle(plan)
-        self.output_blocks = make_decoder(plan, given)
-        # improved-diffusion's last convolution takes model_channels: it needs channel_mult[0] == 1.
-        width = plan.widths[0]
+            self.label_emb = nn.Embedding(self.num_classes, builder.embedding_channels)
+        self.input_blocks, skip_channels = make_encoder(builder, self.in_channels)
+        self.middle_block = make_middle(builder)
+        self.output_blocks = make_decoder(builder, skip_channels)
+        # improved-diffusion uses model_channels here, and requires channel_mult[0] == 1.
+        width = builder.widths[0]
         self.out = nn.Sequential(
             GroupNorm(NUM_GROUPS, width),
             nn.SiLU(),
-            zero_module(conv_nd(plan.dims, width, self.out_channels, 3, padding=1)),
+            zero_module(conv_nd(builder.dims, width, self.out_channels, 3, padding=1)),
         )
 
     def forward(
@@ -140,10 +160,16 @@ class IDDPMUNet(Network):
         y: Tensor | None = None,
         x_self_cond: Tensor | None = None,
     ) -> Tensor:
-        """Predict ``(B, out_channels, *spatial)`` from x ``(B, channels, *spatial)``.
+        """Return the prediction ``(B, out_channels, *spatial)``.
 
-        ``t`` is ``(B,)``, whole or fractional; ``y`` is ``(B,)`` labels, given where the network
-        has classes and only there (ValueError otherwise); ``x_self_cond`` has the shape of x.
+        Args:
+            x: ``(B, channels, *spatial)``.
+            t: timesteps ``(B,)``, integer or real.
+            y: labels ``(B,)``, required if and only if the network has classes.
+            x_self_cond: earlier estimate of x0, of the shape of x.
+
+        Raises:
+            ValueError: see :meth:`~ddpm.models.layers.Network.prepare`.
         """
         return self.crop(self.out(self._trunk(x, t, y, x_self_cond)), x)
 
@@ -154,11 +180,11 @@ class IDDPMUNet(Network):
         y: Tensor | None = None,
         x_self_cond: Tensor | None = None,
     ) -> dict[str, list[Tensor] | Tensor]:
-        """What the blocks give for these inputs, which are those of ``forward``.
+        """Return the outputs of the blocks for the inputs of :meth:`forward`.
 
-        ``down`` and ``up`` are lists in the order of computation, ``middle`` is one tensor; all
-        are ``(B, C, *spatial)`` at the size of their level, of the padded data where the network
-        pads.
+        Returns:
+            ``down`` and ``up``: lists of tensors ``(B, C, *spatial)`` in the order of computation;
+            ``middle``: one such tensor. The spatial size is that of the level, with padding.
         """
         features: dict[str, list[Tensor] | Tensor] = {}
         self._trunk(x, t, y, x_self_cond, features)
@@ -172,7 +198,7 @@ class IDDPMUNet(Network):
         x_self_cond: Tensor | None,
         features: dict[str, list[Tensor] | Tensor] | None = None,
     ) -> Tensor:
-        """All but the output layers; keeps what the blocks give in ``features`` if there is one."""
+        """Apply all but the output layers; store the outputs of the blocks in ``features``."""
         h = self.prepare(x, y, x_self_cond)
         embedding = self.time_embed(self.timestep(t).to(x.dtype))
         if y is not None:
@@ -198,83 +224,83 @@ def _fit(
     size: tuple[int, ...],
     pad: bool | None,
 ) -> tuple[tuple[float, ...], tuple[int, ...], Fit]:
-    """The channel multipliers, the rates of attention and the padding for data of this size."""
-    typed = channel_mult
-    if typed is not None:
-        typed = tuple(int(n) if n == int(n) else n for n in typed)
-    num_kept = resample_factor(len(size)).count(1)
-    mult, fit = fit_levels("channel_mult", typed, CHANNEL_MULT, size, pad, num_kept)
+    """Return channel multipliers, rates with attention and the adaptation to the size."""
+    requested = channel_mult
+    if requested is not None:
+        requested = tuple(int(n) if n == int(n) else n for n in requested)
+    num_fixed_axes = resample_factor(len(size)).count(1)
+    mult, fit = fit_levels("channel_mult", requested, CHANNEL_MULT, size, pad, num_fixed_axes)
     if channel_mult is None:
         missing = [2**level for level in range(len(mult), len(CHANNEL_MULT))]
-        kept = tuple(rate for rate in rates if rate not in missing)
+        remaining = tuple(rate for rate in rates if rate not in missing)
         note = fit.note
-        if kept != rates:
-            note = f"{note}; attention_resolutions={render(kept)}"
-        options = {**fit.options, "attention_resolutions": list(kept)}
-        return mult, kept, replace(fit, options=options, note=note)
+        if remaining != rates:
+            note = f"{note}; attention_resolutions={render(remaining)}"
+        options = {**fit.options, "attention_resolutions": list(remaining)}
+        return mult, remaining, replace(fit, options=options, note=note)
     return mult, rates, fit
 
 
 def _check_dims(dims: int, size: tuple[int, ...]) -> None:
-    """Raise ConfigError unless the network is for data with as many axes as these have."""
+    """Raise ConfigError unless ``dims`` is the number of spatial axes of the data."""
     require(
         dims == len(size) and dims in (1, 2, 3),
         "dims",
         dims,
         f"the data are {describe_size(size)}, which has {len(size)} spatial axes; "
-        "leave dims=null or choose other data",
+        "use dims=null or other data",
     )
 
 
-def _check(plan: Plan, size: tuple[int, ...]) -> None:
-    """Raise ConfigError for settings that no network can have."""
-    check_positive(model_channels=plan.model_channels, num_res_blocks=plan.num_res_blocks)
-    check_dropout(plan.dropout)
-    _check_widths(plan)
-    _check_rates(plan, size)
-    _check_heads(plan)
+def _check(builder: IDDPMUNetBuilder, size: tuple[int, ...]) -> None:
+    """Raise ConfigError for invalid options."""
+    check_positive(model_channels=builder.model_channels, num_res_blocks=builder.num_res_blocks)
+    check_dropout(builder.dropout)
+    _check_widths(builder)
+    _check_rates(builder, size)
+    _check_heads(builder)
 
 
-def _check_widths(plan: Plan) -> None:
-    """Raise ConfigError for channels that GroupNorm cannot put into groups."""
+def _check_widths(builder: IDDPMUNetBuilder) -> None:
+    """Raise ConfigError for numbers of channels that the groups of GroupNorm do not divide."""
     groups = f"GroupNorm has {NUM_GROUPS} groups"
-    uneven = [n for n in (plan.stem_channels, *plan.widths) if n == 0 or n % NUM_GROUPS]
-    if plan.model_channels % NUM_GROUPS:
+    uneven = [n for n in (builder.stem_channels, *builder.widths) if n == 0 or n % NUM_GROUPS]
+    if builder.model_channels % NUM_GROUPS:
         problem = f"{groups}; make it a multiple of {NUM_GROUPS}"
-        require(not uneven, "model_channels", plan.model_channels, problem)
+        require(not uneven, "model_channels", builder.model_channels, problem)
     elif uneven:
         problem = f"makes {uneven[0]} channels, but {groups}; make them multiples of {NUM_GROUPS}"
-        require(False, "channel_mult", plan.channel_mult, problem)
+        require(False, "channel_mult", builder.channel_mult, problem)
 
 
-def _check_rates(plan: Plan, size: tuple[int, ...]) -> None:
-    """Raise ConfigError for rates of attention that no level has."""
-    rates = [2**level for level in range(len(plan.widths))]
-    asked = plan.attention_rates
-    if any(rate not in rates for rate in asked):
+def _check_rates(builder: IDDPMUNetBuilder, size: tuple[int, ...]) -> None:
+    """Raise ConfigError for rates with attention that no level has."""
+    rates = [2**level for level in range(len(builder.widths))]
+    requested = builder.attention_rates
+    if any(rate not in rates for rate in requested):
         problem = f"the values are downsampling rates, and the levels have {render(rates)}"
-        meant = [size[-1] // n for n in asked if n > 0 and size[-1] % n == 0]
-        if len(meant) == len(asked) and all(rate in rates for rate in meant):
-            problem += f"; did you mean these resolutions? They are the rates {render(meant)}"
-        require(False, "attention_resolutions", asked, problem)
+        intended = [size[-1] // n for n in requested if n > 0 and size[-1] % n == 0]
+        if len(intended) == len(requested) and all(rate in rates for rate in intended):
+            problem += f"; did you mean these resolutions? They are the rates {render(intended)}"
+        require(False, "attention_resolutions", requested, problem)
 
 
-def _check_heads(plan: Plan) -> None:
-    """Raise ConfigError for heads that do not divide the channels."""
-    attending = {width for level, width in enumerate(plan.widths) if plan.attends(level)}
-    everywhere = {*attending, plan.widths[-1]}
-    asked = [
-        ("num_heads", plan.num_heads, everywhere),
-        ("num_heads_upsample", plan.num_heads_upsample, attending),
+def _check_heads(builder: IDDPMUNetBuilder) -> None:
+    """Raise ConfigError for numbers of heads that do not divide the channels."""
+    attending = {width for level, width in enumerate(builder.widths) if builder.attends(level)}
+    everywhere = {*attending, builder.widths[-1]}
+    requested = [
+        ("num_heads", builder.num_heads, everywhere),
+        ("num_heads_upsample", builder.num_heads_upsample, attending),
     ]
-    if plan.num_head_channels is not None:
-        asked = [("num_head_channels", plan.num_head_channels, everywhere)]
-    for key, number, widths in asked:
+    if builder.num_head_channels is not None:
+        requested = [("num_head_channels", builder.num_head_channels, everywhere)]
+    for key, number, widths in requested:
         check_positive(**{key: number})
         for width in sorted(widths):
             require(
                 width % number == 0,
                 key,
                 number,
-                f"does not divide the {width} channels of a level with attention; choose a divisor",
+                f"does not divide the {width} channels of a level with attention; use a divisor",
             )

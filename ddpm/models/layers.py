@@ -1,7 +1,7 @@
-"""What the networks share: convolutions of any rank, norms, embeddings, attention, checks.
+"""Layers that the networks share: convolutions of any rank, norms, embeddings, attention.
 
-Shapes are ``(B, C, *spatial)`` with one, two or three spatial axes. Whatever normalises, takes a
-softmax or embeds a timestep works in float32 or better under any autocast.
+Shapes are ``(B, C, *spatial)`` with one, two or three spatial axes. Normalisation, softmax and
+timestep embedding use float32 or better under any autocast.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ def conv_nd(
     padding: int = 0,
     bias: bool = True,
 ) -> nn.Module:
-    """A convolution over ``dims`` spatial axes (1, 2 or 3)."""
+    """Return a convolution over ``dims`` spatial axes (1, 2 or 3)."""
     return _CONVS[dims](channels, out_channels, kernel, stride=stride, padding=padding, bias=bias)
 
 
 class AvgPool3d(nn.AvgPool3d):
-    """Means over windows that do not overlap, with a gradient that is deterministic on a GPU too.
+    """Average pooling over disjoint windows, with a gradient that is deterministic on a GPU too.
 
-    torch has none for its own and raises where ``trainer.deterministic`` asks for one. The sums are
-    in the order of torch's, so that they are equal bit for bit on a CPU.
+    ``torch.nn.AvgPool3d`` has no deterministic gradient on a GPU and raises if
+    ``trainer.deterministic`` requires one. The order of summation is that of torch, so that results
+    on a CPU are equal bit for bit.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Take ``(B, C, F, H, W)`` to the means."""
+        """Return the means ``(B, C, F // f, H // h, W // w)`` over windows ``(f, h, w)``."""
         if not torch.are_deterministic_algorithms_enabled():
             return super().forward(input)
         window = self.kernel_size
@@ -60,7 +61,7 @@ class AvgPool3d(nn.AvgPool3d):
 
 
 def avg_pool_nd(dims: int, window: int | tuple[int, ...]) -> nn.Module:
-    """Means over windows that do not overlap, over ``dims`` spatial axes (1, 2 or 3)."""
+    """Return average pooling over disjoint windows of ``dims`` spatial axes (1, 2 or 3)."""
     return _POOLS[dims](window)
 
 
@@ -68,19 +69,19 @@ _POOLS: dict[int, Callable[..., nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d,
 
 
 def zero_module(module: ModuleT) -> ModuleT:
-    """The same module with its parameters set to zero, so that its branch starts as nothing."""
+    """Set the parameters of a module to zero, so that it outputs zeros at first, and return it."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """``x`` itself, or in float32 where its type has fewer bits."""
+    """Return ``x``, converted to float32 if its type has fewer bits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation in float32 or better, in the type of its input on the way out."""
+    """Group normalisation computed in float32 or better; the output has the type of the input."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``(B, C, *spatial)``."""
@@ -92,7 +93,7 @@ class GroupNorm(nn.GroupNorm):
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation over the channels, ``x / rms(x) * g`` (Zhang, Sennrich 2019).
 
-    Its gain is ``g`` of shape ``(1, C, 1, ...)``, as in denoising-diffusion-pytorch.
+    The gain ``g`` has shape ``(1, C, 1, ...)``, as in denoising-diffusion-pytorch.
     """
 
     def __init__(self, dims: int, channels: int) -> None:
@@ -106,10 +107,10 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Normalisation over the channels of each position, with a gain alone (Ba 2016).
+    """Layer normalisation over the channels of each position, without a bias (Ba 2016).
 
-    The gain is ``g`` of shape ``(1, C, 1, ...)``; what is added to the variance depends on the type
-    of the input. Both are as in denoising-diffusion-pytorch.
+    The gain ``g`` has shape ``(1, C, 1, ...)``; the epsilon added to the variance depends on the
+    type of the input. Both are as in denoising-diffusion-pytorch.
     """
 
     def __init__(self, dims: int, channels: int) -> None:
@@ -120,21 +121,24 @@ class LayerNorm(nn.Module):
         """Normalise ``(B, C, *spatial)``."""
         wide = at_least_float32(x)
         var, mean = torch.var_mean(wide, dim=1, correction=0, keepdim=True)
-        return ((wide - mean) * (var + small(x.dtype)).rsqrt() * self.g).to(x.dtype)
+        return ((wide - mean) * (var + variance_eps(x.dtype)).rsqrt() * self.g).to(x.dtype)
 
 
-def small(dtype: torch.dtype) -> float:
-    """What lucidrains adds to a variance: 1e-5, or 1e-3 in types with fewer bits than float32."""
+def variance_eps(dtype: torch.dtype) -> float:
+    """Return the epsilon that denoising-diffusion-pytorch adds to a variance.
+
+    It is 1e-5, or 1e-3 for types with fewer bits than float32.
+    """
     return 1e-5 if torch.promote_types(dtype, torch.float32) == dtype else 1e-3
 
 
 class SinusoidalEmbedding(nn.Module):
-    """Sines and cosines of the timestep at geometric frequencies, from 1 down (Vaswani 2017, 3.5).
+    """Sines and cosines of the timestep at geometric frequencies (Vaswani 2017, 3.5).
 
-    The frequencies are ``max_period ** -(i / n)`` for i = 0..dim//2-1. Two habits exist:
-    OpenAI's has n = dim//2 and the cosines first, lucidrains's n = dim//2 - 1
-    (``reach_end``, so that the last is exactly ``1 / max_period``) and the sines first. An odd
-    ``dim`` is filled up with a zero.
+    The frequencies are ``max_period ** -(i / n)`` for i = 0..dim//2-1. Two conventions exist:
+    OpenAI's code has n = dim//2 and the cosines first, denoising-diffusion-pytorch has
+    n = dim//2 - 1 (``reach_end``: the last frequency is exactly ``1 / max_period``) and the sines
+    first. An odd ``dim`` is padded with a zero.
     """
 
     frequencies: Tensor
@@ -145,7 +149,7 @@ class SinusoidalEmbedding(nn.Module):
         super().__init__()
         self.dim, self.max_period = dim, max_period
         self.cos_first, self.reach_end = cos_first, reach_end
-        # Not persistent: the names in a state dict are the originals', which compute them anew.
+        # Not persistent: the state dicts of the original implementations do not contain it.
         self.register_buffer("frequencies", self._compute(), persistent=False)
 
     def _compute(self) -> Tensor:
@@ -154,14 +158,14 @@ class SinusoidalEmbedding(nn.Module):
         return torch.exp(-math.log(self.max_period) * steps).float()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SinusoidalEmbedding:
-        """Move with the network, but stay in float32 when it is cast to something else."""
+        """Apply device moves, but remain in float32 when the network is cast to another type."""
         super()._apply(fn, recurse)
         if self.frequencies.dtype != torch.float32:
             self.frequencies = self._compute().to(self.frequencies.device)
         return self
 
     def forward(self, t: Tensor) -> Tensor:
-        """Embed ``(B,)`` timesteps, whole or fractional, as ``(B, dim)`` in float32."""
+        """Return float32 embeddings ``(B, dim)`` of timesteps ``(B,)``, integer or real."""
         angles = t.float()[:, None] * self.frequencies[None]
         sin, cos = angles.sin(), angles.cos()
         embedding = torch.cat((cos, sin) if self.cos_first else (sin, cos), dim=1)
@@ -169,9 +173,9 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """The timestep itself, and its sines and cosines at ``dim // 2`` random frequencies.
+    """The timestep, and its sines and cosines at ``dim // 2`` random frequencies.
 
-    The frequencies are ``weights``, drawn from N(0, 1) and trained where ``learned`` (Tancik 2020,
+    The frequencies ``weights`` are drawn from N(0, 1), and trained if ``learned`` (Tancik 2020,
     "Fourier Features"; the timestep features of v-diffusion).
     """
 
@@ -180,28 +184,40 @@ class FourierEmbedding(nn.Module):
         self.weights = nn.Parameter(torch.randn(dim // 2), requires_grad=learned)
 
     def forward(self, t: Tensor) -> Tensor:
-        """Embed ``(B,)`` timesteps, whole or fractional, as ``(B, 1 + dim)`` in float32."""
+        """Return float32 embeddings ``(B, 1 + dim)`` of timesteps ``(B,)``, integer or real."""
         t = t.float()[:, None]
         angles = t * self.weights.float()[None] * (2 * math.pi)
         return torch.cat((t, angles.sin(), angles.cos()), dim=1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention ``softmax(q k^T / sqrt(D)) v``, with the softmax in float32 or better.
+    """Return softmax attention ``softmax(q k^T / sqrt(D)) v``, softmax in float32 or better.
 
-    ``q`` is ``(B, heads, N, D)``, ``k`` and ``v`` are ``(B, heads, M, D)``, the result is
-    ``(B, heads, N, D)``. Contiguous, because the fused kernels are several times slower, or not
-    taken at all, where the channels are strided; made so, they are no slower than two products
-    and a softmax on the CPU either, and keep no N x M matrix.
+    Args:
+        q: ``(B, heads, N, D)``.
+        k: ``(B, heads, M, D)``.
+        v: ``(B, heads, M, D)``.
+
+    Returns:
+        ``(B, heads, N, D)``.
     """
+    # For strided channels the fused kernels are several times slower, or not used at all.
     return F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
 
 
 def linear_attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention linear in the number of positions: softmax of q over features, of k over positions.
+    """Return attention at a cost linear in the number of positions (Shen 2018).
 
-    ``q`` is ``(B, heads, D, N)``, ``k`` and ``v`` are ``(B, heads, D, M)``, the result is
-    ``(B, heads, D, N)`` (Shen 2018, "Efficient Attention"). The softmaxes are in float32.
+    The softmax of q is over features, that of k over positions, both in float32 or better
+    ("Efficient Attention").
+
+    Args:
+        q: ``(B, heads, D, N)``.
+        k: ``(B, heads, D, M)``.
+        v: ``(B, heads, D, M)``.
+
+    Returns:
+        ``(B, heads, D, N)``.
     """
     weights_q = torch.softmax(at_least_float32(q), dim=-2) / math.sqrt(q.shape[-2])
     weights_k = torch.softmax(at_least_float32(k), dim=-1)
@@ -210,20 +226,28 @@ def linear_attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Network(nn.Module):
-    """A network that predicts ``(B, out_channels, *spatial)`` from x_t, t and what it is told.
+    """Base class of networks that predict ``(B, out_channels, *spatial)`` from x_t and t.
 
-    With ``self_condition`` it also takes an earlier estimate of x0 (Chen 2022, "Analog Bits"),
-    and its first convolution has ``in_channels = 2 * channels``. ``factors`` says by what each
-    spatial axis of the data must be divisible; any such size can be given. With ``fit.pad`` any
-    size at all can be given: a network pads its inputs in ``prepare`` and crops its output.
+    A subclass defines ``forward(x, t, y=None, x_self_cond=None)``, which passes the inputs through
+    :meth:`prepare` and the output through :meth:`crop`.
+
+    Args:
+        channels: channels of x_t.
+        out_channels: channels of the output.
+        num_classes: number of classes of the labels ``y``; None for a network without labels.
+        self_condition: also receive an earlier estimate of x0 (Chen 2022, "Analog Bits"); the
+            first convolution then has ``in_channels = 2 * channels``.
+        factors: divisor of each spatial axis; the network accepts all sizes that are multiples.
+        fit: options that depend on the size of the data; with ``fit.pad`` the network accepts
+            every size.
     """
 
     adaptive: ClassVar[tuple[str, ...]] = ()
-    """Options that are taken from the size of the data where the first of them is null."""
+    """Options that are chosen by the size of the data if the first of them is null."""
     legacy_defaults: ClassVar[Mapping[str, Any]] = {"pad": False}
-    """Options that did not exist in earlier versions, with the value that does what these did."""
+    """Options that earlier versions lacked, with the values that reproduce their behaviour."""
     cpu_defaults: ClassVar[Mapping[str, Any]] = {}
-    """Options of smaller networks, with which training begins on a CPU if the first is null."""
+    """Values of a smaller network, used if training starts on a CPU and the first is null."""
 
     def __init__(
         self,
@@ -242,12 +266,20 @@ class Network(nn.Module):
         self.in_channels = channels * (2 if self_condition else 1)
 
     def prepare(self, x: Tensor, y: Tensor | None, x_self_cond: Tensor | None) -> Tensor:
-        """Check the inputs and put the estimate of x0, zeros where there is none, in front of x.
+        """Check the inputs, and return the input of the first convolution.
 
-        Gives ``(B, in_channels, *spatial)``, padded where the network pads. Raises ValueError where
-        labels are given to a network that has none or missing from one that has, where there is an
-        estimate of x0 that the network cannot take, and where the size cannot be halved as often
-        as the network does.
+        Args:
+            x: ``(B, channels, *spatial)``.
+            y: labels ``(B,)``, required if and only if the network has classes.
+            x_self_cond: earlier estimate of x0, of the shape of x; None stands for zeros.
+
+        Returns:
+            ``(B, in_channels, *spatial)``: the estimate of x0, if the network uses one, then x;
+            padded to multiples of ``factors`` if ``fit.pad``.
+
+        Raises:
+            ValueError: a size that is not a multiple of ``factors`` without ``fit.pad``, missing,
+                unexpected or misshaped labels, or an unexpected estimate of x0.
         """
         sizes = tuple(x.shape[2:])
         fits = len(sizes) == len(self.factors) and (
@@ -258,7 +290,7 @@ class Network(nn.Module):
             raise ValueError(f"x has spatial size {sizes}, not a multiple of {self.factors}")
         if (y is None) != (self.num_classes is None):
             raise ValueError(
-                "the network has no classes, but labels y were given"
+                "the network has no classes; call it without labels y"
                 if self.num_classes is None
                 else f"the network has {self.num_classes} classes and needs labels y of shape (B,)"
             )
@@ -266,21 +298,21 @@ class Network(nn.Module):
             raise ValueError(f"labels y have shape {tuple(y.shape)}, not ({x.shape[0]},)")
         if not self.self_condition:
             if x_self_cond is not None:
-                raise ValueError("x_self_cond was given to a network without self_condition")
+                raise ValueError("x_self_cond requires a network with self_condition")
         else:
             estimate = torch.zeros_like(x) if x_self_cond is None else x_self_cond
             x = torch.cat((estimate, x), dim=1)
         return pad_to_multiple(x, self.factors) if self.fit.pad else x
 
-    def crop(self, answer: Tensor, x: Tensor) -> Tensor:
-        """Return the answer without what ``prepare`` padded x with."""
-        return crop_to(answer, x.shape[2:]) if self.fit.pad else answer
+    def crop(self, output: Tensor, x: Tensor) -> Tensor:
+        """Crop the output to the spatial size of x: remove the padding of :meth:`prepare`."""
+        return crop_to(output, x.shape[2:]) if self.fit.pad else output
 
 
 def check_positive(**values: int | Sequence[int] | None) -> None:
-    """Raise ConfigError for the first value, or tuple, that is not made of numbers above zero.
+    """Raise ConfigError for the first keyword whose number, or tuple of numbers, is not positive.
 
-    None stands for a value that is yet to be chosen.
+    None is accepted: the value is chosen later.
     """
     for key, value in values.items():
         if value is None:
@@ -291,5 +323,5 @@ def check_positive(**values: int | Sequence[int] | None) -> None:
 
 
 def check_dropout(dropout: float) -> None:
-    """Raise ConfigError unless ``dropout`` is a probability."""
-    require(0 <= dropout < 1, "dropout", dropout, "is a probability: choose from 0 up to below 1")
+    """Raise ConfigError unless ``dropout`` is in [0, 1)."""
+    require(0 <= dropout < 1, "dropout", dropout, "must be a probability, at least 0 and below 1")

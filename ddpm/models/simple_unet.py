@@ -1,7 +1,8 @@
-"""A tutorial's U-Net: small, plain, and the same code at every size.
+"""U-Net of a widely used tutorial implementation of DDPM: small and plain.
 
-Two-convolution blocks with one norm group, max-pooling on the way down, bilinear upsampling on the
-way up, and self-attention after every stage. The parameters have the tutorial's names.
+It has blocks of two convolutions with one norm group, max-pooling in the encoder, bilinear
+upsampling in the decoder, and self-attention after every stage. Parameters have the tutorial's
+names.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from ddpm.models.layers import (
 )
 from ddpm.models.sizes import Fit, describe_size, padded_size, padding_note
 
-_LEVELS = 3  # the size is halved so often
+_NUM_HALVINGS = 3
 
 
 def _convolution(channels: int, out_channels: int) -> nn.Sequential:
-    """A 3x3 convolution, one norm group over all channels, and the rectifier."""
+    """Return a 3x3 convolution, a norm with a single group, and ReLU."""
     return nn.Sequential(
         nn.Conv2d(channels, out_channels, 3, padding=1), GroupNorm(1, out_channels), nn.ReLU()
     )
 
 
 class DoubleConv(nn.Module):
-    """Two convolutions, (B, channels, H, W) to (B, out_channels, H, W)."""
+    """Two convolutions, each with norm and ReLU."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -40,26 +41,31 @@ class DoubleConv(nn.Module):
         self.conv2 = _convolution(out_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """One after the other."""
+        """Return ``(B, out_channels, H, W)`` for ``(B, channels, H, W)``."""
         return self.conv2(self.conv1(x))
 
 
 class Down(nn.Module):
-    """Half the size by max-pooling, two convolutions, and the time added."""
+    """Encoder stage: max-pooling, two convolutions, and the time embedding added."""
 
     def __init__(self, channels: int, out_channels: int, time_dim: int) -> None:
         super().__init__()
         self.down = nn.Sequential(nn.MaxPool2d(2), DoubleConv(channels, out_channels))
-        # The rectifier here and SiLU in Up: the tutorial has them so, and checkpoints need them.
+        # ReLU here and SiLU in Up, as in the tutorial, whose checkpoints require it.
         self.emb_layer = nn.Sequential(nn.ReLU(), nn.Linear(time_dim, out_channels))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """(B, channels, H, W) to (B, out_channels, H/2, W/2)."""
+        """Return ``(B, out_channels, H/2, W/2)``.
+
+        Args:
+            x: ``(B, channels, H, W)``.
+            emb: embedding ``(B, time_dim)``.
+        """
         return self.down(x) + self.emb_layer(emb)[:, :, None, None]
 
 
 class Up(nn.Module):
-    """Twice the size by bilinear interpolation, the encoder's features in front, and the time."""
+    """Decoder stage: bilinear upsampling, skip connection, two convolutions, time embedding."""
 
     def __init__(self, channels: int, out_channels: int, time_dim: int) -> None:
         super().__init__()
@@ -67,13 +73,19 @@ class Up(nn.Module):
         self.emb_layer = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, out_channels))
 
     def forward(self, x: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
-        """(B, ..., H/2, W/2) and (B, ..., H, W) to (B, out_channels, H, W)."""
+        """Return ``(B, out_channels, H, W)``.
+
+        Args:
+            x: ``(B, C1, H/2, W/2)``, of the coarser stage.
+            skip: ``(B, C2, H, W)``, of the encoder; C1 + C2 is ``channels``.
+            emb: embedding ``(B, time_dim)``.
+        """
         larger = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
         return self.conv(torch.cat((skip, larger), dim=1)) + self.emb_layer(emb)[:, :, None, None]
 
 
 class _Attention(nn.Module):
-    """Multi-head attention with the parameters of ``nn.MultiheadAttention``."""
+    """Multi-head self-attention with the parameters of ``nn.MultiheadAttention``."""
 
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
@@ -85,14 +97,14 @@ class _Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of (B, N, C) to itself."""
+        """Return ``(B, N, C)`` for N tokens ``(B, N, C)``."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         q, k, v = (each.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in qkv)
         return self.out_proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class _LayerNorm(nn.LayerNorm):
-    """Layer normalisation in float32 or better."""
+    """Layer normalisation computed in float32 or better."""
 
     def forward(self, input: Tensor) -> Tensor:
         x = at_least_float32(input)
@@ -101,7 +113,7 @@ class _LayerNorm(nn.LayerNorm):
 
 
 class SelfAttention(nn.Module):
-    """Attention among all positions, then a feed-forward, each with its norm and its residual."""
+    """Self-attention and a feed-forward network, each with norm and residual."""
 
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
@@ -115,7 +127,7 @@ class SelfAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) of any size."""
+        """Return ``(B, C, H, W)`` for an input of the same shape."""
         tokens = x.flatten(2).transpose(1, 2)
         tokens = tokens + self.mha(self.ln(tokens))
         tokens = tokens + self.ff_self(tokens)
@@ -123,23 +135,23 @@ class SelfAttention(nn.Module):
 
 
 class SimpleUNet(Network):
-    """The tutorial's network for images: ``(B, channels, H, W)`` to ``(B, out_channels, H, W)``.
+    """U-Net of the tutorial, for images: ``(B, channels, H, W)`` to ``(B, out_channels, H, W)``.
 
     Args:
-        channels: of the data.
-        out_channels: of the answer.
-        size: (height, width); any size can be given that is divisible by 8, and with ``pad`` every
-            other size too.
-        num_classes: of the labels, which are embedded and added to the time.
-        self_condition: also take an earlier estimate of x0.
+        channels: channels of the data.
+        out_channels: channels of the output.
+        size: (height, width) of the data. The network accepts all sizes divisible by 8, and with
+            ``pad`` all sizes.
+        num_classes: number of classes; the label embedding is added to the time embedding.
+        self_condition: also receive an earlier estimate of x0.
         width: channels of the first stage.
-        time_dim: width of the time encoding, sines first.
-        num_heads: of every attention.
-        pad: pad the input and crop the output where the size is not divisible by 8; None pads
-            where ``size`` is not.
+        time_dim: width of the sinusoidal time embedding, sines first.
+        num_heads: attention heads at every stage.
+        pad: pad inputs whose size is not divisible by 8, and crop the output; None = only if
+            ``size`` is not divisible by 8.
 
     Raises:
-        ConfigError: settings that no network can have.
+        ConfigError: invalid options, or data that are not images.
     """
 
     adaptive = ("pad",)
@@ -158,12 +170,12 @@ class SimpleUNet(Network):
         num_heads: int = 4,
         pad: bool | None = None,
     ) -> None:
-        fit, factors = _fit(size, pad), (2**_LEVELS,) * 2
+        fit, factors = _fit(size, pad), (2**_NUM_HALVINGS,) * 2
         super().__init__(channels, out_channels, num_classes, self_condition, factors, fit)
         check_positive(width=width, time_dim=time_dim, num_heads=num_heads)
-        problem = "the heads share the channels; make width a multiple of num_heads"
+        problem = "width must be divisible by num_heads"
         require(width % num_heads == 0, "num_heads", num_heads, problem)
-        problem = "is as many sines as cosines; choose an even number"
+        problem = "must be even: half sines, half cosines"
         require(time_dim % 2 == 0, "time_dim", time_dim, problem)
         w = width
         self.time = SinusoidalEmbedding(time_dim, cos_first=False, reach_end=False)
@@ -189,13 +201,16 @@ class SimpleUNet(Network):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, x_self_cond: Tensor | None = None
     ) -> Tensor:
-        """Predict ``(B, out_channels, H, W)``.
+        """Return the prediction ``(B, out_channels, H, W)``.
 
         Args:
-            x: (B, channels, H, W).
-            t: (B,) times, whole or fractional.
-            y: (B,) labels of a network that has classes.
-            x_self_cond: like x, an earlier estimate of x0.
+            x: ``(B, channels, H, W)``.
+            t: timesteps ``(B,)``, integer or real.
+            y: labels ``(B,)``, required if and only if the network has classes.
+            x_self_cond: earlier estimate of x0, of the shape of x.
+
+        Raises:
+            ValueError: see :meth:`~ddpm.models.layers.Network.prepare`.
         """
         h = self.inc(self.prepare(x, y, x_self_cond))
         emb = self.time(t)
@@ -213,15 +228,15 @@ class SimpleUNet(Network):
 
 
 def _fit(size: tuple[int, ...], pad: bool | None) -> Fit:
-    """Padding for data of this size; ConfigError unless they are images that the network takes."""
-    problem = f"is for images, these are {describe_size(size)}; take another model"
+    """Return the padding for data of this size; raise ConfigError for data it cannot accept."""
+    problem = f"is for images, but the data are {describe_size(size)}; use another model"
     require(len(size) == 2, "_target_", "ddpm.models.SimpleUNet", problem)
-    factor = 2**_LEVELS
+    factor = 2**_NUM_HALVINGS
     factors = (factor, factor)
     needed = padded_size(size, factors) != size
     if needed and pad is False:
-        said = "x".join(map(str, size))
+        shown = "x".join(map(str, size))
         remedy = f"set data.image_size to a multiple of {factor} or set pad=true"
-        raise ConfigError("size", said, f"is not divisible by {factor}; {remedy}")
+        raise ConfigError("size", shown, f"is not divisible by {factor}; {remedy}")
     pad = needed if pad is None else pad
     return Fit(pad, {"pad": pad}, padding_note("pad=true", size, factors))

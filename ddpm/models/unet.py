@@ -1,7 +1,7 @@
-"""The U-Net of denoising-diffusion-pytorch, for images and for sequences in one.
+"""U-Net of denoising-diffusion-pytorch, for images and for sequences.
 
-Its parameters have the names of that library's ``Unet``; the sequence version differs in its
-downsampling alone.
+Parameters have the names of that library's ``Unet``. The network for sequences differs only in its
+downsampling.
 """
 
 from __future__ import annotations
@@ -17,34 +17,59 @@ from ddpm.models.layers import (
     FourierEmbedding,
     Network,
     SinusoidalEmbedding,
-    check_dropout,
     check_positive,
     conv_nd,
 )
-from ddpm.models.sizes import describe_size, fit_levels
-from ddpm.models.unet_blocks import AttnNorm, Plan
+from ddpm.models.sizes import Fit, describe_size, fit_levels
+from ddpm.models.unet_blocks import AttnNorm, UNetBuilder
 
-DIM_MULTS = (1, 2, 4, 8)  # of the original
+DIM_MULTS = (1, 2, 4, 8)  # default of denoising-diffusion-pytorch
 
 
 class UNet(Network):
-    """The U-Net of denoising-diffusion-pytorch: ``(B, channels, *spatial)`` to ``out_channels``.
+    """U-Net of denoising-diffusion-pytorch (Ho 2020, with the linear attention of Shen 2018).
 
     ``dims=2`` is that library's ``Unet``, ``dims=1`` with ``full_attn=False`` its ``Unet1D``.
-    Level i has ``dim_mults[i]`` times ``dim`` channels; None takes (1, 2, 4, 8), the original's, or
-    as many of these as suit ``size`` (see :func:`~ddpm.models.sizes.choose_halvings`). ``size``
-    decides nothing else: the network takes every size that its levels can halve, and with ``pad``
-    every other size too, where it pads its input and crops its output. A ``pad`` of None is true
-    where ``dim_mults`` is None and the size leaves too few levels. A level has full attention
-    where ``full_attn`` says so (None: the innermost alone, True or False: all or none) and linear
-    attention elsewhere; the middle always has full attention, with the heads of the innermost
-    level unless ``mid_attn_heads`` and ``mid_attn_dim_head`` are given. Version 1.8.14 of the
-    library has ``block_norm="group"`` and no ``num_mem_kv``; 2.3.4 has ``block_norm="rms"`` and
-    four. 1.0.7 standardises the weights of the blocks' convolutions (Qiao 2019), has
-    ``attn_norm="layer"`` and full attention in the middle alone, and in images divides the values
-    of linear attention by the number of pixels (``divide_values``). Raises ConfigError for
-    settings that no network can have.
-    (Ho 2020, with the attention of Shen 2018 and the blocks of lucidrains.)
+    Version 1.8.14 of the library has ``block_norm="group"`` and ``num_mem_kv=0``; version 2.3.4 has
+    ``block_norm="rms"`` and ``num_mem_kv=4``. Version 1.0.7 has ``weight_standardized``,
+    ``attn_norm="layer"``, full attention only in the middle, and, for images, ``divide_values``.
+
+    Args:
+        channels: channels of the data.
+        out_channels: channels of the output.
+        size: spatial size of the data. It only determines the defaults of ``dim_mults`` and
+            ``pad``: the network accepts all sizes that its levels can halve, and with ``pad`` all
+            sizes.
+        num_classes: number of classes; the label embedding is added to the time embedding.
+        self_condition: also receive an earlier estimate of x0.
+        dim: base number of channels.
+        init_dim: channels of the first convolution; None = ``dim``.
+        dim_mults: channels of each level, in units of ``dim``; None = (1, 2, 4, 8), or its first
+            entries if the size allows fewer levels
+            (see :func:`~ddpm.models.sizes.choose_halvings`).
+        pad: pad inputs whose size the levels cannot halve, and crop the output; None = only if
+            ``dim_mults`` is None and ``size`` allows too few levels.
+        full_attn: full attention, instead of linear attention, per level or at all levels; None =
+            only at the innermost. The middle always has full attention.
+        attn_heads: attention heads, per level or of all levels.
+        attn_dim_head: channels per head, per level or of all levels.
+        mid_attn_heads: attention heads in the middle; None = those of the innermost level.
+        mid_attn_dim_head: channels per head in the middle; None = those of the innermost level.
+        num_mem_kv: learned pairs of key and value that each attention adds.
+        block_norm: normalisation in the residual blocks.
+        resnet_block_groups: groups of ``block_norm="group"``.
+        weight_standardized: standardise the weights of the blocks' convolutions (Qiao 2019).
+        attn_norm: normalisation in the attention.
+        divide_values: divide the values of linear attention by the number of positions.
+        learned_sinusoidal_cond: embed the timestep by learned frequencies.
+        random_fourier_features: embed the timestep by random, fixed frequencies.
+        learned_sinusoidal_dim: width of these two embeddings, even.
+        sinusoidal_pos_emb_theta: largest period of the default embedding.
+        dropout: probability, in the first block of each pair.
+        dims: number of spatial axes.
+
+    Raises:
+        ConfigError: invalid options, or data with another number of spatial axes.
     """
 
     adaptive = ("dim_mults", "pad")
@@ -83,23 +108,17 @@ class UNet(Network):
     ) -> None:
         _check_dims(dims, size)
         check_positive(dim=dim, dim_mults=dim_mults, resnet_block_groups=resnet_block_groups)
-        chosen = "" if dim_mults is not None else f"=null for {describe_size(size)}"
-        dim_mults, fit = fit_levels("dim_mults", dim_mults, DIM_MULTS, size, pad)
-        check_dropout(dropout)
-        require(num_mem_kv >= 0, "num_mem_kv", num_mem_kv, "is a count: 0 for none")
-        levels = _Levels(len(dim_mults), f"dim_mults{chosen} makes {len(dim_mults)} levels")
+        dim_mults, fit, levels = _choose_levels(dim_mults, size, pad)
         groups = resnet_block_groups if block_norm == "group" else None
-        heads = _per_level("attn_heads", attn_heads, levels)
-        dim_heads = _per_level("attn_dim_head", attn_dim_head, levels)
-        plan = Plan(
+        builder = UNetBuilder(
             dims=dims,
             widths=_widths(dim, init_dim, dim_mults, groups),
             embedding_channels=4 * dim,
             full_attn=_full_attention(full_attn, levels),
-            attn_heads=heads,
-            attn_dim_head=dim_heads,
-            mid_attn_heads=heads[-1] if mid_attn_heads is None else mid_attn_heads,
-            mid_attn_dim_head=dim_heads[-1] if mid_attn_dim_head is None else mid_attn_dim_head,
+            attn_heads=_per_level("attn_heads", attn_heads, levels),
+            attn_dim_head=_per_level("attn_dim_head", attn_dim_head, levels),
+            mid_attn_heads=mid_attn_heads,
+            mid_attn_dim_head=mid_attn_dim_head,
             num_mem_kv=num_mem_kv,
             groups=groups,
             dropout=dropout,
@@ -107,40 +126,35 @@ class UNet(Network):
             attn_norm=attn_norm,
             divide_values=divide_values,
         )
-        check_positive(
-            attn_heads=heads,
-            attn_dim_head=dim_heads,
-            mid_attn_heads=plan.mid_attn_heads,
-            mid_attn_dim_head=plan.mid_attn_dim_head,
-        )
-        factors = (2 ** (levels.number - 1),) * dims
+        builder.check()
+        factors = (2 ** (levels.count - 1),) * dims
         super().__init__(channels, out_channels, num_classes, self_condition, factors, fit)
         if learned_sinusoidal_cond or random_fourier_features:
-            embedding, width = _fourier(learned_sinusoidal_dim, not random_fourier_features)
+            embedding = _fourier(learned_sinusoidal_dim, learned=not random_fourier_features)
         else:
-            embedding, width = _sinusoidal(dim, sinusoidal_pos_emb_theta)
-        self._build(plan, embedding, width)
+            embedding = _sinusoidal(dim, sinusoidal_pos_emb_theta)
+        self._build(builder, *embedding)
 
-    def _build(self, plan: Plan, embedding: nn.Module, embedding_width: int) -> None:
-        stem, levels = plan.widths[0], range(len(plan.full_attn))
-        self.init_conv = conv_nd(plan.dims, self.in_channels, stem, 7, padding=3)
+    def _build(self, builder: UNetBuilder, embedding: nn.Module, embedding_width: int) -> None:
+        stem, levels = builder.widths[0], range(len(builder.full_attn))
+        self.init_conv = conv_nd(builder.dims, self.in_channels, stem, 7, padding=3)
         self.time_mlp = nn.Sequential(
             embedding,
-            nn.Linear(embedding_width, plan.embedding_channels),
+            nn.Linear(embedding_width, builder.embedding_channels),
             nn.GELU(),
-            nn.Linear(plan.embedding_channels, plan.embedding_channels),
+            nn.Linear(builder.embedding_channels, builder.embedding_channels),
         )
         if self.num_classes is not None:
-            self.label_emb = nn.Embedding(self.num_classes, plan.embedding_channels)
-        self.downs = nn.ModuleList([plan.down(level) for level in levels])
-        self.ups = nn.ModuleList([plan.up(level) for level in reversed(levels)])
-        self.mid_block1 = plan.residual(plan.widths[-1], plan.widths[-1])
-        self.mid_attn = plan.middle_attention()
-        self.mid_block2 = plan.residual(plan.widths[-1], plan.widths[-1])
-        # As wide as the stem, whose output comes back here; denoising-diffusion-pytorch 1.8.14 has
-        # dim in its place and crashes where init_dim is another number (2.3.4 is as here).
-        self.final_res_block = plan.residual(2 * stem, stem)
-        self.final_conv = conv_nd(plan.dims, stem, self.out_channels, 1)
+            self.label_emb = nn.Embedding(self.num_classes, builder.embedding_channels)
+        self.downs = nn.ModuleList([builder.down(level) for level in levels])
+        self.ups = nn.ModuleList([builder.up(level) for level in reversed(levels)])
+        self.mid_block1 = builder.residual(builder.widths[-1], builder.widths[-1])
+        self.mid_attn = builder.middle_attention()
+        self.mid_block2 = builder.residual(builder.widths[-1], builder.widths[-1])
+        # As wide as the stem, whose output is concatenated here. denoising-diffusion-pytorch 1.8.14
+        # uses dim instead and crashes if init_dim differs from it; 2.3.4 is as here.
+        self.final_res_block = builder.residual(2 * stem, stem)
+        self.final_conv = conv_nd(builder.dims, stem, self.out_channels, 1)
 
     def forward(
         self,
@@ -149,16 +163,22 @@ class UNet(Network):
         y: Tensor | None = None,
         x_self_cond: Tensor | None = None,
     ) -> Tensor:
-        """Predict ``(B, out_channels, *spatial)`` from x ``(B, channels, *spatial)``.
+        """Return the prediction ``(B, out_channels, *spatial)``.
 
-        ``t`` is ``(B,)``, whole or fractional; ``y`` is ``(B,)`` labels, given where the network
-        has classes and only there (ValueError otherwise); ``x_self_cond`` has the shape of x.
+        Args:
+            x: ``(B, channels, *spatial)``.
+            t: timesteps ``(B,)``, integer or real.
+            y: labels ``(B,)``, required if and only if the network has classes.
+            x_self_cond: earlier estimate of x0, of the shape of x.
+
+        Raises:
+            ValueError: see :meth:`~ddpm.models.layers.Network.prepare`.
         """
         h = stem = self.init_conv(self.prepare(x, y, x_self_cond))
         embedding = self._embed(t, y, x.dtype)
         skips: list[Tensor] = []
         for level in self.downs:
-            block1, block2, attention, resample = _parts(level)
+            block1, block2, attention, resample = _unpack(level)
             h = block1(h, embedding)
             skips.append(h)
             h = block2(h, embedding)
@@ -169,7 +189,7 @@ class UNet(Network):
         h = self.mid_attn(h) + h
         h = self.mid_block2(h, embedding)
         for level in self.ups:
-            block1, block2, attention, resample = _parts(level)
+            block1, block2, attention, resample = _unpack(level)
             h = block1(torch.cat((h, skips.pop()), dim=1), embedding)
             h = block2(torch.cat((h, skips.pop()), dim=1), embedding)
             h = resample(attention(h) + h)
@@ -177,7 +197,7 @@ class UNet(Network):
         return self.crop(self.final_conv(h), x)
 
     def _embed(self, t: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """The timestep, and the label where there is one, as ``(B, E)``."""
+        """Return the embedding ``(B, E)`` of the timesteps and, if any, the labels."""
         embedding, *layers = self.time_mlp
         h = embedding(t).to(dtype)
         for layer in layers:
@@ -185,18 +205,18 @@ class UNet(Network):
         return h if y is None else h + self.label_emb(y)
 
 
-def _parts(level: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
-    """The two blocks, the attention and the resampling of a level."""
+def _unpack(level: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+    """Return the two blocks, the attention and the resampling of a level."""
     assert isinstance(level, nn.ModuleList)
     block1, block2, attention, resample = level
     return block1, block2, attention, resample
 
 
 def _check_dims(dims: int, size: tuple[int, ...]) -> None:
-    """Raise ConfigError unless the network is for data with as many axes as these have."""
+    """Raise ConfigError unless ``dims`` is the number of spatial axes of the data."""
     others = {1: "model=unet1d", 2: "model=unet", 3: "model=iddpm_unet"}
     kinds = {1: "unet1d is a sequence network", 2: "unet is an image network"}
-    require(dims in kinds, "dims", dims, "can be 1 or 2; model=iddpm_unet also takes videos")
+    require(dims in kinds, "dims", dims, "must be 1 or 2; for videos use model=iddpm_unet")
     require(
         dims == len(size),
         "dims",
@@ -209,7 +229,7 @@ def _check_dims(dims: int, size: tuple[int, ...]) -> None:
 def _widths(
     dim: int, init_dim: int | None, dim_mults: tuple[int, ...], groups: int | None
 ) -> tuple[int, ...]:
-    """The channels of the stem and of every level; ConfigError where the groups do not divide."""
+    """Return the channels of the stem and of each level; check that the groups divide them."""
     stem = dim if init_dim is None else init_dim
     check_positive(init_dim=stem)
     widths = (stem, *(dim * mult for mult in dim_mults))
@@ -220,7 +240,7 @@ def _widths(
                 width % groups == 0,
                 key,
                 value,
-                f"a level has {width} channels, which {groups} groups do not divide; make {key} "
+                f"a level has {width} channels, not divisible into {groups} groups; make {key} "
                 f"a multiple of {groups}, lower resnet_block_groups or set block_norm=rms",
             )
     return widths
@@ -228,57 +248,66 @@ def _widths(
 
 @dataclass(frozen=True)
 class _Levels:
-    """Number of levels, and the words for where it comes from."""
+    """Number of levels, and a phrase on its origin for messages."""
 
-    number: int
+    count: int
     origin: str
 
 
+def _choose_levels(
+    dim_mults: tuple[int, ...] | None, size: tuple[int, ...], pad: bool | None
+) -> tuple[tuple[int, ...], Fit, _Levels]:
+    """Return the channel multipliers, the adaptation to the size, and the levels."""
+    origin = "" if dim_mults is not None else f"=null for {describe_size(size)}"
+    mults, fit = fit_levels("dim_mults", dim_mults, DIM_MULTS, size, pad)
+    return mults, fit, _Levels(len(mults), f"dim_mults{origin} makes {len(mults)} levels")
+
+
 def _per_level(key: str, value: int | tuple[int, ...], levels: _Levels) -> tuple[int, ...]:
-    """One number a level, from a tuple of that length or one number for all."""
-    numbers = (value,) * levels.number if isinstance(value, int) else tuple(value)
+    """Return one number per level, from a tuple of that length or one number for all."""
+    numbers = (value,) * levels.count if isinstance(value, int) else tuple(value)
     _check_length(key, numbers, levels)
     return numbers
 
 
 def _full_attention(value: tuple[bool, ...] | bool | None, levels: _Levels) -> tuple[bool, ...]:
-    """Which levels have full attention: those said, all, none, or (None) the innermost alone."""
+    """Return one flag per level; None stands for full attention only at the innermost level."""
     if value is None:
-        return (*(False,) * (levels.number - 1), True)
-    flags = (value,) * levels.number if isinstance(value, bool) else tuple(value)
+        return (*(False,) * (levels.count - 1), True)
+    flags = (value,) * levels.count if isinstance(value, bool) else tuple(value)
     _check_length("full_attn", flags, levels)
     return flags
 
 
 def _check_length(key: str, value: tuple[object, ...], levels: _Levels) -> None:
-    """Raise ConfigError unless ``value`` has one entry a level."""
+    """Raise ConfigError unless ``value`` has one entry per level."""
     require(
-        len(value) == levels.number,
+        len(value) == levels.count,
         key,
         value,
         f"has {len(value)} entries, but {levels.origin}; "
-        f"give {levels.number} entries or a single value for all",
+        f"set {levels.count} entries or a single value for all",
     )
 
 
-def _fourier(dim: int, learned: bool) -> tuple[nn.Module, int]:
-    """The embedding by random frequencies, fixed or learned, and its width."""
+def _fourier(dim: int, *, learned: bool) -> tuple[nn.Module, int]:
+    """Return the embedding by random frequencies, fixed or learned, and its width."""
     require(
         dim >= 2 and dim % 2 == 0,
         "learned_sinusoidal_dim",
         dim,
-        "is as many sines as cosines; choose an even number",
+        "must be even and positive: half sines, half cosines",
     )
     return FourierEmbedding(dim, learned=learned), dim + 1
 
 
 def _sinusoidal(dim: int, theta: int) -> tuple[nn.Module, int]:
-    """The embedding by fixed frequencies, and its width."""
+    """Return the embedding by geometric frequencies, and its width."""
     require(
         dim >= 4,
         "dim",
         dim,
-        "is the width of the timestep's embedding too, which needs two frequencies; use 4 or more",
+        "is also the width of the time embedding, which needs two frequencies; use 4 or more",
     )
     check_positive(sinusoidal_pos_emb_theta=theta)
     return SinusoidalEmbedding(dim, max_period=theta, cos_first=False, reach_end=True), dim

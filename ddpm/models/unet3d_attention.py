@@ -1,6 +1,6 @@
-"""How the video U-Nets attend: along time, and between the pixels of a frame.
+"""Attention of the video U-Nets: along time, and within frames.
 
-Everything takes ``(B, C, F, H, W)``, F frames of H x W, and adds its own residual.
+Inputs and outputs are ``(B, C, F, H, W)``, F frames of H x W pixels; residuals are included.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from ddpm.models.layers import at_least_float32, attend, linear_attend
 
 SPATIAL_DIM_HEAD = 32
-"""The width of a head within a frame, which the originals do not let be chosen."""
+"""Channels per head of attention within frames, fixed in the original implementations."""
 
 _NUM_BUCKETS, _MAX_DISTANCE = 32, 32
 
 
 class LayerNorm(nn.Module):
-    """Normalisation over the channels of each position, with a gain alone (Ba 2016)."""
+    """Layer normalisation over the channels of each position, without a bias (Ba 2016)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -36,11 +36,11 @@ class LayerNorm(nn.Module):
 
 
 class RelativePositionBias(nn.Module):
-    """What each head adds to the score of two frames, by how far apart they are (Raffel 2020, T5).
+    """Learned bias of attention scores by the relative position of two frames (Raffel 2020, T5).
 
-    Half of the 32 buckets are for keys that come later. Of the other half, distances below 8 have
-    a bucket each, those from 8 to 32 share the rest by their logarithm, and all above have the
-    last.
+    Half of the 32 buckets are for keys that are later than the query. In each half, distances below
+    8 frames have one bucket each, distances from 8 to 32 share the rest on a logarithmic scale, and
+    larger distances have the last bucket.
     """
 
     def __init__(self, heads: int) -> None:
@@ -48,26 +48,26 @@ class RelativePositionBias(nn.Module):
         self.relative_attention_bias = nn.Embedding(_NUM_BUCKETS, heads)
 
     def forward(self, num_frames: int) -> Tensor:
-        """``(heads, num_frames, num_frames)``: of queries, then of keys."""
+        """Return the biases ``(heads, num_frames, num_frames)``; the last axis is that of keys."""
         at = torch.arange(num_frames, device=self.relative_attention_bias.weight.device)
         return self.relative_attention_bias(_bucket(at[:, None] - at)).permute(2, 0, 1)
 
 
-def _bucket(behind: Tensor) -> Tensor:
-    """The bucket of a key that is so many frames behind its query."""
+def _bucket(lag: Tensor) -> Tensor:
+    """Return the bucket of a key that is ``lag`` frames earlier than its query."""
     half, exact = _NUM_BUCKETS // 2, _NUM_BUCKETS // 4
-    distance = behind.abs()
+    distance = lag.abs()
     octaves = torch.log(distance.clamp(min=exact) / exact) / math.log(_MAX_DISTANCE / exact)
     far = (exact + (octaves * (half - exact)).long()).clamp(max=half - 1)
-    return torch.where(distance < exact, distance, far) + half * (behind < 0)
+    return torch.where(distance < exact, distance, far) + half * (lag < 0)
 
 
 class Rotary(nn.Module):
-    """Angles by which queries and keys turn with their position (Su 2021, "RoFormer", 3.2.2).
+    """Angles of rotary position embedding (Su 2021, "RoFormer", 3.2.2).
 
-    Pair i of the first ``dim`` features turns by ``10000 ** -(2 i / dim)`` a frame. ``freqs`` is a
-    parameter that is never trained, as in the original; it is computed, not stored, and remains
-    in float32 when the network is cast to something else.
+    Pair i of the first ``dim`` features rotates by ``10000 ** -(2 i / dim)`` radians per frame. As
+    in the original, ``freqs`` is a parameter that is never trained. It is not stored in state
+    dicts, and remains in float32 when the network is cast to another type.
     """
 
     def __init__(self, dim: int) -> None:
@@ -86,21 +86,21 @@ class Rotary(nn.Module):
         return self
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Store nothing: the original has the same numbers at every attention."""
+        """Store nothing; the frequencies are constants."""
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Expect nothing."""
+        """Load nothing; the frequencies are constants."""
 
     def forward(self, num_frames: int) -> Tensor:
-        """``(num_frames, dim // 2)`` angles in float32."""
+        """Return float32 angles ``(num_frames, dim // 2)``, in radians."""
         at = torch.arange(num_frames, device=self.freqs.device)
         return at[:, None].float() * self.freqs
 
 
 def _rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn the pairs of neighbouring features of ``(..., F, D)`` that there are angles for."""
-    turned, rest = x.split((2 * angles.shape[-1], x.shape[-1] - 2 * angles.shape[-1]), dim=-1)
-    even, odd = at_least_float32(turned).unflatten(-1, (-1, 2)).unbind(-1)
+    """Rotate the first R pairs of features of ``(..., F, D)`` by ``angles`` ``(F, R)``."""
+    rotated, rest = x.split((2 * angles.shape[-1], x.shape[-1] - 2 * angles.shape[-1]), dim=-1)
+    even, odd = at_least_float32(rotated).unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = angles.cos(), angles.sin()
     pairs = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
     return torch.cat((pairs.flatten(-2).to(x.dtype), rest), dim=-1)
@@ -108,12 +108,13 @@ def _rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FrameAxis:
-    """What attention along time knows of the frames.
+    """Positions of the frames, for temporal attention.
 
     Attributes:
-        angles: ``(F, R)`` of the rotary embedding, float32.
-        bias: ``(heads, F, F)`` relative position bias.
-        focus: ``(B,)``, true where every frame attends to itself alone; None is nowhere.
+        angles: angles of the rotary embedding, ``(F, R)`` in float32.
+        bias: relative position bias, ``(heads, F, F)``.
+        focus: bool ``(B,)``, true for samples in which each frame attends only to itself; None for
+            no such samples.
     """
 
     angles: Tensor
@@ -122,7 +123,7 @@ class FrameAxis:
 
 
 class Attention(nn.Module):
-    """What attention along time and within frames share: norm, projections, heads."""
+    """Base class of attention along time and within frames: norm, projections, heads."""
 
     def __init__(self, channels: int, heads: int, dim_head: int) -> None:
         super().__init__()
@@ -132,26 +133,26 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(heads * dim_head, channels, bias=False)
 
     def project(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values ``(A, heads, N, D)`` of ``(A, N, C)``."""
+        """Return queries, keys and values ``(A, heads, N, D)`` of tokens ``(A, N, C)``."""
         qkv = self.to_qkv(rows).unflatten(-1, (3, self.heads, -1)).transpose(1, 3)
         q, k, v = qkv.unbind(2)
         return q, k, v
 
     def merge(self, out: Tensor) -> Tensor:
-        """Heads ``(A, heads, N, D)`` to ``(A, N, C)``."""
+        """Merge the heads ``(A, heads, N, D)`` to tokens ``(A, N, C)``."""
         return self.to_out(out.transpose(1, 2).flatten(2))
 
 
 class TemporalAttention(Attention):
-    """Attention of every pixel along time, with its residual."""
+    """Attention along time at each pixel, with residual."""
 
     def forward(self, x: Tensor, axis: FrameAxis) -> Tensor:
-        """Take ``(B, C, F, H, W)`` to the same shape."""
+        """Return ``(B, C, F, H, W)`` for an input of the same shape."""
         rows = self.norm(x).permute(0, 3, 4, 2, 1)
         q, k, v = self.project(rows.flatten(0, 2))
         q, k = _rotate(q, axis.angles), _rotate(k, axis.angles)
-        # Not `attend`: given a bias that learns it is slower than this on the CPU (for 16 frames
-        # by half), and in half precision it rounds the bias too.
+        # Not `attend`: with a learned bias it is slower on the CPU (by half for 16 frames), and in
+        # half precision it also rounds the bias.
         scores = q @ k.mT / math.sqrt(q.shape[-1])
         weights = torch.softmax(at_least_float32(scores) + at_least_float32(axis.bias), dim=-1)
         out = weights.to(v.dtype) @ v
@@ -162,17 +163,17 @@ class TemporalAttention(Attention):
 
 
 class SpatialAttention(Attention):
-    """Attention between all pixels of a frame, with its residual."""
+    """Full attention within each frame, with residual."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take ``(B, C, F, H, W)`` to the same shape."""
+        """Return ``(B, C, F, H, W)`` for an input of the same shape."""
         rows = self.norm(x).permute(0, 2, 3, 4, 1)
         out = attend(*self.project(rows.flatten(2, 3).flatten(0, 1)))
         return x + self.merge(out).reshape(rows.shape).permute(0, 4, 1, 2, 3)
 
 
 class SpatialLinearAttention(nn.Module):
-    """Attention within a frame that is linear in the number of its pixels, with its residual."""
+    """Attention within each frame at a cost linear in its pixels, with residual."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -183,7 +184,7 @@ class SpatialLinearAttention(nn.Module):
         self.to_out = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take ``(B, C, F, H, W)`` to the same shape."""
+        """Return ``(B, C, F, H, W)`` for an input of the same shape."""
         frames = self.norm(x).transpose(1, 2).flatten(0, 1)
         q, k, v = self.to_qkv(frames).flatten(2).unflatten(1, (3, self.heads, -1)).unbind(1)
         out = linear_attend(q, k, v).flatten(1, 2).unflatten(-1, x.shape[3:])

@@ -1,6 +1,6 @@
-"""The parts of the video U-Nets of video-diffusion-pytorch and DiffPhyCon, and their plan.
+"""Blocks of the video U-Nets, and the builder that configures them.
 
-Everything takes ``(B, C, F, H, W)``: F frames of H x W.
+Inputs and outputs are ``(B, C, F, H, W)``: F frames of H x W pixels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ddpm.models.unet3d_attention import (
 
 
 def conv3d(channels: int, out_channels: int, kernel: tuple[int, int, int]) -> nn.Conv3d:
-    """A convolution with an odd kernel ``(F, H, W)`` that keeps the size."""
+    """Return a convolution that preserves the size; ``kernel`` is odd (F, H, W)."""
     frames, height, width = (n // 2 for n in kernel)
     return nn.Conv3d(channels, out_channels, kernel, padding=(frames, height, width))
 
@@ -31,7 +31,7 @@ def conv3d(channels: int, out_channels: int, kernel: tuple[int, int, int]) -> nn
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation over the channels of each position (Zhang, Sennrich 2019).
 
-    ``layers.RMSNorm`` with the gain in the shape ``(C, 1, 1, 1)`` of this original.
+    Unlike that of ``layers.RMSNorm``, the gain has the shape ``(C, 1, 1, 1)`` of the original.
     """
 
     def __init__(self, channels: int) -> None:
@@ -45,10 +45,10 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """A convolution, a norm, the scale and shift that tell the time, and SiLU.
+    """Convolution, normalisation, scale and shift by the embedding, and SiLU.
 
-    Group normalisation takes its statistics over all frames; without groups each position is
-    normalised by itself.
+    The statistics of group normalisation are over all frames; those of RMS normalisation, used if
+    ``groups`` is None, are over the channels of one position.
     """
 
     def __init__(
@@ -60,7 +60,13 @@ class Block(nn.Module):
         self.act = nn.SiLU()
 
     def forward(self, x: Tensor, scale_shift: Tensor | None = None) -> Tensor:
-        """Take ``(B, C, F, H, W)``, told ``(B, 2 * out_channels, 1, 1, 1)`` or nothing."""
+        """Return ``(B, out_channels, F, H, W)``.
+
+        Args:
+            x: ``(B, channels, F, H, W)``.
+            scale_shift: ``(B, 2 * out_channels, 1, 1, 1)``, applied after normalisation; None =
+                not.
+        """
         x = self.norm(self.proj(x))
         if scale_shift is not None:
             scale, shift = scale_shift.chunk(2, dim=1)
@@ -69,7 +75,7 @@ class Block(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Two blocks around a residual; the first is told the time and the condition, if any is."""
+    """Residual block: two blocks, of which the first has the embedding of time and condition."""
 
     def __init__(
         self,
@@ -91,21 +97,21 @@ class ResnetBlock(nn.Module):
             self.res_conv = conv3d(channels, out_channels, (1, 1, 1))
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """Take ``(B, channels, F, H, W)`` and ``(B, E)`` to ``(B, out_channels, F, H, W)``."""
-        told = None
+        """Return ``(B, out_channels, F, H, W)`` for ``(B, channels, F, H, W)``, ``(B, E)``."""
+        scale_shift = None
         if self.mlp is not None:
-            told = self.mlp(embedding)[:, :, None, None, None]
-        return self.block2(self.block1(x, told)) + self.res_conv(x)
+            scale_shift = self.mlp(embedding)[:, :, None, None, None]
+        return self.block2(self.block1(x, scale_shift)) + self.res_conv(x)
 
 
 def _resample(conv: Callable[..., nn.Module], channels: int) -> nn.Module:
-    """Half the height and width by windows of 4 x 4, or with a transposed convolution twice."""
+    """Return a strided convolution that halves height and width; transposed, it doubles them."""
     return conv(channels, channels, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1))
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the network is made of, settled for every level: it knows how to make each part."""
+class UNet3DBuilder:
+    """Architecture of a video U-Net, with methods that build its parts."""
 
     kernel: tuple[int, int, int]  # of the residual blocks
     widths: tuple[int, ...]  # of the stem, then of every level
@@ -115,34 +121,34 @@ class Plan:
     dim_head: int
     linear_attention: bool
 
-    def residual(self, channels: int, out_channels: int, *, told: bool = True) -> ResnetBlock:
-        """A residual block, told the time or (the last one) nothing."""
+    def residual(self, channels: int, out_channels: int, *, embedded: bool = True) -> ResnetBlock:
+        """Return a residual block; ``embedded=False`` builds it without the embedding."""
         return ResnetBlock(
             channels,
             out_channels,
             kernel=self.kernel,
             groups=self.groups,
-            embedding_channels=self.embedding_channels if told else None,
+            embedding_channels=self.embedding_channels if embedded else None,
         )
 
     def temporal(self, channels: int) -> TemporalAttention:
-        """Attention along time."""
+        """Return attention along time."""
         return TemporalAttention(channels, self.heads, self.dim_head)
 
     def spatial(self, channels: int) -> SpatialAttention:
-        """Attention within frames, for the middle."""
+        """Return full attention within frames, for the middle."""
         return SpatialAttention(channels, self.heads, SPATIAL_DIM_HEAD)
 
     def down(self, level: int) -> nn.ModuleList:
-        """Two blocks, attention, and half the height and width, which the last level keeps."""
+        """Return an encoder level: two blocks, attention and, except at the last, downsampling."""
         width, next_width = self.widths[level : level + 2]
         last = level == len(self.widths) - 2
         resample = nn.Identity() if last else _resample(nn.Conv3d, next_width)
         return self._level(width, next_width, resample)
 
     def up(self, level: int) -> nn.ModuleList:
-        """Two blocks, attention, and twice the height and width, which the first level keeps."""
-        next_width, width = self.widths[level : level + 2]  # the way down seen backwards
+        """Return a decoder level: two blocks, attention and, except at level 0, upsampling."""
+        next_width, width = self.widths[level : level + 2]  # the encoder in reverse
         resample = nn.Identity() if level == 0 else _resample(nn.ConvTranspose3d, next_width)
         return self._level(2 * width, next_width, resample)
 

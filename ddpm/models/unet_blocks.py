@@ -1,4 +1,4 @@
-"""The parts of the denoising-diffusion-pytorch U-Net, and the plan that says which there are."""
+"""Blocks of the denoising-diffusion-pytorch U-Net, and the builder that configures them."""
 
 from __future__ import annotations
 
@@ -9,47 +9,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm.errors import require
 from ddpm.models.layers import (
     GroupNorm,
     LayerNorm,
     RMSNorm,
     at_least_float32,
     attend,
+    check_dropout,
+    check_positive,
     conv_nd,
     linear_attend,
-    small,
+    variance_eps,
 )
 
 AttnNorm = Literal["rms", "layer"]
 
 
 def _block_norm(dims: int, channels: int, groups: int | None) -> nn.Module:
-    """Group normalisation, or that of the root mean square where there are no groups."""
+    """Return group normalisation, or root-mean-square normalisation if ``groups`` is None."""
     return RMSNorm(dims, channels) if groups is None else GroupNorm(groups, channels)
 
 
 class StandardizedConv(nn.Module):
-    """A convolution by kernels of mean 0 and variance 1 for each output (Qiao 2019)."""
+    """Convolution whose kernels have mean 0 and variance 1 per output channel (Qiao 2019)."""
 
     def __init__(self, dims: int, channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = {1: F.conv1d, 2: F.conv2d}[dims]
-        # As a convolution is initialised, and with its names.
+        # The initialisation and the parameter names of a convolution.
         plain = conv_nd(dims, channels, out_channels, 3)
         assert isinstance(plain.weight, nn.Parameter) and isinstance(plain.bias, nn.Parameter)
         self.weight, self.bias = plain.weight, plain.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take ``(B, C, *spatial)``, with three taps an axis and zeros around."""
+        """Return ``(B, out_channels, *spatial)``; kernels have length 3, padding is zeros."""
         weight = at_least_float32(self.weight)
         inputs = tuple(range(1, weight.ndim))
         var, mean = torch.var_mean(weight, dim=inputs, correction=0, keepdim=True)
-        weight = (weight - mean) * (var + small(x.dtype)).rsqrt()
+        weight = (weight - mean) * (var + variance_eps(x.dtype)).rsqrt()
         return self.conv(x, weight.to(self.weight.dtype), self.bias, padding=1)
 
 
 class Block(nn.Module):
-    """A convolution, a norm, the scale and shift that tell the time, and SiLU."""
+    """Convolution, normalisation, scale and shift by the embedding, SiLU, dropout."""
 
     def __init__(
         self,
@@ -71,7 +74,12 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, scale_shift: Tensor | None = None) -> Tensor:
-        """Take ``(B, C, *spatial)``, told ``(B, 2 * out_channels, 1, ...)`` or nothing."""
+        """Return ``(B, out_channels, *spatial)``.
+
+        Args:
+            x: ``(B, channels, *spatial)``.
+            scale_shift: ``(B, 2 * out_channels, 1, ...)``, applied after normalisation; None = not.
+        """
         x = self.norm(self.proj(x))
         if scale_shift is not None:
             scale, shift = scale_shift.chunk(2, dim=1)
@@ -80,7 +88,7 @@ class Block(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Two blocks around a residual; the first is told the time, and drops out."""
+    """Residual block: two blocks, of which the first has the embedding and dropout."""
 
     def __init__(
         self,
@@ -102,18 +110,18 @@ class ResnetBlock(nn.Module):
             self.res_conv = conv_nd(dims, channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Take ``(B, channels, *spatial)`` and ``(B, E)`` to ``(B, out_channels, *spatial)``."""
-        told = self.mlp(embedding)
-        told = told.reshape(*told.shape, *(1,) * (x.ndim - 2))
-        return self.block2(self.block1(x, told)) + self.res_conv(x)
+        """Return ``(B, out_channels, *spatial)`` for ``(B, channels, *spatial)``, ``(B, E)``."""
+        scale_shift = self.mlp(embedding)
+        scale_shift = scale_shift.reshape(*scale_shift.shape, *(1,) * (x.ndim - 2))
+        return self.block2(self.block1(x, scale_shift)) + self.res_conv(x)
 
 
 class SelfAttention(nn.Module):
-    """Attention between all positions and ``num_mem_kv`` learned pairs of key and value.
+    """Attention over all positions and ``num_mem_kv`` learned pairs of key and value.
 
-    ``full`` attention takes a softmax over the positions, at quadratic cost; the other is linear
-    in their number, and with ``divide_values`` divides the values by it. The residual is the
-    caller's.
+    ``full`` attention has a softmax over the positions, at quadratic cost. Otherwise it is linear
+    in their number, and ``divide_values`` divides the values by that number. The caller adds the
+    residual.
     """
 
     def __init__(
@@ -143,20 +151,20 @@ class SelfAttention(nn.Module):
             self.to_out = nn.Sequential(self.to_out, make_norm(dims, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take ``(B, C, *spatial)`` to what is added to it."""
+        """Return the residual ``(B, C, *spatial)``, without the input."""
         qkv = self.to_qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1))
         if self.full:
             q, k, v = qkv.transpose(-1, -2).unbind(1)
-            out = attend(q, *self._remember(k, v, dim=-2)).transpose(-1, -2)
+            out = attend(q, *self._prepend_memory(k, v, dim=-2)).transpose(-1, -2)
         else:
             q, k, v = qkv.unbind(1)
             if self.divide_values:
                 v = v / v.shape[-1]
-            out = linear_attend(q, *self._remember(k, v, dim=-1))
+            out = linear_attend(q, *self._prepend_memory(k, v, dim=-1))
         return self.to_out(out.flatten(1, 2).unflatten(-1, x.shape[2:]))
 
-    def _remember(self, k: Tensor, v: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """The keys and values with the learned ones in front."""
+    def _prepend_memory(self, k: Tensor, v: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values with the learned ones in front, along axis ``dim``."""
         if self.mem_kv is None:
             return k, v
         memory = self.mem_kv.to(k.dtype)[:, None].expand(-1, len(k), -1, -1, -1)
@@ -164,14 +172,14 @@ class SelfAttention(nn.Module):
 
 
 def downsample(dims: int, channels: int, out_channels: int) -> nn.Module:
-    """Half the size: squares of four pixels into the channels, or on a line a strided window."""
+    """Return layers that halve the size: pixel unshuffling (2-D), strided convolution (1-D)."""
     if dims == 1:
         return conv_nd(dims, channels, out_channels, 4, stride=2, padding=1)
     return nn.Sequential(nn.PixelUnshuffle(2), conv_nd(dims, 4 * channels, out_channels, 1))
 
 
 def upsample(dims: int, channels: int, out_channels: int) -> nn.Module:
-    """Twice the size, by repeating neighbours and a convolution."""
+    """Return layers that double the size: nearest-neighbour interpolation and a convolution."""
     return nn.Sequential(
         nn.Upsample(scale_factor=2, mode="nearest"),
         conv_nd(dims, channels, out_channels, 3, padding=1),
@@ -179,8 +187,8 @@ def upsample(dims: int, channels: int, out_channels: int) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the network is made of, settled for every level: it knows how to make each part."""
+class UNetBuilder:
+    """Architecture of a U-Net, with methods that build its parts."""
 
     dims: int
     widths: tuple[int, ...]  # of the stem, then of every level
@@ -188,8 +196,8 @@ class Plan:
     full_attn: tuple[bool, ...]
     attn_heads: tuple[int, ...]
     attn_dim_head: tuple[int, ...]
-    mid_attn_heads: int
-    mid_attn_dim_head: int
+    mid_attn_heads: int | None  # None = as at the innermost level
+    mid_attn_dim_head: int | None
     num_mem_kv: int
     groups: int | None
     dropout: float
@@ -197,8 +205,19 @@ class Plan:
     attn_norm: AttnNorm
     divide_values: bool
 
+    def check(self) -> None:
+        """Raise ConfigError for an invalid dropout, memory or attention."""
+        check_dropout(self.dropout)
+        require(self.num_mem_kv >= 0, "num_mem_kv", self.num_mem_kv, "must be 0 or more")
+        check_positive(
+            attn_heads=self.attn_heads,
+            attn_dim_head=self.attn_dim_head,
+            mid_attn_heads=self.mid_attn_heads,
+            mid_attn_dim_head=self.mid_attn_dim_head,
+        )
+
     def residual(self, channels: int, out_channels: int) -> ResnetBlock:
-        """A residual block."""
+        """Return a residual block."""
         return ResnetBlock(
             channels,
             out_channels,
@@ -210,7 +229,7 @@ class Plan:
         )
 
     def attention(self, channels: int, level: int) -> SelfAttention:
-        """The attention of a level."""
+        """Return the attention of a level."""
         return SelfAttention(
             self.dims,
             channels,
@@ -223,20 +242,22 @@ class Plan:
         )
 
     def middle_attention(self) -> SelfAttention:
-        """The attention between the way down and the way up."""
+        """Return the attention between encoder and decoder."""
         return SelfAttention(
             self.dims,
             self.widths[-1],
             full=True,
-            heads=self.mid_attn_heads,
-            dim_head=self.mid_attn_dim_head,
+            heads=self.attn_heads[-1] if self.mid_attn_heads is None else self.mid_attn_heads,
+            dim_head=self.attn_dim_head[-1]
+            if self.mid_attn_dim_head is None
+            else self.mid_attn_dim_head,
             num_mem_kv=self.num_mem_kv,
             norm=self.attn_norm,
             divide_values=self.divide_values,
         )
 
     def down(self, level: int) -> nn.ModuleList:
-        """Two blocks, attention and the way to the next level, which the last does not shrink."""
+        """Return an encoder level: two blocks, attention and, except at the last, downsampling."""
         width, next_width = self.widths[level : level + 2]
         last = level == len(self.full_attn) - 1
         return nn.ModuleList(
@@ -251,8 +272,8 @@ class Plan:
         )
 
     def up(self, level: int) -> nn.ModuleList:
-        """Two blocks that also take what the way down gave, attention and the way to the next."""
-        next_width, width = self.widths[level : level + 2]  # the way down seen backwards
+        """Return a decoder level: two blocks with skips, attention and, except at 0, upsampling."""
+        next_width, width = self.widths[level : level + 2]  # the encoder in reverse
         return nn.ModuleList(
             [
                 self.residual(width + next_width, width),

@@ -59,7 +59,7 @@ def test_a_sweep_ends_with_a_table_of_all_jobs_and_survives_one_that_fails(sweep
     ended = sweep("model.dim=8,12")
     assert ended.status == 1
     why = (
-        "model.dim=12: a level has 12 channels, which 8 groups do not divide; make dim a multiple "
+        "model.dim=12: a level has 12 channels, not divisible into 8 groups; make dim a multiple "
         "of 8, lower resnet_block_groups or set block_norm=rms"
     )
     assert ended.err.strip().splitlines() == [f"ddpm-train: {why}"] * 2

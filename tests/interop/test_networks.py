@@ -201,7 +201,7 @@ def small_weights(**changes):
             {**SMALL, "attn_heads": [1, 2, 3]},
             {},
             "kwargs.attn_heads=[1,2,3]: has 3 entries, but dim_mults makes 2 levels; "
-            "give 2 entries or a single value for all",
+            "set 2 entries or a single value for all",
         ),
         (
             TWO,

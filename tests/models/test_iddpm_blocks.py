@@ -1,4 +1,4 @@
-"""What guided-diffusion added to the U-Net, against closed forms (see also interop/test_openai)."""
+"""Blocks that guided-diffusion added, against closed forms (see also interop/test_openai)."""
 
 import math
 
@@ -25,7 +25,7 @@ T = torch.tensor([7, 600])
 
 
 def fill(module):
-    """The module in eval mode, with weights that are functions of their names."""
+    """Set the weights of a module to functions of their names; return it in eval mode."""
     module.load_state_dict(filled((name, w.shape) for name, w in module.state_dict().items()))
     return module.eval()
 
@@ -39,21 +39,21 @@ def noise(*size: int, seed: int = 0) -> Tensor:
 
 
 def halved(x: Tensor) -> Tensor:
-    """Means over pairs along all axes but the channels and the first of three."""
+    """Return means over pairs along all axes but the channels and the first of three."""
     for axis in range(4 if x.ndim == 5 else 3, x.ndim + 1):
         x = x.unflatten(axis - 1, (-1, 2)).mean(axis)
     return x
 
 
 def doubled(x: Tensor) -> Tensor:
-    """Everything twice along all axes but the channels and the first of three."""
+    """Repeat values twice along all axes but the channels and the first of three."""
     for axis in range(3 if x.ndim == 5 else 2, x.ndim):
         x = x.repeat_interleave(2, axis)
     return x
 
 
-def normed(layer, x: Tensor) -> Tensor:
-    """Group normalisation of 32 groups, written out."""
+def normalised(layer, x: Tensor) -> Tensor:
+    """Return the group normalisation of x with 32 groups, by its formula."""
     groups = x.flatten(2).unflatten(1, (32, -1))
     mean = groups.mean((2, 3), keepdim=True)
     variance = groups.var((2, 3), unbiased=False, keepdim=True)
@@ -63,28 +63,28 @@ def normed(layer, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("told", ["scale and shift", "shift"])
-@pytest.mark.parametrize("way", [halved, doubled])
+@pytest.mark.parametrize("use_scale_shift_norm", [True, False])
+@pytest.mark.parametrize("resample", [halved, doubled])
 @pytest.mark.parametrize("size", SIZES)
-def test_a_residual_block_that_resamples(size, way, told):
-    net = make(size, resblock_updown=True, use_scale_shift_norm=told != "shift")
-    block = net.input_blocks[2][0] if way is halved else net.output_blocks[1][2]
+def test_a_residual_block_that_resamples(size, resample, use_scale_shift_norm):
+    net = make(size, resblock_updown=True, use_scale_shift_norm=use_scale_shift_norm)
+    block = net.input_blocks[2][0] if resample is halved else net.output_blocks[1][2]
     assert isinstance(block, ResBlock)
     width = block.in_layers[0].num_channels
     x, embedding = torch.randn(2, width, *size), torch.randn(2, 128)
-    h = block.in_layers[2](way(F.silu(normed(block.in_layers[0], x))))
+    h = block.in_layers[2](resample(F.silu(normalised(block.in_layers[0], x))))
     shifts = block.emb_layers[1](F.silu(embedding)).reshape(2, -1, *(1,) * len(size))
-    if told == "shift":
-        h = normed(block.out_layers[0], h + shifts)
+    if use_scale_shift_norm:
+        h = normalised(block.out_layers[0], h) * (1 + shifts[:, :width]) + shifts[:, width:]
     else:
-        h = normed(block.out_layers[0], h) * (1 + shifts[:, :width]) + shifts[:, width:]
-    expected = way(x) + block.out_layers[3](F.silu(h))
+        h = normalised(block.out_layers[0], h + shifts)
+    expected = resample(x) + block.out_layers[3](F.silu(h))
     torch.testing.assert_close(block(x, embedding), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", SIZES)
-def test_without_their_residuals_such_blocks_are_means_and_repeats(size):
+def test_with_zero_residuals_these_blocks_only_resample(size):
     net, plain = make(size, resblock_updown=True), make(size, conv_resample=False)
     net.input_blocks[2][0].out_layers[3].weight.zero_()
     net.input_blocks[2][0].out_layers[3].bias.zero_()
@@ -93,7 +93,7 @@ def test_without_their_residuals_such_blocks_are_means_and_repeats(size):
     assert len(net.state_dict()) > len(plain.state_dict())
     x = noise(*size)
     assert torch.equal(net(x, T), plain(x, T))
-    # conv_resample then decides nothing.
+    # With resblock_updown, conv_resample has no effect.
     other = make(size, resblock_updown=True, conv_resample=False)
     assert torch.equal(other(x, T), make(size, resblock_updown=True)(x, T))
 
@@ -101,7 +101,7 @@ def test_without_their_residuals_such_blocks_are_means_and_repeats(size):
 @torch.no_grad()
 @pytest.mark.parametrize("qkv_outside", [False, True])
 @pytest.mark.parametrize("heads", [1, 2, 4])
-def test_both_orders_of_the_channels_of_qkv(heads, qkv_outside):
+def test_both_channel_orders_of_qkv(heads, qkv_outside):
     block = fill(AttentionBlock(32, heads, qkv_outside=qkv_outside, use_checkpoint=False))
     x, size = torch.randn(2, 32, 3, 2), 32 // heads
     every = block.qkv(block.norm(x.flatten(2)))
@@ -118,7 +118,7 @@ def test_both_orders_of_the_channels_of_qkv(heads, qkv_outside):
 
 
 @torch.no_grad()
-def test_permuting_the_weights_turns_one_order_into_the_other():
+def test_permuted_weights_convert_one_channel_order_to_the_other():
     inside, outside = make(), make(use_new_attention_order=True)
     x, weights = noise(8, 8), inside.state_dict()
     assert relative_error(outside(x, T), inside(x, T)) > 1e-3
@@ -129,14 +129,14 @@ def test_permuting_the_weights_turns_one_order_into_the_other():
     torch.testing.assert_close(outside(x, T), inside(x, T), atol=1e-5, rtol=1e-5)
 
 
-def test_heads_by_their_channels():
+def test_number_of_heads_from_channels_per_head():
     net = make(num_head_channels=16, num_heads=-1, num_heads_upsample=3)
-    found = {
+    num_heads = {
         block.norm.num_channels: block.num_heads
         for block in net.modules()
         if isinstance(block, AttentionBlock)
     }
-    assert found == {32: 2, 64: 4}
+    assert num_heads == {32: 2, 64: 4}
     x = noise(8, 8)
     same = {"channel_mult": (1, 1)}
     assert torch.equal(make(num_head_channels=8, **same)(x, T), make(num_heads=4, **same)(x, T))
@@ -144,7 +144,7 @@ def test_heads_by_their_channels():
 
 
 @torch.no_grad()
-def test_the_stem_may_have_the_channels_of_the_first_level():
+def test_scale_stem():
     x = noise(8, 8)
     assert torch.equal(make(scale_stem=True)(x, T), make()(x, T))
     for mult, stem in [((2, 1), 128), ((1.5, 1), 96), ((0.5, 1), 32)]:
@@ -157,13 +157,13 @@ def test_the_stem_may_have_the_channels_of_the_first_level():
     plain = make(model_channels=64, channel_mult=(0.5, 1))
     assert plain.input_blocks[0][0].weight.shape == (64, 3, 3, 3)
     assert plain.out[2].weight.shape == (4, 32, 3, 3)
-    # What must be divided into groups are the levels.
+    # Only the channels of the levels must be divisible into groups.
     net = make(model_channels=16, channel_mult=(2, 4), scale_stem=True)
     assert [net.out[0].num_channels, net.middle_block[1].norm.num_channels] == [32, 64]
     assert net(x, T).isfinite().all()
 
 
-def test_fractions_come_through_a_config_and_are_shown_as_they_were_typed():
+def test_fractional_multipliers_in_a_config_and_in_its_errors():
     node = {
         "_target_": "ddpm.models.IDDPMUNet",
         "model_channels": 64,
@@ -186,7 +186,7 @@ ADM = {
 
 
 @pytest.mark.parametrize("use_scale_shift_norm", [True, False])
-def test_checkpointing_gives_the_same_gradient(use_scale_shift_norm):
+def test_activation_checkpointing_preserves_the_gradient(use_scale_shift_norm):
     gradients = []
     for use_checkpoint in (False, True):
         options = {"dropout": 0.5, "use_scale_shift_norm": use_scale_shift_norm, **ADM}
@@ -200,7 +200,7 @@ def test_checkpointing_gives_the_same_gradient(use_scale_shift_norm):
 
 
 @torch.no_grad()
-def test_the_network_compiles_in_one_piece_and_stays_near_float32_under_autocast():
+def test_the_network_compiles_as_one_graph_and_is_accurate_under_autocast():
     net, x = make(**ADM), noise(8, 8)
     expected = net(x, T)
     compiled = torch.compile(net, backend="eager", fullgraph=True)
@@ -215,12 +215,12 @@ def test_the_network_compiles_in_one_piece_and_stays_near_float32_under_autocast
         (
             {"num_head_channels": 24},
             "num_head_channels=24: does not divide the 32 channels of a level with attention; "
-            "choose a divisor",
+            "use a divisor",
         ),
         (
             {"num_head_channels": 64},
             "num_head_channels=64: does not divide the 32 channels of a level with attention; "
-            "choose a divisor",
+            "use a divisor",
         ),
         ({"num_head_channels": 0}, "num_head_channels=0: must be greater than zero"),
         ({"num_heads": -1}, "num_heads=-1: must be greater than zero"),
@@ -241,7 +241,7 @@ def test_the_network_compiles_in_one_piece_and_stays_near_float32_under_autocast
         ),
     ],
 )
-def test_error_lines(options, line):
+def test_error_messages(options, line):
     with pytest.raises(ConfigError) as error:
         make(**options)
     assert str(error.value) == line

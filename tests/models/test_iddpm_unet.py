@@ -1,4 +1,4 @@
-"""The improved-diffusion U-Net, against itself and against closed forms (see also test_interop)."""
+"""The improved-diffusion U-Net, against itself and closed forms (see also interop/test_openai)."""
 
 import pytest
 import torch
@@ -14,9 +14,9 @@ T = torch.tensor([7, 600])
 
 
 def make(size: tuple[int, ...] = (8, 8), **options) -> IDDPMUNet:
-    """A small network in eval mode, with weights that are functions of their names."""
-    facts = {key: options.pop(key) for key in ("num_classes", "self_condition") if key in options}
-    net = IDDPMUNet(3, 4, size, **facts, **{"attention_resolutions": (2,), **SMALL, **options})
+    """Return a small network in eval mode, with weights that are functions of their names."""
+    shared = {key: options.pop(key) for key in ("num_classes", "self_condition") if key in options}
+    net = IDDPMUNet(3, 4, size, **shared, **{"attention_resolutions": (2,), **SMALL, **options})
     net.load_state_dict(filled((name, w.shape) for name, w in net.state_dict().items()))
     return net.eval()
 
@@ -26,7 +26,7 @@ def noise(*size: int, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def test_three_axes_with_one_frame_are_two():
+def test_three_axes_with_one_frame_equal_two_axes():
     net, flat = make((1, 8, 8), dims=3), make(dims=2)
     weights = {
         name: w[:, :, w.shape[2] // 2] if w.ndim == 5 else w for name, w in net.state_dict().items()
@@ -40,22 +40,22 @@ def test_three_axes_with_one_frame_are_two():
 @pytest.mark.parametrize("size", [(8,), (8, 4), (3, 8, 4)])
 def test_resampling_halves_and_doubles_all_axes_but_time(size):
     dims = len(size)
-    kept = (slice(None),) * (3 if dims == 3 else 2)
+    fixed = (slice(None),) * (3 if dims == 3 else 2)
     halved = (slice(None, None, 2),) * min(dims, 2)
     x = noise(*size)
-    small = x[kept + halved]
+    small = x[fixed + halved]
     doubled = Upsample(dims, 3, use_conv=False)(small)
     assert doubled.shape == x.shape
     for shift in (0, 1):
         shifted = (slice(shift, None, 2),) * min(dims, 2)
-        assert torch.equal(doubled[kept + shifted], small)
+        assert torch.equal(doubled[fixed + shifted], small)
     assert torch.allclose(Downsample(dims, 3, use_conv=False)(doubled), small)
     assert Downsample(dims, 3, use_conv=True)(x).shape == small.shape
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(8,), (8, 8), (3, 8, 8)])
-def test_without_convolutions_resampling_is_means_and_repeats(size):
+def test_resampling_without_convolutions_equals_convolutions_with_constant_kernels(size):
     options = {"channel_mult": (1, 1, 1), "attention_resolutions": ()}
     plain = make(size, conv_resample=False, **options)
     conv = make(size, conv_resample=True, **options)
@@ -76,7 +76,7 @@ def test_without_convolutions_resampling_is_means_and_repeats(size):
 
 @torch.no_grad()
 @pytest.mark.parametrize("value", [None, -1])
-def test_heads_for_upsampling_default_to_the_others(value):
+def test_num_heads_upsample_defaults_to_num_heads(value):
     x = noise(8, 8)
     expected = make(num_heads_upsample=2)(x, T)
     assert torch.equal(make(num_heads_upsample=value)(x, T), expected)
@@ -84,7 +84,7 @@ def test_heads_for_upsampling_default_to_the_others(value):
 
 
 @pytest.mark.parametrize("use_scale_shift_norm", [True, False])
-def test_checkpointing_gives_the_same_gradient_under_dropout(use_scale_shift_norm):
+def test_activation_checkpointing_preserves_the_gradient_under_dropout(use_scale_shift_norm):
     gradients = []
     for use_checkpoint in (False, True):
         options = {"dropout": 0.5, "use_scale_shift_norm": use_scale_shift_norm}
@@ -99,7 +99,7 @@ def test_checkpointing_gives_the_same_gradient_under_dropout(use_scale_shift_nor
 
 
 @torch.no_grad()
-def test_dropout_is_random_in_training_only():
+def test_dropout_is_active_only_in_training():
     net, x = make(dropout=0.3), noise(8, 8)
     expected = make(dropout=0.0)(x, T)
     assert torch.equal(net(x, T), expected)
@@ -110,7 +110,7 @@ def test_dropout_is_random_in_training_only():
 
 
 @torch.no_grad()
-def test_labels_are_added_to_the_embedded_time():
+def test_label_embeddings_are_added_to_the_time_embedding():
     net, plain, x = make(num_classes=3), make(), noise(8, 8)
     weights = net.state_dict()
     assert not torch.equal(net(x, T, torch.tensor([0, 1])), net(x, T, torch.tensor([0, 2])))
@@ -121,7 +121,7 @@ def test_labels_are_added_to_the_embedded_time():
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(8,), (8, 8), (2, 8, 8)])
-def test_the_estimate_of_x0_comes_in_front_and_none_is_zeros(size):
+def test_self_conditioning_concatenates_the_estimate_or_zeros(size):
     net, plain, x, x0 = make(size, self_condition=True), make(size), noise(*size), noise(*size)
     assert torch.equal(net(x, T), net(x, T, None, torch.zeros_like(x)))
     assert relative_error(net(x, T, None, x0), net(x, T)) > 1e-3
@@ -132,7 +132,7 @@ def test_the_estimate_of_x0_comes_in_front_and_none_is_zeros(size):
 
 
 @torch.no_grad()
-def test_features_are_those_of_the_forward_pass():
+def test_features_equal_those_of_the_forward_pass():
     net, x = make(num_classes=3, self_condition=True), noise(8, 8)
     inputs = (x, T, torch.tensor([0, 2]), noise(8, 8, seed=1))
     features = net.features(*inputs)
@@ -148,14 +148,14 @@ def test_features_are_those_of_the_forward_pass():
 
 
 @torch.no_grad()
-def test_the_first_level_may_be_wider_than_the_stem():
+def test_a_first_level_wider_than_the_stem():
     net, x = make(channel_mult=(2, 1), num_heads_upsample=1), noise(8, 8)
     assert net.out[2].weight.shape[1] == 64
     assert net(x, T).isfinite().all()
 
 
 @torch.no_grad()
-def test_every_size_that_halves_will_do():
+def test_the_network_accepts_all_sizes_that_its_levels_halve():
     net, larger = make(), make((12, 10))
     x = noise(12, 10)
     assert torch.equal(net(x, T), larger(x, T))
@@ -163,7 +163,7 @@ def test_every_size_that_halves_will_do():
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(8,), (8, 8), (2, 8, 8)])
-def test_autocast_stays_near_float32(size):
+def test_autocast_is_close_to_float32(size):
     net, x = make(size), noise(*size)
     expected = net(x, T)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -179,7 +179,7 @@ def test_a_new_network_predicts_zero():
 
 
 @torch.no_grad()
-def test_the_network_compiles_in_one_piece():
+def test_the_network_compiles_as_one_graph():
     net, x = make(num_classes=2, self_condition=True), noise(8, 8)
     inputs = (x, T, torch.tensor([0, 1]), x)
     compiled = torch.compile(net, backend="eager", fullgraph=True)
@@ -187,18 +187,18 @@ def test_the_network_compiles_in_one_piece():
 
 
 @pytest.mark.parametrize(
-    ("options", "inputs", "said"),
+    ("options", "inputs", "message"),
     [
-        ({}, {"y": torch.tensor([0, 1])}, "the network has no classes, but labels y were given"),
+        ({}, {"y": torch.tensor([0, 1])}, "the network has no classes; call it without labels y"),
         ({"num_classes": 3}, {}, r"the network has 3 classes and needs labels y of shape \(B,\)"),
         ({"num_classes": 3}, {"y": torch.tensor([0])}, r"labels y have shape \(1,\), not \(2,\)"),
-        ({}, {"x_self_cond": noise(8, 8)}, "x_self_cond was given to a network without"),
+        ({}, {"x_self_cond": noise(8, 8)}, "x_self_cond requires a network with self_condition"),
         ({}, {"x": noise(8, 7)}, r"spatial size \(8, 7\), not a multiple of \(2, 2\)"),
         ({}, {"x": noise(8)}, r"spatial size \(8,\), not a multiple of \(2, 2\)"),
     ],
 )
-def test_wrong_inputs(options, inputs, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_inputs(options, inputs, message):
+    with pytest.raises(ValueError, match=message):
         make(**options)(**{"x": noise(8, 8), "t": T, **inputs})
 
 
@@ -209,13 +209,13 @@ def test_wrong_inputs(options, inputs, said):
             (8, 8),
             {"dims": 3},
             "dims=3: the data are images of 8x8, which has 2 spatial axes; "
-            "leave dims=null or choose other data",
+            "use dims=null or other data",
         ),
         (
             (2, 2, 2, 2),
             {},
             "dims=4: the data are data of 2x2x2x2, which has 4 spatial axes; "
-            "leave dims=null or choose other data",
+            "use dims=null or other data",
         ),
         (
             (28, 28),
@@ -231,14 +231,13 @@ def test_wrong_inputs(options, inputs, said):
         (
             (8, 8),
             {"num_heads": 3},
-            "num_heads=3: does not divide the 64 channels of a level with attention; "
-            "choose a divisor",
+            "num_heads=3: does not divide the 64 channels of a level with attention; use a divisor",
         ),
         (
             (8, 8),
             {"num_heads_upsample": 5},
             "num_heads_upsample=5: does not divide the 64 channels of a level with attention; "
-            "choose a divisor",
+            "use a divisor",
         ),
         (
             (32, 32),
@@ -258,11 +257,11 @@ def test_wrong_inputs(options, inputs, said):
         (
             (8, 8),
             {"dropout": 1.5},
-            "dropout=1.5: is a probability: choose from 0 up to below 1",
+            "dropout=1.5: must be a probability, at least 0 and below 1",
         ),
     ],
 )
-def test_error_lines(size, options, line):
+def test_error_messages(size, options, line):
     with pytest.raises(ConfigError) as error:
         make(size, **options)
     assert str(error.value) == line

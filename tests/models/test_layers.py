@@ -1,4 +1,4 @@
-"""What the networks share, against formulas."""
+"""Layers that the networks share, against formulas."""
 
 import math
 
@@ -23,8 +23,8 @@ from ddpm.models.layers import (
 HALF_TYPES = [torch.bfloat16, torch.float16]
 
 
-def by_hand(t: float, dim: int, n: int, cos_first: bool) -> list[float]:
-    """The embedding of one timestep, in Python's own doubles."""
+def reference_embedding(t: float, dim: int, n: int, cos_first: bool) -> list[float]:
+    """Return the embedding of one timestep, computed in Python floats."""
     angles = [t * 10000 ** (-i / n) for i in range(dim // 2)]
     sines, cosines = [math.sin(a) for a in angles], [math.cos(a) for a in angles]
     return (cosines + sines if cos_first else sines + cosines) + [0.0] * (dim % 2)
@@ -32,22 +32,22 @@ def by_hand(t: float, dim: int, n: int, cos_first: bool) -> list[float]:
 
 @pytest.mark.parametrize("dim", [8, 9])
 @pytest.mark.parametrize(("cos_first", "reach_end"), [(True, False), (False, True)])
-def test_sinusoidal_embedding_is_the_formula(dim, cos_first, reach_end):
+def test_sinusoidal_embedding_matches_its_formula(dim, cos_first, reach_end):
     embed = SinusoidalEmbedding(dim, cos_first=cos_first, reach_end=reach_end)
     times = [0.0, 3.0, 977.5]
     n = dim // 2 - reach_end
-    expected = torch.tensor([by_hand(t, dim, n, cos_first) for t in times])
+    expected = torch.tensor([reference_embedding(t, dim, n, cos_first) for t in times])
     torch.testing.assert_close(embed(torch.tensor(times)), expected, atol=2e-5, rtol=0)
 
 
-def test_sinusoidal_embedding_takes_whole_timesteps():
+def test_sinusoidal_embedding_accepts_integer_timesteps():
     embed = SinusoidalEmbedding(8, cos_first=True, reach_end=False)
     t = torch.tensor([0, 999])
     assert torch.equal(embed(t), embed(t.double()))
 
 
 @pytest.mark.parametrize("dtype", [*HALF_TYPES, torch.float64])
-def test_sinusoidal_embedding_stays_in_float32(dtype):
+def test_sinusoidal_embedding_remains_in_float32(dtype):
     embed = SinusoidalEmbedding(32, cos_first=False, reach_end=True)
     t = torch.tensor([998.25])
     expected = embed(t)
@@ -58,7 +58,7 @@ def test_sinusoidal_embedding_stays_in_float32(dtype):
 
 
 @pytest.mark.parametrize("learned", [True, False])
-def test_fourier_embedding_is_the_formula(learned):
+def test_fourier_embedding_matches_its_formula(learned):
     embed = FourierEmbedding(4, learned=learned)
     assert embed.weights.requires_grad is learned
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_norms_do_not_overflow_in_half_precision(norm, dtype):
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_rms_norm_is_the_formula(dims):
+def test_rms_norm_matches_its_formula(dims):
     norm = RMSNorm(dims, 6)
     x = torch.randn(2, 6, *(3,) * dims)
     with torch.no_grad():
@@ -87,14 +87,14 @@ def test_rms_norm_is_the_formula(dims):
 
 
 @pytest.mark.parametrize("keys", [5, 7])
-def test_attend_is_the_formula(keys):
+def test_attend_matches_its_formula(keys):
     q, k, v = torch.randn(2, 3, 5, 4), torch.randn(2, 3, keys, 4), torch.randn(2, 3, keys, 4)
     expected = torch.softmax(q @ k.transpose(-1, -2) / 2, dim=-1) @ v
     torch.testing.assert_close(attend(q, k, v), expected)
 
 
-def test_attend_takes_its_softmax_in_float32():
-    # In bfloat16 these scores, near 300, would be 2 apart; in float32 their differences live.
+def test_attend_computes_its_softmax_in_float32():
+    # Near 300 the spacing of bfloat16 is 2, too coarse for the differences of these scores.
     q = torch.full((1, 1, 1, 64), 6.0).bfloat16()
     k = torch.full((1, 1, 64, 64), 6.25).bfloat16()
     k[..., :1] += torch.linspace(-0.5, 0.5, 64).bfloat16()[:, None]
@@ -104,14 +104,14 @@ def test_attend_takes_its_softmax_in_float32():
     torch.testing.assert_close(attend(q, k, v).double(), exact, atol=2e-3, rtol=0)
 
 
-def test_linear_attend_is_the_formula():
+def test_linear_attend_matches_its_formula():
     q, k, v = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 7), torch.randn(2, 3, 4, 7)
     kernel = torch.softmax(q, 2).transpose(-1, -2) @ torch.softmax(k, 3) / 2
     torch.testing.assert_close(linear_attend(q, k, v), (kernel @ v.transpose(-1, -2)).mT)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_convolutions_and_pools_of_every_rank(dims):
+def test_convolution_and_pooling_of_every_rank(dims):
     x = torch.randn(1, 2, *(4,) * dims)
     conv = conv_nd(dims, 2, 3, 1, bias=False)
     expected = torch.einsum("oi,bi...->bo...", conv.weight.reshape(3, 2), x)
@@ -129,7 +129,7 @@ def test_convolutions_and_pools_of_every_rank(dims):
         (lambda: check_positive(mults=()), "mults=[]: needs at least one entry"),
         (
             lambda: check_dropout(1.0),
-            "dropout=1.0: is a probability: choose from 0 up to below 1",
+            "dropout=1.0: must be a probability, at least 0 and below 1",
         ),
     ],
 )
@@ -139,14 +139,14 @@ def test_error_lines(check, line):
     assert str(error.value) == line
 
 
-def test_what_fits_passes():
+def test_valid_values_pass_the_checks():
     check_positive(dim=1, mults=(1, 2), unset=None)
     check_dropout(0.0)
 
 
 @pytest.mark.parametrize("window", [2, (1, 2, 2), (2, 3, 1)])
-def test_pooling_in_three_dimensions_does_not_need_torchs_gradient(window):
-    """torch has none on a GPU under deterministic algorithms; the bits are those of its own."""
+def test_deterministic_pooling_in_three_dimensions_equals_that_of_torch(window):
+    """torch has no deterministic gradient on a GPU; on a CPU the results are equal bit for bit."""
     pool, plain = avg_pool_nd(3, window), torch.nn.AvgPool3d(window)
     x = torch.randn(2, 3, 4, 7, 6, generator=torch.Generator().manual_seed(0))
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()

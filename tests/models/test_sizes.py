@@ -1,4 +1,4 @@
-"""The levels that networks have for data of a size, and what they do with sizes that do not fit."""
+"""Number of levels of the networks by the size of the data, and padding of other sizes."""
 
 import numpy as np
 import pytest
@@ -28,11 +28,11 @@ def noise(*size: int, channels: int = 2) -> torch.Tensor:
     return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
 
 
-def make(target, size, *facts, **options):
-    """A small network with weights that do not vanish, the same for the same parameters."""
+def make(target, size, *arguments, **options):
+    """Return a small network whose weights are nonzero, and equal for equal parameters."""
     if target is UNet:
         options = {"dims": len(size), **options}
-    net = target(2, 3, size, *facts, **{**SMALL[target], **options})
+    net = target(2, 3, size, *arguments, **{**SMALL[target], **options})
     generator = torch.Generator().manual_seed(0)
     for weight in net.parameters():
         torch.nn.init.trunc_normal_(weight, std=0.1, generator=generator)
@@ -42,7 +42,7 @@ def make(target, size, *facts, **options):
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        # The original's four levels wherever the size can be halved three times, however small.
+        # Four levels, as in the original, for all sizes that can be halved three times.
         ((32, 32), (3, False)),
         ((256, 64), (3, False)),
         ((8, 8), (3, False)),
@@ -61,7 +61,7 @@ def make(target, size, *facts, **options):
         ((223, 222), (3, True)),
         ((14, 14), (2, True)),
         ((101, 3), (2, True)),
-        # Small data: as many halvings as leave 4 positions, or as come without padding.
+        # Small data: halvings that leave 4 positions, or that need no padding.
         ((10, 10), (1, False)),
         ((7, 7), (1, True)),
         ((9, 9), (1, True)),
@@ -71,7 +71,7 @@ def make(target, size, *facts, **options):
         ((3,), (0, False)),
     ],
 )
-def test_the_rule(size, expected):
+def test_choice_of_halvings(size, expected):
     assert choose_halvings(size, 3) == expected
 
 
@@ -88,7 +88,7 @@ def test_the_rule(size, expected):
         ((28, 28), False, (2, False)),
     ],
 )
-def test_the_rule_where_padding_is_typed(size, pad, expected):
+def test_choice_of_halvings_with_explicit_padding(size, pad, expected):
     assert choose_halvings(size, 3, pad) == expected
 
 
@@ -137,7 +137,7 @@ def test_the_rule_where_padding_is_typed(size, pad, expected):
         ),
     ],
 )
-def test_what_is_chosen_is_stored_and_said(target, size, options, note):
+def test_the_choice_is_stored_and_reported(target, size, options, note):
     net = make(target, size)
     assert (net.fit.options, net.fit.note) == (options, note)
     again = make(target, size, **{k: tuple(v) if k != "pad" else v for k, v in options.items()})
@@ -159,12 +159,12 @@ ODD = [
 
 
 @pytest.mark.parametrize(("target", "size", "padded"), ODD)
-def test_a_network_on_an_odd_size_is_the_network_on_the_padded_data_cropped(target, size, padded):
+def test_padding_inside_the_network_equals_padding_of_the_data(target, size, padded):
     x = noise(*size)
     net = make(target, size, None, True).eval()
-    answer = net(x, T, None, x.flip(0))
-    assert answer.shape == (2, 3, *size) and answer.isfinite().all()
-    answer.square().sum().backward()
+    output = net(x, T, None, x.flip(0))
+    assert output.shape == (2, 3, *size) and output.isfinite().all()
+    output.square().sum().backward()
     grads = {name: w.grad for name, w in net.named_parameters()}
     assert {name for name, grad in grads.items() if grad is None} <= {"rotary_emb.freqs"}
     assert all(grad.isfinite().all() for grad in grads.values() if grad is not None)
@@ -179,7 +179,7 @@ def test_a_network_on_an_odd_size_is_the_network_on_the_padded_data_cropped(targ
 
 
 @torch.no_grad()
-def test_features_are_of_the_padded_data():
+def test_features_have_the_size_of_the_padded_data():
     net = make(IDDPMUNet, (15, 9)).eval()
     features = net.features(noise(15, 9), T)
     down, middle = features["down"], features["middle"]
@@ -189,7 +189,7 @@ def test_features_are_of_the_padded_data():
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("target", "size", "typed"),
+    ("target", "size", "options"),
     [
         (UNet, (32, 32), {"dim_mults": DIM_MULTS}),
         (UNet, (8,), {"dim_mults": DIM_MULTS}),
@@ -199,15 +199,15 @@ def test_features_are_of_the_padded_data():
         (SimpleUNet, (8, 8), {"pad": False}),
     ],
 )
-def test_sizes_that_fit_give_the_same_bits_as_typed_levels(target, size, typed):
-    chosen, explicit = make(target, size), make(target, size, **typed)
+def test_default_levels_equal_explicit_levels_bit_for_bit(target, size, options):
+    chosen, explicit = make(target, size), make(target, size, **options)
     assert list(chosen.state_dict()) == list(explicit.state_dict())
     x = noise(*size)
     assert torch.equal(chosen.eval()(x, T), explicit.eval()(x, T)) and not chosen.fit.pad
 
 
 @torch.no_grad()
-def test_typed_levels_are_padded_where_that_is_typed_too():
+def test_explicit_levels_with_explicit_padding():
     net = make(UNet, (28, 28), dim_mults=DIM_MULTS, pad=True).eval()
     assert net.factors == (8, 8) and net(noise(28, 28), T).shape == (2, 3, 28, 28)
     assert net.fit.note == "pad=true for images of 28x28, padded to 32x32 inside the network"
@@ -216,7 +216,7 @@ def test_typed_levels_are_padded_where_that_is_typed_too():
         net(noise(28), T)
 
 
-def test_padding_and_cropping_compile_in_one_piece():
+def test_padding_and_cropping_compile_as_one_graph():
     x = noise(9, 7)
 
     def both(x: torch.Tensor) -> torch.Tensor:
@@ -228,7 +228,7 @@ def test_padding_and_cropping_compile_in_one_piece():
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 13])
 @pytest.mark.parametrize("factor", [1, 2, 8])
-def test_padding_mirrors_at_the_edges_and_cropping_undoes_it(length, factor):
+def test_padding_is_symmetric_reflection_and_cropping_undoes_it(length, factor):
     x = torch.arange(3.0 * length).reshape(1, 1, 3, length).requires_grad_()
     padded = pad_to_multiple(x, (1, factor))
     missing = -length % factor
@@ -241,10 +241,10 @@ def test_padding_mirrors_at_the_edges_and_cropping_undoes_it(length, factor):
     assert x.grad is not None and float(x.grad.sum()) == padded.numel()
 
 
-def test_lists_per_level_say_how_many_levels_the_size_leaves():
+def test_errors_of_lists_per_level_name_the_number_of_levels():
     line = (
         "full_attn=[false,false,false,true]: has 4 entries, but dim_mults=null for images of 28x28 "
-        "makes 3 levels; give 3 entries or a single value for all"
+        "makes 3 levels; set 3 entries or a single value for all"
     )
     with pytest.raises(ConfigError) as error:
         make(UNet, (28, 28), full_attn=(False, False, False, True))
@@ -253,7 +253,7 @@ def test_lists_per_level_say_how_many_levels_the_size_leaves():
 
 
 @pytest.mark.parametrize(
-    ("size", "said"),
+    ("size", "text"),
     [
         ((64,), "sequences of length 64"),
         ((32, 16), "images of 32x16"),
@@ -261,8 +261,8 @@ def test_lists_per_level_say_how_many_levels_the_size_leaves():
         ((1, 2, 3, 4), "data of 1x2x3x4"),
     ],
 )
-def test_sizes_in_words(size, said):
-    assert describe_size(size) == said
+def test_sizes_in_words(size, text):
+    assert describe_size(size) == text
 
 
 @pytest.mark.parametrize(
@@ -276,11 +276,11 @@ def test_sizes_in_words(size, said):
         (
             ("channel_mult", (1, 1), (7, 6, 5), 1),
             "channel_mult=[1,1]: 2 levels halve the size 1 times, but 6x5 is not divisible "
-            "by 2; bring the data's size to a multiple of 2, shorten channel_mult or set pad=true",
+            "by 2; resize the data to a multiple of 2, shorten channel_mult or set pad=true",
         ),
     ],
 )
-def test_sizes_that_typed_levels_do_not_halve(arguments, line):
+def test_errors_of_explicit_levels_that_the_size_does_not_allow(arguments, line):
     check_halvings("channel_mult", (1, 1), (7, 6, 4), 1)
     with pytest.raises(ConfigError) as error:
         check_halvings(*arguments)

@@ -1,4 +1,7 @@
-"""The denoising-diffusion-pytorch U-Net, against itself and formulas (see also test_interop)."""
+"""The denoising-diffusion-pytorch U-Net, against itself and formulas.
+
+See also interop/test_lucidrains.
+"""
 
 import pytest
 import torch
@@ -15,10 +18,10 @@ SIZES = {1: (8,), 2: (8, 4)}
 
 
 def make(dims: int = 2, size: tuple[int, ...] | None = None, **options) -> UNet:
-    """A small network in eval mode, with weights that are functions of their names."""
-    facts = {key: options.pop(key) for key in ("num_classes", "self_condition") if key in options}
+    """Return a small network in eval mode, with weights that are functions of their names."""
+    shared = {key: options.pop(key) for key in ("num_classes", "self_condition") if key in options}
     size = SIZES[dims] if size is None else size
-    net = UNet(3, 5, size, **facts, dims=dims, **{"dim": 8, "dim_mults": (1, 2), **options})
+    net = UNet(3, 5, size, **shared, dims=dims, **{"dim": 8, "dim_mults": (1, 2), **options})
     net.load_state_dict(filled((name, w.shape) for name, w in net.state_dict().items()))
     return net.eval()
 
@@ -60,7 +63,7 @@ def noise(dims: int = 2, seed: int = 0) -> Tensor:
         ),
     ],
 )
-def test_what_each_option_stands_for(dims, options, same, other):
+def test_each_option_changes_the_network_and_matches_its_equivalents(dims, options, same, other):
     x = noise(dims)
     expected = make(dims, **options)(x, T)
     assert torch.equal(make(dims, **same)(x, T), expected)
@@ -68,7 +71,7 @@ def test_what_each_option_stands_for(dims, options, same, other):
 
 
 @torch.no_grad()
-def test_a_stem_of_another_width_goes_through_to_the_end():
+def test_a_wider_stem_reaches_the_last_convolution():
     net, x = make(init_dim=16), noise()
     assert net.init_conv.weight.shape[0] == 16
     assert net.final_conv.weight.shape[1] == 16
@@ -83,7 +86,7 @@ def test_a_stem_of_another_width_goes_through_to_the_end():
 @pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize("dims", [1, 2])
 @pytest.mark.parametrize("num_mem_kv", [0, 3])
-def test_attention_is_the_formula_with_the_memory_in_front(full, dims, num_mem_kv):
+def test_attention_matches_its_formula_with_memory_prepended(full, dims, num_mem_kv):
     layer = SelfAttention(dims, 6, full=full, heads=2, dim_head=4, num_mem_kv=num_mem_kv)
     x = torch.randn(2, 6, *(4,) * dims)
     flat = layer.norm(x).flatten(2)
@@ -99,13 +102,13 @@ def test_attention_is_the_formula_with_the_memory_in_front(full, dims, num_mem_k
 
 @torch.no_grad()
 @pytest.mark.parametrize("dims", [1, 2])
-def test_kernels_are_standardised_over_what_they_take(dims):
+def test_kernels_are_standardised_per_output_channel(dims):
     layer = StandardizedConv(dims, 3, 4)
     weight = layer.weight.flatten(1)
     kernels = (weight - weight.mean(1, keepdim=True)) / (
         weight.var(1, correction=0, keepdim=True) + 1e-5
     ).sqrt()
-    layer.weight.copy_(5 * layer.weight + 1)  # neither counts, but for what is added
+    layer.weight.copy_(5 * layer.weight + 1)  # scale and offset cancel, except for epsilon
     x = torch.zeros(1, 3, *(3,) * dims)
     x[0, 1, *(1,) * dims] = 1
     impulse = kernels.reshape(layer.weight.shape)[:, 1].flip(tuple(range(1, dims + 1)))
@@ -117,20 +120,20 @@ def test_kernels_are_standardised_over_what_they_take(dims):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dims", [1, 2])
-def test_the_layer_norm_adds_more_in_half_precision(dims):
+def test_the_layer_norm_has_a_larger_epsilon_in_half_precision(dims):
     norm, x = LayerNorm(dims, 4), torch.randn(2, 4, *(3,) * dims) * 0.03
     norm.g.copy_(torch.arange(1.0, 5).reshape(norm.g.shape))
     for dtype, eps in ((torch.float32, 1e-5), (torch.bfloat16, 1e-3)):
-        given = x.to(dtype).float()
-        centred = given - given.mean(1, keepdim=True)
-        expected = centred / (given.var(1, correction=0, keepdim=True) + eps).sqrt() * norm.g
+        rounded = x.to(dtype).float()
+        centred = rounded - rounded.mean(1, keepdim=True)
+        expected = centred / (rounded.var(1, correction=0, keepdim=True) + eps).sqrt() * norm.g
         error = relative_error(norm(x.to(dtype)), expected)
         assert error < (1e-6 if dtype == torch.float32 else 5e-3)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dims", [1, 2])
-def test_values_are_divided_by_the_positions(dims):
+def test_values_are_divided_by_the_number_of_positions(dims):
     options = {"full": False, "heads": 2, "dim_head": 4, "num_mem_kv": 0}
     plain = SelfAttention(dims, 6, **options)
     divided = SelfAttention(dims, 6, **options, divide_values=True)
@@ -141,7 +144,7 @@ def test_values_are_divided_by_the_positions(dims):
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_the_memory_learns(full):
+def test_the_memory_receives_gradients(full):
     net = make(full_attn=full, num_mem_kv=2)
     net(noise(), T).square().sum().backward()
     memories = {name: p.grad for name, p in net.named_parameters() if name.endswith("mem_kv")}
@@ -150,7 +153,7 @@ def test_the_memory_learns(full):
 
 
 @pytest.mark.parametrize("learned", [True, False])
-def test_random_frequencies_learn_where_they_should(learned):
+def test_only_learned_frequencies_receive_gradients(learned):
     option = "learned_sinusoidal_cond" if learned else "random_fourier_features"
     net = make(**{option: True})
     net(noise(), T).square().sum().backward()
@@ -161,7 +164,7 @@ def test_random_frequencies_learn_where_they_should(learned):
 
 
 @torch.no_grad()
-def test_dropout_is_random_in_training_only():
+def test_dropout_is_active_only_in_training():
     net, x = make(dropout=0.3), noise()
     expected = net(x, T)
     torch.manual_seed(0)
@@ -173,7 +176,7 @@ def test_dropout_is_random_in_training_only():
 
 @torch.no_grad()
 @pytest.mark.parametrize("dims", [1, 2])
-def test_labels_are_added_to_the_embedded_time(dims):
+def test_label_embeddings_are_added_to_the_time_embedding(dims):
     net, plain, x = make(dims, num_classes=3), make(dims), noise(dims)
     weights = net.state_dict()
     plain.load_state_dict({k: w for k, w in weights.items() if k != "label_emb.weight"})
@@ -184,7 +187,7 @@ def test_labels_are_added_to_the_embedded_time(dims):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dims", [1, 2])
-def test_the_estimate_of_x0_comes_in_front_and_none_is_zeros(dims):
+def test_self_conditioning_concatenates_the_estimate_or_zeros(dims):
     net, plain, x = make(dims, self_condition=True), make(dims), noise(dims)
     assert torch.equal(net(x, T), net(x, T, None, torch.zeros_like(x)))
     assert relative_error(net(x, T, None, noise(dims, 1)), net(x, T)) > 1e-3
@@ -195,14 +198,14 @@ def test_the_estimate_of_x0_comes_in_front_and_none_is_zeros(dims):
 
 
 @torch.no_grad()
-def test_timesteps_may_be_fractions():
+def test_real_timesteps():
     net, x = make(), noise()
     assert torch.equal(net(x, T.float()), net(x, T))
     assert 0 < relative_error(net(x, T + 0.01), net(x, T)) < 0.01
 
 
 @torch.no_grad()
-def test_every_size_that_halves_will_do():
+def test_the_network_accepts_all_sizes_that_its_levels_halve():
     x = torch.randn(2, 3, 10, 6)
     assert torch.equal(make(size=(8, 8))(x, T), make(size=(10, 6))(x, T))
 
@@ -210,28 +213,28 @@ def test_every_size_that_halves_will_do():
 @torch.no_grad()
 @pytest.mark.parametrize("dims", [1, 2])
 @pytest.mark.parametrize(
-    ("options", "near"),
+    ("options", "tolerance"),
     [
         ({"num_mem_kv": 2}, 0.05),
         ({"num_mem_kv": 2, "block_norm": "rms"}, 0.05),
-        # In half precision the original adds more to variances, which is much for so few channels.
+        # The larger epsilon in half precision has a strong effect with so few channels.
         ({"weight_standardized": True, "attn_norm": "layer", "divide_values": True}, 0.15),
     ],
     ids=["group", "rms", "old"],
 )
-def test_autocast_stays_near_float32(dims, options, near):
+def test_autocast_is_close_to_float32(dims, options, tolerance):
     net, x = make(dims, **options), noise(dims)
     expected = net(x, T)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = net(x, T)
     assert actual.isfinite().all()
-    assert 0 < relative_error(actual, expected) < near
-    assert relative_error(net.bfloat16()(x.bfloat16(), T), expected) < 2 * near
+    assert 0 < relative_error(actual, expected) < tolerance
+    assert relative_error(net.bfloat16()(x.bfloat16(), T), expected) < 2 * tolerance
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dims", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_network_compiles_in_one_piece(dims):
+def test_the_network_compiles_as_one_graph(dims):
     old = {"weight_standardized": True, "attn_norm": "layer", "divide_values": True}
     net = make(dims, num_mem_kv=2, num_classes=2, self_condition=True, **old)
     x = noise(dims)
@@ -241,16 +244,16 @@ def test_the_network_compiles_in_one_piece(dims):
 
 
 @pytest.mark.parametrize(
-    ("options", "inputs", "said"),
+    ("options", "inputs", "message"),
     [
-        ({}, {"y": torch.tensor([0, 1])}, "the network has no classes, but labels y were given"),
+        ({}, {"y": torch.tensor([0, 1])}, "the network has no classes; call it without labels y"),
         ({"num_classes": 3}, {}, r"the network has 3 classes and needs labels y of shape \(B,\)"),
-        ({}, {"x_self_cond": noise()}, "x_self_cond was given to a network without"),
+        ({}, {"x_self_cond": noise()}, "x_self_cond requires a network with self_condition"),
         ({}, {"x": torch.zeros(2, 3, 8, 7)}, r"spatial size \(8, 7\), not a multiple of \(2, 2\)"),
     ],
 )
-def test_wrong_inputs(options, inputs, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_inputs(options, inputs, message):
+    with pytest.raises(ValueError, match=message):
         make(**options)(**{"x": noise(), "t": T, **inputs})
 
 
@@ -273,7 +276,7 @@ def test_wrong_inputs(options, inputs, said):
         ),
         (
             {"dims": 3, "size": (8, 32, 32)},
-            "dims=3: can be 1 or 2; model=iddpm_unet also takes videos",
+            "dims=3: must be 1 or 2; for videos use model=iddpm_unet",
         ),
         (
             {"dim_mults": (1, 2, 4, 8), "size": (28, 28)},
@@ -284,56 +287,56 @@ def test_wrong_inputs(options, inputs, said):
         (
             {"attn_heads": (2, 4, 8)},
             "attn_heads=[2,4,8]: has 3 entries, but dim_mults makes 2 levels; "
-            "give 2 entries or a single value for all",
+            "set 2 entries or a single value for all",
         ),
         (
             {"attn_dim_head": (32,)},
             "attn_dim_head=[32]: has 1 entries, but dim_mults makes 2 levels; "
-            "give 2 entries or a single value for all",
+            "set 2 entries or a single value for all",
         ),
         (
             {"full_attn": (False, False, False, True)},
             "full_attn=[false,false,false,true]: has 4 entries, but dim_mults makes 2 levels; "
-            "give 2 entries or a single value for all",
+            "set 2 entries or a single value for all",
         ),
         (
             {"dim": 12},
-            "dim=12: a level has 12 channels, which 8 groups do not divide; make dim a multiple "
+            "dim=12: a level has 12 channels, not divisible into 8 groups; make dim a multiple "
             "of 8, lower resnet_block_groups or set block_norm=rms",
         ),
         (
             {"init_dim": 12},
-            "init_dim=12: a level has 12 channels, which 8 groups do not divide; make init_dim a "
+            "init_dim=12: a level has 12 channels, not divisible into 8 groups; make init_dim a "
             "multiple of 8, lower resnet_block_groups or set block_norm=rms",
         ),
         (
             {"dim": 12, "init_dim": 8},
-            "dim=12: a level has 12 channels, which 8 groups do not divide; make dim a multiple "
+            "dim=12: a level has 12 channels, not divisible into 8 groups; make dim a multiple "
             "of 8, lower resnet_block_groups or set block_norm=rms",
         ),
         (
             {"dim": 2, "block_norm": "rms"},
-            "dim=2: is the width of the timestep's embedding too, which needs two frequencies; "
+            "dim=2: is also the width of the time embedding, which needs two frequencies; "
             "use 4 or more",
         ),
         (
             {"learned_sinusoidal_cond": True, "learned_sinusoidal_dim": 7},
-            "learned_sinusoidal_dim=7: is as many sines as cosines; choose an even number",
+            "learned_sinusoidal_dim=7: must be even and positive: half sines, half cosines",
         ),
         ({"sinusoidal_pos_emb_theta": 0}, "sinusoidal_pos_emb_theta=0: must be greater than zero"),
-        ({"num_mem_kv": -1}, "num_mem_kv=-1: is a count: 0 for none"),
+        ({"num_mem_kv": -1}, "num_mem_kv=-1: must be 0 or more"),
         ({"mid_attn_heads": 0}, "mid_attn_heads=0: must be greater than zero"),
         ({"init_dim": 0}, "init_dim=0: must be greater than zero"),
-        ({"dropout": -0.1}, "dropout=-0.1: is a probability: choose from 0 up to below 1"),
+        ({"dropout": -0.1}, "dropout=-0.1: must be a probability, at least 0 and below 1"),
     ],
 )
-def test_error_lines(options, line):
+def test_error_messages(options, line):
     with pytest.raises(ConfigError) as error:
         make(**options)
     assert str(error.value) == line
 
 
 @torch.no_grad()
-def test_root_mean_square_blocks_take_odd_widths():
+def test_rms_norm_allows_odd_widths():
     net = make(dim=5, block_norm="rms")
     assert net(noise(), T).isfinite().all()

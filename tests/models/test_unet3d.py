@@ -30,10 +30,10 @@ BOTH, NONE, FIRST = (
 
 
 def make(size: tuple[int, ...] = SIZE, **options) -> UNet3D:
-    """A small network in eval mode, with weights that are functions of their names."""
-    facts = {key: options.pop(key) for key in ("num_classes", "self_condition") if key in options}
+    """Return a small network in eval mode, with weights that are functions of their names."""
+    shared = {key: options.pop(key) for key in ("num_classes", "self_condition") if key in options}
     small = {"dim": 8, "dim_mults": (1, 2), "attn_heads": 2, "attn_dim_head": 8}
-    net = UNet3D(3, 5, size, **facts, **{**small, **options})
+    net = UNet3D(3, 5, size, **shared, **{**small, **options})
     net.load_state_dict(filled((name, w.shape) for name, w in net.state_dict().items()))
     return net.eval()
 
@@ -43,7 +43,7 @@ def noise(*size: int, seed: int = 0) -> Tensor:
 
 
 def axis(frames: int, heads: int, focus: Tensor | None = None) -> FrameAxis:
-    """Frames without positions: no turning, no bias."""
+    """Return frames without positions: zero angles and zero bias."""
     return FrameAxis(torch.zeros(frames, 2), torch.zeros(heads, frames, frames), focus)
 
 
@@ -64,14 +64,14 @@ def axis(frames: int, heads: int, focus: Tensor | None = None) -> FrameAxis:
         ({"prob_focus_present": 1.0}, {"focus_init": False}, {"dim_mults": (2, 1)}),
     ],
 )
-def test_what_each_option_stands_for(options, same, other):
+def test_each_option_changes_the_network_and_matches_its_equivalents(options, same, other):
     x = noise()
     expected = make(**options)(x, T)
     torch.testing.assert_close(make(**{**options, **same})(x, T), expected, atol=0, rtol=0)
     assert relative_error(make(**other)(x, T), expected) > 1e-3
 
 
-def test_full_convolutions_reach_across_frames_and_factorised_ones_do_not():
+def test_only_full_convolutions_span_frames():
     kernels = {conv: make(conv=conv, init_kernel_size=5) for conv in ("full", "factorised")}
     assert kernels["full"].init_conv.weight.shape[2:] == (5, 5, 5)
     assert kernels["factorised"].init_conv.weight.shape[2:] == (1, 5, 5)
@@ -80,7 +80,7 @@ def test_full_convolutions_reach_across_frames_and_factorised_ones_do_not():
 
 
 @torch.no_grad()
-def test_any_number_of_frames_and_any_height_and_width_that_halve():
+def test_the_network_accepts_any_number_of_frames_and_sizes_that_it_halves():
     net = make()
     for size in [(1, 4, 2), (40, 4, 2), (3, 6, 10)]:
         x = noise(*size)
@@ -90,8 +90,8 @@ def test_any_number_of_frames_and_any_height_and_width_that_halve():
 
 @torch.no_grad()
 @pytest.mark.parametrize("frames", [3, 36])
-def test_buckets_of_distances(frames):
-    """Behind: 0..15, ahead: 16..31; below 8 exact, then by the logarithm up to 32."""
+def test_relative_position_buckets(frames):
+    """Earlier keys: 0..15, later keys: 16..31; exact below 8, logarithmic up to 32."""
     bias = RelativePositionBias(1)
     bias.relative_attention_bias.weight.copy_(torch.arange(32.0)[:, None])
     table = bias(frames)[0]
@@ -104,7 +104,7 @@ def test_buckets_of_distances(frames):
 
 
 @torch.no_grad()
-def test_the_bias_depends_on_the_distance_alone_and_tells_before_from_after():
+def test_the_bias_depends_only_on_signed_distance():
     table = make().time_rel_pos_bias(40)
     assert torch.equal(table[:, 1:, 1:], table[:, :-1, :-1])
     assert torch.equal(table[:, :20, :20], make().time_rel_pos_bias(20))
@@ -113,28 +113,28 @@ def test_the_bias_depends_on_the_distance_alone_and_tells_before_from_after():
 
 
 @torch.no_grad()
-def test_rotation_is_that_of_complex_numbers():
+def test_rotary_embedding_equals_complex_rotation():
     layer, rotary = TemporalAttention(6, 1, 6), Rotary(4)
     angles = rotary(5)
-    by_hand = [[at * 10000 ** (-i / 2) for i in range(2)] for at in range(5)]
-    torch.testing.assert_close(angles, torch.tensor(by_hand))
+    reference = [[at * 10000 ** (-i / 2) for i in range(2)] for at in range(5)]
+    torch.testing.assert_close(angles, torch.tensor(reference))
     x = torch.randn(1, 6, 5, 1, 1)
     q, k, v = layer.project(layer.norm(x).permute(0, 3, 4, 2, 1).flatten(0, 2))
-    turn = torch.polar(torch.ones_like(angles), angles)
+    rotation = torch.polar(torch.ones_like(angles), angles)
 
-    def turned(z: Tensor) -> Tensor:
+    def rotated(z: Tensor) -> Tensor:
         pairs = torch.view_as_complex(z[..., :4].unflatten(-1, (2, 2)).contiguous())
-        return torch.cat((torch.view_as_real(pairs * turn).flatten(-2), z[..., 4:]), -1)
+        return torch.cat((torch.view_as_real(pairs * rotation).flatten(-2), z[..., 4:]), -1)
 
     bias = torch.randn(1, 5, 5)
-    scores = turned(q) @ turned(k).mT / math.sqrt(6) + bias
+    scores = rotated(q) @ rotated(k).mT / math.sqrt(6) + bias
     expected = x + layer.merge(scores.softmax(-1) @ v).mT[..., None, None]
     torch.testing.assert_close(layer(x, FrameAxis(angles, bias, None)), expected)
 
 
 @torch.no_grad()
-def test_frames_that_move_together_attend_as_before():
-    """Rotary scores and the bias know the distance of two frames, not their place."""
+def test_temporal_attention_is_invariant_to_shifts_in_time():
+    """Rotary scores and the bias depend on the distance of two frames, not on their positions."""
     layer, rotary, bias = TemporalAttention(6, 2, 8), Rotary(8), RelativePositionBias(2)
     x = torch.randn(2, 6, 4, 1, 1)
     whole = FrameAxis(rotary(9), bias(9), None)
@@ -144,7 +144,7 @@ def test_frames_that_move_together_attend_as_before():
 
 
 @torch.no_grad()
-def test_attention_within_frames_is_that_of_each_frame_alone():
+def test_spatial_attention_treats_each_frame_separately():
     for layer in (SpatialAttention(6, 2, 32), SpatialLinearAttention(6, 2)):
         x = torch.randn(2, 6, 3, 4, 2)
         alone = torch.cat([layer(x[:, :, [n]]) for n in range(3)], dim=2)
@@ -158,7 +158,7 @@ def test_attention_within_frames_is_that_of_each_frame_alone():
 
 
 @torch.no_grad()
-def test_norms_are_their_formulas():
+def test_norms_match_their_formulas():
     x = torch.randn(2, 6, 3, 2, 2) + 1
     mean, var = x.mean(1, keepdim=True), x.var(1, correction=0, keepdim=True)
     torch.testing.assert_close(LayerNorm(6)(x), (x - mean) / (var + 1e-5).sqrt())
@@ -167,7 +167,7 @@ def test_norms_are_their_formulas():
 
 
 @torch.no_grad()
-def test_focus_on_the_present_keeps_each_frame_to_itself():
+def test_focus_on_the_present_separates_the_frames():
     net, x, changed = make(), noise(), noise()
     changed[:, :, 1] += 1
     before, after = (net(each, T, focus_present_mask=BOTH) for each in (x, changed))
@@ -183,7 +183,7 @@ def test_focus_on_the_present_keeps_each_frame_to_itself():
 
 
 @torch.no_grad()
-def test_each_sample_focuses_for_itself():
+def test_the_focus_mask_is_per_sample():
     net, x = make(), noise()
     mixed = net(x, T, focus_present_mask=FIRST)
     expected = net(x, T, focus_present_mask=BOTH)[:1], net(x, T)[1:]
@@ -196,7 +196,7 @@ def test_each_sample_focuses_for_itself():
 
 
 @torch.no_grad()
-def test_training_focuses_as_often_as_told_and_evaluation_never():
+def test_focus_is_random_in_training_and_off_in_evaluation():
     net, x = make(prob_focus_present=0.5), noise()
     plain = net(x, T)
     net.train()
@@ -214,7 +214,7 @@ def test_training_focuses_as_often_as_told_and_evaluation_never():
 
 
 @torch.no_grad()
-def test_conditions_and_the_null_embedding():
+def test_conditions_and_the_null_condition():
     net, x, cond = make(cond_dim=4), noise(), torch.randn(2, 4)
     null = net.null_cond_emb.expand(2, -1)
     assert torch.equal(net(x, T), net(x, T, cond=null))
@@ -226,7 +226,7 @@ def test_conditions_and_the_null_embedding():
 
 
 @torch.no_grad()
-def test_training_forgets_conditions_as_often_as_told():
+def test_conditions_are_dropped_at_random_only_in_training():
     net, x, cond = make(cond_dim=4, null_cond_prob=0.5), noise(), torch.randn(2, 4)
     plain = net(x, T, cond=cond)
     net.train()
@@ -245,7 +245,7 @@ def test_training_forgets_conditions_as_often_as_told():
 @torch.no_grad()
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(("scale", "batch"), [(3.0, 4), (0.0, 4), (1.0, 2)])
-def test_guidance_combines_both_answers_of_one_call(training, scale, batch):
+def test_guidance_combines_both_predictions_of_one_call(training, scale, batch):
     net = make(
         cond_dim=4, num_classes=3, self_condition=True, null_cond_prob=0.5, prob_focus_present=0.5
     ).train(training)
@@ -253,27 +253,27 @@ def test_guidance_combines_both_answers_of_one_call(training, scale, batch):
     torch.manual_seed(1)
     focus = torch.rand(2) < 0.5 if training else NONE
     assert focus.tolist() == [False, training]
-    told = net(*inputs, cond=cond, null_cond=NONE, focus_present_mask=focus)
-    untold = net(*inputs, cond=cond, null_cond=BOTH, focus_present_mask=focus)
+    conditional = net(*inputs, cond=cond, null_cond=NONE, focus_present_mask=focus)
+    unconditional = net(*inputs, cond=cond, null_cond=BOTH, focus_present_mask=focus)
     batches = []
-    net.init_conv.register_forward_hook(lambda _, given, __: batches.append(len(given[0])))
+    net.init_conv.register_forward_hook(lambda _, args, __: batches.append(len(args[0])))
     torch.manual_seed(1)
-    answer = net.forward_with_cond_scale(*inputs, cond=cond, cond_scale=scale)
+    output = net.forward_with_cond_scale(*inputs, cond=cond, cond_scale=scale)
     assert batches == [batch]
-    expected = untold + scale * (told - untold)
-    torch.testing.assert_close(answer, expected, atol=1e-5, rtol=1e-5)
-    assert relative_error(told, untold) > 1e-3
+    expected = unconditional + scale * (conditional - unconditional)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+    assert relative_error(conditional, unconditional) > 1e-3
 
 
 @torch.no_grad()
-def test_guidance_without_a_condition_is_the_answer_itself():
+def test_guidance_without_a_condition_equals_the_plain_prediction():
     x = noise()
     for net in (make(), make(cond_dim=4)):
         assert torch.equal(net.forward_with_cond_scale(x, T, cond_scale=5.0), net(x, T))
 
 
 @torch.no_grad()
-def test_labels_are_added_to_the_embedded_time():
+def test_label_embeddings_are_added_to_the_time_embedding():
     net, plain, x = make(num_classes=3), make(), noise()
     weights = net.state_dict()
     plain.load_state_dict({k: w for k, w in weights.items() if k != "label_emb.weight"})
@@ -283,7 +283,7 @@ def test_labels_are_added_to_the_embedded_time():
 
 
 @torch.no_grad()
-def test_the_estimate_of_x0_comes_in_front_and_none_is_zeros():
+def test_self_conditioning_concatenates_the_estimate_or_zeros():
     net, plain, x = make(self_condition=True), make(), noise()
     assert torch.equal(net(x, T), net(x, T, None, torch.zeros_like(x)))
     assert relative_error(net(x, T, None, noise(seed=1)), net(x, T)) > 1e-3
@@ -293,21 +293,21 @@ def test_the_estimate_of_x0_comes_in_front_and_none_is_zeros():
     torch.testing.assert_close(net(x, T), plain(x, T), atol=1e-5, rtol=1e-5)
 
 
-def test_all_that_is_trained_learns_and_the_frequencies_do_not():
+def test_all_parameters_but_the_frequencies_receive_gradients():
     net = make(cond_dim=4, num_classes=3, init_dim=16)
     net(noise(), T, torch.tensor([0, 1]), cond=torch.randn(2, 4), null_cond=FIRST).sum().backward()
-    still = {name for name, p in net.named_parameters() if p.grad is None}
-    assert still == {"rotary_emb.freqs"}
+    without_gradient = {name for name, p in net.named_parameters() if p.grad is None}
+    assert without_gradient == {"rotary_emb.freqs"}
     assert all(p.grad.any() for p in net.parameters() if p.grad is not None)
 
 
-def test_a_condition_given_to_all_leaves_no_parameter_without_a_gradient():
+def test_the_null_condition_has_a_gradient_if_all_samples_have_conditions():
     net = make(cond_dim=4).train()
     net(noise(), T, cond=torch.randn(2, 4)).sum().backward()
-    assert net.null_cond_emb.grad is not None  # a distributed wrapper waits for it
+    assert net.null_cond_emb.grad is not None  # DistributedDataParallel waits for it
 
 
-def test_the_frequencies_are_computed_and_stay_in_float32():
+def test_the_frequencies_are_not_stored_and_remain_in_float32():
     net = make()
     assert not any(name.endswith("freqs") for name in net.state_dict())
     net.half().to(torch.float64)
@@ -320,7 +320,7 @@ def test_the_frequencies_are_computed_and_stay_in_float32():
 @torch.no_grad()
 @pytest.mark.parametrize("block_norm", ["group", "rms"])
 @pytest.mark.parametrize("conv", ["full", "factorised"])
-def test_autocast_stays_near_float32(conv, block_norm):
+def test_autocast_is_close_to_float32(conv, block_norm):
     net, x, cond = make(conv=conv, block_norm=block_norm, cond_dim=4), noise(), torch.randn(2, 4)
     expected = net(x, T, cond=cond, focus_present_mask=FIRST)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -333,24 +333,24 @@ def test_autocast_stays_near_float32(conv, block_norm):
 
 
 @torch.no_grad()
-def test_the_network_compiles_in_one_piece():
+def test_the_network_compiles_as_one_graph():
     net = make(num_classes=2, self_condition=True, cond_dim=4)
     x = noise()
     inputs = (x, T, torch.tensor([0, 1]), x)
-    told = {"cond": torch.randn(2, 4), "null_cond": FIRST, "focus_present_mask": FIRST}
+    options = {"cond": torch.randn(2, 4), "null_cond": FIRST, "focus_present_mask": FIRST}
     compiled = torch.compile(net, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*inputs, **told), net(*inputs, **told))
+    torch.testing.assert_close(compiled(*inputs, **options), net(*inputs, **options))
 
 
 @pytest.mark.parametrize(
-    ("options", "inputs", "said"),
+    ("options", "inputs", "message"),
     [
-        ({}, {"y": T}, "the network has no classes, but labels y were given"),
+        ({}, {"y": T}, "the network has no classes; call it without labels y"),
         ({"num_classes": 3}, {}, r"the network has 3 classes and needs labels y of shape \(B,\)"),
-        ({}, {"x_self_cond": noise()}, "x_self_cond was given to a network without"),
+        ({}, {"x_self_cond": noise()}, "x_self_cond requires a network with self_condition"),
         ({}, {"x": torch.zeros(2, 3, 3, 4, 5)}, r"size \(3, 4, 5\), not a multiple of \(1, 2, 2\)"),
-        ({}, {"cond": torch.zeros(2, 4)}, "a condition was given to a network without cond_dim"),
-        ({}, {"null_cond": BOTH}, "a condition was given to a network without cond_dim"),
+        ({}, {"cond": torch.zeros(2, 4)}, "a condition requires a network with cond_dim"),
+        ({}, {"null_cond": BOTH}, "a condition requires a network with cond_dim"),
         (
             {"cond_dim": 4},
             {"cond": torch.zeros(1, 4)},
@@ -368,8 +368,8 @@ def test_the_network_compiles_in_one_piece():
         ),
     ],
 )
-def test_wrong_inputs(options, inputs, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_inputs(options, inputs, message):
+    with pytest.raises(ValueError, match=message):
         make(**options)(**{"x": noise(), "t": T, **inputs})
 
 
@@ -389,40 +389,40 @@ def test_wrong_inputs(options, inputs, said):
         (
             {"dim_mults": (1, 2, 4), "size": (7, 6, 8)},
             "dim_mults=[1,2,4]: 3 levels halve the size 2 times, but 6x8 is not divisible by 4; "
-            "bring the data's size to a multiple of 4, shorten dim_mults or set pad=true",
+            "resize the data to a multiple of 4, shorten dim_mults or set pad=true",
         ),
         ({"dim_mults": ()}, "dim_mults=[]: needs at least one entry"),
         ({"attn_heads": 0}, "attn_heads=0: must be greater than zero"),
         ({"attn_dim_head": 0}, "attn_dim_head=0: must be greater than zero"),
         ({"cond_dim": 0}, "cond_dim=0: must be greater than zero"),
-        ({"init_kernel_size": 4}, "init_kernel_size=4: needs a middle: choose an odd number"),
-        ({"init_kernel_size": -1}, "init_kernel_size=-1: needs a middle: choose an odd number"),
-        ({"dim": 2}, "dim=2: is the width of the timestep's embedding too; use 4 or more"),
+        ({"init_kernel_size": 4}, "init_kernel_size=4: must be odd"),
+        ({"init_kernel_size": -1}, "init_kernel_size=-1: must be odd"),
+        ({"dim": 2}, "dim=2: is also the width of the time embedding; use 4 or more"),
         (
             {"prob_focus_present": 1.5},
-            "prob_focus_present=1.5: is a probability: choose from 0 to 1",
+            "prob_focus_present=1.5: must be a probability, from 0 to 1",
         ),
         (
             {"cond_dim": 4, "null_cond_prob": -0.1},
-            "null_cond_prob=-0.1: is a probability: choose from 0 to 1",
+            "null_cond_prob=-0.1: must be a probability, from 0 to 1",
         ),
         (
             {"null_cond_prob": 0.1},
-            "null_cond_prob=0.1: there are no conditions to forget; set cond_dim or leave it 0",
+            "null_cond_prob=0.1: requires conditions; set cond_dim or use 0",
         ),
         (
             {"dim": 12, "block_norm": "group"},
-            "dim=12: a level has 12 channels, which 8 groups do not divide; make dim a multiple "
+            "dim=12: a level has 12 channels, not divisible into 8 groups; make dim a multiple "
             "of 8, lower resnet_groups or set block_norm=rms",
         ),
         (
             {"init_dim": 12, "block_norm": "group"},
-            "init_dim=12: a level has 12 channels, which 8 groups do not divide; make init_dim a "
+            "init_dim=12: a level has 12 channels, not divisible into 8 groups; make init_dim a "
             "multiple of 8, lower resnet_groups or set block_norm=rms",
         ),
     ],
 )
-def test_error_lines(options, line):
+def test_error_messages(options, line):
     with pytest.raises(ConfigError) as error:
         make(**options)
     assert str(error.value) == line
