@@ -90,7 +90,7 @@ def test_every_option_of_the_loss_is_held_or_free():
     """Names in the lists are options that exist."""
     import yaml
 
-    from ddpm.cli.configs import config_dir
+    from ddpm.config.location import config_dir
 
     known = {
         f"{group}.{option}"

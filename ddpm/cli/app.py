@@ -13,7 +13,7 @@ from typing import Any
 
 from ddpm import streams
 from ddpm.cli import explaining, invocation
-from ddpm.cli.configs import usage
+from ddpm.cli.usage import usage
 from ddpm.config import values
 from ddpm.config.location import config_dir
 from ddpm.errors import ConfigError, Stopped
@@ -41,7 +41,7 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
         try:
             with StopSignal(last=True):  # from the start: also while Hydra and torch are loaded
                 if {"-h", "--help"} & set(sys.argv[1:]):
-                    print(usage(config_name))
+                    print(usage(config_name, sys.argv[1:]))
                 else:
                     _compose(config_name, command)
         except Stopped as stopped:

@@ -12,7 +12,7 @@ import yaml
 
 from ddpm import instantiate, synonyms
 from ddpm.cli import explaining
-from ddpm.cli.configs import config_dir
+from ddpm.config.location import config_dir
 from ddpm.errors import ConfigError
 from ddpm.interop.take import take
 from ddpm.training.checkpoint import nearest_run

@@ -1,67 +1,155 @@
-"""--help: at once, and complete."""
+"""--help: complete, and printed at once."""
 
 import re
 import subprocess
 import sys
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from ddpm.cli.app import config_dir
+from ddpm.cli.usage import usage
+from ddpm.config.comments import Groups, Option, read
+from ddpm.config.location import config_dir
 
-COMMANDS = {
+GROUPS = {
     "train": [
-        *("data", "diffusion", "evaluation", "model", "objective"),
-        *("sampler", "schedule", "timesteps", "trainer"),
+        *("data", "model", "schedule", "objective", "timesteps", "diffusion", "sampler"),
+        *("trainer", "evaluation"),
     ],
     "sample": ["sampler"],
     "interpolate": ["sampler"],
-    "evaluate": ["extractor", "sampler"],
-    "import": ["data", "diffusion", "objective", "schedule", "timesteps"],
+    "evaluate": ["sampler", "extractor"],
+    "import": ["schedule", "objective", "diffusion", "timesteps", "data"],
     "export": [],
 }
+FILES = sorted(path for path in config_dir().glob("*/*.yaml") if "for_data" not in path.parent.name)
 
 
-def lines_of(name):
-    return (config_dir() / f"{name}.yaml").read_text().splitlines()
+def words(text):
+    """Text without line breaks and repeated spaces."""
+    return " ".join(text.split())
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_tells_groups_choices_and_options(command, name, flag):
+@pytest.mark.parametrize("name", GROUPS)
+def test_help_lists_groups_choices_and_options(command, name, flag):
     ended = command(name, "seed=1", flag)
     assert ended.status == 0 and ended.err == ""
-    told = ended.out.splitlines()
-    assert told[0].startswith(f"usage: ddpm-{name} ")
-    groups = [line.strip().partition("=") for line in told if re.match(r"  \w+=", line)]
-    assert [group for group, _, _ in groups] == COMMANDS[name]
-    for group, _, choices in groups:
+    assert ended.out.startswith(f"usage: ddpm-{name} ")
+    root = read(config_dir() / f"{name}.yaml")
+    assert [group.key for group in root.groups] == GROUPS[name]
+    for group in GROUPS[name]:
         files = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
-        assert choices.split("|") == files
-    options = [line for line in lines_of(name) if re.match(r"[a-z_]+: \S", line)]
-    assert len(options) >= 6
-    for line in options:
-        assert f"  {line}" in told, "an option, or its comment, is not told"
-    for line in lines_of(name):
-        if line.startswith("# "):
-            assert line.removeprefix("# ") in told
+        assert re.search(rf"^  {group}=\S+ +{re.escape('|'.join(files))}", ended.out, re.MULTILINE)
+    for line in root.about:
+        assert line in ended.out
+    assert len(root.options) >= 6
+    for key, default, comment in root.options:
+        default, comment = (
+            ("...", f"required; {comment}") if default == "???" else (default, comment)
+        )
+        assert f" {key}={default} {comment} " in words(ended.out)
+    assert max(map(len, ended.out.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_has_a_word_of_explanation_or_a_telling_name(name):
-    bare = {
-        line.partition(":")[0]
-        for line in lines_of(name)
-        if re.match(r"[a-z_]+: \S", line) and "#" not in line
-    }
-    assert bare <= {"num_samples"}
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_help_has_the_options_of_the_chosen_file(path):
+    group = path.parent.name
+    root = "evaluate" if group == "extractor" else "train"
+    shown = words(usage(root, [f"{group}={path.stem}"]))
+    for key, _, comment in read(path).options:
+        assert f" {group}.{key}" in shown and comment in shown
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+def test_groups_of_a_group_are_shown():
+    shown = words(usage("train"))
+    assert " sampler@evaluation.sampler=ddim ddim|ddpm " in shown
+    assert " extractor@evaluation.extractor=auto auto|clip|" in shown
+
+
+def test_defaults_for_the_data_are_shown():
+    assert "\n  trainer.max_steps=1000 trainer.batch_size=64 " in usage("train")
+    assert "model.model_channels=32" in usage("train", ["model=iddpm_unet"])
+    assert "other defaults" not in usage("train", ["data=cifar"])
+
+
+@pytest.mark.parametrize("flag", [["--config-dir", "{}"], ["-cd", "{}"], ["--config-dir={}"]])
+def test_groups_of_the_user(tmp_path, flag):
+    (tmp_path / "sampler").mkdir()
+    (tmp_path / "sampler/mine.yaml").write_text(
+        "# A sampler of mine.\ndefaults:\n  - ddim\n  - _self_\n_target_: mine.Mine\n"
+        "eta: 0.5\nkind: a  # a or b,\n         # on two lines\n"
+    )
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/one.yaml").write_text("# @package _global_\nseed: 1\n")
+    shown = usage("sample", [each.format(tmp_path) for each in flag] + ["sampler=mine"])
+    assert "  sampler=mine                ddim|ddpm|mine\n" in shown
+    assert "  +experiment=...             one\n" in shown
+    assert "\nsampler=mine: A sampler of mine\n" in shown
+    assert "  sampler.kind=a              a or b, on two lines\n" in shown
+    (eta,) = [
+        each for each in read(config_dir() / "sampler/ddim.yaml").options if each.key == "eta"
+    ]
+    assert f"  sampler.eta=0.5             {eta.comment}\n" in shown
+    assert "sampler.spacing=uniform" in shown
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_every_option_of_a_command_has_a_comment(name):
+    assert all(each.comment for each in read(config_dir() / f"{name}.yaml").options)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_comments_of_a_group_name_all_choices(path):
+    """An option with a fixed set of values has all of them in its comment."""
+    from hydra.utils import get_object
+
+    target = re.search(r"^_target_: (\S+)", path.read_text(), re.MULTILINE)
+    file = read(path)
+    assert file.about and all(each.comment for each in file.options)
+    made = get_object(target[1]) if target else None
+    hints = get_type_hints(made.__init__ if isinstance(made, type) else made) if made else {}
+    for option in file.options:
+        for choice in choices_of(hints.get(option.key)):
+            assert re.search(rf"\b{re.escape(choice)}", option.comment), (option.key, choice)
+
+
+def choices_of(hint):
+    if get_origin(hint) is Literal:
+        return [str(each) for each in get_args(hint) if isinstance(each, str)]
+    return [choice for each in get_args(hint) for choice in choices_of(each)]
+
+
+def test_options_are_read_with_whole_comments(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "# About this,\n# and that.\nhydra:\n  sweep:\n    dir: x  # not an option\n\n"
+        'defaults:\n  - data: digits  # why\n  - base\n\nfirst: "no"  # one, # and\n   # two\n'
+        "pair: {a: 1, b: [2]}\nlist: [1, 2]\nempty: {}\nouter:  # of all\n"
+        "  inner:\n    x: 1  # deep\nlast: 1.0e-4 # close\n"
+    )
+    file = read(tmp_path / "a.yaml")
+    assert file.about == ["About this,", "and that."]
+    assert file.groups == [Option("data", "digits", "why")] and file.bases == []
+    assert file.options == [
+        Option("first", "no", "one, # and two"),
+        Option("pair.a", "1", ""),
+        Option("pair.b", "[2]", ""),
+        Option("list", "[1, 2]", ""),
+        Option("empty", "{}", ""),
+        Option("outer", "", "of all"),
+        Option("outer.inner", "", ""),
+        Option("outer.inner.x", "1", "deep"),
+        Option("last", "1.0e-4", "close"),
+    ]
+    assert Groups().read("data", "unknown").options == []
+
+
+@pytest.mark.parametrize("name", GROUPS)
 def test_help_does_not_wait_for_torch(name):
     module = {"import": "importing", "export": "exporting"}.get(name, name)
     code = (
         f"import sys; sys.argv = ['x', '--help']; from ddpm.cli import {module}; {module}.main(); "
         "print('loaded', [m for m in ('torch', 'hydra', 'numpy') if m in sys.modules])"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.splitlines()[-1] == "loaded []"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "loaded []"

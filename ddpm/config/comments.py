@@ -1,0 +1,149 @@
+"""Options of the config files, with the comments that explain them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from ddpm.config.location import config_dir
+
+_OPTION = re.compile(
+    r"""(?P<indent>\ *)(?P<key>[\w.]+):
+        (?:\s+(?P<value>"[^"]*"|\[[^\]]*\]|\{[^}]*\}|[^\s#][^#]*?))?
+        \s*(?:\#\s?(?P<comment>.*))?""",
+    re.VERBOSE,
+)
+_ENTRY = re.compile(
+    r"""\ *-\ (?P<kind>optional\ |override\ )?(?P<group>[^\s:\#]+)
+        (?::\ *(?P<choice>[^\s\#]+))?\s*(?:\#\s?(?P<comment>.*))?""",
+    re.VERBOSE,
+)
+
+
+class Option(NamedTuple):
+    """Option of a config file, or config group.
+
+    Attributes:
+        key: path within the file, such as ``condition.channels``; the name of a group.
+        default: text of the value in the file, without quotes; empty for the name of a section.
+        comment: whole comment, also where it covers several lines of the file.
+    """
+
+    key: str
+    default: str
+    comment: str
+
+
+@dataclass
+class ConfigFile:
+    """Contents of a config file, as far as users type them.
+
+    Attributes:
+        about: comment at the top, by lines.
+        groups: entries of the defaults list that select a choice of a group.
+        optional: the same, of entries that need not exist.
+        bases: names of the files of the same group that this one extends.
+        options: in the order of the file.
+    """
+
+    about: list[str] = field(default_factory=list)
+    groups: list[Option] = field(default_factory=list)
+    optional: list[Option] = field(default_factory=list)
+    bases: list[str] = field(default_factory=list)
+    options: list[Option] = field(default_factory=list)
+
+
+def read(path: Path) -> ConfigFile:
+    """Return the options of a config file with their comments."""
+    result, sections = ConfigFile(), [(0, "")]
+    for line in _joined(path.read_text(encoding="utf-8").splitlines()):
+        if line.startswith("#"):
+            about = line.removeprefix("#").removeprefix(" ")
+            result.about += [] if about.startswith("@package") else [about]
+        elif sections[0][1] == "defaults" and (entry := _ENTRY.fullmatch(line)):
+            _add_entry(result, entry)
+        elif match := _OPTION.fullmatch(line):
+            indent, key, value = len(match["indent"]), match["key"], match["value"] or ""
+            sections = [each for each in sections if each[0] < indent] + [(indent, key)]
+            names = [name for _, name in sections]
+            comment = (match["comment"] or "").strip()
+            if key == "_target_":
+                result.about += [comment] if comment else []
+            elif names[0] not in ("hydra", "defaults"):
+                result.options += _options(".".join(names), value, comment)
+    return result
+
+
+def _joined(lines: Iterable[str]) -> list[str]:
+    """Append an indented line that is only a comment to the line that it continues."""
+    result: list[str] = []
+    for line in lines:
+        if result and line.startswith(" ") and line.lstrip().startswith("#"):
+            result[-1] += f" {line.strip(' #')}"
+        else:
+            result.append(line)
+    return result
+
+
+def _add_entry(file: ConfigFile, entry: re.Match[str]) -> None:
+    """Add an entry of the defaults list."""
+    group, choice = entry["group"], entry["choice"]
+    if choice is None:
+        file.bases += [] if group in ("_self_", "base") else [group]
+    elif entry["kind"] != "override ":
+        option = Option(group, choice, (entry["comment"] or "").strip())
+        (file.optional if entry["kind"] else file.groups).append(option)
+
+
+def _options(key: str, value: str, comment: str) -> Iterator[Option]:
+    """Yield the option of a line, or those of a mapping on one line."""
+    inner = re.findall(r"(\w+): *([^,}]+)", value) if value.startswith("{") else []
+    for name, text in [(f"{key}.{name}", text) for name, text in inner] or [(key, value)]:
+        yield Option(name, text.strip('"'), comment)
+
+
+class Groups:
+    """Config groups of the bundled folder and of others.
+
+    Args:
+        folders: to search after the bundled one.
+    """
+
+    def __init__(self, folders: Sequence[Path] = ()) -> None:
+        self.folders = [config_dir(), *folders]
+
+    def choices(self, group: str) -> list[str]:
+        """Return the names of the files of a group, such as ``sampler`` or ``/sampler@x.y``."""
+        name = group.partition("@")[0].strip("/")
+        return sorted({path.stem for each in self.folders for path in (each / name).glob("*.yaml")})
+
+    def added(self) -> list[str]:
+        """Return the groups that the bundled folder does not have."""
+        paths = [path for each in self.folders[1:] if each.is_dir() for path in each.iterdir()]
+        new = {path.name for path in paths if not (self.folders[0] / path.name).is_dir()}
+        return sorted(name for name in new if self.choices(name))
+
+    def read(self, group: str, choice: str) -> ConfigFile:
+        """Return a choice with what it takes from the files that it extends."""
+        paths = (each / group / f"{choice}.yaml" for each in self.folders)
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            return ConfigFile()
+        result = read(path)
+        for base in result.bases:
+            other = self.read(group, base) if base != choice else ConfigFile()
+            result.groups = other.groups + result.groups
+            result.options = _merged(other.options, result.options)
+        return result
+
+
+def _merged(base: list[Option], own: list[Option]) -> list[Option]:
+    """Return the options of both, with the defaults of ``own``, and comments of ``base`` else."""
+    merged = {option.key: option for option in base}
+    for key, default, comment in own:
+        old = merged.get(key)
+        merged[key] = Option(key, default, comment or (old.comment if old is not None else ""))
+    return list(merged.values())
