@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from ddpm import generation, instantiate
 from ddpm.cli.app import config_dir
 from ddpm.distributed import devices
+from ddpm.training.loop import TrainingLoop
 from ddpm.training.run import Run
 
 CONFIGS = config_dir()
@@ -99,7 +100,7 @@ def test_two_steps_and_samples(tmp_path, files, model, objective, schedule):
     before = [p.clone() for p in trainer.network.parameters()]
     run = Run(tmp_path / "run")
     run.create("")
-    loss = trainer.fit(run, {"config": config, **facts.state()})
+    loss = TrainingLoop(trainer, run, {"config": config, **facts.state()}).train()
     assert np.isfinite(loss) and trainer.step == 2
     assert any(
         not torch.equal(p, q) for p, q in zip(before, trainer.network.parameters(), strict=True)
@@ -158,7 +159,7 @@ def test_every_option_trains(tmp_path, options, model):
     trainer, facts, _ = built(config)
     run = Run(tmp_path / "run")
     run.create("")
-    assert np.isfinite(trainer.fit(run, {"config": config, **facts.state()}))
+    assert np.isfinite(TrainingLoop(trainer, run, {"config": config, **facts.state()}).train())
 
 
 # A choice that is a variant of another one's class.

@@ -265,6 +265,7 @@ def _fit(
     from ddpm import __version__
     from ddpm.cli.previews import Previews
     from ddpm.config import paths
+    from ddpm.training.loop import TrainingLoop
 
     accelerator, config = training.accelerator, planned.config
     previews = Previews(walk, training.diffusion, facts, accelerator, seed=config["seed"], run=run)
@@ -279,7 +280,7 @@ def _fit(
     }
     if validation is not None:
         validation.ready()
-    training.fit(run, header, previews, validation, stop=stop)
+    TrainingLoop(training, run, header, previews, validation, stop=stop).train()
 
 
 def _result(run: Run, training: Trainer) -> float | None:

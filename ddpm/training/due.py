@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from accelerate.utils import broadcast_object_list
 
 from ddpm.training.run import Run
-
-if TYPE_CHECKING:
-    from ddpm.training.trainer import Trainer
+from ddpm.training.trainer import Trainer
 
 Shown = Literal["preview", "evaluation"]
 PREVIEW_EVERY = 5000  # steps, where the user sets no interval

@@ -19,27 +19,26 @@ _TOLD = 3
 
 
 def gathered(
-    accelerator: Accelerator,
-    seen: Sequence[tuple[Tensor, Tensor, Tensor | None]],
-    indices: Sequence[int],
+    accelerator: Accelerator, t: Tensor, losses: Tensor, indices: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """The samples of a batch with their step t and loss, on every process.
+    """Return the samples of a batch with their timestep and loss, on every process.
 
     Args:
         accelerator: whose processes trained on the batch.
-        seen: steps t (B,), losses (B,) and weights of each micro-batch of this process.
+        t: timesteps (M, B) of the micro-batches of this process.
+        losses: loss per sample (M, B).
         indices: of the samples of the whole batch, in the order of the feed: micro-batch by
             micro-batch, in each process by process.
     """
-    mine = torch.stack([torch.stack([t.double(), loss.double()], dim=1) for t, loss, _ in seen])
+    mine = torch.stack([t.double(), losses.double()], dim=2)
     everyone = accelerator.gather(mine)
     assert isinstance(everyone, Tensor)
-    world, micro = accelerator.num_processes, len(seen)
+    world, micro = accelerator.num_processes, len(losses)
     ordered = everyone.reshape(world, micro, -1, 2).transpose(0, 1).reshape(-1, 2).tolist()
     size = len(ordered) // (world * micro)
     return [
-        {"sample": index, "t": int(t), "loss": loss, "process": place // size % world}
-        for place, (index, (t, loss)) in enumerate(zip(indices, ordered, strict=True))
+        {"sample": index, "t": int(step), "loss": loss, "process": place // size % world}
+        for place, (index, (step, loss)) in enumerate(zip(indices, ordered, strict=True))
     ]
 
 

@@ -1,4 +1,4 @@
-"""Training from a step to the last one: what falls due between the steps."""
+"""The training loop: steps with logs, checkpoints, previews and evaluations between them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
 
 from ddpm.console import duration, note, progress, warn
 from ddpm.distributed.consensus import Agreed, agree
@@ -33,26 +32,9 @@ from ddpm.training.retention import prune
 from ddpm.training.run import Run
 from ddpm.training.saving import Saver
 from ddpm.training.slowdown import Slowdown
-
-if TYPE_CHECKING:
-    from ddpm.training.trainer import Trainer
+from ddpm.training.trainer import GradientDecision, StepResult, Trainer
 
 _SCALER_SKIPS = 100  # in a row: far more than a loss scale can be halved
-
-
-class Verdict(NamedTuple):
-    """What becomes of a gradient.
-
-    Attributes:
-        use: the optimizer gets it.
-        counts: the learning rate and the average go on by a step.
-    """
-
-    use: bool
-    counts: bool
-
-
-Judge = Callable[[Tensor], Verdict]
 
 
 class Evaluated(NamedTuple):
@@ -69,21 +51,21 @@ class Evaluated(NamedTuple):
 
 # Measures the averaged weights, on every process; now and then, on each as often, it asks whether
 # to stop, and gives None if it did.
-Evaluate = Callable[["Trainer", Stopping], Evaluated | None]
+Evaluate = Callable[[Trainer, Stopping], Evaluated | None]
 # Draws samples with them; asks in the same way, and raises GivenUpError if it stopped.
-Preview = Callable[["Trainer", Stopping], None]
+Preview = Callable[[Trainer, Stopping], None]
 
 
-class Loop:
-    """Takes a trainer's steps; logs, writes checkpoints, draws previews, and stops when told to.
+class TrainingLoop:
+    """Trains up to ``max_steps``: logs, writes checkpoints, draws previews, evaluates.
 
     Args:
-        trainer: takes the steps.
-        run: where results go; only the main process writes.
-        header: what a checkpoint says of itself, without its step.
-        preview: draws samples; called on every process.
-        evaluate: measures; called on every process.
-        stop: looked at after each step.
+        trainer: computes and applies the gradients.
+        run: run folder for the results; only the main process writes.
+        header: metadata of the checkpoints, without their step.
+        preview: see :data:`Preview`; called on every process.
+        evaluate: see :data:`Evaluate`; called on every process.
+        stop: checked after each step; a checkpoint is written before training stops.
     """
 
     def __init__(
@@ -91,15 +73,16 @@ class Loop:
         trainer: Trainer,
         run: Run,
         header: dict[str, Any],
-        preview: Preview | None,
-        evaluate: Evaluate | None,
-        stop: StopSignal,
+        preview: Preview | None = None,
+        evaluate: Evaluate | None = None,
+        *,
+        stop: StopSignal | None = None,
     ) -> None:
         self.trainer, self.run, self.header = trainer, run, header
         self.preview = preview if preview_interval(trainer) else None
         self.evaluate = evaluate if trainer.evaluate_every else None
-        self.accelerator, self.stop = trainer.accelerator, stop
-        self.stopping = AgreedStopping(trainer.accelerator, stop)
+        self.accelerator, self.stop = trainer.accelerator, StopSignal() if stop is None else stop
+        self.stopping = AgreedStopping(trainer.accelerator, self.stop)
         self.saved = trainer.step  # there is a checkpoint of, or is about to be
         self.owed: set[Shown] = set()  # what is due at this step and not done yet
         self.has_skipped = False  # a preview, to keep within its share of the time
@@ -110,8 +93,14 @@ class Loop:
         self.agreed = Agreed(finite=True, stop=False, failed=False)
         self.metrics: dict[str, Any] = {}
 
-    def run_all(self) -> float:
-        """Train to the last step; returns the last logged loss. See ``Trainer.fit``."""
+    def train(self) -> float:
+        """Train to the last step and return the last logged loss.
+
+        Raises:
+            ConfigError: a gradient is not finite, and nothing of it has been applied; the
+                checkpoints cannot be written.
+            Stopped: a process received a signal, and all have stopped at the same step.
+        """
         try:
             with self.stop.deferred():
                 self._steps()
@@ -141,13 +130,13 @@ class Loop:
         self._show_and_measure()
         with progress(last, "training", "step", initial=done, shown=main) as bar:
             while trainer.step < last and not self.agreed.stop:
-                norm = trainer.take_step(batches, self._judge)
-                for t, losses, weights in trainer.seen:
-                    self.meter.add(losses, t, weights)
+                result = trainer.accumulate_gradient(batches)
+                trainer.apply_gradient(self._decide(result))
+                self.meter.add(result.losses, result.t, result.weights)
                 bar.update()
                 self.slowdown.tick()
                 if self._due(trainer.log_every):
-                    self._log(norm)
+                    self._log(float(result.norm))
                     bar.set_postfix_str(self._speed(), refresh=False)
                 self.owed = self._scheduled()
                 decisive = "evaluation" in self.owed and self._follows_evaluation()
@@ -206,21 +195,20 @@ class Loop:
         if "evaluation" in self.owed and not self.agreed.stop:
             self._evaluate()
 
-    def _judge(self, norm: Tensor) -> Verdict:
-        """What becomes of a gradient of this norm: the same on every process.
+    def _decide(self, result: StepResult) -> GradientDecision:
+        """Return what to do with a gradient, the same on every process.
 
-        One that is not finite goes to the scaler of fp16, which skips the step itself and lowers
-        its scale; it is stopped when that has not helped for long.
+        A gradient that is not finite goes to the scaler of fp16, which skips the step itself and
+        lowers its scale. Training ends after many such steps in a row.
 
         Raises:
             ConfigError: a gradient that is not finite; checkpoints that cannot be written.
         """
         trainer, error = self.trainer, self.saver.error()
-        told = self.stop.received is not None
         self.agreed = agree(
             self.accelerator,
-            norm,
-            stop=told,
+            result.norm,
+            stop=self.stop.received is not None,
             failed=error is not None,
             save=self.save_timer.is_due(),
         )
@@ -228,22 +216,21 @@ class Loop:
             self._tell(error)
             raise error or _elsewhere()
         if self.agreed.finite:
-            return Verdict(use=True, counts=True)
+            return GradientDecision(use=True, counts=True)
         if self.accelerator.scaler is not None and trainer.skipped < _SCALER_SKIPS:
-            return Verdict(use=True, counts=False)
+            return GradientDecision(use=True, counts=False)
         if trainer.on_nonfinite == "skip" and trainer.skipped < trainer.max_skips:
             # A scaler skips by itself, and has to: it takes no second gradient before it has.
-            return Verdict(use=self.accelerator.scaler is not None, counts=False)
+            return GradientDecision(use=self.accelerator.scaler is not None, counts=False)
         self.saver.wait()
-        raise self._nonfinite()
+        raise self._nonfinite(result)
 
-    def _nonfinite(self) -> ConfigError:
-        """The error of a gradient that is not finite, which all processes raise alike."""
+    def _nonfinite(self, result: StepResult) -> ConfigError:
+        """Return the error of a gradient that is not finite, the same on every process."""
         trainer, step = self.trainer, self.trainer.step + 1
         items = trainer.feed.order.items(trainer.samples, trainer.batch_size)
-        samples = gradient_check.gathered(
-            self.accelerator, trainer.seen, [index for index, _ in items]
-        )
+        indices = [index for index, _ in items]
+        samples = gradient_check.gathered(self.accelerator, result.t, result.losses, indices)
         details = ""
         if self.accelerator.is_main_process:
             with self.run.forgiving("the list of its samples"):
@@ -259,14 +246,14 @@ class Loop:
         )
         return ConfigError("trainer.lr", trainer.lr, problem)
 
-    def _log(self, norm: Tensor) -> None:
+    def _log(self, norm: float) -> None:
         """Write one line of metrics.jsonl."""
         trainer, scaler = self.trainer, self.accelerator.scaler
         record = {
             "step": trainer.step,
             "samples": trainer.samples,
             **self.meter.read(),
-            "grad_norm": float(norm),
+            "grad_norm": norm,
             "lr": trainer.learning_rate(max(trainer.num_updates - 1, 0)),
             "ema_decay": trainer.ema.decay,
             "skipped": trainer.num_skipped,

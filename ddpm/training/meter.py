@@ -35,9 +35,9 @@ class Meter:
         self.began, self.counted = time.perf_counter(), 0
 
     def add(self, losses: Tensor, t: Tensor, weights: Tensor | None = None) -> None:
-        """Take the losses (B,) of steps t (B,), with the importance weights of those steps."""
-        quarter = t * 4 // self.num_steps
-        share = torch.ones_like(losses) if weights is None else weights
+        """Add losses of timesteps t, with importance weights; all are of the same shape."""
+        losses, quarter = losses.flatten(), t.flatten() * 4 // self.num_steps
+        share = torch.ones_like(losses) if weights is None else weights.flatten()
         both = torch.stack([losses.double() * share, share.double()])
         both = both.where(losses.isfinite(), 0.0)  # those are counted as skipped steps
         self.sums.index_add_(1, quarter, both)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -16,13 +17,11 @@ from ddpm.distributed.devices import Precision
 from ddpm.errors import require
 from ddpm.memory import is_out_of_memory
 from ddpm.seeding import For, mix
-from ddpm.signals import StopSignal
 from ddpm.training.buffers import buffers_restored
 from ddpm.training.checkpoint import Checkpoint, damaged
 from ddpm.training.ema import EMA
 from ddpm.training.feed import Batch, Feed
 from ddpm.training.gradient_check import OnNonfinite
-from ddpm.training.loop import Evaluate, Judge, Loop, Preview, Verdict
 from ddpm.training.meter import LOGGED
 from ddpm.training.optimizer import (
     Decay,
@@ -33,8 +32,36 @@ from ddpm.training.optimizer import (
     warmup_steps,
 )
 from ddpm.training.pace import Pace
-from ddpm.training.run import Run
 from ddpm.training.trackers import Trackers
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Gradient norm and losses of a step, on this process in M micro-batches of B samples.
+
+    Attributes:
+        norm: norm of the gradient over all processes, before clipping, ().
+        t: timesteps (M, B).
+        losses: loss per sample (M, B).
+        weights: importance weights of the timesteps (M, B); None without importance sampling.
+    """
+
+    norm: Tensor
+    t: Tensor
+    losses: Tensor
+    weights: Tensor | None
+
+
+class GradientDecision(NamedTuple):
+    """Use of a gradient.
+
+    Attributes:
+        use: pass it to the optimizer.
+        counts: advance the learning rate and the moving average by a step.
+    """
+
+    use: bool
+    counts: bool
 
 
 class Trainer:
@@ -48,7 +75,6 @@ class Trainer:
         samples: how many samples they took, the position in the stream of the data.
         num_updates: steps that were taken: the learning rate and the average follow these.
         skipped, num_skipped: steps in a row that were skipped just now, and in all.
-        seen: steps t (B,), losses (B,) and importance weights of the last step's micro-batches.
 
     Args:
         model: the bare network, on the CPU.
@@ -195,7 +221,6 @@ class Trainer:
         self.timesteps = Uniform(diffusion.num_steps) if timesteps is None else timesteps
         self.step = self.samples = self.num_updates = 0
         self.skipped = self.num_skipped = 0
-        self.seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self.feed = Feed(
             data,
             seed=seed,
@@ -227,32 +252,6 @@ class Trainer:
         """Optimizer steps of the warm-up."""
         return warmup_steps(self.max_steps) if self.lr_warmup is None else self.lr_warmup
 
-    def fit(
-        self,
-        run: Run,
-        header: dict[str, Any],
-        preview: Preview | None = None,
-        evaluate: Evaluate | None = None,
-        *,
-        stop: StopSignal | None = None,
-    ) -> float:
-        """Train up to ``max_steps``; returns the last logged loss.
-
-        Args:
-            run: where results go; only the main process writes.
-            header: what a checkpoint says of itself, without its step.
-            preview: see :class:`Preview`; called on every process.
-            evaluate: see :class:`Evaluate`; called on every process.
-            stop: looked at after each step; a checkpoint is written before training stops.
-
-        Raises:
-            ConfigError: a gradient that is not finite, before it reaches the weights; checkpoints
-                that cannot be written.
-            Stopped: some process was told to, and all have stopped at the same step.
-        """
-        told = StopSignal() if stop is None else stop
-        return Loop(self, run, header, preview, evaluate, told).run_all()
-
     def settle(self, batch: Batch) -> None:
         """Have gradients of several processes added up as in every later step.
 
@@ -276,43 +275,46 @@ class Trainer:
         trained = (each for each in self.network.parameters() if each.requires_grad)
         return torch.autograd.grad(loss, list(trained), allow_unused=True)
 
-    def take_step(self, batches: Iterator[Batch], judge: Judge) -> Tensor:
-        """One batch, in its micro-batches; returns the norm of the gradient before clipping.
+    def accumulate_gradient(self, batches: Iterator[Batch]) -> StepResult:
+        """Compute and clip the gradient of one optimizer step; :meth:`apply_gradient` comes next.
 
         Args:
-            batches: of this process, from :attr:`samples` on.
-            judge: told the norm, says what to do with the gradient.
+            batches: micro-batches of this process, from position :attr:`samples` on.
         """
-        accelerator, optimizer = self.accelerator, self.optimizer
-        for group in optimizer.param_groups:
+        accelerator, norm = self.accelerator, torch.zeros(())
+        for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.num_updates)
-        norm, verdict = torch.zeros(()), Verdict(use=True, counts=True)
-        self.seen.clear()
+        steps, all_losses, all_weights = [], [], []
         for micro in range(self.accumulate):
             with accelerator.accumulate(self.model):
                 losses, t, weights = self._losses(next(batches), micro)
                 accelerator.backward((losses if weights is None else losses * weights).mean())
-                self.seen.append((t, losses.detach(), weights))
+                steps.append(t)
+                all_losses.append(losses.detach())
+                all_weights += [] if weights is None else [weights]
                 if self.timesteps.learns:
                     self.timesteps.update(*self._of_all_processes(t, losses.detach()))
                 if accelerator.sync_gradients:
                     limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
-                    found = accelerator.clip_grad_norm_(self.network.parameters(), limit)
-                    norm = torch.as_tensor(found)
-                    verdict = judge(norm)
-                if verdict.use:
-                    optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                    clipped = accelerator.clip_grad_norm_(self.network.parameters(), limit)
+                    norm = torch.as_tensor(clipped)
+        weights = torch.stack(all_weights) if all_weights else None
+        return StepResult(norm, torch.stack(steps), torch.stack(all_losses), weights)
+
+    def apply_gradient(self, decision: GradientDecision) -> None:
+        """Finish the optimizer step that :meth:`accumulate_gradient` began."""
+        if decision.use:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         # Not accelerator.optimizer_step_was_skipped: a fused optimizer skips inside its kernel, out
         # of Accelerate's sight.
-        if verdict.counts:
+        if decision.counts:
             self.ema.update()
             self.num_updates += 1
-        self.skipped = 0 if verdict.counts else self.skipped + 1
-        self.num_skipped += not verdict.counts
+        self.skipped = 0 if decision.counts else self.skipped + 1
+        self.num_skipped += not decision.counts
         self.step += 1
         self.samples += self.batch_size
-        return norm
 
     def _of_all_processes(self, *tensors: Tensor) -> list[Tensor]:
         """Tensors (B,) of every process behind one another, the same on each."""

@@ -7,15 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ddpm.training.buffers import buffers_restored
-
-if TYPE_CHECKING:
-    from ddpm.training.trainer import Trainer
+from ddpm.training.trainer import Trainer
 
 MOST_PASSES = 10  # that are counted
 _COPIED = 4_000_000  # numbers: more than caches hold, and little memory

@@ -13,6 +13,7 @@ from ddpm import data, models
 from ddpm import diffusion as d
 from ddpm.distributed import devices
 from ddpm.training import Trainer
+from ddpm.training.loop import TrainingLoop
 from ddpm.training.run import Run
 from scripts.gpu.check import Check, Result, Setting, require
 
@@ -39,7 +40,7 @@ def overflow(setting: Setting) -> Result:
     shutil.rmtree(folder, ignore_errors=True)
     run = Run(folder)
     run.create("{}")
-    training.fit(run, _header())
+    TrainingLoop(training, run, _header()).train()
     records = [r for r in run.metrics() if "loss_scale" in r]
     skipped, scale = training.num_skipped, records[-1]["loss_scale"]
     detail = (

@@ -22,8 +22,8 @@ from ddpm.distributed import devices
 from ddpm.distributed.consensus import agree
 from ddpm.training import Trainer
 from ddpm.training.feed import Batch
-from ddpm.training.loop import Verdict
 from ddpm.training.meter import Meter
+from ddpm.training.trainer import GradientDecision
 from scripts.gpu.check import Check, Result, Setting, SkippedError, require
 from scripts.gpu.improved_style import ImprovedStyle
 from scripts.gpu.machine import MATMUL, peak
@@ -99,13 +99,10 @@ class Steps:
     def take(self, count: int) -> None:
         """Take steps."""
         for _ in range(count):
-            self.trainer.take_step(self.batches, self._judge)
-            for t, losses, weights in self.trainer.seen:
-                self.meter.add(losses, t, weights)
-
-    def _judge(self, norm: Tensor) -> Verdict:
-        agreed = agree(self.trainer.accelerator, norm, stop=False, failed=False)
-        return Verdict(use=agreed.finite, counts=agreed.finite)
+            result = self.trainer.accumulate_gradient(self.batches)
+            agreed = agree(self.trainer.accelerator, result.norm, stop=False, failed=False)
+            self.trainer.apply_gradient(GradientDecision(agreed.finite, agreed.finite))
+            self.meter.add(result.losses, result.t, result.weights)
 
     def timed(self, count: int) -> float:
         """Return the seconds of a step."""

@@ -178,14 +178,14 @@ def test_a_preview_that_is_cut_off_is_made_up_for(command, tiny, interrupted):
 def test_at_the_last_step_a_signal_leaves_the_preview_for_later(command, tiny, monkeypatch):
     from ddpm.training import Trainer
 
-    real = Trainer.take_step
+    real = Trainer.accumulate_gradient
 
-    def take_step(self, *arguments):
+    def accumulate_gradient(self, *arguments):
         if self.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "take_step", take_step)
+    monkeypatch.setattr(Trainer, "accumulate_gradient", accumulate_gradient)
     options = ("name=last", *tiny, *DRAWS, "trainer.max_steps=2")
     ended = command("train", *options)
     assert ended.status == 75 and "stopped at step 2, with a checkpoint" in ended.err

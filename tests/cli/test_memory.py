@@ -58,7 +58,7 @@ BATCH = "use a smaller batch_size (it changes no result), or precision=bf16"
 
 
 def test_training(command, tiny, monkeypatch):
-    monkeypatch.setattr(Trainer, "take_step", cpu)
+    monkeypatch.setattr(Trainer, "accumulate_gradient", cpu)
     ended = command("train", "name=a", *tiny)
     assert (ended.status, ended.line) == (
         1,
@@ -103,9 +103,11 @@ def test_micro_batches_that_are_advised_divide_the_batch(
 def test_the_remedy_works_and_a_checkpoint_is_not_called_damaged(command, tiny, monkeypatch):
     longer = ["name=a", "trainer.max_steps=4", "trainer.checkpoint_every=2"]
     with monkeypatch.context() as patch:
-        step = Trainer.take_step
+        step = Trainer.accumulate_gradient
         patch.setattr(
-            Trainer, "take_step", lambda self, *a: gpu() if self.step == 3 else step(self, *a)
+            Trainer,
+            "accumulate_gradient",
+            lambda self, *a: gpu() if self.step == 3 else step(self, *a),
         )
         assert command("train", *longer, *tiny).status == 1
     with monkeypatch.context() as patch:
@@ -146,7 +148,7 @@ def test_sampling_interpolating_and_evaluating(command, trained, monkeypatch):
 
 def test_the_next_job_of_a_sweep_has_the_memory(command, tiny, monkeypatch):
     """Nothing of a job stays in memory, also of one that ran out of it."""
-    step, networks = Trainer.take_step, []
+    step, networks = Trainer.accumulate_gradient, []
 
     def first_fails(self, *args):
         networks.append(weakref.ref(self.network))
@@ -155,7 +157,7 @@ def test_the_next_job_of_a_sweep_has_the_memory(command, tiny, monkeypatch):
         assert all(each() is None for each in networks[:-1]), "an earlier network is in memory"
         return step(self, *args)
 
-    monkeypatch.setattr(Trainer, "take_step", first_fails)
+    monkeypatch.setattr(Trainer, "accumulate_gradient", first_fails)
     gc.disable()
     try:
         ended = command("train", "-m", "name=s", "seed=0,1,2", "trainer.max_steps=1", *tiny)

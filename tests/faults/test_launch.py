@@ -13,7 +13,7 @@ from PIL import Image
 from ddpm.training import checkpoint
 from tests.cli.conftest import TINY
 from tests.faults.processes import Shell, assert_as, reference, shell
-from tests.training.test_trainer import HEADER, Fit, folder, trainer
+from tests.training.test_trainer import HEADER, Fit, fit, folder, trainer
 
 __all__ = ["reference", "shell"]
 
@@ -160,12 +160,12 @@ def test_sampling_in_two_processes_is_sampling_in_one(shell, reference):
 # the gradient of a batch, however it is cut
 
 
-def fit(place, accumulate):
+def five_steps(place, accumulate):
     """Five steps, with a loss that has no randomness; what came of them, from each process."""
     options = {"batch_size": 16, "max_steps": 5, "lr": 1e-2, "lr_warmup": 3}
     training = trainer(Fit(), accumulate=accumulate, log_every=1, **options)
     run = folder(Path(place))
-    training.fit(run, HEADER)
+    fit(training, run, HEADER)
     # Two processes rehearse a step, so that gradients are added up in the same order ever after.
     seen = [call["x0"] for call in training.diffusion.calls[-5 * accumulate :]]
     found = {"values": training.network.values(), "ema": training.ema.model.values(), "x0": seen}
@@ -174,8 +174,8 @@ def fit(place, accumulate):
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
 def test_the_batch_of_two_processes_is_that_of_one(tmp_path, accumulate):
-    fit(tmp_path / "one", 1)
-    debug_launcher(fit, (str(tmp_path / "two"), accumulate), num_processes=2)
+    five_steps(tmp_path / "one", 1)
+    debug_launcher(five_steps, (str(tmp_path / "two"), accumulate), num_processes=2)
     one = torch.load(tmp_path / "one/rank-0.pt")
     both = [torch.load(tmp_path / f"two/rank-{rank}.pt") for rank in (0, 1)]
     for key in ("values", "ema"):

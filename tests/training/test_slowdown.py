@@ -4,7 +4,7 @@ import pytest
 
 from ddpm.training import slowdown
 from ddpm.training.slowdown import Slowdown
-from tests.training.test_trainer import HEADER, folder, trainer
+from tests.training.test_trainer import HEADER, fit, folder, trainer
 
 
 class Clock:
@@ -108,11 +108,14 @@ def test_the_loop_leaves_out_what_is_no_step(monkeypatch, clock, said, tmp_path,
 
     def run(name, between):
         training = trainer(**{"preview_every": 0, every: between, "max_steps": 20})
-        step, state = training.take_step, training.state
-        training.take_step = lambda *a: (setattr(clock, "now", clock.now + 0.1), step(*a))[1]
+        step, state = training.accumulate_gradient, training.state
+        training.accumulate_gradient = lambda *a: (
+            setattr(clock, "now", clock.now + 0.1),
+            step(*a),
+        )[1]
         training.state = lambda: (hour(), state())[1]
         header = {**HEADER, "threads": 2, "seconds_per_step": 0.1}
-        training.fit(folder(tmp_path / name), header, hour)
+        fit(training, folder(tmp_path / name), header, hour)
 
     run("a", 2)
     assert said == []

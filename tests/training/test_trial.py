@@ -7,9 +7,9 @@ from torch import nn
 from ddpm.diffusion import GaussianDiffusion, PredNoise, cosine
 from ddpm.errors import ConfigError
 from ddpm.training import checkpoint, trial
-from ddpm.training.loop import Verdict
+from ddpm.training.trainer import GradientDecision
 from ddpm.training.trial import median_seconds, seconds_per_step
-from tests.training.test_trainer import HEADER, Fit, Points, folder, trainer
+from tests.training.test_trainer import HEADER, Fit, Points, fit, folder, trainer
 
 CPU = torch.device("cpu")
 
@@ -89,7 +89,8 @@ def test_a_trial_changes_nothing(moment):
     training = trainer(process, Noisy(), accumulate=2, clip_grad_norm=1.0)
     if moment == "between two steps":
         training.network.train()
-        training.take_step(training.feed.batches(0), lambda _: Verdict(use=True, counts=True))
+        training.accumulate_gradient(training.feed.batches(0))
+        training.apply_gradient(GradientDecision(use=True, counts=True))
     if moment == "in eval mode":
         training.network.eval()
     before, mode, seeds = state(training), training.network.training, torch.initial_seed()
@@ -99,7 +100,7 @@ def test_a_trial_changes_nothing(moment):
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(parameter.grad is None for parameter in training.network.parameters())
     assert (training.network.training, torch.initial_seed()) == (mode, seeds)
-    assert (training.samples, training.seen == []) == (8 * training.step, training.step == 0)
+    assert training.samples == 8 * training.step
 
 
 def test_a_run_with_a_trial_has_the_bits_of_one_without(tmp_path):
@@ -109,7 +110,7 @@ def test_a_run_with_a_trial_has_the_bits_of_one_without(tmp_path):
         training = trainer(GaussianDiffusion(cosine(num_steps=4), PredNoise()), Noisy(), lr=0.1)
         if name == "tried":
             seconds_per_step(training, seconds=0.05)
-        training.fit(folder(tmp_path / name), HEADER)
+        fit(training, folder(tmp_path / name), HEADER)
         weights.append(checkpoint.load(checkpoint.listed(tmp_path / name)[0]).weights("ema"))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
