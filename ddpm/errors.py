@@ -1,34 +1,34 @@
-"""The one error that a user's mistake raises, and the one way to be told to stop."""
+"""ConfigError, for errors in a config or in a user's files, and Stopped, for signals."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from copy import copy
+from typing import Self
 
 _DATA = "data."
 
 
-class _Options(dict[str, str]):
-    """Names of options with a prefix."""
-
-    def __init__(self, prefix: str) -> None:
-        super().__init__()
-        self.prefix = prefix
-
-    def __missing__(self, name: str) -> str:
-        return f"{self.prefix}{name}"
+def _with_options(remedy: str, prefix: str) -> str:
+    """Return a remedy whose options in braces have a prefix."""
+    return re.sub(r"\{([a-z_]+)\}", rf"{prefix}\1", remedy)
 
 
 class ConfigError(Exception):
-    """A user's mistake, told in one line: which key or file, its value, and the way out.
-
-    ``key`` is relative to the object that raises it (``dim_mults``); the code that built the
-    object puts its place in the config in front (``model.dim_mults``), see :meth:`under`.
-    ``problem`` says what is wrong and what to do; it is a single line.
+    """An error in the config or in a file that it names: ``key=value: problem; remedy``.
 
     Data sets are also read by commands whose options have other names than those of a data node.
-    Such an error has the solution apart, in ``remedy``, which names options in braces: with
-    ``options`` in front, ``{image_size}`` becomes ``data.image_size``.
+    The remedy of such an error names options in braces: ``{image_size}`` is ``data.image_size``
+    in training and ``image_size`` in :meth:`renamed` errors.
+
+    Attributes:
+        key: the option, or a file. Relative to the object that raises the error (``dim_mults``)
+            until :meth:`under` adds the name of its config node (``model.dim_mults``).
+        value: of the option; None if the message names the key alone.
+        problem: a description of the error. It may end with a remedy that no other module needs.
+        remedy: what to change, or None.
     """
 
     def __init__(
@@ -37,62 +37,87 @@ class ConfigError(Exception):
         value: object,
         problem: str,
         remedy: str | None = None,
-        options: str = _DATA,
+        *,
+        absolute: bool = False,
     ) -> None:
-        super().__init__(key, value, problem, remedy, options)
-        self.key, self.value, self.fault, self.remedy = key, value, problem, remedy
-        self.options = options
-        if remedy is not None:
-            problem = f"{problem}; {remedy.format_map(_Options(options))}"
-        self.problem = problem
+        """Create the error; ``absolute`` keys have the names of their config nodes already."""
+        super().__init__(key, value, problem, remedy)
+        self.key, self.value, self.problem, self.remedy = key, value, problem, remedy
+        self._absolute, self._prefix = absolute, _DATA
 
-    def renamed(self, key: str, value: object) -> ConfigError:
-        """The same mistake where ``key`` stands for the path, and other options for themselves."""
-        remedy = None if self.remedy is None else self.remedy.replace("{path}", f"{{{key}}}")
-        return ConfigError(key, value, self.fault, remedy, "")
+    @property
+    def message(self) -> str:
+        """The problem and the remedy."""
+        if self.remedy is None:
+            return self.problem
+        return f"{self.problem}; {_with_options(self.remedy, self._prefix)}"
 
     def __str__(self) -> str:
-        said = self.key if self.value is None else f"{self.key}={render(self.value)}"
-        return " ".join(f"{said}: {self.problem}".split())
+        subject = self.key if self.value is None else f"{self.key}={render(self.value)}"
+        return " ".join(f"{subject}: {self.message}".split())
 
-    def under(self, prefix: str) -> ConfigError:
-        """The same mistake, with its key seen from one level further up."""
-        options = self.options if self.options == _DATA else f"{prefix}.{self.options}"
-        return ConfigError(f"{prefix}.{self.key}", self.value, self.fault, self.remedy, options)
+    def under(self, prefix: str) -> Self:
+        """Return the error with a config node in front of its key."""
+        if self._absolute:
+            return self
+        error = copy(self)
+        error.key = f"{prefix}.{self.key}"
+        if self._prefix != _DATA:
+            error._prefix = f"{prefix}.{self._prefix}"
+        return error
+
+    def renamed(self, key: str, value: object) -> Self:
+        """Return the error of a command where the option ``key`` holds the path or value.
+
+        In the remedy ``{path}`` becomes ``key``, and other options have no prefix.
+        """
+        error = copy(self)
+        error.key, error.value, error._prefix = key, value, ""
+        if self.remedy is not None:
+            error.remedy = self.remedy.replace("{path}", f"{{{key}}}")
+        return error
+
+    def replaced(self, problem: str, remedy: str | None = None) -> Self:
+        """Return the error of the same option with another description."""
+        error = copy(self)
+        error.problem, error.remedy = problem, remedy
+        return error
 
 
 class Advice(str):
-    """A warning with a remedy, which names options as that of :class:`ConfigError` does."""
+    """A warning with a remedy that names options as that of :class:`ConfigError` does."""
 
     problem: str
     remedy: str
 
-    def __new__(cls, problem: str, remedy: str, options: str = _DATA) -> Advice:
-        """Compose the line."""
-        made = super().__new__(cls, f"{problem}; {remedy.format_map(_Options(options))}")
-        made.problem, made.remedy = problem, remedy
-        return made
+    def __new__(cls, problem: str, remedy: str, prefix: str = _DATA) -> Advice:
+        """Compose the line; ``prefix`` goes before the options."""
+        advice = super().__new__(cls, f"{problem}; {_with_options(remedy, prefix)}")
+        advice.problem, advice.remedy = problem, remedy
+        return advice
 
     def renamed(self) -> Advice:
-        """The same where options stand for themselves."""
+        """Return the warning of a command whose options have no prefix."""
         return Advice(self.problem, self.remedy, "")
 
 
 class Stopped(BaseException):
-    """A signal asked to stop and nothing is lost: exit status 75, "run me again".
+    """A signal stopped the command, and no work is lost: exit status 75 (EX_TEMPFAIL).
 
-    No Exception, so that whoever handles failures, such as Hydra, does not take it for one.
+    It does not derive from Exception, so that Hydra and other handlers of failures let it pass.
     """
 
 
-def require(condition: bool, key: str, value: object, problem: str) -> None:
+def require(
+    condition: bool, key: str, value: object, problem: str, remedy: str | None = None
+) -> None:
     """Raise :class:`ConfigError` unless ``condition`` holds."""
     if not condition:
-        raise ConfigError(key, value, problem)
+        raise ConfigError(key, value, problem, remedy)
 
 
 def render(value: object) -> str:
-    """A value the way it is typed on the command line: ``[1,2]``, ``null``, ``true``."""
+    """Return a value as it is typed on the command line: ``[1,2]``, ``null``, ``true``."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (list, tuple)):
@@ -101,9 +126,9 @@ def render(value: object) -> str:
 
 
 def shortened(names: Iterable[object], most: int = 12, width: int = 24) -> str:
-    """The names in one line; of more than ``most``, the first ones and the last.
+    """Return names in one line; of more than ``most``, the first ones and the last.
 
-    Longer names than ``width`` are cut, and characters that do not print are escaped.
+    Names longer than ``width`` are cut, and characters that are not printable are escaped.
     """
     listed = [str(name) for name in names]
     if len(listed) > most:
@@ -112,12 +137,12 @@ def shortened(names: Iterable[object], most: int = 12, width: int = 24) -> str:
     return ", ".join(n if len(n) <= width else f"{n[: width - 3]}..." for n in printable)
 
 
-def did_you_mean(word: str, known: Iterable[str], *, complete: bool = False) -> str:
-    """``; did you mean 'x'?``, or the known words where none is near.
+def did_you_mean(word: str, choices: Iterable[str], *, complete: bool = False) -> str:
+    """Return ``; did you mean 'x'?``, or the list of choices if none is similar.
 
-    With ``complete`` the known words follow in either case, once.
+    With ``complete`` the list follows in either case.
     """
-    choices = sorted(set(known))
-    every = f" (there are: {', '.join(choices)})" if choices else ""
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    ordered = sorted(set(choices))
+    every = f" (there are: {', '.join(ordered)})" if ordered else ""
+    near = difflib.get_close_matches(word, ordered, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?{every if complete else ''}" if near else every

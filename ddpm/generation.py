@@ -174,7 +174,7 @@ def check_steps(sampler: Sampler, diffusion: GaussianDiffusion, key: str) -> Non
     try:
         first = sampler.timesteps(most - 1)[0][0]
     except ConfigError as error:
-        raise ConfigError(key, steps, error.problem) from error
+        raise error.renamed(key, steps) from error
     problem = (
         f"begins at step {first}, but the schedule leaves no signal at step {most - 1} "
         "(zero_terminal_snr), which is where to begin; take a plain number of steps"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 import types
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, is_dataclass
@@ -176,12 +175,12 @@ def fitted(node: Config, key: str, typed: Collection[str]) -> dict[str, Any]:
         constructor = _exported(target, f"{key}._target_")
     except ConfigError as error:
         if package in _plugins:
-            problem = f"is not in the __all__ of {package}; add it there"
+            problem, remedy = f"is not in the __all__ of {package}", "add it there"
         elif package and (Path(f"{top}.py").is_file() or Path(top).is_dir()):
-            problem = f"{error.problem.partition(';')[0]}; add plugins=[{package}]"
+            problem, remedy = error.problem, f"add plugins=[{package}]"
         else:
             raise
-        raise ConfigError(error.key, error.value, problem) from error
+        raise error.replaced(problem, remedy) from error
     parameters = inspect.signature(constructor).parameters
     # A null may stand for a default of the class that is replaced.
     null = {k for k, p in parameters.items() if p.default is not None and node.get(k) is None}
@@ -365,10 +364,8 @@ def _exported(target: str, key: str) -> Callable[..., Any]:
             found = getattr(module, name)
             if callable(found) and not inspect.isabstract(found):
                 return found
-    problem = (
-        "is not among what ddpm exports; classes of your own come through plugins=[their.module]"
-    )
-    raise ConfigError(key, target, problem)
+    remedy = "classes of your own come through plugins=[their.module]"
+    raise ConfigError(key, target, "is not among what ddpm exports", remedy)
 
 
 @dataclass(frozen=True)
@@ -473,14 +470,8 @@ def diffusion(config: Config, facts: Facts) -> GaussianDiffusion:
     """
     schedule = build(config["schedule"], "schedule")
     objective = build(config["objective"], "objective")
-    try:
-        made: GaussianDiffusion = build(
-            config["diffusion"], "diffusion", schedule, objective, facts.codec.condition_mask
-        )
-    except ConfigError as error:  # a mistake of the schedule that only shows with the objective
-        raise ConfigError(
-            re.sub(r"^diffusion\.(?=schedule\.)", "", error.key), error.value, error.problem
-        ) from error
+    mask = facts.codec.condition_mask
+    made: GaussianDiffusion = build(config["diffusion"], "diffusion", schedule, objective, mask)
     if made.label_dropout > 0 and facts.num_classes is None:
         problem = "there are no labels to drop; add data.class_cond=true, or leave it at 0"
         raise ConfigError("diffusion.label_dropout", made.label_dropout, problem)
@@ -519,7 +510,7 @@ def sampler(node: Config, steps: Steps | list[int] = None) -> Sampler:
     except ConfigError as error:
         if steps is None or error.key != "sampler.steps":
             raise
-        raise ConfigError("steps", steps, error.problem) from error
+        raise error.renamed("steps", steps) from error
 
 
 def extractor(node: Config, shape: tuple[int, ...]) -> Extractor:
@@ -564,7 +555,7 @@ def trained(
         model = network(found.config, facts, process)
         model.load_state_dict(found.weights(weights))
     except KeyError as error:
-        problem = f"its config has no {error}; take another checkpoint"
+        problem = f"its config has no {error}; use another checkpoint"
         raise ConfigError("ckpt", str(found.folder), problem) from error
     except RuntimeError as error:
         if is_out_of_memory(error):

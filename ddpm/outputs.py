@@ -270,7 +270,7 @@ class OutputFolder:
             if error.key not in ("path", "out") or not written.is_relative_to(self.aside):
                 raise
             place = self.path / written.relative_to(self.aside)
-            raise ConfigError("out", str(place), error.problem) from error
+            raise error.renamed("out", str(place)) from error
 
     def has_files(self) -> bool:
         """Return True if the folder holds a file that is in the record."""

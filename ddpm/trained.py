@@ -47,7 +47,7 @@ def _checked(function: Function) -> Function:
             except ConfigError as error:
                 if isinstance(value, str | int | float | list | tuple | None):
                     raise
-                raise ConfigError(name, type(value).__name__, error.problem) from error
+                raise error.renamed(name, type(value).__name__) from error
         return function(*bound.args, **bound.kwargs)
 
     return cast(Function, checked)

@@ -1,4 +1,4 @@
-"""The one error: one line, as it is typed on a command line."""
+"""Errors in the config: one line with the option as it is typed on a command line."""
 
 import pickle
 
@@ -26,19 +26,29 @@ def test_render(value, text):
 
 
 def test_the_line():
-    error = ConfigError("dim", 7, "must be\n   even;  take 8")
-    assert str(error) == "dim=7: must be even; take 8"
-    assert str(error.under("model").under("a")) == "a.model.dim=7: must be even; take 8"
+    error = ConfigError("dim", 7, "must be\n   even", "use  8")
+    assert str(error) == "dim=7: must be even; use 8"
+    assert str(error.under("model").under("a")) == "a.model.dim=7: must be even; use 8"
     assert str(ConfigError("dim", None, "is missing")) == "dim: is missing"
     assert str(ConfigError("dim", 0, "is zero")) == "dim=0: is zero"
 
 
-def test_require():
-    require(True, "a", 1, "never told")
+def test_the_parts_of_an_error_are_data():
+    require(True, "a", 1, "not raised")
     with pytest.raises(ConfigError) as caught:
-        require(False, "a", [1, None], "no")
-    assert (caught.value.key, caught.value.value, caught.value.problem) == ("a", [1, None], "no")
-    assert str(caught.value) == "a=[1,null]: no"
+        require(False, "a", [1, None], "is wrong", "use 2")
+    error = caught.value
+    assert (error.key, error.value, error.problem) == ("a", [1, None], "is wrong")
+    assert (error.remedy, error.message) == ("use 2", "is wrong; use 2")
+    assert str(error) == "a=[1,null]: is wrong; use 2"
+    changed = error.replaced("is absent", "add it").under("b")
+    assert str(changed) == "b.a=[1,null]: is absent; add it" and error.problem == "is wrong"
+
+
+def test_an_absolute_key_keeps_its_name():
+    error = ConfigError("schedule.snr", True, "leaves no signal", absolute=True)
+    assert str(error.under("diffusion")) == "schedule.snr=true: leaves no signal"
+    assert str(pickle.loads(pickle.dumps(error)).under("diffusion")) == str(error)
 
 
 @pytest.mark.parametrize(

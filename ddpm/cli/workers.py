@@ -299,4 +299,4 @@ class WorkerError(ConfigError):
         super().__init__("", None, line)
 
     def __str__(self) -> str:
-        return self.problem
+        return self.message

@@ -125,7 +125,7 @@ def _obtain(root: Path, folder: Path, download: bool) -> None:
     archive = root / published.filename
     if not download and not archive.is_file():
         remedy = f"set data.download=true, or put {published.base_folder} there"
-        raise ConfigError("path", str(root), f"no CIFAR-10 in {root}; {remedy}")
+        raise ConfigError("path", str(root), f"no CIFAR-10 in {root}", remedy)
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = locked(root / ".cifar-10.lock", lambda: note(f"waiting for CIFAR-10 in {root}"))
@@ -134,15 +134,15 @@ def _obtain(root: Path, folder: Path, download: bool) -> None:
                 return
             if not (archive.is_file() and _md5(archive) == published.tgz_md5):
                 if not download:
-                    problem = "is damaged (MD5 sum); remove it, or set data.download=true"
-                    raise ConfigError("path", str(archive), problem)
+                    remedy = "remove it, or set data.download=true"
+                    raise ConfigError("path", str(archive), "is damaged (MD5 sum)", remedy)
                 archive = _downloaded(aside / "archive", root)
             _extract(archive, aside / "files")
             os.replace(aside / "files", folder)
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
         remedy = "set data.path to a folder for CIFAR-10 that can be written"
-        raise ConfigError("path", str(root), f"{problem}; {remedy}") from error
+        raise ConfigError("path", str(root), problem, remedy) from error
 
 
 @contextmanager
@@ -176,9 +176,11 @@ def _downloaded(target: Path, root: Path) -> Path:
             raise ValueError(f"{target.stat().st_size} of {size} bytes, with another MD5 sum")
     except Exception as error:  # no network, no space, an answer that is cut short: any error
         reason = " ".join(str(getattr(error, "reason", error)).split())
-        remedy = f"download {published.filename} from {_PAGE} on another machine, put it in {root}"
-        problem = f"the download failed ({reason}); {remedy} and run this again"
-        raise ConfigError("download", True, problem) from error
+        remedy = (
+            f"download {published.filename} from {_PAGE} on another machine, put it in {root} and "
+            "run this again"
+        )
+        raise ConfigError("download", True, f"the download failed ({reason})", remedy) from error
     return target
 
 

@@ -91,7 +91,7 @@ class VideoFile:
             try:
                 return cls(path, timeline=timeline(durations_ms, fps, path))
             except ConfigError as error:
-                raise ConfigError("path", path, error.fault, "save a shorter one") from error
+                raise ConfigError("path", path, error.problem, "save a shorter one") from error
         inside = [
             name for name in find_files(path, SUFFIXES, "frames").files if not os.path.dirname(name)
         ]

@@ -94,7 +94,7 @@ class GaussianDiffusion:
                 "leaves no signal at the last step, where the noise says nothing of x0 (Lin et al. "
                 "2023); take objective=pred_v or pred_x0"
             )
-            raise ConfigError("schedule.zero_terminal_snr", True, problem)
+            raise ConfigError("schedule.zero_terminal_snr", True, problem, absolute=True)
         self.schedule, self.objective, self.given = schedule, objective, Given(mask)
         self.variance: Variance = variance
         self.loss_kind, self.vlb_weight, self.bin_width = loss, vlb_weight, bin_width

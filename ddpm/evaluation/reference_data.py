@@ -81,9 +81,9 @@ class Against:
         try:
             return instantiate.splits({"data": node}), node
         except ConfigError as error:
-            problem = f"cannot be read ({error.key}: {error.problem.partition(';')[0]})"
+            problem = f"cannot be read ({error.key}: {error.problem})"
             remedy = "give a folder or an .npz of its images"
-            raise ConfigError("reference", self.named, f"{problem}; {remedy}") from error
+            raise ConfigError("reference", self.named, problem, remedy) from error
 
     def _part(self, name: str, *, group: bool) -> tuple[Dataset, dict[str, Any]]:
         """A part of the data, and what to say of it."""

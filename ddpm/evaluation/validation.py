@@ -139,5 +139,5 @@ def _under_evaluation() -> Iterator[None]:
         if error.key.startswith(("trainer.", "data.")):
             raise
         key = "sampler.steps" if error.key == "steps" else error.key
-        same = ConfigError(key, error.value, error.fault, error.remedy, error.options)
-        raise same.under("evaluation") from error
+        error.key = key
+        raise error.under("evaluation") from error

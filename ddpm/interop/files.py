@@ -128,4 +128,4 @@ def write(path: Path, content: bytes | Mapping[str, Any]) -> None:
             else:
                 torch.save(dict(content), aside)
     except ConfigError as error:
-        raise ConfigError("out", str(path), error.problem) from error
+        raise error.renamed("out", str(path)) from error

@@ -66,7 +66,7 @@ def take(
         kwargs = original.express(described)
     except ConfigError as error:
         value = format if error.key == "format" else error.value
-        raise ConfigError(error.key, value, error.problem) from None
+        raise error.renamed(error.key, value) from None
     network = described.build()
     theirs = {each: _theirs(original, network, state) for each, state in weights.items()}
     back = original.describe(bind(format, original.defaults, kwargs), theirs[which])

@@ -189,10 +189,8 @@ def load(folder: Path, *, whole: bool = True) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(folder, f"its {MANIFEST} cannot be read") from error
     if version != FORMAT:
-        problem = (
-            f"is of format {version}, this ddpm reads format {FORMAT}; install the ddpm it is of"
-        )
-        raise ConfigError("ckpt", str(folder), problem)
+        problem = f"has format {version}, but this version of ddpm reads format {FORMAT}"
+        raise ConfigError("ckpt", str(folder), problem, "use the version of ddpm that wrote it")
     for name in (CONFIG, *([STATE] if whole else []), *WEIGHTS.values()):
         if not (folder / name).is_file() or name not in files:
             raise damaged(folder, f"{name} is missing")
@@ -226,7 +224,7 @@ def newest(run: Path, warn: Callable[[str], None], *, whole: bool = True) -> Che
         except ConfigError as error:
             if folder == folders[-1]:
                 raise
-            warn(f"{folder}: {error.problem.partition('; ')[0]}; taking the one before")
+            warn(f"{folder}: {error.problem}; taking the one before")
     return None
 
 
@@ -299,8 +297,8 @@ def read_json(path: Path) -> Any:
 
 
 def damaged(folder: Path, reason: str) -> ConfigError:
-    """The mistake of a checkpoint that cannot be used."""
-    return ConfigError("ckpt", str(folder), f"is damaged: {reason}; take another checkpoint")
+    """Return the error of a checkpoint that cannot be used."""
+    return ConfigError("ckpt", str(folder), f"is damaged: {reason}", "use another checkpoint")
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

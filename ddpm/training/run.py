@@ -132,7 +132,7 @@ class Run:
             yield
         except (OSError, ConfigError) as error:
             if what not in self._refused:
-                reason = error.strerror if isinstance(error, OSError) else error.problem
+                reason = error.strerror if isinstance(error, OSError) else error.message
                 space = free_space(self.path)
                 warn(f"{self.path}: {what} cannot be written ({space}): {reason}; it goes on")
             self._refused.add(what)
@@ -266,7 +266,7 @@ def appearing(parent: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise unwritable(parent, error) from error
         if isinstance(error, ConfigError):  # it names files in the folder that is gone
-            raise ConfigError("out", str(parent), error.problem) from error
+            raise error.renamed("out", str(parent)) from error
         raise
 
 

@@ -220,7 +220,7 @@ def test_truncated_checkpoints(command, trained, name, length):
         )
         / name
     )
-    reason = f"is damaged: {name} is not what was written; take another checkpoint"
+    reason = f"is damaged: {name} is not what was written; use another checkpoint"
     if name == "state.pt":  # only resuming needs it
         assert command("sample", f"ckpt={trained}", "steps=2", "num_samples=1").status == 0
         ended = command("train", f"resume={trained}", "trainer.max_steps=3")
@@ -238,7 +238,9 @@ def test_a_checkpoint_of_another_version(command, trained):
 
     damaged(trained, change)
     ended = command("sample", f"ckpt={trained}")
-    assert ended.status == 1 and "is of format 99, this ddpm reads format 1" in ended.line
+    assert (
+        ended.status == 1 and "has format 99, but this version of ddpm reads format 1" in ended.line
+    )
 
 
 def test_checkpoints_that_are_not_there(command, run):

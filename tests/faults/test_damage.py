@@ -112,7 +112,7 @@ def test_all_bad_is_an_error_and_no_fresh_start(again):
     assert ended.status == 1
     assert ended.line == (
         "ddpm-train: ckpt=outputs/x/checkpoints/step-00000010: is damaged: state.pt is missing; "
-        "take another checkpoint"
+        "use another checkpoint"
     )
     after = {path: path.stat().st_mtime_ns for path in RUN.rglob("*") if path.name != ".lock"}
     assert after.items() <= before.items() and len(after) >= len(before) - 1

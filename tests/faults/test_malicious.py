@@ -67,7 +67,7 @@ def forge(name, content):
 
 
 def damaged(reason):
-    return f"ckpt={STEP}: is damaged: {reason}; take another checkpoint"
+    return f"ckpt={STEP}: is damaged: {reason}; use another checkpoint"
 
 
 def snapshot():

@@ -209,7 +209,7 @@ def test_another_format_is_told(tmp_path):
     folder = write(tmp_path, 1)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
-    with pytest.raises(ConfigError, match="is of format 2, this ddpm reads format 1"):
+    with pytest.raises(ConfigError, match="has format 2, but this version of ddpm reads format 1"):
         checkpoint.load(folder)
 
 
