@@ -65,7 +65,8 @@ def check_files(wheel: Path) -> None:
     sources = {
         file.relative_to(ROOT).as_posix()
         for folder in ("ddpm", "hydra_plugins")
-        for file in (ROOT / folder).rglob("*.py")
+        for pattern in ("*.py", "*.j2", "*.css")
+        for file in (ROOT / folder).rglob(pattern)
     }
     configs = {
         f"ddpm/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / "configs").rglob("*.yaml")

@@ -26,8 +26,8 @@ from ddpm.evaluation.options import answers
 from ddpm.files import UNREADABLE
 from ddpm.instantiate import completed_if_known
 from ddpm.outputs import JOB_RECORD, OutputFolder
-from ddpm.report.pages import Report, incomparable, write_comparison
-from ddpm.report.tables import aligned
+from ddpm.report.pages import Report, comparability_warnings, write_comparison
+from ddpm.report.run_table import Column, as_text, metric_columns
 from ddpm.training import checkpoint
 from ddpm.training.run import Run
 
@@ -107,7 +107,7 @@ class Comparison:
         asked = self.todo.measure.metrics[0]
         metric = next(m.name for m in reports[0].metrics if answers(m.provenance["metric"], asked))
         ranked = write_comparison(folder.aside / "report.html", reports, sort_by=metric)
-        for warning in incomparable(reports):
+        for warning in comparability_warnings(reports):
             warn(warning)
         echo(_table(ranked))
         echo(f"done: {folder.path} (report.html)")
@@ -180,10 +180,7 @@ def _read_back(folder: Path, trained: Trained) -> Report:
 
 
 def _table(ranked: Sequence[Report]) -> str:
-    """Runs and their numbers, best first."""
-    names = list(dict.fromkeys(m.name for report in ranked for m in report.metrics))
-    rows = [["run", "step", *names]]
-    for report in ranked:
-        values = {m.name: f"{m.value:.5g}" for m in report.metrics}
-        rows.append([report.run, str(report.step), *(values.get(name, "-") for name in names)])
-    return aligned(rows)
+    """Return the steps and metrics of runs as text, best first."""
+    runs = Column("run", [report.run for report in ranked])
+    steps = Column("step", [report.step for report in ranked])
+    return as_text([runs, steps, *metric_columns([report.metrics for report in ranked])])

@@ -1,36 +1,71 @@
-"""``report.html``: what was measured of a run, or of several, in one file that needs no other."""
+"""``report.html``: the results of one run, or of several, as a single file."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from ddpm import comparable
 from ddpm.errors import ConfigError, did_you_mean, render, require
 from ddpm.files import replacing
-from ddpm.metrics.results import Metric
+from ddpm.metrics.results import BoundCurve, Metric, Neighbour
 from ddpm.nested import flat
-from ddpm.report.html import escaped, number, page, picture
-from ddpm.report.parts import (
-    SIGNS,
-    Report,
-    arrow,
-    at_step,
-    counted,
-    figure,
-    heading,
-    lines,
-    sections,
-    warned,
-)
+from ddpm.report import figures
+from ddpm.report.numbers import number
+from ddpm.report.run_table import all_keys, differing_keys, metric_columns, option_columns
 
-# How a number was measured: where these differ, two numbers cannot be compared. What else its
-# provenance tells, such as the sampler, is what a comparison may be about.
+# The part of a metric's provenance in which comparable values agree. The rest, such as the sampler,
+# may be the subject of a comparison.
 MEASURED = ("num_samples", "reference", "extractor", "resize", "bound_steps")
-_QUARTERS = tuple(f"_q{quarter}" for quarter in range(4))  # of t: their mean stands for them
-_MISSING = object()
+_QUARTERS = tuple(f"_q{quarter}" for quarter in range(4))  # of t: their mean represents them
+# Control characters and surrogates (of file names that cannot be decoded): invalid in HTML.
+_INVALID = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Content of the page of one run; parts that are empty or None are left out.
+
+    Attributes:
+        title: of the page.
+        run: name of the run.
+        step: of the checkpoint.
+        metrics: in the order of the table.
+        warnings: sentences.
+        config: nested.
+        provenance: nested; of the report as a whole.
+        samples: a grid.
+        seed: of the samples; with equal seeds, samples of several runs are comparable one by one.
+        neighbours: samples beside the nearest images.
+        near: name of the images among which these were found.
+        loss: (step, loss), oldest first.
+        curves: further curves by name: (step, value).
+        bound: the variational bound over t.
+        trajectory: frames from noise to data.
+    """
+
+    title: str
+    run: str
+    step: int | None = None
+    metrics: Sequence[Metric] = ()
+    warnings: Sequence[str] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    samples: Image.Image | None = None
+    seed: int | None = None
+    neighbours: Sequence[Neighbour] | None = None
+    near: str = "the training data"
+    loss: figures.Points = ()
+    curves: Mapping[str, figures.Points] = field(default_factory=dict)
+    bound: BoundCurve | None = None
+    trajectory: Sequence[Image.Image] | None = None
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -39,9 +74,7 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         ConfigError: ``path`` cannot be written.
     """
-    top = heading("h1", report.title, report.run, *at_step(report))
-    parts = [top, *sections(report, "run", "h2")]
-    _write(path, page(report.title, parts))
+    _write(path, report.title, [_run(report, "run")])
 
 
 def write_comparison(
@@ -56,160 +89,167 @@ def write_comparison(
     Args:
         path: of the page.
         reports: at least one.
-        title: what the page is called.
-        sort_by: name of a metric; default the first one. Runs without it come last.
+        title: of the page.
+        sort_by: name of a metric, the first one by default. Runs without it are at the end.
 
     Returns:
         The reports, best first.
 
     Raises:
-        ConfigError: there is no run, or none has the metric, or ``path`` cannot be written.
+        ConfigError: ``reports`` is empty, no run has the metric, or ``path`` cannot be written.
     """
     require(len(reports) > 0, "runs", list(reports), "names no run; name one or more")
-    metrics = {m.name: m for report in reports for m in reversed(report.metrics)}
-    names = list(dict.fromkeys(m.name for report in reports for m in report.metrics))
-    if sort_by is not None and sort_by not in names:
-        problem = f"is no metric of these runs{did_you_mean(sort_by, names)}"
+    columns = {column.name: column for column in metric_columns([r.metrics for r in reports])}
+    if sort_by is not None and sort_by not in columns:
+        problem = f"is not a metric of these runs{did_you_mean(sort_by, columns)}"
         raise ConfigError("sort_by", sort_by, problem)
-    chosen = sort_by if sort_by is not None else next(iter(names), None)
-    ranked = list(reports) if chosen is None else sorted(reports, key=_order(metrics[chosen]))
-    parts = [
-        heading("h1", title, counted(len(ranked), "run")),
-        warned(incomparable(ranked)),
-        _table(ranked, [metrics[name] for name in names], chosen),
-        _side_by_side(ranked),
-    ]
-    for place, report in enumerate(ranked, 1):
-        top = heading("h2", report.run, report.title, *at_step(report))
-        parts.append(f'<section id="run-{place}">\n{top}')
-        parts += [*sections(report, f"run-{place}", "h3"), "</section>"]
-    _write(path, page(title, parts, wide=True))
+    sort_by = next(iter(columns), None) if sort_by is None else sort_by
+    ranked = list(reports)
+    if sort_by is not None:
+        ranked.sort(key=_rank(sort_by, columns[sort_by].higher_is_better))
+    by_name = {column.name: column for column in metric_columns([r.metrics for r in ranked])}
+    comparison = {
+        "warnings": comparability_warnings(ranked),
+        "metrics": [by_name[name] for name in columns],  # in the order in which reports came
+        "options": option_columns([flat(report.config) for report in ranked], missing="–"),
+        "sort_by": sort_by,
+        "seeds": [report.seed for report in ranked if report.samples is not None],
+    }
+    runs = [_run(report, f"run-{place}") for place, report in enumerate(ranked, 1)]
+    _write(path, title, runs, comparison)
     return ranked
 
 
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
-
-
-def _order(metric: Metric) -> Callable[[Report], tuple[bool, float]]:
-    """A key to sort reports by: the best first, those without a finite value last."""
+def _rank(name: str, higher_is_better: bool) -> Callable[[Report], tuple[bool, float]]:
+    """Return a key that sorts reports by a metric, best first, those without finite value last."""
 
     def key(report: Report) -> tuple[bool, float]:
-        found = _found(report, metric.name)
-        if found is None or not math.isfinite(found.value):
+        value = next((m.value for m in report.metrics if m.name == name), math.nan)
+        if not math.isfinite(value):
             return True, 0.0
-        return False, -found.value if metric.higher_is_better else found.value
+        return False, -value if higher_is_better else value
 
     return key
 
 
-def _found(report: Report, name: str) -> Metric | None:
-    return next((metric for metric in report.metrics if metric.name == name), None)
-
-
-def incomparable(reports: Sequence[Report]) -> list[str]:
-    """What to know before metrics are compared: which were not measured the same way."""
-    names = list(dict.fromkeys(m.name for report in reports for m in report.metrics))
-    blamed: dict[str, list[str]] = {}
+def comparability_warnings(reports: Sequence[Report]) -> list[str]:
+    """Return a sentence per reason why metrics or losses of several runs are not comparable."""
+    provenances: dict[str, list[dict[str, Any]]] = {}
     kinds: dict[str, set[str]] = {}
-    for metric in (m for report in reports for m in report.metrics):
+    for metric in (metric for report in reports for metric in report.metrics):
+        measured = {key: v for key, v in metric.provenance.items() if key in MEASURED}
+        provenances.setdefault(metric.name, []).append(flat(measured))
         kind = str(metric.provenance.get("metric", metric.name)).removeprefix("val_")
         if not kind.endswith(_QUARTERS):
             kinds.setdefault(kind, set()).add(metric.name)
-    for name in names:
-        found = [one for report in reports if (one := _found(report, name)) is not None]
-        told = [flat({k: v for k, v in one.provenance.items() if k in MEASURED}) for one in found]
-        differ = [key for key in _differing(told) if not key.endswith(".path")]
-        if differ:
-            blamed.setdefault(", ".join(differ), []).append(name)
-    others = [sorted(each) for each in kinds.values() if len(each) > 1]
-    losses = None
+    names_by_keys: dict[str, list[str]] = {}
+    for name in provenances:
+        keys = [key for key in differing_keys(provenances[name]) if not key.endswith(".path")]
+        if keys:
+            names_by_keys.setdefault(", ".join(keys), []).append(name)
+    result = [
+        f"Not comparable: {', '.join(names)}. The runs differ in {keys}."
+        for keys, names in names_by_keys.items()
+    ]
+    mixed = [sorted(names) for names in kinds.values() if len(names) > 1]
+    result += [f"Not comparable with one another: {', '.join(names)}." for names in mixed]
     if "loss" in kinds or any(len(report.loss) for report in reports):
         losses = comparable.warning([report.config for report in reports], "runs")
-    return [
-        f"Not comparable: {', '.join(metrics)}. The runs differ in {keys}."
-        for keys, metrics in blamed.items()
-    ] + [
-        *(f"Not comparable with one another: {', '.join(each)}." for each in others),
-        *([] if losses is None else [losses]),
-    ]
+        result += [] if losses is None else [losses]
+    return result
 
 
-def _differing(mappings: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys that not all have with one value, in the order of appearance."""
-    keys = dict.fromkeys(key for mapping in mappings for key in mapping)
-    every = {key: [mapping.get(key, _MISSING) for mapping in mappings] for key in keys}
-    return [key for key, values in every.items() if any(v != values[0] for v in values)]
+def _run(report: Report, prefix: str) -> dict[str, Any]:
+    """Return a report with what the template needs beside it; ``prefix`` makes ids unique."""
+    neighbours = sorted(report.neighbours or (), key=lambda pair: pair.distance)
+    bound = report.bound if report.bound is not None and len(report.bound.steps) else None
+    return {
+        "report": report,
+        "neighbours": neighbours,
+        "median": statistics.median(n.distance for n in neighbours) if neighbours else None,
+        "curves": _curves(report, prefix),
+        "has_bound": bound is not None,
+        "bound_total": None if bound is None else math.fsum(bound.terms),
+        "bound_svg": "" if bound is None else _bound_svg(bound, prefix),
+    }
 
 
-def _table(ranked: Sequence[Report], metrics: Sequence[Metric], chosen: str | None) -> str:
-    configs = [flat(report.config) for report in ranked]
-    options = _differing(configs)
-    head = [
-        '<th scope="col">run</th>',
-        *(_column(metric, chosen) for metric in metrics),
-        '<th scope="col" class="number">step</th>',
-        *(f'<th scope="col">{escaped(name)}</th>' for name in options),
-    ]
-    rows = []
-    for place, (report, config) in enumerate(zip(ranked, configs, strict=True), 1):
-        found = [_found(report, metric.name) for metric in metrics]
-        cells = [
-            f'<th scope="row"><a href="#run-{place}">{escaped(report.run)}</a></th>',
-            *(_number("–" if one is None else number(one.value, one.error)) for one in found),
-            _number("–" if report.step is None else f"{report.step:,}"),
-            *(_option(config.get(key, _MISSING)) for key in options),
-        ]
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    same = "" if options else " The runs' options do not differ."
-    by = "" if chosen is None else f"Sorted by {escaped(chosen)}, best first. "
-    said = f"{by}{SIGNS}{same}"
-    return (
-        f'<p class="note">{said}</p>\n'
-        '<div class="scrolled" tabindex="0"><table class="comparison">\n'
-        f"<thead><tr>{''.join(head)}</tr></thead>\n<tbody>\n{lines(rows)}\n</tbody></table></div>"
-    )
-
-
-def _column(metric: Metric, chosen: str | None) -> str:
-    order = "descending" if metric.higher_is_better else "ascending"
-    sort = f' aria-sort="{order}"' if metric.name == chosen else ""
-    inside = f"{escaped(metric.name)} {arrow(metric.higher_is_better)}"
-    return f'<th scope="col" class="number"{sort}>{inside}</th>'
-
-
-def _option(value: Any) -> str:
-    return f'<td class="option">{escaped("–" if value is _MISSING else render(value))}</td>'
-
-
-def _number(inside: str) -> str:
-    return f'<td class="number">{inside}</td>'
-
-
-def _side_by_side(ranked: Sequence[Report]) -> str:
-    """The samples of all runs, and whether they are of one seed."""
-    found = [(n, one, one.samples) for n, one in enumerate(ranked, 1)]
-    shown = [(n, one, image) for n, one, image in found if image is not None]
-    if len(shown) < 2:
-        return ""
-    seeds = {one.seed for _, one, _ in shown}
-    figures = [
-        figure(
-            picture(image, f"samples of {one.run}"),
-            f'<a href="#run-{n}">{escaped(one.run)}</a>'
-            + ("" if one.seed is None or len(seeds) == 1 else f", seed {one.seed}"),
+def _curves(report: Report, prefix: str) -> list[dict[str, Any]]:
+    """Return the curves over the optimizer steps that have a finite point."""
+    curves = []
+    for place, (name, points) in enumerate({"loss": report.loss, **report.curves}.items()):
+        shown, note = figures.downsample(points)
+        if not shown:
+            continue
+        values = [y for _, y in shown]
+        svg = figures.curve(
+            shown,
+            prefix=f"{prefix}-c{place}",
+            label=f"{name} over the optimizer steps",
+            x_label="optimizer step",
+            log=min(values) > 0 and max(values) > 4 * min(values),
         )
-        for n, one, image in shown
-    ]
-    alike = len(seeds) == 1 and None not in seeds
-    said = (
-        f"All of seed {shown[0][1].seed}: of runs on one kind of data, pictures at one place "
-        "began with the same noise."
-        if alike
-        else "Not all of one seed: they cannot be compared picture by picture."
+        step, last = points[-1]
+        curves.append({"name": name, "svg": svg, "step": step, "last": float(last), "note": note})
+    return curves
+
+
+def _bound_svg(bound: BoundCurve, prefix: str) -> str:
+    points = zip(bound.steps, bound.terms, bound.errors, strict=True)
+    finite = [(t, y, e) for t, y, e in points if math.isfinite(y) and math.isfinite(e)]
+    if not finite:
+        return ""
+    return figures.curve(
+        [(t, y) for t, y, _ in finite],
+        [e for _, _, e in finite],
+        prefix=f"{prefix}-b",
+        label="bits per dimension over t",
+        x_label="t",
+        log=True,
     )
-    return (
-        f'<h2>Samples side by side</h2>\n<p class="note">{said}</p>\n'
-        f'<div class="beside">\n{lines(figures)}\n</div>'
+
+
+def _summary(provenance: Mapping[str, Any]) -> str:
+    """Return the main facts of a metric's provenance, as the title of the folded rest."""
+    facts = flat(provenance)
+    samples, extractor = facts.get("num_samples"), facts.get("extractor.name")
+    words = [] if samples is None else [f"{samples:,} samples"]
+    words += [] if extractor is None else [f"features: {extractor}"]
+    return "; ".join(words) or "provenance"
+
+
+def _facts(metric: Metric) -> dict[str, Any]:
+    """Return all digits of a metric, and its provenance."""
+    error = {} if metric.error is None else {"error": metric.error}
+    return {"value": metric.value, **error, **metric.provenance}
+
+
+def _write(
+    path: Path,
+    title: str,
+    runs: Sequence[Mapping[str, Any]],
+    comparison: Mapping[str, Any] | None = None,
+) -> None:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.filters |= {
+        "config_value": render,
+        "data_url": figures.data_url,
+        "facts": _facts,
+        "flat": flat,
+        "is_small": figures.is_small,
+        "number": number,
+        "summary": _summary,
+        "thousands": "{:,}".format,
+    }
+    template = environment.get_template("report.html.j2")
+    text = template.render(title=title, runs=runs, comparison=comparison).lstrip()
+    with replacing(path) as aside:
+        aside.write_text(_INVALID.sub("\ufffd", text), encoding="utf-8")

@@ -1,8 +1,7 @@
-"""What the jobs of a sweep came to, read from their folders: a table and a picture."""
+"""Results of the jobs of a sweep, read from their folders: a table and a figure."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import textwrap
@@ -17,27 +16,34 @@ from ddpm.console import warn
 from ddpm.errors import ConfigError
 from ddpm.files import replacing
 from ddpm.outputs import JOB_RECORD, OutputFolder, read_record
-from ddpm.report.tables import aligned
+from ddpm.report import run_table
+from ddpm.report.run_table import Column, as_text, cut, differing_keys, value_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CSV, PICTURE = "sweep.csv", "sweep.png"
-ENDS = ("status", "error", "steps", "loss", "best_loss", "best_step")  # columns behind the options
-NOT_AN_OPTION = "-"  # of a job whose choice of a group does not have the option
-STYLES = ("-", "--", ":", "-.")  # of lines whose losses are comparable
-LEGEND = 20  # curves named in the picture
+RESULTS = ("status", "error", "steps", "loss", "best_loss", "best_step")  # after the options
+NOT_AN_OPTION = "-"  # where the group that a job uses does not have the option
+STYLES = ("-", "--", ":", "-.")  # one per group of comparable losses
+LEGEND = 20  # curves with an entry in the legend
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep, as its folder tells it.
+    """Result of one job of a sweep.
 
     Attributes:
-        points: (step, loss).
-        measured: what was evaluated last while it trained, by name.
-        config: of the run; empty where it did not begin.
+        number: of its folder.
+        options: the ones that differ between jobs, as typed.
+        status: such as ``done`` or ``failed``.
+        error: one line; empty if the job succeeded.
+        folder: of the run.
+        steps: optimizer steps.
+        points: logged losses as (step, loss).
+        measured: the last value of each metric that was evaluated during training.
+        config: of the run; empty if it did not start.
     """
 
     number: int
@@ -52,12 +58,12 @@ class Job:
 
     @property
     def loss(self) -> float | None:
-        """The last loss that was logged."""
+        """Last logged loss, or None."""
         return self.points[-1][1] if self.points else None
 
     @property
     def best(self) -> tuple[int | None, float | None]:
-        """The step of the lowest loss, and that loss."""
+        """Step and value of the lowest logged loss, or (None, None)."""
         finite = [(loss, step) for step, loss in self.points if math.isfinite(loss)]
         if not finite:
             return None, None
@@ -66,13 +72,13 @@ class Job:
 
 
 def records(place: Path) -> list[Path]:
-    """The records of the jobs below a sweep's folder, by number."""
-    found = [path for path in place.glob(f"*/{JOB_RECORD}") if path.parent.name.isdigit()]
-    return sorted(found, key=lambda path: int(path.parent.name))
+    """Return the paths of the job records in the folder of a sweep, by number."""
+    paths = [path for path in place.glob(f"*/{JOB_RECORD}") if path.parent.name.isdigit()]
+    return sorted(paths, key=lambda path: int(path.parent.name))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A job's record; empty where it is missing or damaged."""
+    """Return the content of a job record; empty if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -86,13 +92,13 @@ def is_record(path: Path) -> bool:
 
 
 def write(rows: list[Job], place: Path) -> list[str]:
-    """Write the table and the picture into the folder of a sweep; returns their paths.
+    """Write the table and the figure into the folder of a sweep; return their paths.
 
-    A file of the user's keeps its name, and ours gets a number.
+    A file of the same name that was not written by a sweep stays, and ours gets a numbered name.
     """
     written: list[str] = []
     folder = OutputFolder(place, "train -m")
-    old = folder.command not in read_record(place) and _is_table(place / CSV)  # had no record
+    old = folder.command not in read_record(place) and _is_table(place / CSV)  # older sweeps have no record
     try:
         with folder.naming():
             folder.prepare()
@@ -111,24 +117,23 @@ def write(rows: list[Job], place: Path) -> list[str]:
 
 
 def _is_table(path: Path) -> bool:
-    """Return True if a file begins as the table of a sweep."""
+    """Return True if a file starts with the heading of the table of a sweep."""
     try:
         with path.open(encoding="utf-8") as file:
             head = file.readline(100_000).rstrip("\n").split(",")
     except (OSError, ValueError):
         return False
-    return head[0] == "job" and head[-1] == "folder" and set(ENDS) <= set(head)
+    return head[0] == "job" and head[-1] == "folder" and set(RESULTS) <= set(head)
 
 
 def jobs(place: Path) -> list[Job]:
-    """The jobs of the sweep in a folder, by number, with the options that differ between them."""
-    told = {path: read(path) for path in records(place)}
-    typed = {path: dict(map(_pair, one.get("overrides", []))) for path, one in told.items()}
-    keys = list(dict.fromkeys(key for options in typed.values() for key in options))
-    differ = [key for key in keys if len({options.get(key) for options in typed.values()}) > 1]
+    """Return the jobs of a sweep by number, each with the options that differ between them."""
+    contents = {path: read(path) for path in records(place)}
+    typed = [dict(map(_pair, content.get("overrides", []))) for content in contents.values()]
+    keys = differing_keys(typed)
     return [
-        _job(path, one, {key: typed[path].get(key, NOT_AN_OPTION) for key in differ})
-        for path, one in told.items()
+        _job(path, content, {key: options.get(key, NOT_AN_OPTION) for key in keys})
+        for (path, content), options in zip(contents.items(), typed, strict=True)
     ]
 
 
@@ -138,22 +143,22 @@ def _pair(override: str) -> tuple[str, str]:
     return key, value[1:-1] if quoted else value
 
 
-def _job(record: Path, told: dict[str, Any], options: dict[str, str]) -> Job:
+def _job(record: Path, content: dict[str, Any], options: dict[str, str]) -> Job:
     from ddpm.training import checkpoint
     from ddpm.training.meter import QUARTERS
     from ddpm.training.run import Run
 
-    run = Run(Path(told.get("folder", record.parent)))
-    points = [(one["step"], _number(one["loss"])) for one in run.metrics() if "loss" in one]
+    run = Run(Path(content.get("folder", record.parent)))
+    points = [(row["step"], _number(row["loss"])) for row in run.metrics() if "loss" in row]
     saved = [int(path.name.partition("-")[2]) for path in checkpoint.listed(run.path)[:1]]
     steps = max([0, *saved, *(step for step, _ in points)])
-    status, error = told.get("status", "running"), told.get("error") or ""
-    if status == "running":  # and the launcher has given up waiting
-        status, error = "failed", "killed, or still running: it did not say how it ended"
+    status, error = content.get("status", "running"), content.get("error") or ""
+    if status == "running":  # but the launcher no longer waits for it
+        status, error = "failed", "killed or still running: it recorded no result"
     measured = {
         name: curve[-1][1]
         for name, curve in run.curves().items()
-        if name != "loss" and not name.endswith(QUARTERS)  # those are too many for a table
+        if name != "loss" and not name.endswith(QUARTERS)  # too many for a table
     }
     number = int(record.parent.name)
     config = _config(run.config_file)
@@ -161,7 +166,7 @@ def _job(record: Path, told: dict[str, Any], options: dict[str, str]) -> Job:
 
 
 def _config(file: Path) -> dict[str, Any]:
-    """The complete config of a run; empty where there is none that can be read."""
+    """Return the complete config of a run; empty if it cannot be read."""
     from ddpm.instantiate import completed_if_known, from_yaml
 
     try:
@@ -171,61 +176,63 @@ def _config(file: Path) -> dict[str, Any]:
 
 
 def _number(logged: float | None) -> float:
-    return math.nan if logged is None else float(logged)  # null: it was not finite
+    return math.nan if logged is None else float(logged)  # null is a loss that was not finite
 
 
-def _measured(rows: list[Job]) -> list[str]:
-    """What any of the jobs evaluated."""
-    return list(dict.fromkeys(name for job in rows for name in job.measured))
-
-
-def write_csv(rows: list[Job], path: Path) -> bool:
-    """Write the table, a line a job; always True."""
-    with replacing(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        keys, names = list(rows[0].options), _measured(rows)
-        group = comparable.groups([job.config for job in rows])
-        grouped = max(group) > 1
-        table.writerow(["job", *keys, *ENDS, *names, *(["loss_group"] * grouped), "folder"])
-        for job, own in zip(rows, group, strict=True):
-            step, best = job.best
-            told = (job.status, job.error, job.steps, job.loss, best, step)
-            measured = [job.measured.get(name) for name in names]
-            measured += [own] * grouped
-            table.writerow([job.number, *job.options.values(), *told, *measured, job.folder])
+def write_csv(rows: Sequence[Job], path: Path) -> bool:
+    """Write the table as a CSV file, a line per job; return True."""
+    group = comparable.groups([job.config for job in rows])
+    columns = [
+        Column("job", [job.number for job in rows]),
+        *_options(rows),
+        Column("status", [job.status for job in rows]),
+        Column("error", [job.error for job in rows]),
+        Column("steps", [job.steps for job in rows]),
+        Column("loss", [job.loss for job in rows]),
+        Column("best_loss", [job.best[1] for job in rows]),
+        Column("best_step", [job.best[0] for job in rows]),
+        *value_columns([job.measured for job in rows]),
+        *([Column("loss_group", group)] if max(group) > 1 else []),
+        Column("folder", [job.folder for job in rows]),
+    ]
+    run_table.write_csv(columns, path)
     return True
 
 
-def summary(rows: list[Job]) -> str:
-    """The table in a terminal's width, long values cut."""
-    names = _measured(rows)
-    head = ["job", *rows[0].options, "status", "steps", "loss", "best", "at step", *names, ""]
-    lines = [head]
-    for job in rows:
-        step, best = job.best
-        numbers = [f"{x:.4g}" if x is not None else "-" for x in (job.loss, best)]
-        ends = [job.status, str(job.steps), *numbers, "-" if step is None else str(step)]
-        ends += [f"{job.measured[name]:.4g}" if name in job.measured else "-" for name in names]
-        told = [*(_cut(x, 24) for x in job.options.values()), *ends, _cut(job.error, 60)]
-        lines.append([str(job.number), *told])
+def summary(rows: Sequence[Job]) -> str:
+    """Return the table as text, long values cut, with a warning about losses below it."""
+    columns = [
+        Column("job", [job.number for job in rows]),
+        *_options(rows),
+        Column("status", [job.status for job in rows]),
+        Column("steps", [job.steps for job in rows]),
+        Column("loss", [job.loss for job in rows]),
+        Column("best", [job.best[1] for job in rows]),
+        Column("at step", [job.best[0] for job in rows]),
+        *value_columns([job.measured for job in rows]),
+        Column("", [job.error for job in rows], width=60),
+    ]
     warning = _warning(rows)
-    return aligned(lines) if warning is None else f"{aligned(lines)}\n{warning}"
+    return as_text(columns) if warning is None else f"{as_text(columns)}\n{warning}"
+
+
+def _options(rows: Sequence[Job]) -> list[Column]:
+    return [Column(key, [job.options[key] for job in rows], width=24) for key in rows[0].options]
 
 
 def _warning(rows: Sequence[Job]) -> str | None:
-    """A sentence about losses that are not comparable; None where they are."""
+    """Return a sentence about losses that are not comparable, or None."""
     return comparable.warning([job.config for job in rows if job.points], "jobs")
 
 
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
 def draw(rows: list[Job], path: Path, *, title: str = "") -> bool:
-    """Draw the loss of every job over the steps, named in the order of the last loss.
+    """Draw the loss of each job over the optimizer steps, in the order of the last loss.
 
-    The lines are running means of at most a twentieth of what was logged, since a logged loss is
-    noisy; the legend has the last logged losses. False where no job logged anything.
+    A line is the running mean over a twentieth of the logged losses, since these are noisy. The
+    legend shows the last logged loss.
+
+    Returns:
+        False, without a file, if no job logged a loss.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -249,7 +256,7 @@ def draw(rows: list[Job], path: Path, *, title: str = "") -> bool:
     _describe(axes, title)
     _warn(figure, ranked)
     left_out = len(ranked) - LEGEND
-    legend = "last loss" if left_out <= 0 else f"last loss; {left_out} worse ones not named"
+    legend = "last loss" if left_out <= 0 else f"last loss; {left_out} worse ones omitted"
     figure.legend(loc="outside right upper", fontsize="small", title=legend)
     with replacing(path) as aside:
         figure.savefig(aside, dpi=120, format="png")
@@ -257,21 +264,21 @@ def draw(rows: list[Job], path: Path, *, title: str = "") -> bool:
 
 
 def _describe(axes: Axes, title: str) -> None:
-    """Give the axes their names and their scale."""
+    """Set labels, scale, title and grid of the axes."""
     axes.set(xlabel="optimizer step", ylabel="training loss (running mean)", yscale="log")
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_formatter("{x:g}")  # 0.1, not ten to the -1
+    axes.yaxis.set_major_formatter("{x:g}")  # 0.1 instead of a power of ten
     axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
     axes.set_title(_plain(title))
     axes.grid(alpha=0.3, which="both")
 
 
 def _warn(figure: Figure, rows: Sequence[Job]) -> None:
-    """Write below the picture that its losses are not comparable, if they are not."""
+    """Write a warning below the figure if its losses are not comparable."""
     warning = _warning(rows)
     if warning is not None:
-        said = textwrap.fill(f"{warning} Those of one line style are.", 140)
-        figure.supxlabel(_plain(said), fontsize="medium", color="firebrick")
+        note = textwrap.fill(f"{warning} Those with the same line style are.", 140)
+        figure.supxlabel(_plain(note), fontsize="medium", color="firebrick")
 
 
 def _by_loss(job: Job) -> tuple[bool, float]:
@@ -281,15 +288,15 @@ def _by_loss(job: Job) -> tuple[bool, float]:
 
 def _name(job: Job) -> str:
     options = "".join(f" {key}={value}" for key, value in job.options.items())
-    return _plain(_cut(f"job {job.number}:{options}".rstrip(":"), 60))
+    return _plain(cut(f"job {job.number}:{options}".rstrip(":"), 60))
 
 
 def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # no formulas
+    return text.replace("$", r"\$")  # matplotlib would typeset formulas
 
 
 def _smooth(losses: Sequence[float]) -> list[float]:
-    """The mean of each loss and those before it: as many as a twentieth of them all."""
+    """Return running means: each over the losses before, at most a twentieth of all."""
     width = max(1, len(losses) // 20)
     return [
         sum(part) / len(part)

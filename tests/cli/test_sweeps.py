@@ -344,7 +344,7 @@ def test_the_table_is_by_number_and_shows_what_differs(tmp_path):
     assert (nine.number, nine.loss != nine.loss, nine.best, nine.steps) == (9, True, (1, 2.0), 3)
     assert (ten.number, ten.loss, ten.best, ten.steps) == (10, 2.0, (2, 1.0), 3)
     assert (eleven.status, eleven.steps, eleven.loss) == ("failed", 7, None)
-    assert eleven.error == "killed, or still running: it did not say how it ended"
+    assert eleven.error == "killed or still running: it recorded no result"
     assert (broken.status, broken.folder, broken.best) == ("failed", tmp_path / "12", (None, None))
 
 
@@ -378,7 +378,7 @@ def test_the_picture_names_the_best_twenty_in_their_order(tmp_path, drawn):
     names = [text.get_text() for text in legend.get_texts()]
     order = [n for n in range(24, -1, -1) if n not in (3, 4)][:20]
     assert names == [f"{1 / (1 + n):.4g}  job {n}: trainer.lr={n}" for n in order]
-    assert legend.get_title().get_text() == "last loss; 4 worse ones not named"
+    assert legend.get_title().get_text() == "last loss; 4 worse ones omitted"
     assert axes.lines[0].get_ydata().tolist() == [2.0, 1 / 25]
     assert Image.open(tmp_path / "sweep.png").format == "PNG"
 
@@ -402,7 +402,7 @@ def test_losses_that_are_not_comparable_carry_a_warning(tmp_path, drawn):
     assert "loss_group" not in (tmp_path / "same.csv").read_text()
     assert len(sweep_table.write(jobs, tmp_path)) == 2
     (figure,) = drawn
-    said = f"{warning} Those of one line style are."
+    said = f"{warning} Those with the same line style are."
     assert figure.get_supxlabel().replace("\n", " ") == said
     (axes,) = figure.axes
     assert [line.get_linestyle() for line in axes.lines] == ["-", "--", "-"]  # best first
