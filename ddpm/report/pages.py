@@ -19,7 +19,7 @@ from ddpm.metrics.results import BoundCurve, Metric, Neighbour
 from ddpm.nested import flat
 from ddpm.report import figures
 from ddpm.report.numbers import number
-from ddpm.report.run_table import all_keys, differing_keys, metric_columns, option_columns
+from ddpm.report.run_table import differing_keys, metric_columns, option_columns
 
 # The part of a metric's provenance in which comparable values agree. The rest, such as the sampler,
 # may be the subject of a comparison.

@@ -98,7 +98,8 @@ def write(rows: list[Job], place: Path) -> list[str]:
     """
     written: list[str] = []
     folder = OutputFolder(place, "train -m")
-    old = folder.command not in read_record(place) and _is_table(place / CSV)  # older sweeps have no record
+    no_record = folder.command not in read_record(place)  # as in sweeps of earlier versions
+    old = no_record and _is_table(place / CSV)
     try:
         with folder.naming():
             folder.prepare()
