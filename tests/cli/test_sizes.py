@@ -1,5 +1,6 @@
 """Data of sizes that the original networks refuse, trained without an option for it."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import yaml
 from PIL import Image
 
 from ddpm import instantiate, models
-from ddpm.cli.resuming import _with_numbers
+from ddpm.runs.stored_config import with_numbers
 from ddpm.training import checkpoint
 
 FOLDER = ("data=folder", "data.path=imgs")
@@ -167,7 +168,8 @@ class Other(UNet):
 
 
 @pytest.mark.parametrize(("name", "width"), [("Narrow", {"dim": 8}), ("Other", {"base": 8})])
-def test_networks_of_plugins_have_defaults_of_their_own(command, name, width):
+def test_networks_of_plugins_have_defaults_of_their_own(command, monkeypatch, name, width):
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     pictures(8, 8)
     Path("mine.py").write_text(PLUGIN)
     options = ("name=a", *FOLDER, "plugins=[mine]", f"model._target_=mine.{name}", "device=cpu")
@@ -185,6 +187,6 @@ def test_a_stored_option_that_a_class_of_the_user_s_now_has_by_default_is_kept()
     stored_run = {"model": {"_target_": "mine.Own", "dim": 64}, "trainer": {"lr": 1e-4}}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(instantiate, "_exported", lambda target, key: models.SimpleUNet)
-        assert _with_numbers(asked, stored_run) == {
+        assert with_numbers(asked, stored_run) == {
             "trainer": {"lr": 1e-4}, "model": {**stored_run["model"], "width": 64}
         }  # fmt: skip

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from ddpm import instantiate
-from ddpm.cli import timing
-from ddpm.cli.resuming import Plan
+from ddpm.runs import timing
+from ddpm.runs.plan import Plan
 from ddpm.samplers import DDIM
 from ddpm.training import Trainer, checkpoint
 from tests.training.test_trainer import Fit, trainer

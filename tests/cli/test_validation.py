@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ddpm.cli.train import _result
 from ddpm.evaluation import sample_metrics
+from ddpm.runs.training import _value
 from ddpm.training.run import Run
 from tests.metrics.torch_fidelity_reference import custom
 
@@ -102,9 +102,8 @@ def test_best_follows_the_metric_through_a_resume_and_is_what_a_sweep_is_told(co
     for name in ("a", "b"):
         assert kept(name) == sorted({8, 10, best})
         assert os.readlink(f"outputs/{name}/checkpoints/best") == f"step-{best:08d}"
-    follows = SimpleNamespace(best="fid")
-    assert _result(Run(Path("outputs/a")), follows) == found[best]["fid_9"]
-    last = _result(Run(Path("outputs/a")), SimpleNamespace(best=None))
+    assert _value(Run(Path("outputs/a")), "fid") == found[best]["fid_9"]
+    last = _value(Run(Path("outputs/a")), None)
     assert last == Run(Path("outputs/a")).last_loss() != found[best]["fid_9"]
 
 

@@ -15,7 +15,7 @@ from ddpm.training.pace import PREVIEW_SHARE
 from ddpm.training.trial import seconds_per_step
 
 if TYPE_CHECKING:
-    from ddpm.cli.resuming import Plan
+    from ddpm.runs.plan import Plan
     from ddpm.samplers import Sampler
     from ddpm.training import Trainer
 

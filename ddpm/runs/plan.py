@@ -1,0 +1,208 @@
+"""Plan of a training: a new run or one to resume, its config, and its checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ddpm import __version__, instantiate
+from ddpm.config import paths
+from ddpm.console import warn
+from ddpm.data.classes import relabel
+from ddpm.data.split import Split
+from ddpm.errors import ConfigError, require
+from ddpm.runs import stored_config
+from ddpm.runs.request import Request
+from ddpm.training import Trainer, checkpoint
+from ddpm.training.checkpoint import Checkpoint
+from ddpm.training.compatibility import check_same
+from ddpm.training.run import Run
+
+Node = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Config and place of a training.
+
+    Attributes:
+        config: of the training, complete.
+        key: option that selected the run, for error messages.
+        path: folder of the run, new or not; None for a new one whose name is the time.
+        exists: True if the folder contains a run.
+        changed: overridden options: key to the values until now and from now on.
+        timed: True if ``trainer.max_minutes`` still has to become a number of steps.
+        chosen: options that were null, with the numbers for this network and device.
+    """
+
+    config: Node
+    key: str
+    path: Path | None = None
+    exists: bool = False
+    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    timed: bool = False
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+    def sized(self, device: str) -> Plan:
+        """Return the plan with a number for the width of the network, which depends on the device.
+
+        Args:
+            device: ``cpu`` or ``cuda``.
+        """
+        before = self.config["model"]
+        model = instantiate.sized(before, device)
+        chosen = {f"model.{key}": value for key, value in model.items() if value != before.get(key)}
+        return replace(self, config={**self.config, "model": model}, chosen=chosen)
+
+    def adapted(self, training: Trainer) -> Plan:
+        """Return the plan with the options that were chosen for data, network and device."""
+        model = instantiate.adapted(self.config["model"], training.network)
+        before = self.config["trainer"]
+        trainer = {**before, **{name: getattr(training, name) for name in stored_config.DERIVED}}
+        null = {f"trainer.{k}": trainer[k] for k in stored_config.DERIVED if before.get(k) is None}
+        config = {**self.config, "model": model, "trainer": trainer}
+        return replace(self, config=config, chosen={**self.chosen, **null})
+
+    def relabelled(self, data: Split) -> Split:
+        """Return the data with the class numbers of the run's checkpoints.
+
+        See :func:`ddpm.data.relabel`: in earlier versions labels counted from 0.
+        """
+        for folder in checkpoint.listed(self.path) if self.exists and self.path else []:
+            try:
+                facts = instantiate.Facts.restored(checkpoint.read_json(folder / checkpoint.CONFIG))
+            except (ConfigError, OSError, ValueError, TypeError, RecursionError):
+                continue  # damaged: checkpoint() reports it
+            held_out, count, names = data.held_out, facts.num_classes, facts.class_names
+            if held_out is not None:
+                held_out = relabel(held_out, count, names)
+            return Split(relabel(data.train, count, names), held_out)
+        return data
+
+    def checkpoint(
+        self, accelerator: Accelerator, facts: instantiate.Facts, num_samples: int
+    ) -> Checkpoint | None:
+        """Return the checkpoint to resume from, the same on every process; None for a new run.
+
+        The main process, which holds the lock of the folder, chooses; each one reads and checks it.
+
+        Raises:
+            ConfigError: all are damaged, or the newest is of other data.
+        """
+        if not self.exists:
+            return None
+        assert self.path is not None
+        newest = checkpoint.newest(self.path, warn) if accelerator.is_main_process else None
+        (folder,) = broadcast_object_list([None if newest is None else newest.folder])
+        if folder is None:
+            return None
+        assert isinstance(folder, Path)
+        if newest is None:
+            newest = checkpoint.load(folder)
+        self._check_data(newest, {**facts.state(), "num_samples": num_samples})
+        stored = paths.without(instantiate.completed(newest.config), set(paths.KEYS))
+        here = {key: node for key, node in self.config.items() if key in stored}
+        check_same(stored, here, self.key, newest.run, override=True)  # plan() has checked that
+        if accelerator.is_main_process:
+            _warn_of_other_bits(newest, accelerator.num_processes)
+        return newest
+
+    def _check_data(self, checkpoint: Checkpoint, data: Node) -> None:
+        """Raise unless the data of a checkpoint are those of the run."""
+        stored = {name: checkpoint.header[name] for name in data if name in checkpoint.header}
+        if "came" in checkpoint.header:  # imported: the classes have numbers but no names
+            stored["class_names"] = data["class_names"]
+        here = {name: data[name] for name in stored}
+        check_same({"data": stored}, {"data": here}, self.key, checkpoint.run)
+
+
+def plan(request: Request) -> Plan:
+    """Return the plan of a requested training; nothing is written.
+
+    Raises:
+        ConfigError: an invalid name, a run that does not exist, or one with other options.
+    """
+    _refuse_two_ends(request)
+    path, key = request.folder(), request.key
+    stored = None if path is None else stored_config.read(path)
+    if path is None or stored is None:
+        if request.resume is not None:
+            run = checkpoint.nearest_run(Path(request.resume))
+            remedy = "leave it out to begin one" if run is None else f"use resume={run}"
+            raise ConfigError("resume", request.resume, f"there is no run; {remedy}")
+        if path is not None:
+            _refuse_foreign_files(path, key)
+        timed = stored_config.has_duration(request.config)
+        return Plan(request.config, key, path, timed=timed)
+    stored = stored_config.completed(stored)
+    config = stored_config.requested(request, stored, path)
+    changed = _changed(config, stored, key, path, override=request.override)
+    if "trainer.max_steps" in changed and config["trainer"].get("lr_decay") == "cosine":
+        warn("lr_decay=cosine ends at max_steps: with another one this is not the same run")
+    timed = stored_config.has_duration(config) and "trainer" not in stored  # of an imported network
+    return Plan(config, key, path, True, changed, timed)
+
+
+def _changed(
+    config: Node, stored: Node, key: str, path: Path, *, override: bool
+) -> dict[str, tuple[Any, Any]]:
+    """Return the options that differ from those of the run: key to old and new value.
+
+    Raises:
+        ConfigError: an option that must not change.
+    """
+    stored = paths.without(stored, set(paths.KEYS))
+    here = {key: node for key, node in config.items() if key in stored}
+    # The size of the data is not known yet: Plan.checkpoint compares what depends on it.
+    if "model" in here:
+        here["model"] = instantiate.adapted_as(config["model"], stored["model"])
+    changed = check_same(stored, here, key, path, override=override)
+    return {name: pair for name, pair in changed.items() if not paths.is_same(name, *pair)}
+
+
+def _refuse_two_ends(request: Request) -> None:
+    """Raise if both a duration and a number of steps are typed."""
+    trainer = request.config["trainer"]
+    if {"trainer.max_steps", "trainer.max_minutes"} <= request.typed_keys:
+        both = trainer.get("max_minutes") is not None
+        problem = f"cannot stand beside trainer.max_steps={trainer['max_steps']}; leave one out"
+        require(not both, "trainer.max_minutes", trainer.get("max_minutes"), problem)
+
+
+def _refuse_foreign_files(path: Path, key: str) -> None:
+    """Raise if the folder of a new run contains files with names that a run writes."""
+    foreign = Run(path).foreign()
+    if foreign:
+        one = len(foreign) == 1
+        were, them = (" was", "it") if one else (f" and {len(foreign) - 1} more were", "them")
+        problem = f"{path / foreign[0]}{were} not written by ddpm-train"
+        remedy = f"choose another folder, or move {them} away"
+        value = path.name if key == "name" else str(path)
+        raise ConfigError("name" if key == "name" else "out", value, f"{problem}; {remedy}")
+
+
+def _warn_of_other_bits(checkpoint: Checkpoint, processes: int) -> None:
+    """Warn if the resumed run cannot have the same bits."""
+    before = checkpoint.header.get("processes", processes)
+    if before != processes:
+        warn(
+            f"{checkpoint.folder} was made by {before} processes, this is {processes}: the data "
+            "come in the same order, the noise is other noise"
+        )
+    version = checkpoint.header.get("ddpm", __version__)
+    if version != __version__:
+        warn(f"{checkpoint.folder} was made by ddpm {version}, this is {__version__}")
+
+
+def warn_of_threads(checkpoint: Checkpoint, threads: int) -> None:
+    """Warn if the run continues with another number of threads than its checkpoint has."""
+    stored = checkpoint.header.get("threads", threads)
+    if stored != threads:
+        warn(
+            f"{checkpoint.folder} was made with threads={stored}, this is threads={threads}: sums "
+            f"are rounded otherwise; threads={stored} keeps the bits"
+        )

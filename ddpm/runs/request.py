@@ -1,0 +1,60 @@
+"""Request for a training: a composed config, and where its run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from ddpm.config import values
+from ddpm.training import checkpoint
+
+Node = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Options of a training as composed, and those of them that were typed.
+
+    Attributes:
+        config: nodes of the config groups, and ``seed``.
+        name: name of the run's folder in ``out``; None = from the time and ``label``.
+        out: parent folder of runs.
+        resume: folder of the run to resume, or None.
+        override: allow other options of the trainer than those of the run.
+        overrides: typed options, as ``group.option=value``.
+        job_folder: folder of the run as a job of a sweep, or None.
+        label: names of the model and the data set, for the name of a new folder.
+    """
+
+    config: Node
+    name: str | None = None
+    out: str = "outputs"
+    resume: str | None = None
+    override: bool = False
+    overrides: tuple[str, ...] = ()
+    job_folder: Path | None = None
+    label: str = "run"
+
+    @cached_property
+    def typed_keys(self) -> frozenset[str]:
+        """Keys of the typed options."""
+        return frozenset(each.lstrip("+~").partition("=")[0] for each in self.overrides)
+
+    @property
+    def key(self) -> Literal["name", "resume"]:
+        """Option that selects the run, for error messages."""
+        return "name" if self.resume is None and self.job_folder is None else "resume"
+
+    def folder(self) -> Path | None:
+        """Return the folder of the run, which may not exist; None if the time names it.
+
+        Raises:
+            ConfigError: ``name`` is not the name of a folder, or is reserved.
+        """
+        if self.resume is not None:
+            return checkpoint.readable(Path(self.resume).resolve())
+        if self.name is not None:
+            values.check_run_name(self.name, self.out)
+        return self.job_folder or (None if self.name is None else Path(self.out, self.name))

@@ -1,0 +1,170 @@
+"""Config of a run that exists: read from its folder, and combined with the requested options."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from ddpm import instantiate, synonyms
+from ddpm.config import paths, values
+from ddpm.config.migration import migrate
+from ddpm.errors import ConfigError, require
+from ddpm.evaluation.options import Measure
+from ddpm.runs.request import Request
+from ddpm.training import Trainer, checkpoint
+from ddpm.training.run import CONFIG
+
+Node = dict[str, Any]
+DERIVED = ("batch_size", "lr")  # options of the trainer whose null becomes a number in a new run
+
+
+def read(path: Path) -> Node | None:
+    """Return the config of the run in a folder; None if it does not contain a run.
+
+    Raises:
+        ConfigError: a damaged file, or one that is not the config of a run.
+    """
+    file = path / CONFIG
+    if file.exists():
+        stored = migrate(instantiate.from_yaml(file.read_text(encoding="utf-8"), str(file)))
+        model = stored.get("model")
+        problem = "is not the config of a run; choose another folder, or move it away"
+        require(isinstance(model, dict) and "_target_" in model, "out", str(file), problem)
+        return stored
+    if not checkpoint.listed(path):
+        return None
+    newest = checkpoint.newest(path, lambda _: None)
+    assert newest is not None
+    return newest.config
+
+
+def completed(stored: Node) -> Node:
+    """Return a stored config with every option, also those of evaluations, at their defaults."""
+    stored = instantiate.completed(stored)
+    if isinstance(stored.get("evaluation"), dict):
+        defaults = {each.name: each.default for each in fields(Measure) if each.default != MISSING}
+        stored["evaluation"] = {**defaults, **stored["evaluation"]}
+    return stored
+
+
+def requested(request: Request, stored: Node, path: Path) -> Node:
+    """Return the config to continue a run with.
+
+    With ``resume`` it is the stored one with the typed options; else the composed one, with the
+    values of the run for options that were derived or had other defaults when it began.
+
+    Args:
+        request: of the user.
+        stored: the :func:`completed` config of the run.
+        path: folder of the run.
+
+    Raises:
+        ConfigError: unknown options, or another duration than the run began with.
+    """
+    located = paths.located(stored, path)
+    if request.resume is not None:
+        config = _with_overrides(located, request)
+        _refuse_code(config, request)
+    else:
+        config = _with_run_defaults(_with_axes(request.config, stored), stored, request)
+        config = paths.repeated(config, located)
+    config = with_numbers(config, stored)
+    _refuse_other_duration(config, stored)
+    return config
+
+
+def has_duration(config: Node) -> bool:
+    """Return True if a config sets ``trainer.max_minutes``."""
+    return config.get("trainer", {}).get("max_minutes") is not None
+
+
+def with_numbers(config: Node, stored: Node) -> Node:
+    """Return the config with the run's numbers for options that are null until a run begins."""
+    trainer, there = config["trainer"], stored.get("trainer", {})
+    numbers = {k: there[k] for k in DERIVED if k in there and trainer.get(k) is None}
+    model = instantiate.sized(config["model"], stored=stored["model"])
+    if stored["model"].get("_target_") == model.get("_target_"):
+        model = {**stored["model"], **model}  # of a plugin: it may lack some
+    return {**config, "trainer": {**trainer, **numbers}, "model": model}
+
+
+def _with_axes(config: Node, stored: Node) -> Node:
+    """Return the config with the axes of sequences of the run, where they were not typed again."""
+    data, there = config["data"], stored.get("data")
+    axes = there.get("axes") if isinstance(there, dict) else None
+    if axes is None or data.get("axes", axes) is not None:
+        return config
+    return {**config, "data": {**data, "axes": axes}}
+
+
+def _with_run_defaults(config: Node, stored: Node, request: Request) -> Node:
+    """Return the config with the planned number of steps of the run, and its earlier defaults.
+
+    Typed options are not changed.
+    """
+    there = stored.get("trainer", {})
+    names = {name for name, old in Trainer.legacy_defaults.items() if there.get(name) == old}
+    names |= {"lr_warmup"} | ({"max_steps", "max_minutes"} if has_duration(stored) else set())
+    reused = {k: there[k] for k in names if k in there and f"trainer.{k}" not in request.typed_keys}
+    return {**config, "trainer": {**config["trainer"], **reused}}
+
+
+def _with_overrides(stored: Node, request: Request) -> Node:
+    """Return the stored config with the options that were typed beside ``resume``."""
+    config = request.config
+    merged = paths.without(deepcopy(stored), set(request.typed_keys))
+    if isinstance(merged.get("evaluation"), dict):  # of a version that had fewer options
+        merged["evaluation"] = {**config["evaluation"], **merged["evaluation"]}
+    for override in request.overrides:
+        _merge(merged, config, override)
+    problem = "is missing: the run was imported without data to train on; add data=..."
+    require("data" in merged, "data", None, problem)
+    return {**config, **merged}  # an imported run lacks a sampler and a trainer, too
+
+
+def _merge(merged: Node, config: Node, override: str) -> None:
+    """Set one typed option in the config of a run to its value in the composed config."""
+    key = override.lstrip("+~").partition("=")[0]
+    key = key.partition("@")[2] or key  # sampler@evaluation.sampler=ddpm
+    group, _, option = key.partition(".")
+    if group not in config:  # name, out, resume and the like are not part of the run
+        return
+    if not isinstance(merged.get(group), dict) or option == "_target_":
+        merged[group] = config[group]
+    elif option:
+        *parents, name = option.split(".")
+        there, here = merged[group], config[group]
+        for parent in parents:
+            there, here = there.get(parent, {}), here.get(parent, {})
+        options = [".".join([group, *parents, each]) for each in there]
+        value = values.as_typed(override.partition("=")[2])
+        problem = f"there is no such option{synonyms.hint(key, value, options)}"
+        require(key in options, key, value, problem)
+        there[name] = here[name]
+    elif config[group].get("_target_") != merged[group].get("_target_"):
+        merged[group] = config[group]
+
+
+def _refuse_code(config: Node, request: Request) -> None:
+    """Raise for an extractor that runs a file, unless it was typed: a run may be others' work."""
+    node = config["evaluation"]["extractor"]
+    named = {"extractor@evaluation.extractor", "evaluation.extractor.path"} & request.typed_keys
+    if config["trainer"].get("evaluate_every") and str(node.get("_target_")).endswith(".Custom"):
+        problem = (
+            "is a file that would be run; if you trust it, add "
+            "extractor@evaluation.extractor=custom evaluation.extractor.path=..."
+        )
+        require(bool(named), "evaluation.extractor.path", node.get("path"), problem)
+
+
+def _refuse_other_duration(config: Node, stored: Node) -> None:
+    """Raise for another duration of a run that has begun: its number of steps is stored."""
+    there, here = stored.get("trainer"), config["trainer"].get("max_minutes")
+    if there is not None and here not in (None, there.get("max_minutes")):
+        problem = (
+            f"the run has begun, and ends at step {there['max_steps']}; leave trainer.max_minutes "
+            "out, or set trainer.max_steps to train it longer"
+        )
+        raise ConfigError("trainer.max_minutes", here, problem)

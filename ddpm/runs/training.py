@@ -1,0 +1,321 @@
+"""Training in a run folder: objects from the config, lock, resume, training loop, events."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ddpm import __version__, instantiate
+from ddpm.config import paths
+from ddpm.console import recording, say, tell, warn_once
+from ddpm.distributed import cpu_threads, devices
+from ddpm.distributed.consensus import main_first, wait_for_all
+from ddpm.errors import Stopped, shortened
+from ddpm.evaluation.validation import Validation
+from ddpm.generation import check_steps
+from ddpm.instantiate import Facts
+from ddpm.outputs import new_folder
+from ddpm.runs.plan import Plan, plan, warn_of_threads
+from ddpm.runs.previews import Previews
+from ddpm.runs.request import Request
+from ddpm.runs.timing import Timing
+from ddpm.samplers import Sampler
+from ddpm.signals import StopSignal
+from ddpm.training import Trainer
+from ddpm.training.checkpoint import Checkpoint, listed
+from ddpm.training.due import missing, scheduled
+from ddpm.training.lock import Lock
+from ddpm.training.loop import TrainingLoop
+from ddpm.training.meter import LOGGED
+from ddpm.training.retention import best_of, sweep_up
+from ddpm.training.run import Run
+from ddpm.training.trial import in_eager_mode, seconds_per_step
+
+
+class Outcome(NamedTuple):
+    """Result of a training.
+
+    Attributes:
+        path: folder of the run.
+        value: best value of what ``trainer.best`` follows, if that is evaluated, else the last
+            logged loss; None without either.
+    """
+
+    path: Path
+    value: float | None
+
+
+class Objects(NamedTuple):
+    """Objects that a training consists of."""
+
+    trainer: Trainer
+    sampler: Sampler  # of the previews
+    facts: Facts
+    validation: Validation | None
+
+
+def train(
+    request: Request,
+    *,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: cpu_threads.Threads = "auto",
+) -> Outcome:
+    """Begin or resume a run, and train it to its last step.
+
+    Every process calls it.
+
+    Args:
+        request: the options.
+        device: ``auto`` takes a GPU where there is one.
+        threads: CPU threads per process; see :mod:`ddpm.distributed.cpu_threads`.
+
+    Raises:
+        ConfigError: invalid options, data or files; nothing that exists is changed.
+        Stopped: a signal ended the training after a step, with a checkpoint.
+    """
+    with StopSignal() as stop, recording() as warnings:
+        planned = plan(request)
+        options = instantiate.trainer_options(planned.config)
+        accelerator = devices.accelerator(
+            device,
+            options["precision"],
+            key="trainer.precision",
+            accumulate=options["accumulate"],
+            deterministic=options["deterministic"],
+        )
+        return _Training(request, accelerator, threads, stop, warnings)(planned)
+
+
+class _Training:
+    """One training, on each of its processes."""
+
+    def __init__(
+        self,
+        request: Request,
+        accelerator: Accelerator,
+        threads: cpu_threads.Threads,
+        stop: StopSignal,
+        warnings: list[str],
+    ) -> None:
+        self.request, self.accelerator = request, accelerator
+        self.threads: cpu_threads.Threads = threads
+        self.stop, self.warnings, self.out = stop, warnings, Path(request.out)
+
+    def __call__(self, planned: Plan) -> Outcome:
+        """Build everything, claim the run's folder, and train in it."""
+        accelerator = self.accelerator
+        planned = planned.sized(accelerator.device.type)
+        objects = build(planned, accelerator, self.out)
+        path = planned.path or _new_folder(accelerator, self.out, self.request.label)
+        run = Run(path, objects.trainer.trackers, self.warnings)
+        lock = Lock(run.path)
+        try:
+            if accelerator.is_main_process:
+                lock.acquire(planned.key, tell)
+            wait_for_all(accelerator)
+            if planned.path is not None and not planned.exists:
+                # Another process may have begun it before we had the lock.
+                planned = plan(self.request).sized(accelerator.device.type)
+            return self._train(planned.adapted(objects.trainer), objects, run)
+        finally:
+            lock.release()
+
+    def _train(self, planned: Plan, objects: Objects, run: Run) -> Outcome:
+        """Resume, choose the number of threads and of steps, and train; the folder is locked."""
+        accelerator, trainer = self.accelerator, objects.trainer
+        found = planned.checkpoint(accelerator, objects.facts, len(trainer.data))
+        if found is not None:
+            trainer.resume(found)
+        began = time.monotonic()
+        choice = _choose_threads(self.threads, trainer, found)
+        measured = choice.seconds if found is None else None
+        timing = Timing(trainer, objects.sampler, measured, began=began)
+        planned = timing.planned(planned)
+        pending = scheduled(trainer) & missing(run, trainer.step)
+        if trainer.step >= trainer.max_steps and not pending:
+            done = f"{run.path} is done: {trainer.step} steps; add trainer.max_steps=..."
+            say(accelerator, done)
+            return _outcome(run, trainer)
+        with _events(run, trainer):
+            _begin(run, planned, trainer, self._latest(run))
+            say(accelerator, _summary(trainer, objects.facts, run, planned.chosen))
+            expected = timing.line()
+            if expected:
+                say(accelerator, expected)
+            self._fit(run, planned, objects, choice)
+        wait_for_all(accelerator)  # all leave together
+        say(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
+        say(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
+        accelerator.end_training()
+        return _outcome(run, trainer)
+
+    def _latest(self, run: Run) -> Path:
+        """Return the path of the link to the last run: in the parent folder of all runs."""
+        inside = run.path.resolve().is_relative_to(self.out.resolve())
+        return (self.out if inside else run.path.parent) / "latest"
+
+    def _fit(self, run: Run, planned: Plan, objects: Objects, choice: cpu_threads.Choice) -> None:
+        """Run the training loop with previews and evaluations."""
+        trainer, facts, config = objects.trainer, objects.facts, planned.config
+        previews = Previews(
+            objects.sampler,
+            trainer.diffusion,
+            facts,
+            self.accelerator,
+            seed=config["seed"],
+            run=run,
+        )
+        header = {
+            "ddpm": __version__,
+            "config": paths.stored(config),
+            **facts.state(),
+            "num_samples": len(trainer.data),
+            "processes": self.accelerator.num_processes,
+            "threads": choice.threads,
+            **({} if choice.seconds is None else {"seconds_per_step": choice.seconds}),
+        }
+        if objects.validation is not None:
+            objects.validation.ready()
+        loop = TrainingLoop(trainer, run, header, previews, objects.validation, stop=self.stop)
+        loop.train()
+
+
+def build(planned: Plan, accelerator: Accelerator, out: Path) -> Objects:
+    """Return the objects of a planned training.
+
+    Raises:
+        ConfigError: data that cannot be read, or options that do not fit one another.
+    """
+    config = planned.config
+    fetching = config["data"].get("download", False)  # one process downloads, the others find it
+    with main_first(accelerator) if fetching else nullcontext():
+        data = planned.relabelled(instantiate.splits(config))
+    warn_once(accelerator, data.train.warnings)
+    facts = Facts.of(data.train)
+    process = instantiate.diffusion(config, facts)
+    sampler = instantiate.sampler(config["sampler"])
+    network = instantiate.network(config, facts, process)
+    trainer = instantiate.trainer(config, network, process, data.train, accelerator)
+    check_steps(sampler, process, "sampler.steps")
+    validation = None
+    config = planned.adapted(trainer).config
+    if trainer.evaluate_every:
+        cache = out / "references"
+        validation = Validation(config, facts, data, accelerator, best=trainer.best, cache=cache)
+        validation.check(trainer)
+    return Objects(trainer, sampler, facts, validation)
+
+
+def _new_folder(accelerator: Accelerator, out: Path, label: str) -> Path:
+    """Make the folder of a new run on the main process; return it on every process."""
+    chosen = None
+    if accelerator.is_main_process:
+        chosen = new_folder(out, f"{time.strftime('%Y%m%d-%H%M%S')}-{label}")
+    (chosen,) = broadcast_object_list([chosen])
+    assert isinstance(chosen, Path)
+    return chosen
+
+
+def _begin(run: Run, planned: Plan, trainer: Trainer, latest: Path) -> None:
+    """Write the config and the first event, and remove what was logged after the checkpoint."""
+    accelerator = trainer.accelerator
+    for key, (old, new) in planned.changed.items():
+        say(accelerator, f"{key}: {old} until step {trainer.step}, from now on {new}")
+    if accelerator.is_main_process:
+        run.create(instantiate.to_yaml(paths.stored(planned.config)), latest)
+        run.rewind(trainer.step)
+        sweep_up(run.path)
+        run.event(
+            "resumed" if trainer.step else "started",
+            trainer.step,
+            host=socket.gethostname(),
+            processes=accelerator.num_processes,
+            device=accelerator.device.type,
+            ddpm=__version__,
+            torch=torch.__version__,
+            **({"changed": planned.changed} if planned.changed else {}),
+        )
+        run.start_trackers(planned.config, trainer.step)
+    wait_for_all(accelerator)
+
+
+def _choose_threads(
+    threads: cpu_threads.Threads, trainer: Trainer, found: Checkpoint | None
+) -> cpu_threads.Choice:
+    """Set the number of threads; warn if the bits differ from those before the checkpoint."""
+
+    def measure(seconds: float) -> float:
+        with in_eager_mode(trainer):  # each number of threads would be compiled for
+            return seconds_per_step(trainer, seconds=seconds)
+
+    def trial() -> cpu_threads.Trial:
+        return cpu_threads.Trial(measure, trainer.max_steps - trainer.step, "step")
+
+    header = None if found is None else found.header
+    choice = cpu_threads.use(threads, trainer.accelerator, trial=trial, header=header)
+    if found is not None and trainer.accelerator.is_main_process:
+        warn_of_threads(found, choice.threads)
+    return choice._replace(seconds=None) if trainer.compiled else choice
+
+
+def _outcome(run: Run, trainer: Trainer) -> Outcome:
+    """Return the path of a run with the value that sweeps compare."""
+    return Outcome(run.path, _value(run, trainer.best))
+
+
+def _value(run: Run, best: str | None) -> float | None:
+    if best is None or best in LOGGED:
+        return run.last_loss()
+    found = best_of(listed(run.path), best)
+    return None if found is None else found.value
+
+
+@contextmanager
+def _events(run: Run, trainer: Trainer) -> Iterator[None]:
+    """Write to events.jsonl how the block ends, if it has begun."""
+    ending, details = "failed", {}
+    try:
+        yield
+        ending = "done"
+    except Stopped as stopped:
+        ending, details = "stopped", {"error": str(stopped)}
+        trainer.accelerator.end_training()
+        raise Stopped(f"{stopped}; ddpm-train resume={run.path} goes on") from None
+    except Exception as error:
+        details = {"error": str(error)}
+        raise
+    finally:
+        if trainer.accelerator.is_main_process and run.began:
+            run.event(ending, trainer.step, **details)
+            run.trackers.finish()
+
+
+def _summary(trainer: Trainer, facts: Facts, run: Run, chosen: dict[str, Any]) -> str:
+    """Return a few lines about the training that begins."""
+    weights = sum(parameter.numel() for parameter in trainer.network.parameters())
+    classes, names = "", ""
+    if facts.num_classes is not None:
+        classes = f", {facts.num_classes} classes"
+        names = f"classes: {shortened(facts.class_names or range(facts.num_classes))}\n"
+    start = f" from step {trainer.step}" if trainer.step else ""
+    few = len(trainer.data) < trainer.batch_size
+    note = " (fewer than a batch: each batch holds some of them more than once)" if few else ""
+    fit = getattr(trainer.network, "fit", None)
+    adapted = f"model.{fit.note}\n" if fit is not None and fit.note else ""
+    device, world = trainer.accelerator.device.type, trainer.accelerator.num_processes
+    values = ", ".join(f"{key}={value}" for key, value in chosen.items())
+    defaults = f"by default on {device}: {values}\n" if values else ""
+    where = f"{world} processes, each on {device}" if world > 1 else str(device)
+    return (
+        f"training{start} to step {trainer.max_steps} on {where}: "
+        f"{weights:,} parameters, {facts.codec.describe_count(len(trainer.data))}{classes}{note}\n"
+        f"{names}{adapted}{defaults}results go to {run.path}"
+    )
