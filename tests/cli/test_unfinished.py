@@ -253,7 +253,7 @@ def test_a_signal_during_one_long_call_of_a_library_is_obeyed(command, trained, 
 
 LONG = """
 import sys, time
-from ddpm import fidelity
+from ddpm import metrics
 from ddpm.cli import evaluate
 def kid(*_):
     import numpy

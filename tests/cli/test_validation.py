@@ -177,7 +177,7 @@ def test_a_file_that_a_runs_config_names_is_not_run_unless_the_user_names_it(com
     custom("net.pt", 1)
     file = Path("outputs/a/config.yaml")
     text = file.read_text()
-    target = "_target_: ddpm.fidelity.Auto"
+    target = "_target_: ddpm.metrics.Auto"
     assert text.count(target) == 1
     file.write_text(text.replace(target, "_target_: ddpm.fidelity.Custom\n    path: net.pt"))
     ended = command("train", "resume=outputs/a", "trainer.max_steps=3")
