@@ -55,13 +55,17 @@ class Model(TrainedModel):
         return singly, [each for each in wanted if each not in codec.folders]
 
     def trial(
-        self, source: generation.Source, calls: int, size: int, classes: Sequence[int] | None
+        self,
+        pipeline: generation.SamplingPipeline,
+        calls: int,
+        size: int,
+        classes: Sequence[int] | None,
     ) -> cpu_threads.Trial:
         """Return network calls that can be tried, of ``size`` samples at once."""
-        call = source.one_call(max(size, 1), classes)  # some process may have no sample
+        call = pipeline.benchmark_call(max(size, 1), classes)  # some process may have no sample
 
         def measure(seconds: float) -> float:
-            return median_seconds(call, source.device, seconds=seconds)
+            return median_seconds(call, pipeline.device, seconds=seconds)
 
         return cpu_threads.Trial(measure, calls, "network call")
 

@@ -35,7 +35,7 @@ from ddpm.metrics import Auto, Extractor
 from ddpm.models.sizes import Fit
 from ddpm.samplers import Sampler
 from ddpm.samplers.base import Steps
-from ddpm.seeding import For, mix
+from ddpm.seeding import RandomStream, mix
 from ddpm.training import Trainer
 from ddpm.training.checkpoint import Checkpoint
 
@@ -489,7 +489,7 @@ def network(config: Config, facts: Facts, process: GaussianDiffusion) -> nn.Modu
     if classes is not None and process.label_dropout > 0:
         classes += 1
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mix(config["seed"], For.WEIGHTS))
+        torch.manual_seed(mix(config["seed"], RandomStream.INITIAL_WEIGHTS))
         return build(
             sized(config["model"]),
             "model",

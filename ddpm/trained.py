@@ -18,11 +18,11 @@ from ddpm import generation, instantiate, samplers
 from ddpm.console import warn
 from ddpm.data import Codec
 from ddpm.data.classes import class_number, format_names
-from ddpm.diffusion import Denoises, GaussianDiffusion, Schedule
+from ddpm.diffusion import DenoiserProtocol, GaussianDiffusion, Schedule
 from ddpm.distributed import devices
 from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.files import expand
-from ddpm.generation import Autocast, Mode, Source
+from ddpm.generation import Autocast, Mode, SamplingPipeline
 from ddpm.outputs import OutputFolder
 from ddpm.samplers import Sampler
 from ddpm.samplers.base import Steps
@@ -104,7 +104,7 @@ class TrainedModel:
         return self.diffusion.schedule
 
     @property
-    def denoiser(self) -> Denoises:
+    def denoiser(self) -> DenoiserProtocol:
         """Prediction of x0 and noise from x_t.
 
         Call it as ``x0, eps, variance = model.denoiser(x_t, t, y=labels)``: x_t is (B, C, *spatial)
@@ -113,7 +113,7 @@ class TrainedModel:
         data; the variance is None unless it is learned. Gradients flow, and the network runs in
         float32: use ``torch.no_grad()`` and ``autocast()`` where you need them.
         """
-        return self.source().denoiser
+        return self.pipeline().denoiser
 
     def sample(
         self,
@@ -139,7 +139,7 @@ class TrainedModel:
             classes: numbers, also as a tensor, or names; sample i is of
                 ``classes[i % len(classes)]``. None = all.
             guidance: scale of classifier-free guidance; 1 = off.
-            guidance_rescale: 0 (off) to 1, see :class:`ddpm.diffusion.Guided`.
+            guidance_rescale: 0 (off) to 1, see :class:`ddpm.diffusion.ClassifierFreeGuidance`.
             batch_size: samples at once.
             condition: raw data (N, C, *spatial) or a file of them, for a model that was trained
                 with ``data.condition``.
@@ -181,15 +181,15 @@ class TrainedModel:
         """Draw samples batch by batch; the options are those of :meth:`sample`."""
         require(n >= 1, "n", n, "must be at least 1")
         require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
-        source = self.source(sampler, steps, guidance, guidance_rescale)
-        numbers, known = self.class_numbers(classes), self.condition(condition)
+        pipeline = self.pipeline(sampler, steps, guidance, guidance_rescale)
+        numbers, clean = self.class_numbers(classes), self.condition(condition)
         batches = generation.generate(
-            source,
+            pipeline,
             range(n),
             seed=seed,
             batch_size=batch_size,
             classes=numbers,
-            known=known,
+            condition=clean,
         )
         return (Samples(data, self.facts.values(labels)) for data, labels in batches)
 
@@ -235,7 +235,7 @@ class TrainedModel:
         ends = self.end("a", a), self.end("b", b)
         t, pair = self.noised_to(t, ends, mode), self.class_pair(classes)
         return generation.interpolate(
-            self.source(sampler, steps, guidance, guidance_rescale),
+            self.pipeline(sampler, steps, guidance, guidance_rescale),
             ends,
             t=t,
             num_frames=num_frames,
@@ -276,13 +276,13 @@ class TrainedModel:
             output.close()
         return place / "grid.png"
 
-    def source(
+    def pipeline(
         self,
         sampler: str | Sampler | Mapping[str, Any] = "ddim",
         steps: Steps | list[int] = None,
         guidance: float = 1.0,
         guidance_rescale: float = 0.0,
-    ) -> Source:
+    ) -> SamplingPipeline:
         """Return the denoiser and the sampler to draw from.
 
         Args:
@@ -291,7 +291,7 @@ class TrainedModel:
             guidance: see :meth:`sample`.
             guidance_rescale: see :meth:`sample`.
         """
-        return generation.source(
+        return generation.build_pipeline(
             self.network,
             self.diffusion,
             _sampler(sampler, steps),
@@ -388,7 +388,7 @@ class TrainedModel:
         if t is None:
             seeds = all(isinstance(end, int) for end in ends)
             return last if seeds or mode == "ddim" else last // 2
-        require(0 <= t <= last, "t", t, f"the process has {last + 1} steps; take 0 to {last}")
+        require(0 <= t <= last, "t", t, f"the process has {last + 1} steps; use 0 to {last}")
         return t
 
     def _check_data(self, key: str, data: Tensor, *, batch: bool = False) -> None:

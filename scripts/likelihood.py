@@ -22,7 +22,7 @@ from torch import Tensor
 from ddpm import instantiate
 from ddpm.console import progress
 from ddpm.data import Digits
-from ddpm.diffusion import Denoiser, LossSecondMoment, Timesteps, Uniform
+from ddpm.diffusion import Denoiser, DiffusionLoss, LossSecondMoment, Timesteps, Uniform
 from ddpm.diffusion.process import Variance
 from ddpm.evaluation.bits_per_dimension import bits_per_dimension
 from ddpm.training import checkpoint
@@ -100,7 +100,7 @@ def _variance(
     for _ in range(batches):
         chosen = x0[torch.randint(len(x0), (batch_size,))]
         t, weights = way.draw(batch_size, x0.device)
-        losses = process.loss(network, chosen, t, torch.randn_like(chosen))
+        losses = DiffusionLoss(process)(network, chosen, t, torch.randn_like(chosen))
         network.zero_grad()
         (losses if weights is None else losses * weights).mean().backward()
         gradient = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])

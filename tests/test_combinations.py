@@ -108,10 +108,10 @@ def test_two_steps_and_samples(tmp_path, files, model, objective, schedule):
     for sampler in names("sampler"):
         node = yaml.safe_load((CONFIGS / "sampler" / f"{sampler}.yaml").read_text())
         walk = instantiate.sampler(node, 3)
-        source = generation.source(
+        pipeline = generation.build_pipeline(
             trainer.ema.model, process, walk, facts.codec, device=torch.device("cpu")
         )
-        ((raw, _),) = generation.generate(source, range(2), seed=0, batch_size=2)
+        ((raw, _),) = generation.generate(pipeline, range(2), seed=0, batch_size=2)
         assert tuple(raw.shape) == (2, *facts.shape) and raw.float().isfinite().all()
 
 

@@ -6,11 +6,11 @@ from torch import nn
 
 from ddpm import generation
 from ddpm.data import SequenceCodec
-from ddpm.diffusion import Denoiser, GaussianDiffusion, Guided, PredV, cosine
+from ddpm.diffusion import ClassifierFreeGuidance, Denoiser, GaussianDiffusion, PredV, cosine
 from ddpm.errors import ConfigError
-from ddpm.generation import SampleNoise, between
+from ddpm.generation import SampleNoise, interpolate_noise
 from ddpm.samplers import DDIM, DDPM
-from ddpm.seeding import For, mix
+from ddpm.seeding import RandomStream, mix
 from tests.oracle import Oracle
 
 T = 200
@@ -43,7 +43,7 @@ def perfect(sampler=None, **options):
     )
     codec = SequenceCodec(SHAPE, low=-2.0, high=4.0)
     sampler = sampler or DDIM(steps=20, clip="none")
-    made = generation.source(net, process, sampler, codec, device=CPU, **options)
+    made = generation.build_pipeline(net, process, sampler, codec, device=CPU, **options)
     return made, net
 
 
@@ -52,8 +52,8 @@ def encoded(frames):
     return (frames - 1.0) / 3.0
 
 
-def drawn(source, indices, batch_size, **options):
-    parts = list(generation.generate(source, indices, batch_size=batch_size, **options))
+def drawn(pipeline, indices, batch_size, **options):
+    parts = list(generation.generate(pipeline, indices, batch_size=batch_size, **options))
     labels = [y for _, y in parts]
     assert all(len(raw) <= batch_size for raw, _ in parts)
     return torch.cat([raw for raw, _ in parts]), labels
@@ -65,30 +65,30 @@ def drawn(source, indices, batch_size, **options):
     ids=["ddim", "eta", "ddpm"],
 )
 def test_a_sample_is_a_function_of_seed_and_index(sampler):
-    source, _ = perfect(sampler)
-    whole, _ = drawn(source, range(7), 7, seed=3)
+    pipeline, _ = perfect(sampler)
+    whole, _ = drawn(pipeline, range(7), 7, seed=3)
     for batch_size in (1, 3):
-        assert torch.equal(drawn(source, range(7), batch_size, seed=3)[0], whole)
-    assert torch.equal(drawn(source, [5, 2], 2, seed=3)[0], whole[[5, 2]])
-    assert not torch.equal(drawn(source, range(7), 7, seed=4)[0], whole)
+        assert torch.equal(drawn(pipeline, range(7), batch_size, seed=3)[0], whole)
+    assert torch.equal(drawn(pipeline, [5, 2], 2, seed=3)[0], whole[[5, 2]])
+    assert not torch.equal(drawn(pipeline, range(7), 7, seed=4)[0], whole)
     assert (whole[0] - whole[1]).abs().max() > 0.1
 
 
 def test_a_deterministic_sample_is_the_flow_from_its_noise():
-    source, net = perfect(DDIM(clip="none", steps=T))
-    raw, _ = drawn(source, [4], 1, seed=9)
-    x = SampleNoise([mix(9, For.SAMPLE, 4)]).draw(SHAPE)
+    pipeline, net = perfect(DDIM(clip="none", steps=T))
+    raw, _ = drawn(pipeline, [4], 1, seed=9)
+    x = SampleNoise([mix(9, RandomStream.SAMPLE, 4)]).draw(SHAPE)
     a, s = net.oracle.schedule.signal_noise(0)
     exact, _ = net.oracle.predict(net.oracle.flow(x, T - 1, 0), a, s)
     torch.testing.assert_close(encoded(raw), exact, rtol=0, atol=0.03)
 
 
 def test_labels_go_by_index():
-    source, net = perfect(DDIM(steps=1, clip="none"))
-    raw, labels = drawn(source, [0, 1, 2, 7], 3, seed=0, classes=[5, 0])
+    pipeline, net = perfect(DDIM(steps=1, clip="none"))
+    raw, labels = drawn(pipeline, [0, 1, 2, 7], 3, seed=0, classes=[5, 0])
     assert [y.tolist() for y in labels] == [[5, 0, 5], [0]]
     assert net.labels == [[5, 0, 5], [0]]
-    plain, none = drawn(source, [0, 1, 2, 7], 3, seed=0)
+    plain, none = drawn(pipeline, [0, 1, 2, 7], 3, seed=0)
     assert none == [None, None]
     shift = (encoded(raw) - encoded(plain)).mean((1, 2))
     torch.testing.assert_close(shift, torch.tensor([0.5, 0, 0.5, 0]), rtol=0, atol=1e-4)
@@ -97,9 +97,9 @@ def test_labels_go_by_index():
 @pytest.mark.parametrize("scale", [0.0, 2.0, 3.0])
 def test_guidance_leans_from_the_null_label_to_the_class(scale):
     options = {"label_dropout": 0.1, "num_classes": 4, "guidance": scale}
-    source, net = perfect(DDIM(steps=1, clip="none"), **options)
-    assert isinstance(source.denoiser, Guided)
-    raw, _ = drawn(source, range(2), 2, seed=0, classes=[1])
+    pipeline, net = perfect(DDIM(steps=1, clip="none"), **options)
+    assert isinstance(pipeline.denoiser, ClassifierFreeGuidance)
+    raw, _ = drawn(pipeline, range(2), 2, seed=0, classes=[1])
     assert net.labels == [[1, 1, 4, 4]]
     plain, _ = drawn(perfect(DDIM(steps=1, clip="none"))[0], range(2), 2, seed=0)
     shift = 0.1 * (4 + scale * (1 - 4))
@@ -107,17 +107,17 @@ def test_guidance_leans_from_the_null_label_to_the_class(scale):
 
 
 def test_guidance_of_one_is_off_and_needs_nothing():
-    source, net = perfect(label_dropout=0.1, num_classes=4, guidance=1.0)
-    assert isinstance(source.denoiser, Denoiser) and not net.training
+    pipeline, net = perfect(label_dropout=0.1, num_classes=4, guidance=1.0)
+    assert isinstance(pipeline.denoiser, Denoiser) and not net.training
     for options in ({"num_classes": 4}, {"label_dropout": 0.1}):
-        with pytest.raises(ConfigError, match=r"guidance=2\.0: the model was not trained to be"):
+        with pytest.raises(ConfigError, match=r"guidance=2\.0: the model was not trained"):
             perfect(guidance=2.0, **options)
 
 
 def test_more_steps_than_the_process_has_are_refused():
-    with pytest.raises(ConfigError, match=f"steps=201: the process has {T} steps; take 1 to {T}"):
+    with pytest.raises(ConfigError, match=f"steps=201: the process has {T} steps; use 1 to {T}"):
         perfect(DDIM(steps=201))
-    assert perfect(DDIM(steps=T))[0].calls() == T
+    assert perfect(DDIM(steps=T))[0].num_calls() == T
 
 
 def pair(shape=(1, 2, 16)):
@@ -131,19 +131,19 @@ def shares(count=9):
 
 
 @pytest.mark.parametrize("mode", ["slerp", "linear"])
-def test_between_is_exact_at_the_ends(mode):
+def test_interpolate_noise_is_exact_at_the_ends(mode):
     a, b = pair()
-    found = between(a, b, shares(), mode)
+    found = interpolate_noise(a, b, shares(), mode)
     torch.testing.assert_close(found[:1], a, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found[-1:], b, rtol=1e-5, atol=1e-6)
 
 
 def test_linear_restores_the_length():
     a, b = pair()
-    lengths = between(a, b, shares(), "linear").flatten(1).norm(dim=1)
+    lengths = interpolate_noise(a, b, shares(), "linear").flatten(1).norm(dim=1)
     expected = torch.lerp(a.norm(), b.norm(), shares().flatten())
     torch.testing.assert_close(lengths, expected, rtol=1e-5, atol=0)
-    middle = between(a, b, torch.full((1, 1, 1), 0.5), "linear")
+    middle = interpolate_noise(a, b, torch.full((1, 1, 1), 0.5), "linear")
     direction = torch.nn.functional.cosine_similarity(middle.flatten(), (a + b).flatten(), dim=0)
     assert direction == pytest.approx(1, abs=1e-6)
 
@@ -151,7 +151,7 @@ def test_linear_restores_the_length():
 def test_slerp_stays_on_the_sphere_at_an_even_pace():
     a, b = pair()
     b = b * a.norm() / b.norm()
-    found = between(a, b, shares(), "slerp").flatten(1)
+    found = interpolate_noise(a, b, shares(), "slerp").flatten(1)
     torch.testing.assert_close(found.norm(dim=1), a.norm().expand(9), rtol=1e-5, atol=0)
     unit = found.double() / found.double().norm(dim=1, keepdim=True)
     angles = (unit[1:] * unit[:-1]).sum(1).acos()
@@ -159,16 +159,16 @@ def test_slerp_stays_on_the_sphere_at_an_even_pace():
 
 
 @pytest.mark.parametrize("mode", ["slerp", "linear"])
-def test_between_a_noise_and_itself_nothing_changes(mode):
+def test_interpolate_noise_a_noise_and_itself_nothing_changes(mode):
     a, _ = pair()
-    found = between(a, a.clone(), shares(), mode)
+    found = interpolate_noise(a, a.clone(), shares(), mode)
     torch.testing.assert_close(found, a.expand(9, -1, -1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["slerp", "linear"])
 def test_opposite_noises_give_finite_numbers(mode):
     a, _ = pair()
-    found = between(a, -a, shares(), mode)
+    found = interpolate_noise(a, -a, shares(), mode)
     assert found.isfinite().all() and found.abs().max() <= a.abs().max() * 1.001
     torch.testing.assert_close(found[[0, -1]], torch.cat([a, -a]), rtol=1e-4, atol=1e-4)
 
@@ -183,11 +183,11 @@ def data_ends():
 
 @pytest.mark.parametrize("mode", ["slerp", "linear"])
 def test_at_a_small_t_the_ends_are_the_data(mode):
-    source, _ = perfect()
+    pipeline, _ = perfect()
     ends = data_ends()
-    frames = generation.interpolate(source, ends, t=0, mode=mode, **OPTIONS)
+    frames = generation.interpolate(pipeline, ends, t=0, mode=mode, **OPTIONS)
     assert frames.shape == (5, *SHAPE)
-    _, s = source.diffusion.schedule.signal_noise(0)
+    _, s = pipeline.diffusion.schedule.signal_noise(0)
     for frame, end in ((0, ends[0]), (4, ends[1])):
         assert (encoded(frames[frame]) - encoded(end)).abs().max() < 5 * s
 
@@ -196,11 +196,11 @@ def test_at_a_small_t_the_ends_are_the_data(mode):
 def test_the_middle_is_the_closed_form(t):
     """Shared noise: x_t of the middle has the mean of the data and the noise itself; one DDIM
     step of the perfect network answers E[x0 | x_t]."""
-    source, net = perfect(DDIM(steps=1, clip="none"))
+    pipeline, net = perfect(DDIM(steps=1, clip="none"))
     ends = data_ends()
-    frames = generation.interpolate(source, ends, t=t, mode="linear", **OPTIONS)
-    eps = SampleNoise([mix(1, For.END, 0)]).draw(SHAPE)
-    a, s = source.diffusion.schedule.signal_noise(t)
+    frames = generation.interpolate(pipeline, ends, t=t, mode="linear", **OPTIONS)
+    eps = SampleNoise([mix(1, RandomStream.ENDPOINT, 0)]).draw(SHAPE)
+    a, s = pipeline.diffusion.schedule.signal_noise(t)
     for frame, share in enumerate((0, 0.25, 0.5, 0.75, 1)):
         x_t = a * torch.lerp(encoded(ends[0]), encoded(ends[1]), share)[None] + s * eps
         exact, _ = net.oracle.predict(x_t, a, s)
@@ -209,50 +209,50 @@ def test_the_middle_is_the_closed_form(t):
 
 def test_slerp_gives_each_end_a_noise_of_its_own():
     t = 120
-    source, net = perfect(DDIM(steps=1, clip="none"))
+    pipeline, net = perfect(DDIM(steps=1, clip="none"))
     ends = data_ends()
-    frames = generation.interpolate(source, ends, t=t, mode="slerp", **OPTIONS)
-    a, s = source.diffusion.schedule.signal_noise(t)
+    frames = generation.interpolate(pipeline, ends, t=t, mode="slerp", **OPTIONS)
+    a, s = pipeline.diffusion.schedule.signal_noise(t)
     for frame, place in ((0, 0), (4, 1)):
-        eps = SampleNoise([mix(1, For.END, place)]).draw(SHAPE)
+        eps = SampleNoise([mix(1, RandomStream.ENDPOINT, place)]).draw(SHAPE)
         exact, _ = net.oracle.predict(a * encoded(ends[place])[None] + s * eps, a, s)
         torch.testing.assert_close(encoded(frames[frame : frame + 1]), exact, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("t", [T - 1, 90])
 @pytest.mark.parametrize("mode", ["slerp", "linear"])
-def test_between_seeds_the_ends_are_their_samples(mode, t):
-    source, _ = perfect(DDIM(steps=T, clip="none"))
-    frames = generation.interpolate(source, (11, 12), t=t, mode=mode, **OPTIONS)
+def test_interpolate_noise_seeds_the_ends_are_their_samples(mode, t):
+    pipeline, _ = perfect(DDIM(steps=T, clip="none"))
+    frames = generation.interpolate(pipeline, (11, 12), t=t, mode=mode, **OPTIONS)
     for frame, seed in ((0, 11), (4, 12)):
-        own, _ = drawn(source, [0], 1, seed=seed)
+        own, _ = drawn(pipeline, [0], 1, seed=seed)
         torch.testing.assert_close(frames[frame : frame + 1], own, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
 def test_frames_do_not_depend_on_the_batch(batch_size):
-    source, _ = perfect(DDPM(steps=10))
+    pipeline, _ = perfect(DDPM(steps=10))
     options = {"t": 150, "mode": "slerp", "num_frames": 7, "seed": 1}
-    expected = generation.interpolate(source, data_ends(), batch_size=7, **options)
-    found = generation.interpolate(source, data_ends(), batch_size=batch_size, **options)
+    expected = generation.interpolate(pipeline, data_ends(), batch_size=7, **options)
+    found = generation.interpolate(pipeline, data_ends(), batch_size=batch_size, **options)
     assert torch.equal(found, expected)
 
 
 def test_a_frame_has_the_class_of_its_nearer_end():
-    source, net = perfect(DDIM(steps=1, clip="none"))
-    generation.interpolate(source, data_ends(), t=50, mode="slerp", classes=(2, 7), **OPTIONS)
+    pipeline, net = perfect(DDIM(steps=1, clip="none"))
+    generation.interpolate(pipeline, data_ends(), t=50, mode="slerp", classes=(2, 7), **OPTIONS)
     assert net.labels == [[2, 2], [2, 7], [7]]
     net.labels.clear()
-    generation.interpolate(source, (3, 4), t=T - 1, mode="slerp", classes=(2, 7), **OPTIONS)
+    generation.interpolate(pipeline, (3, 4), t=T - 1, mode="slerp", classes=(2, 7), **OPTIONS)
     assert net.labels == [[2], [7], [2, 2], [2, 7], [7]]
 
 
 def test_any_whole_number_is_a_seed():
-    source, _ = perfect(DDPM(steps=2))
+    pipeline, _ = perfect(DDPM(steps=2))
     for seed in (-3, 10**30):
-        drawn(source, [0], 1, seed=seed)
+        drawn(pipeline, [0], 1, seed=seed)
         frames = generation.interpolate(
-            source, (seed, 1), t=9, mode="slerp", **{**OPTIONS, "seed": seed}
+            pipeline, (seed, 1), t=9, mode="slerp", **{**OPTIONS, "seed": seed}
         )
         assert frames.isfinite().all()
 

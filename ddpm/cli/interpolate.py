@@ -49,8 +49,8 @@ def interpolate(
         if isinstance(given, str):
             warn_once(trained.accelerator, codec.file_warnings(given))
     t, pair = trained.noised_to(t, read, mode), trained.class_pair(classes)
-    source = trained.source(sampler, steps, guidance, guidance_rescale)
-    generation.check_mode(source, read, mode)
+    pipeline = trained.pipeline(sampler, steps, guidance, guidance_rescale)
+    generation.check_mode(pipeline, read, mode)
     formats = [codec.default_format, *codec.extra_formats]
     with trained.writing(
         "interpolate",
@@ -63,11 +63,11 @@ def interpolate(
         walks = -(-num_frames // batch_size)
         if mode == "ddim":
             walks += (generation.REFINE + 1) * sum(not isinstance(end, int) for end in read)
-        total, size = walks * source.calls(t), min(batch_size, num_frames)
-        trained.use_threads(threads, lambda: trained.trial(source, total, size, pair))
+        total, size = walks * pipeline.num_calls(t), min(batch_size, num_frames)
+        trained.use_threads(threads, lambda: trained.trial(pipeline, total, size, pair))
         with trained.progress(total, "interpolating") as bar:
             frames = generation.interpolate(
-                source,
+                pipeline,
                 read,
                 t=t,
                 num_frames=num_frames,

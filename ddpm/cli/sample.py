@@ -53,10 +53,10 @@ def sample(
     require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
     trained = Trained.load(ckpt, weights, device, precision)
     codec, wanted = trained.codec, trained.class_numbers(classes)
-    source = trained.source(sampler, steps, guidance, guidance_rescale)
+    pipeline = trained.pipeline(sampler, steps, guidance, guidance_rescale)
     singly, jointly = trained.formats(format)
     known = trained.given(condition)
-    calls, step = source.calls(), trained.checkpoint.step
+    calls, step = pipeline.num_calls(), trained.checkpoint.step
     look = "grid.gif" if codec.has_motion else "grid.png"
     names = trained.facts.names
     of_items = None
@@ -75,15 +75,15 @@ def sample(
         film = Trajectory(codec, calls) if trajectory else None
         mine, kept = share(trained.accelerator, num_samples), []
         total, size = -(-len(mine) // batch_size) * calls, min(batch_size, len(mine))
-        trained.use_threads(threads, lambda: trained.trial(source, total, size, wanted))
+        trained.use_threads(threads, lambda: trained.trial(pipeline, total, size, wanted))
         with trained.progress(total, "sampling") as bar:
             batches = generate(
-                source,
+                pipeline,
                 mine,
                 seed=seed,
                 batch_size=batch_size,
                 classes=wanted,
-                known=known,
+                condition=known,
                 on_step=on_step(bar, film),
             )
             first = mine.start

@@ -12,7 +12,7 @@ import torch
 
 from ddpm.data.dataset import Dataset
 from ddpm.errors import ConfigError, require
-from ddpm.seeding import For, mix_array
+from ddpm.seeding import RandomStream, mix_array
 
 
 class Part(Dataset):
@@ -101,5 +101,5 @@ def split(data: Dataset, val_fraction: float) -> Split:
     problem = f"would hold out {count} of {size} items, and neither part may be empty"
     remedy = f"{'raise' if count == 0 else 'lower'} it, or leave it at 0"
     require(0 < count < size, "val_fraction", val_fraction, f"{problem}; {remedy}")
-    order = np.argsort(mix_array(For.SPLIT, np.arange(size)), kind="stable")
+    order = np.argsort(mix_array(RandomStream.SPLIT, np.arange(size)), kind="stable")
     return Split(Part(data, order[count:]), Part(data, order[:count]))

@@ -1,24 +1,26 @@
-"""The mathematics of diffusion: schedules, objectives, the process and the denoiser.
+"""The mathematics of diffusion: schedules, objectives, the process, its loss, and denoisers.
 
-Nothing here holds parameters, draws random numbers of its own or names an axis: every function
+Nothing here has parameters, draws random numbers of its own or names an axis: every function
 works on ``(B, C, *spatial)`` of any rank.
 """
 
-from ddpm.diffusion.denoiser import Clip, Denoiser, Denoises, Guided
-from ddpm.diffusion.given import Given
+from ddpm.diffusion.conditioning_mask import ConditioningMask
+from ddpm.diffusion.denoiser import ClassifierFreeGuidance, Clip, Denoiser, DenoiserProtocol
 from ddpm.diffusion.likelihood import bound_term, discretised_log_likelihood, normal_kl, prior_term
+from ddpm.diffusion.loss import DiffusionLoss
 from ddpm.diffusion.objective import Objective, PredNoise, PredV, PredX0
 from ddpm.diffusion.process import GaussianDiffusion, Prediction
 from ddpm.diffusion.schedule import Schedule, cosine, linear, sigmoid
 from ddpm.diffusion.timesteps import LossSecondMoment, Timesteps, Uniform
 
 __all__ = [
+    "ClassifierFreeGuidance",
     "Clip",
+    "ConditioningMask",
     "Denoiser",
-    "Denoises",
+    "DenoiserProtocol",
+    "DiffusionLoss",
     "GaussianDiffusion",
-    "Given",
-    "Guided",
     "LossSecondMoment",
     "Objective",
     "PredNoise",

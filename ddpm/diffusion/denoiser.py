@@ -1,4 +1,4 @@
-"""A network and a process together: what is believed of x_t."""
+"""Denoisers: a network and a process that together predict x0 and the noise from x_t."""
 
 from __future__ import annotations
 
@@ -13,29 +13,40 @@ from ddpm.errors import require
 Clip = Literal["none", "static", "dynamic"]
 
 
-class Denoises(Protocol):
-    """What a sampler needs: a process, and a belief about x_t at an integer step t."""
+class DenoiserProtocol(Protocol):
+    """Interface that samplers require of a denoiser.
+
+    Attributes:
+        diffusion: the process.
+    """
 
     diffusion: GaussianDiffusion
 
     def __call__(
         self, x_t: Tensor, t: int, previous_x0: Tensor | None = None, *, y: Tensor | None = None
     ) -> Prediction:
-        """Clean data and noise believed to be in x_t (B, C, *spatial) at step t."""
+        """Predict x0 and the noise from x_t.
+
+        Args:
+            x_t: (B, C, *spatial), float32.
+            t: timestep of the whole batch, 0 to T-1.
+            previous_x0: earlier prediction of x0, for a self-conditioned network.
+            y: (B,) class labels.
+        """
         ...
 
 
 class Denoiser:
-    """A network that answers about x_t, its x0 held within the data's declared range.
+    """Predicts with a network; the predicted x0 is clipped to the range of the data.
 
     Args:
         model: the network, called as ``model(x_t, time, y=..., x_self_cond=...)``.
-        diffusion: the process that says what its answers mean.
-        bounds: the declared range of clean data in model space.
+        diffusion: the process the network was trained for.
+        bounds: range of clean data in model space.
         clip: ``none`` leaves x0 as it is; ``static`` clamps it to the bounds; ``dynamic`` clamps
-            each sample at a quantile of its magnitudes and shrinks it back to the bounds
-            (Saharia et al. 2022, arXiv 2205.11487, section 2.3). The noise is re-derived.
-        dynamic_quantile: that quantile, in (0, 1].
+            each sample at a quantile of its magnitudes and rescales it to the bounds (Saharia et
+            al. 2022, arXiv 2205.11487, section 2.3). The noise is recomputed from x0.
+        dynamic_quantile: the quantile of ``dynamic``, in (0, 1].
     """
 
     def __init__(
@@ -53,21 +64,26 @@ class Denoiser:
     def __call__(
         self, x_t: Tensor, t: int, previous_x0: Tensor | None = None, *, y: Tensor | None = None
     ) -> Prediction:
-        """Clean data and noise believed to be in x_t (B, C, *spatial), float32, at step t."""
+        """Predict x0 and the noise; see :class:`DenoiserProtocol`."""
         time = torch.full((len(x_t),), t, device=x_t.device)
         cond = {} if y is None else {"y": y}
-        return self.settle(
-            self.diffusion.predict(self.model, x_t, time, previous_x0, **cond), x_t, t
-        )
+        prediction = self.diffusion.predict(self.model, x_t, time, previous_x0, **cond)
+        return self.clip_prediction(prediction, x_t, t)
 
-    def settle(self, belief: Prediction, x_t: Tensor, t: int) -> Prediction:
-        """The belief with its x0 clipped; the noise is what else is in x_t."""
+    def clip_prediction(self, prediction: Prediction, x_t: Tensor, t: int) -> Prediction:
+        """Return a prediction with its x0 clipped and the noise that this x0 leaves in x_t.
+
+        Args:
+            prediction: from x_t.
+            x_t: (B, C, *spatial), float32.
+            t: timestep of the whole batch, 0 to T-1.
+        """
         a, s = self.diffusion.schedule.signal_noise(t)
-        x0 = self.diffusion.given.keep(self.clipped(belief.x0), x_t)
-        return Prediction(x0, (x_t - a * x0) / s, belief.spread)
+        x0 = self.diffusion.conditioning_mask.apply(self.clip_x0(prediction.x0), x_t)
+        return Prediction(x0, (x_t - a * x0) / s, prediction.variance_output)
 
-    def clipped(self, x0: Tensor) -> Tensor:
-        """``x0`` within the bounds, in the chosen way."""
+    def clip_x0(self, x0: Tensor) -> Tensor:
+        """Return ``x0`` (B, C, *spatial) clipped to the bounds by the configured method."""
         if self.clip == "none":
             return x0
         low, high = self.bounds
@@ -80,20 +96,19 @@ class Denoiser:
         return middle + (x0 - middle).clamp(-limit, limit) * (half / limit)
 
 
-class Guided:
-    """A denoiser that holds a denoiser and leans towards the class asked for.
+class ClassifierFreeGuidance:
+    """Wraps a denoiser with classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598).
 
-    Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): the guided answer is
-    ``null + scale (wanted - null)``, so that 1 is off and 0 ignores the class. Both answers come
-    from one call of the network with a batch of twice the size. A learned variance is that of
-    the class asked for.
+    The guided output is ``unconditional + scale (conditional - unconditional)``: 1 is off and 0
+    ignores the class. Both outputs come from one call of the network with a doubled batch. A
+    learned variance is that of the conditional output.
 
     Args:
         denoiser: one whose network was trained with label dropout.
-        null_label: the label that stands for "no class".
-        scale: at least 0.
-        rescale: how far the guided answer is brought back to the standard deviation of the
-            unguided one, 0 (off) to 1, against too bright colours at large scales (Lin et al.
+        null_label: the label that means "no class".
+        scale: guidance scale, at least 0.
+        rescale: share of the rescaling of the guided output to the standard deviation of the
+            conditional one, 0 (off) to 1, which counters overexposure at large scales (Lin et al.
             2023, arXiv 2305.08891, equations 14 to 16, where it is 0.7).
     """
 
@@ -109,25 +124,26 @@ class Guided:
     def __call__(
         self, x_t: Tensor, t: int, previous_x0: Tensor | None = None, *, y: Tensor | None = None
     ) -> Prediction:
-        """As :meth:`Denoiser.__call__`; ``y`` (B,) says the class of each sample."""
+        """Predict x0 and the noise; see :class:`DenoiserProtocol`."""
         if y is None:
             y = torch.full((len(x_t),), self.null_label, device=x_t.device)
         time = torch.full((2 * len(x_t),), t, device=x_t.device)
         labels = torch.cat([y, torch.full_like(y, self.null_label)])
-        known = None if previous_x0 is None else torch.cat([previous_x0, previous_x0])
+        previous = None if previous_x0 is None else torch.cat([previous_x0, previous_x0])
         inner, diffusion = self.denoiser, self.diffusion
-        both = diffusion.ask(inner.model, torch.cat([x_t, x_t]), time, known, y=labels)
-        output, spread = diffusion.parted(both)
-        guided = self._guided(*output.chunk(2))
-        if spread is not None:
-            guided = torch.cat([guided, spread.chunk(2)[0]], dim=1)
-        return inner.settle(diffusion.read(guided, x_t, time[: len(x_t)]), x_t, t)
+        both = diffusion.call_network(inner.model, torch.cat([x_t, x_t]), time, previous, y=labels)
+        output, variance_output = diffusion.split_output(both)
+        guided = self._guide(*output.chunk(2))
+        if variance_output is not None:
+            guided = torch.cat([guided, variance_output.chunk(2)[0]], dim=1)
+        prediction = diffusion.interpret_output(guided, x_t, time[: len(x_t)])
+        return inner.clip_prediction(prediction, x_t, t)
 
-    def _guided(self, wanted: Tensor, null: Tensor) -> Tensor:
-        """The guided answer (B, C, *spatial), brought back in size as far as is asked."""
-        guided = null + self.scale * (wanted - null)
+    def _guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        """Return the guided output (B, C, *spatial), rescaled if configured."""
+        guided = unconditional + self.scale * (conditional - unconditional)
         if self.rescale == 0:
             return guided
-        spread, asked = (x.flatten(1).std(dim=1) for x in (guided, wanted))
-        ratio = (asked / spread.clamp(min=1e-12)).reshape(-1, *[1] * (wanted.ndim - 1))
+        std, target_std = (x.flatten(1).std(dim=1) for x in (guided, conditional))
+        ratio = (target_std / std.clamp(min=1e-12)).reshape(-1, *[1] * (guided.ndim - 1))
         return guided * (self.rescale * ratio + 1 - self.rescale)

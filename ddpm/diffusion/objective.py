@@ -1,4 +1,4 @@
-"""What the network predicts, and how its error is measured and weighted."""
+"""Objectives: the target of the network, its inverse, the error and its weight."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from ddpm.errors import require
 
 
 class Objective(ABC):
-    """A linear map of (x0, eps) that the network learns, its inverse and its loss.
+    """Base class of objectives: a linear map of (x0, eps), its inverse and its loss.
 
-    In all methods ``a`` and ``s`` are ``sqrt(alpha_bar_t)`` and ``sqrt(1 - alpha_bar_t)``,
-    broadcastable to the (B, C, *spatial) tensors.
+    In all methods ``a`` and ``s`` are ``sqrt(alpha_bar_t)`` and ``sqrt(1 - alpha_bar_t)``, float32
+    and broadcastable to the (B, C, *spatial) tensors, and ``x_t = a x0 + s eps``.
 
     Args:
         loss: ``l2``, ``l1`` or ``huber`` (quadratic below 1, linear above).
-        weighting: ``uniform`` weighs each step's loss with 1; ``noise`` weighs it so that it
-            equals a squared error of the noise, which is denoising-diffusion-pytorch's default.
+        weighting: ``uniform`` weights every timestep with 1; ``noise`` turns the loss into the
+            squared error of the noise, the default of denoising-diffusion-pytorch.
         min_snr_gamma: truncates the SNR of the ``noise`` weighting at this value (Hang et al.
             2023, arXiv 2303.09556, where it is 5); null = off.
+
+    Raises:
+        ConfigError: ``min_snr_gamma`` of 0 or below.
     """
 
-    needs_signal: ClassVar[bool] = False
-    """Whether the answer says nothing of x0 where no signal is left (a = 0)."""
+    requires_signal: ClassVar[bool] = False
+    """True if the output does not determine x0 where no signal is left (a = 0)."""
 
     def __init__(
         self,
@@ -42,30 +45,30 @@ class Objective(ABC):
 
     @abstractmethod
     def target(self, x0: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
-        """What the network should answer at ``x_t = a x0 + s eps``."""
+        """Return the target of the network, (B, C, *spatial)."""
 
     @abstractmethod
     def x0(self, x_t: Tensor, output: Tensor, a: Tensor, s: Tensor) -> Tensor:
-        """The clean data that an answer implies."""
+        """Return x0 (B, C, *spatial) as implied by x_t and the network's output."""
 
     @abstractmethod
     def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
-        """The factor that turns this objective's squared error into one of the noise.
+        """Return the factor (B,) that turns this objective's squared error into that of the noise.
 
         Args:
-            snr: (B,) the signal-to-noise ratio.
+            snr: (B,) signal-to-noise ratio.
             capped: (B,) the same, truncated for min-SNR.
         """
 
     def weight(self, snr: Tensor) -> Tensor:
-        """Loss weights (B,) as a function of the signal-to-noise ratio (B,)."""
+        """Return the loss weights (B,) of signal-to-noise ratios (B,)."""
         if self.min_snr_gamma is None and self.weighting == "uniform":
             return torch.ones_like(snr)
         gamma = float("inf") if self.min_snr_gamma is None else self.min_snr_gamma
         return self.noise_weight(snr, snr.clamp(max=gamma))
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
-        """The unweighted loss of each entry, (B, C, *spatial) float32."""
+        """Return the unweighted loss of each entry, (B, C, *spatial) float32."""
         functions = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
         return functions[self.loss](output.float(), target.float(), reduction="none")
 
@@ -73,18 +76,18 @@ class Objective(ABC):
 class PredNoise(Objective):
     """The network predicts the noise eps (Ho et al. 2020, equation 14)."""
 
-    needs_signal = True
+    requires_signal = True
 
     def target(self, x0: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
-        """``eps``."""
+        """Return ``eps``."""
         return eps
 
     def x0(self, x_t: Tensor, output: Tensor, a: Tensor, s: Tensor) -> Tensor:
-        """``(x_t - s output) / a``."""
+        """Return ``(x_t - s output) / a``."""
         return (x_t - s * output) / a
 
     def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
-        """``min(snr, gamma) / snr``."""
+        """Return ``min(snr, gamma) / snr``."""
         return capped / snr
 
 
@@ -92,15 +95,15 @@ class PredX0(Objective):
     """The network predicts the clean data x0."""
 
     def target(self, x0: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
-        """``x0``."""
+        """Return ``x0``."""
         return x0
 
     def x0(self, x_t: Tensor, output: Tensor, a: Tensor, s: Tensor) -> Tensor:
-        """The answer itself."""
+        """Return the output itself."""
         return output
 
     def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
-        """``min(snr, gamma)``."""
+        """Return ``min(snr, gamma)``."""
         return capped
 
 
@@ -108,13 +111,13 @@ class PredV(Objective):
     """The network predicts ``v = a eps - s x0`` (Salimans & Ho 2022, arXiv 2202.00512, app. D)."""
 
     def target(self, x0: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
-        """``a eps - s x0``."""
+        """Return ``a eps - s x0``."""
         return a * eps - s * x0
 
     def x0(self, x_t: Tensor, output: Tensor, a: Tensor, s: Tensor) -> Tensor:
-        """``a x_t - s output``."""
+        """Return ``a x_t - s output``."""
         return a * x_t - s * output
 
     def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
-        """``min(snr, gamma) / (snr + 1)``."""
+        """Return ``min(snr, gamma) / (snr + 1)``."""
         return capped / (snr + 1)

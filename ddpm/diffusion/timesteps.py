@@ -1,4 +1,4 @@
-"""Which steps t the network is trained at, and with what weights."""
+"""Distributions of the timesteps at which the network is trained."""
 
 from __future__ import annotations
 
@@ -13,66 +13,81 @@ from ddpm.errors import require
 
 
 class Timesteps(ABC):
-    """A distribution over the steps 0..T-1; the weights keep the mean of the loss what it is.
+    """Base class of distributions over the timesteps 0 to T-1.
+
+    Importance weights make the expected loss that of uniform timesteps.
 
     Args:
         num_steps: T.
     """
 
-    learns = False
-    """Whether :meth:`update` wants to be told the losses."""
+    adaptive = False
+    """True if :meth:`update` requires the losses of training."""
 
     def __init__(self, num_steps: int) -> None:
         self.num_steps = num_steps
 
     @abstractmethod
     def weights(self) -> Tensor:
-        """The probability of each step, (T,) float64."""
+        """Return the probability of each timestep, (T,) float64."""
 
     def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Steps (count,) of torch's global generator and importance weights 1 / (T p), None = 1."""
-        # On the CPU, where the probabilities are: a GPU draws by a cumulative sum, which several
-        # versions of torch refuse under trainer.deterministic.
+        """Sample timesteps with torch's global generator.
+
+        Args:
+            count: number of timesteps.
+            device: of the results.
+
+        Returns:
+            Timesteps (count,) int64 and importance weights ``1 / (T p)`` (count,) float32, None if
+            all are 1.
+        """
+        # On the CPU: multinomial on a GPU needs a cumulative sum, for which several versions of
+        # torch have no deterministic kernel (trainer.deterministic).
         p = self.weights()
         t = torch.multinomial(p, count, replacement=True)
         return t.to(device), (1 / (self.num_steps * p[t])).float().to(device)
 
-    def update(self, t: Tensor, losses: Tensor) -> None:  # noqa: B027 - most learn nothing
-        """Learn from the unweighted losses (B,) at steps t (B,), those of all processes."""
+    def update(self, t: Tensor, losses: Tensor) -> None:  # noqa: B027 - most need no losses
+        """Use the unweighted losses (B,) at timesteps t (B,) of all processes."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to keep."""
+        """Return the state that a checkpoint stores."""
         return {}
 
     def load(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Take up what :meth:`state` gave."""
+        """Restore the state that :meth:`state` returned."""
 
 
 class Uniform(Timesteps):
-    """Every step as often as any other."""
+    """The uniform distribution."""
 
     def weights(self) -> Tensor:
-        """``1 / T`` everywhere."""
+        """Return ``1 / T`` for each timestep, (T,) float64."""
         return torch.full((self.num_steps,), 1 / self.num_steps, dtype=torch.float64)
 
     def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Steps (count,), all of weight 1."""
+        """Sample timesteps (count,) int64, without importance weights."""
         return torch.randint(0, self.num_steps, (count,), device=device), None
 
 
 class LossSecondMoment(Timesteps):
-    """Steps in proportion to the root mean square of their recent losses.
+    """Distribution in proportion to the root mean square of the recent losses of each timestep.
 
     Importance sampling for the variational bound, whose terms differ by orders of magnitude
-    (Nichol & Dhariwal 2021, section 3.3). Until every step has a full history all are alike.
+    (Nichol & Dhariwal 2021, section 3.3). It is uniform until the history of every timestep is
+    full.
 
     Args:
         num_steps: T.
-        history_per_term: how many losses of each step are remembered.
-        uniform_prob: the share of the probability that all steps have alike.
+        history_per_term: number of stored losses per timestep.
+        uniform_prob: share of the probability that is distributed uniformly, in (0, 1].
+
+    Raises:
+        ConfigError: an option outside its range.
     """
 
-    learns = True
+    adaptive = True
 
     def __init__(
         self, num_steps: int, *, history_per_term: int = 10, uniform_prob: float = 0.001
@@ -86,7 +101,7 @@ class LossSecondMoment(Timesteps):
         self._counts = torch.zeros(num_steps, dtype=torch.int64)
 
     def weights(self) -> Tensor:
-        """The probability of each step, (T,) float64."""
+        """Return the probability of each timestep, (T,) float64."""
         share = 1 / self.num_steps
         moment = (self._history**2).mean(dim=1).sqrt()
         if bool((self._counts < self.history_per_term).any()) or float(moment.sum()) == 0:
@@ -94,9 +109,9 @@ class LossSecondMoment(Timesteps):
         return moment / moment.sum() * (1 - self.uniform_prob) + self.uniform_prob * share
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Add losses (B,) at steps t (B,) to the histories, in order; the oldest fall out.
+        """Append losses (B,) at timesteps t (B,) to the histories, which drop their oldest.
 
-        A loss that is not finite, as a half-precision overflow makes, is not remembered.
+        Losses that are not finite, the result of overflow in half precision, are ignored.
         """
         for step, loss in zip(t.tolist(), losses.tolist(), strict=True):
             if not math.isfinite(loss):
@@ -109,13 +124,17 @@ class LossSecondMoment(Timesteps):
             self._counts[step] = count + 1
 
     def state(self) -> dict[str, Any]:
-        """The histories and how much of each is filled."""
+        """Return the histories and the number of losses in each."""
         return {"history": self._history.clone(), "counts": self._counts.clone()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take the histories up; ValueError for those of another T or length."""
+        """Restore the histories.
+
+        Raises:
+            ValueError: histories of another T or length.
+        """
         if state["history"].shape != self._history.shape:
             shapes = tuple(state["history"].shape), tuple(self._history.shape)
-            raise ValueError(f"a history of shape {shapes[0]} is not one of {shapes[1]}")
+            raise ValueError(f"the history has shape {shapes[0]}; expected {shapes[1]}")
         self._history.copy_(state["history"])
         self._counts.copy_(state["counts"])

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Denoises, bound_term, prior_term
+from ddpm.diffusion import DenoiserProtocol, bound_term, prior_term
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Bound:
 
 @torch.inference_mode()
 def bits_per_dimension(
-    denoiser: Denoises,
+    denoiser: DenoiserProtocol,
     x0: Tensor,
     *,
     randn_like: Callable[[Tensor], Tensor],
@@ -45,7 +45,7 @@ def bits_per_dimension(
     """The variational bound of clean data, one draw of the noise a term (Ho et al. 2020, eq. 5).
 
     Args:
-        denoiser: what is believed of x_t; it should clip as it does in sampling.
+        denoiser: predicts x0 and the noise; with the clipping of sampling.
         x0: (B, C, *spatial) in model space.
         randn_like: draws the noise.
         steps: those of a respaced process, rising; default all T.
@@ -59,8 +59,8 @@ def bits_per_dimension(
     for index, (s, t) in enumerate(pairwise(nodes[:-1])):
         every = [torch.full((len(x0),), n, device=x0.device) for n in (t, s, nodes[index + 2])]
         x_t = diffusion.diffuse(x0, every[0], randn_like(x0))
-        belief = denoiser(x_t, t, y=y)
-        terms.append(bound_term(diffusion, belief, x0, x_t, *every).cpu())
+        prediction = denoiser(x_t, t, y=y)
+        terms.append(bound_term(diffusion, prediction, x0, x_t, *every).cpu())
         if on_step is not None:
             on_step()
     return Bound(tuple(kept), torch.stack(terms, dim=1), prior_term(diffusion, x0, kept[-1]).cpu())

@@ -86,15 +86,15 @@ class Evaluation:
 
         def trial() -> cpu_threads.Trial:
             options = asked.sampler, self.steps, asked.guidance, asked.guidance_rescale
-            source = trained.source(*options)
-            calls, count = source.calls(), asked.num_samples or MOST
+            pipeline = trained.pipeline(*options)
+            calls, count = pipeline.num_calls(), asked.num_samples or MOST
             if not asked.fidelity:
-                calls = asked.bound_steps or source.diffusion.num_steps
+                calls = asked.bound_steps or pipeline.diffusion.num_steps
                 calls = calls if "bpd" in asked.metrics else likelihood_metrics.QUARTERS_OF_T
                 count = asked.num_images
             batches = -(-count // (asked.batch_size * trained.accelerator.num_processes))
             classes = None if facts.num_classes is None else [0]
-            return trained.trial(source, batches * calls, min(asked.batch_size, count), classes)
+            return trained.trial(pipeline, batches * calls, min(asked.batch_size, count), classes)
 
         trained.use_threads(self.threads, trial)
 

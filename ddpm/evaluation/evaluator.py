@@ -113,7 +113,7 @@ class Judge:
         batches = -(-self.count // (size * self.accelerator.num_processes))
         return cpu_threads.Trial(measure, batches, "batch")
 
-    def check(self, model: Model, steps: int | None = None) -> generation.Source:
+    def check(self, model: Model, steps: int | None = None) -> generation.SamplingPipeline:
         """What to draw from a model with.
 
         Raises:
@@ -121,11 +121,11 @@ class Judge:
         """
         asked, most = self.measure, model.diffusion.num_steps
         good = asked.bound_steps is None or 1 <= asked.bound_steps <= most
-        problem = f"the process has {most} steps; take 1 to {most}, or null for all"
+        problem = f"the process has {most} steps; use 1 to {most}, or null for all"
         require(good, "bound_steps", asked.bound_steps, problem)
         if asked.fidelity:
             model.class_numbers(asked.classes)
-        return model.source(asked.sampler, steps, asked.guidance, asked.guidance_rescale)
+        return model.pipeline(asked.sampler, steps, asked.guidance, asked.guidance_rescale)
 
     def classes(self, model: Model) -> list[int] | None:
         """Return the classes of the samples, see :func:`ddpm.generation.generate`.
@@ -217,12 +217,12 @@ class Judge:
         """
         asked, accelerator, findings = self.measure, self.accelerator, Findings()
         self.ready(model.facts)
-        source, record = self.check(model, steps), record or Unfinished()
+        pipeline, record = self.check(model, steps), record or Unfinished()
         record.save(findings)
-        expected = self._estimate(model, source, record if estimate else None)
+        expected = self._estimate(model, pipeline, record if estimate else None)
         shared = {**told, "seed": asked.seed}
         if asked.fidelity:
-            self._of_samples(model, source, shared, findings, stopping, pictures, record)
+            self._of_samples(model, pipeline, shared, findings, stopping, pictures, record)
             expected.done(", ".join(asked.fidelity))
         clean = self._clean
         rest: dict[str, Any] = {
@@ -237,9 +237,15 @@ class Judge:
             if metric == "loss":
                 likelihood_metrics.losses(model, clean, told=shared, **rest)
             else:
-                told_of_bound = {**shared, "clip": source.sampler.clip, "guidance": asked.guidance}
+                clip = pipeline.sampler.clip
+                told_of_bound = {**shared, "clip": clip, "guidance": asked.guidance}
                 likelihood_metrics.likelihood(
-                    source, clean, accelerator, steps=asked.bound_steps, told=told_of_bound, **rest
+                    pipeline,
+                    clean,
+                    accelerator,
+                    steps=asked.bound_steps,
+                    told=told_of_bound,
+                    **rest,
                 )
             record.save(findings)
             expected.done(metric)
@@ -248,7 +254,7 @@ class Judge:
     def _of_samples(
         self,
         model: Model,
-        source: generation.Source,
+        pipeline: generation.SamplingPipeline,
         told: Mapping[str, Any],
         findings: Findings,
         stopping: Stopping,
@@ -259,7 +265,7 @@ class Judge:
         asked, classes = self.measure, self.classes(model)
         findings.warn(*self._warnings())
         drawn = sample_metrics.drawn(
-            source,
+            pipeline,
             self.extractor,
             self.accelerator,
             self._collector(),
@@ -275,7 +281,7 @@ class Judge:
             "num_samples": self.count,
             **told,
             "sampler": dict(asked.sampler),
-            "steps": source.calls(),
+            "steps": pipeline.num_calls(),
             "guidance": asked.guidance,
             "guidance_rescale": asked.guidance_rescale,
             **self.classes_of(model),
@@ -298,25 +304,25 @@ class Judge:
         )
 
     def _estimate(
-        self, model: Model, source: generation.Source, record: Unfinished | None
+        self, model: Model, pipeline: generation.SamplingPipeline, record: Unfinished | None
     ) -> Estimate:
         """The expected durations, printed; without a record nothing is expected."""
         asked, work = self.measure, []
         if record is None:
             return Estimate(main=False)
         if asked.fidelity:
-            named, calls = ", ".join(asked.fidelity), source.calls()
+            named, calls = ", ".join(asked.fidelity), pipeline.num_calls()
             work.append(Stage(named, sample_metrics.DRAWN, "num_samples", self.count, calls))
         for metric in asked.likelihood:
             assert self._clean is not None
-            terms = asked.bound_steps or source.diffusion.num_steps
+            terms = asked.bound_steps or pipeline.diffusion.num_steps
             calls = terms if metric == "bpd" else likelihood_metrics.QUARTERS_OF_T
             work.append(Stage(metric, metric, "num_images", len(self._clean.x0), calls))
         expected = Estimate(self.accelerator.is_main_process)
         batch_size, classes = asked.batch_size, model.facts.num_classes
         for stage in work:
             expected.add(stage, Share(self.accelerator, stage.count, batch_size), record.parts)
-        expected.begin(source, None if classes is None else [0], batch_size)
+        expected.begin(pipeline, None if classes is None else [0], batch_size)
         return expected
 
     def told(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ddpm.console import progress
+from ddpm.diffusion import DiffusionLoss
 from ddpm.distributed.batches import Share
 from ddpm.distributed.main_process import to_main
 from ddpm.distributed.stopping import NEVER, Stopping
@@ -19,10 +20,10 @@ from ddpm.drawing import Model
 from ddpm.evaluation.bits_per_dimension import bits_per_dimension
 from ddpm.evaluation.partial_results import Parts
 from ddpm.evaluation.results import Findings
-from ddpm.generation import SampleNoise, Source
+from ddpm.generation import SampleNoise, SamplingPipeline
 from ddpm.metrics.results import BoundCurve
-from ddpm.samplers.base import respaced
-from ddpm.seeding import For, mix
+from ddpm.samplers.base import respaced_timesteps
+from ddpm.seeding import RandomStream, mix
 from ddpm.training.meter import LOGGED, QUARTERS
 
 BOUND = ("bound.png", "bound.npz")
@@ -51,7 +52,7 @@ class Clean(NamedTuple):
 
 
 def likelihood(
-    source: Source,
+    pipeline: SamplingPipeline,
     clean: Clean,
     accelerator: Accelerator,
     *,
@@ -68,8 +69,8 @@ def likelihood(
     Raises:
         GivenUpError: it was told to stop.
     """
-    total, count = source.diffusion.num_steps, len(clean.x0)
-    kept = list(range(total)) if steps is None else respaced(total, (steps,))
+    total, count = pipeline.diffusion.num_steps, len(clean.x0)
+    kept = list(range(total)) if steps is None else respaced_timesteps(total, (steps,))
     share, parts = Share(accelerator, count, batch_size, len(kept), stopping), parts or Parts()
     terms, priors = [torch.zeros(0, len(kept))], [torch.zeros(0)]
     main, done = accelerator.is_main_process, _done(share, parts, "bpd", len(kept))
@@ -82,10 +83,10 @@ def likelihood(
         for batch in share.batches():
             held = parts.load("bpd", batch)
             if held is None:
-                x0, labels = clean.some(batch, source.device)
-                with source.autocast():
+                x0, labels = clean.some(batch, pipeline.device)
+                with pipeline.autocast():
                     found = bits_per_dimension(
-                        source.denoiser,
+                        pipeline.denoiser,
                         x0,
                         randn_like=_noise(seed, batch).like,
                         steps=kept,
@@ -127,6 +128,7 @@ def losses(
         GivenUpError: it was told to stop.
     """
     accelerator, total = model.accelerator, model.diffusion.num_steps
+    loss = DiffusionLoss(model.diffusion)
     network = model.network.eval()
     parts, main = parts or Parts(), accelerator.is_main_process
     share = Share(accelerator, len(clean.x0), batch_size, QUARTERS_OF_T, stopping)
@@ -144,7 +146,7 @@ def losses(
                 t = torch.tensor([_step(seed, index, quarter, total) for index in batch])
                 t, eps = t.to(x0.device), noise.like(x0)
                 with torch.inference_mode(), accelerator.autocast():
-                    each = model.diffusion.loss(network, x0, t, eps, **cond)
+                    each = loss(network, x0, t, eps, **cond)
                 columns.append(each.float().cpu())
                 bar.update()
                 share.tick()
@@ -167,13 +169,15 @@ def _done(share: Share, parts: Parts, name: str, calls: int) -> int:
 
 
 def _noise(seed: int, batch: list[int]) -> SampleNoise:
-    return SampleNoise([mix(seed, For.HELD_OUT, index) for index in batch])
+    return SampleNoise([mix(seed, RandomStream.VALIDATION, index) for index in batch])
 
 
 def _step(seed: int, index: int, quarter: int, total: int) -> int:
     """A step t of a quarter of all, for one item."""
     low, high = (total * n // QUARTERS_OF_T for n in (quarter, quarter + 1))
-    return min(low + mix(seed, For.HELD_OUT, index, quarter) % max(high - low, 1), total - 1)
+    return min(
+        low + mix(seed, RandomStream.VALIDATION, index, quarter) % max(high - low, 1), total - 1
+    )
 
 
 def _mean(values: Tensor) -> tuple[float, float | None]:

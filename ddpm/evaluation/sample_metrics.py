@@ -23,7 +23,7 @@ from ddpm.distributed.main_process import (
 from ddpm.distributed.stopping import NEVER, Stopping
 from ddpm.evaluation.partial_results import Parts, Unfinished
 from ddpm.evaluation.results import Findings
-from ddpm.generation import Source, generate
+from ddpm.generation import SamplingPipeline, generate
 from ddpm.trajectory import GRID, Trajectory, on_step
 
 _FRAMES, _FILMED = 10, 16  # pictures of a trajectory, and samples in each
@@ -107,7 +107,7 @@ class Collector:
 
 
 def drawn(
-    source: Source,
+    pipeline: SamplingPipeline,
     extractor: metrics.Extractor,
     accelerator: Accelerator,
     collector: Collector,
@@ -125,9 +125,9 @@ def drawn(
     Raises:
         GivenUpError: it was told to stop.
     """
-    calls, parts = source.calls(), parts or Parts()
+    calls, parts = pipeline.num_calls(), parts or Parts()
     share = Share(accelerator, count, batch_size, calls, stopping)
-    film = Trajectory(source.codec, calls) if filmed and 0 in share.indices else None
+    film = Trajectory(pipeline.codec, calls) if filmed and 0 in share.indices else None
     first, frames = [torch.zeros(0, dtype=torch.uint8)], torch.zeros(0, dtype=torch.uint8)
     left = [batch for batch in share.batches() if not parts.has(DRAWN, batch)]
     main, done = accelerator.is_main_process, share.calls - len(left) * calls
@@ -142,8 +142,8 @@ def drawn(
             held = parts.load(DRAWN, indices)
             if held is None:
                 named: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
-                ((raw, _),) = generate(source, indices, classes=classes, on_step=after, **named)
-                raw = source.codec.pixels(raw)
+                ((raw, _),) = generate(pipeline, indices, classes=classes, on_step=after, **named)
+                raw = pipeline.codec.pixels(raw)
                 found = _extracted(extractor, raw.to(accelerator.device), indices)
                 held = {"features": found.features}
                 if found.logits is not None:
@@ -151,7 +151,7 @@ def drawn(
                 if indices[0] < GRID:
                     held["raw"] = raw
                 if film is not None and indices[0] == 0:
-                    held["frames"] = _shown(list(map(source.codec.pixels, film.frames)))
+                    held["frames"] = _shown(list(map(pipeline.codec.pixels, film.frames)))
                 parts.save(DRAWN, indices, held)
             where = torch.tensor(indices)
             collector.add(metrics.Features(where, held["features"], held.get("logits")))
@@ -161,7 +161,7 @@ def drawn(
         share.finish()
     raw = to_main(accelerator, torch.cat([each for each in first if len(each)] or first))
     frames = to_main(accelerator, frames)
-    raw = torch.zeros(0, *source.codec.shape, dtype=torch.uint8) if raw is None else raw[:GRID]
+    raw = torch.zeros(0, *pipeline.codec.shape, dtype=torch.uint8) if raw is None else raw[:GRID]
     return Drawn(collector.collect(), raw, [] if frames is None else list(frames))
 
 

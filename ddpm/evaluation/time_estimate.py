@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ddpm.console import duration, echo
 from ddpm.distributed.batches import Share
 from ddpm.evaluation.partial_results import Parts
-from ddpm.generation import Source
+from ddpm.generation import SamplingPipeline
 from ddpm.training.trial import median_seconds
 
 _TRIAL_SECONDS = 0.3
@@ -60,15 +60,17 @@ class Estimate:
         finished = sum(parts.has(stage.part, batch) for batch in share.batches())
         self.stages.append(replace(stage, batches=share.most - finished))
 
-    def begin(self, source: Source, classes: Sequence[int] | None, batch_size: int) -> None:
+    def begin(
+        self, pipeline: SamplingPipeline, classes: Sequence[int] | None, batch_size: int
+    ) -> None:
         """Measure some network calls, which count for nothing, and print the estimates."""
         long = [stage for stage in self.stages if stage.left >= _WORTH_TELLING]
         if not long:
             self.stages = []
             return
         size = min(batch_size, long[0].count)
-        call = source.one_call(size, classes)
-        self._per_call = median_seconds(call, source.device, seconds=_TRIAL_SECONDS)
+        call = pipeline.benchmark_call(size, classes)
+        self._per_call = median_seconds(call, pipeline.device, seconds=_TRIAL_SECONDS)
         for stage in long:
             took, fewer = self._per_call * stage.left, max(stage.count // 10, 2)
             self._say(

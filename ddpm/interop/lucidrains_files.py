@@ -96,7 +96,7 @@ def join(versions: Versions, wrap: Callable[[str], str] | None, export: Export) 
     """
     told = export.diffusion
     problem = "the original divides by the signal of every step; it cannot be written for it"
-    ends = told.schedule.ends_in_noise
+    ends = told.schedule.zero_terminal_snr
     require(not ends, "schedule.zero_terminal_snr", True, problem)
     problem = "the original tells its network t as it is; such a run cannot be written for it"
     good = not told.rescale_timesteps or told.num_steps == 1000

@@ -18,7 +18,7 @@ from ddpm.console import progress
 from ddpm.data import UNTOUCHED, Dataset, Folder, ImageCodec
 from ddpm.data.depth import Levels, range_warnings
 from ddpm.errors import Advice, ConfigError, require
-from ddpm.seeding import For, mix_array
+from ddpm.seeding import RandomStream, mix_array
 
 _CHUNK = 256  # images that are hashed at once
 
@@ -131,7 +131,7 @@ class SomeImages(Images):
 
     def __init__(self, whole: Images, count: int) -> None:
         """Choose ``count``, at most as many as there are."""
-        ranks = mix_array(For.CHOICE, np.arange(len(whole)))
+        ranks = mix_array(RandomStream.IMAGE_SUBSET, np.arange(len(whole)))
         self._whole, self._indices = whole, np.sort(np.argsort(ranks, kind="stable")[:count])
         self.shape, self.shown = whole.shape, whole.shown
 

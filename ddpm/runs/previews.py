@@ -51,7 +51,7 @@ class Previews:
             GivenUpError: a signal asked to stop; nothing was written.
         """
         accelerator = self.accelerator
-        source = generation.source(
+        pipeline = generation.build_pipeline(
             trainer.ema.model,
             self.diffusion,
             self.sampler,
@@ -68,7 +68,7 @@ class Previews:
             indices = [i % len(trainer.data) for i in range(count)]
             known, labels = trainer.data.fetch(indices, [0] * count)
             classes = None if labels is None else labels.tolist()
-        grid = self._drawn(source, trainer, classes, known, stopping)
+        grid = self._drawn(pipeline, trainer, classes, known, stopping)
         if accelerator.is_main_process:
             with self.run.forgiving("the sample grid"):
                 # The picture comes last: a step that has one is not drawn again on resuming.
@@ -80,14 +80,14 @@ class Previews:
 
     def _drawn(
         self,
-        source: generation.Source,
+        pipeline: generation.SamplingPipeline,
         trainer: Trainer,
         classes: list[int] | None,
         known: Tensor | None,
         stopping: Stopping,
     ) -> Tensor:
         """Draw the raw samples of all processes."""
-        accelerator, size, calls = self.accelerator, trainer.batch_size, source.calls()
+        accelerator, size, calls = self.accelerator, trainer.batch_size, pipeline.num_calls()
         count, world = trainer.preview_samples, accelerator.num_processes
         mine, most = share(accelerator, count), -(-count // world)
         work = SharedWork(-(-most // size) * calls, stopping)
@@ -101,12 +101,12 @@ class Previews:
 
             with work.interruptible():
                 batches = generation.generate(
-                    source,
+                    pipeline,
                     mine,
                     seed=self.seed,
                     batch_size=size,
                     classes=classes,
-                    known=known,
+                    condition=known,
                     on_step=after,
                 )
                 drawn = list(batches)

@@ -1,4 +1,4 @@
-"""Samplers: the reverse loop stands in ``base``; every other file is one update rule."""
+"""Samplers: ``base`` contains the sampling loop, every other file one update rule."""
 
 from ddpm.samplers.base import Sampler
 from ddpm.samplers.ddim import DDIM

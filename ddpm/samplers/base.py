@@ -1,4 +1,4 @@
-"""The only reverse loop, and the time grids that it walks."""
+"""The sampling loop and its timestep grids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Clip, Denoises, Prediction
+from ddpm.diffusion import Clip, DenoiserProtocol, Prediction
 from ddpm.errors import ConfigError, require
 
 Spacing = Literal["uniform", "quadratic", "trailing"]
@@ -23,18 +23,22 @@ Steps = int | str | tuple[int, ...] | None
 
 
 class Sampler(ABC):
-    """From noise to data in a number of steps; a new sampler writes :meth:`step` and no more.
+    """Base class of samplers. Subclasses implement :meth:`step`.
 
     Args:
-        steps: network calls from pure noise to data, 1 to T; null = the sampler's own default.
-            Or as improved-diffusion writes it: ``ddim50`` is an even stride from step 0, and
-            ``[10,15,20]`` so many from each of as many equal sections; see :func:`respaced`.
-        spacing: which steps are visited. ``uniform`` goes from T-1 to 0 in equal strides, rounded,
-            as improved-diffusion's respacing does; ``quadratic`` is denser near the data (Song et
-            al. 2020, appendix D.2); ``trailing`` ends a stride above 0, as
-            denoising-diffusion-pytorch does. All end with a step to clean data.
+        steps: network calls from pure noise to data, 1 to T; null = the sampler's default. Also in
+            improved-diffusion's notation: ``ddim50`` for an even stride from timestep 0, and
+            ``[10,15,20]`` for the number of steps in each of equal sections; see
+            :func:`respaced_timesteps`.
+        spacing: of the visited timesteps. ``uniform`` goes from T-1 to 0 in equal strides, rounded
+            as in improved-diffusion's respacing; ``quadratic`` is denser near the data (Song et
+            al. 2020, appendix D.2); ``trailing`` ends one stride above 0, as in
+            denoising-diffusion-pytorch. All end with a step to clean data.
         clip: see :class:`ddpm.diffusion.Denoiser`.
         dynamic_quantile: see :class:`ddpm.diffusion.Denoiser`.
+
+    Raises:
+        ConfigError: an option outside its range.
     """
 
     default_steps: ClassVar[int | None] = None
@@ -57,16 +61,22 @@ class Sampler(ABC):
 
     @abstractmethod
     def step(
-        self, denoise: Denoise, x: Tensor, t: int, s: int, denoiser: Denoises, randn_like: RandnLike
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        t: int,
+        s: int,
+        denoiser: DenoiserProtocol,
+        randn_like: RandnLike,
     ) -> Tensor:
-        """From x_t to x_s, both (B, C, *spatial), s < t; s = -1 is clean data.
+        """Return x_s (B, C, *spatial), float32.
 
         Args:
-            denoise: ``denoise(x, t)`` gives a :class:`~ddpm.diffusion.Prediction`, with labels
-                and self-conditioning seen to.
-            x: x_t.
-            t: where x is.
-            s: where to go.
+            denoise: ``denoise(x, t)`` returns a :class:`~ddpm.diffusion.Prediction`; labels and
+                self-conditioning are included.
+            x: x_t (B, C, *spatial), float32.
+            t: timestep of x.
+            s: timestep of the result, lower than t; -1 is clean data.
             denoiser: its ``diffusion`` has the coefficients.
             randn_like: the only source of randomness.
         """
@@ -74,23 +84,23 @@ class Sampler(ABC):
     def timesteps(
         self, start: int, stop: int = -1, *, num_steps: int | None = None
     ) -> list[tuple[int, int]]:
-        """Pairs (t, s), t > s, that chain from ``start`` to ``stop``; -1 is clean data.
+        """Return the steps (t, s), t > s, of a sampling path; each s is the next t.
 
-        Takes the configured number of steps, or as many as there are between the two. With
-        ``ddim50`` or sections it visits those of their steps that lie between; a walk from T-1,
-        which is pure noise, begins at the highest of them.
+        The path has the configured number of steps, or fewer if ``start`` and ``stop`` are closer.
+        With ``ddim50`` or sections it visits their timesteps within this range; from T-1, which is
+        pure noise, it starts at the highest of them.
 
         Args:
-            start: where x is.
-            stop: where to go.
+            start: first t.
+            stop: last s; -1 is clean data.
             num_steps: T; default ``start + 1``.
 
         Raises:
-            ConfigError: T does not divide into such steps.
+            ConfigError: steps in improved-diffusion's notation that do not fit T.
         """
         if isinstance(self.steps, (str, tuple)):
             total = start + 1 if num_steps is None else num_steps
-            nodes = [node for node in respaced(total, self.steps) if stop < node]
+            nodes = [node for node in respaced_timesteps(total, self.steps) if stop < node]
             if start < total - 1 or (not nodes and stop < start):
                 nodes = [*(node for node in nodes if node < start), start]
             nodes = [stop, *nodes]
@@ -100,64 +110,67 @@ class Sampler(ABC):
         return list(pairwise(nodes))
 
     def _nodes(self, start: int, stop: int) -> list[int]:
-        """The steps of a walk in a number of strides, rising from ``stop`` to ``start``."""
+        """Return the timesteps of a path with a number of steps, from ``stop`` up to ``start``."""
         assert not isinstance(self.steps, (str, tuple))
         available = start - stop
         count = min(self.steps or self.default_steps or available, available)
         if stop >= 0:
-            return spaced(stop, start, count + 1, self.spacing)
+            return spaced_timesteps(stop, start, count + 1, self.spacing)
         if self.spacing == "trailing":
             return [-1, *((i * available) // count - 1 for i in range(1, count + 1))]
-        return [-1, *spaced(0, start, count, self.spacing)]
+        return [-1, *spaced_timesteps(0, start, count, self.spacing)]
 
     @torch.inference_mode()
     def sample(
         self,
-        denoiser: Denoises,
+        denoiser: DenoiserProtocol,
         x: Tensor,
         *,
         randn_like: RandnLike,
         start: int | None = None,
         stop: int = -1,
         y: Tensor | None = None,
-        known: Tensor | None = None,
+        condition: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Walk from x at ``start`` to ``stop``; returns x_stop (B, C, *spatial), float32.
+        """Sample x at ``stop`` from x at ``start``; returns (B, C, *spatial), float32.
 
         Args:
-            denoiser: what is believed of x_t.
-            x: (B, C, *spatial) at ``start``, for the default start standard normal noise.
+            denoiser: predicts x0 and the noise.
+            x: (B, C, *spatial) at ``start``; standard normal noise for the default start.
             randn_like: draws the noise of stochastic steps.
-            start: the step that x is at, the first the network is asked about; default T-1.
-            stop: the step to end at; default -1, clean data.
+            start: timestep of x and of the first network call; default T-1.
+            stop: timestep of the result; default -1, clean data.
             y: (B,) class labels.
-            known: (B, C, *spatial) clean data, of which the process keeps the given entries.
-            on_step: called after each step with (steps done, steps in all, x after it).
+            condition: (B, C, *spatial) clean data in model space, whose conditioning entries
+                replace those of x; required if and only if the process has a conditioning mask.
+            on_step: called after each step with (finished steps, all steps, current x).
         """
-        given, total = denoiser.diffusion.given, denoiser.diffusion.num_steps
-        assert (known is not None) == bool(given), "known entries are for a process that has given"
+        diffusion = denoiser.diffusion
+        mask, total = diffusion.conditioning_mask, diffusion.num_steps
+        problem = "a condition is required if and only if the process has a conditioning mask"
+        assert (condition is not None) == bool(mask), problem
         pairs = self.timesteps(total - 1 if start is None else start, stop, num_steps=total)
-        x = x if known is None else given.keep(x, known)
-        believed: Prediction | None = None
+        x = x if condition is None else mask.apply(x, condition)
+        previous: Prediction | None = None
 
         def denoise(x_t: Tensor, t: int) -> Prediction:
-            nonlocal believed
-            believed = denoiser(x_t, t, None if believed is None else believed.x0, y=y)
-            return believed
+            nonlocal previous
+            previous = denoiser(x_t, t, None if previous is None else previous.x0, y=y)
+            return previous
 
         for done, (t, s) in enumerate(pairs, start=1):
             x = self.step(denoise, x, t, s, denoiser, randn_like)
-            x = x if known is None else given.keep(x, known)
+            x = x if condition is None else mask.apply(x, condition)
             if on_step is not None:
                 on_step(done, len(pairs), x)
         return x
 
 
-def spaced(first: int, last: int, count: int, spacing: Spacing) -> list[int]:
-    """``count`` different integers that rise from ``first`` to ``last`` inclusive.
+def spaced_timesteps(first: int, last: int, count: int, spacing: Spacing) -> list[int]:
+    """Return ``count`` distinct timesteps, ascending from ``first`` to ``last`` inclusive.
 
-    A single one is ``last``. Needs ``count <= last - first + 1``.
+    A single one is ``last``. Requires ``count <= last - first + 1``.
     """
     if count == 1:
         return [last]
@@ -166,46 +179,49 @@ def spaced(first: int, last: int, count: int, spacing: Spacing) -> list[int]:
         grid[-1] = last
         rising = np.maximum.accumulate(np.floor(grid).astype(int) - np.arange(count))
         return [int(value) for value in rising + np.arange(count)]
-    # Summed, not multiplied, and rounded half to even: ties fall as they do in the original.
+    # Summed, not multiplied, and rounded half to even, so that ties round as in the original.
     strides = repeat((last - first) / (count - 1), count - 1)
     return [first + round(value) for value in accumulate(strides, initial=0.0)]
 
 
-def respaced(num_steps: int, steps: str | tuple[int, ...]) -> list[int]:
-    """The steps of a process of ``num_steps`` that improved-diffusion's respacing keeps, rising.
+def respaced_timesteps(num_steps: int, steps: str | tuple[int, ...]) -> list[int]:
+    """Return the timesteps that improved-diffusion's respacing retains, ascending.
 
-    ``ddimN`` is every i-th step from 0, with the smallest whole i that gives N of them; a tuple
-    gives so many from each of equal sections, in even strides from its first to its last step.
+    Args:
+        num_steps: T.
+        steps: ``ddimN`` for N timesteps in an integer stride from 0; a tuple for the numbers of
+            timesteps in equal sections, evenly spaced from the first to the last of each section.
 
     Raises:
-        ConfigError: (key ``steps``) there is no such stride, or a section has not so many.
+        ConfigError: (key ``steps``) no integer stride gives N timesteps, or a section has fewer
+            timesteps than requested.
     """
     if isinstance(steps, str):
         count = int(steps.removeprefix("ddim"))
         for stride in range(1, num_steps + 1):
-            kept = range(0, num_steps, stride)
-            if len(kept) == count:
-                return list(kept)
-        remedy = f"try steps={min(count, num_steps)}"
-        problem = f"no whole stride takes {count} of {num_steps} steps; {remedy}"
+            timesteps = range(0, num_steps, stride)
+            if len(timesteps) == count:
+                return list(timesteps)
+        remedy = f"use steps={min(count, num_steps)}"
+        problem = f"no integer stride selects {count} of {num_steps} steps; {remedy}"
         raise ConfigError("steps", steps, problem)
     size, extra = divmod(num_steps, len(steps))
-    kept, first = [], 0
+    timesteps, first = [], 0
     for index, count in enumerate(steps):
         section = size + (1 if index < extra else 0)
-        problem = f"section {index + 1} of {num_steps} steps has {section}; take at most so many"
+        problem = f"section {index + 1} has only {section} steps; request at most {section}"
         require(count <= section, "steps", steps, problem)
         last = first + section - 1
-        kept += [first] if count == 1 else spaced(first, last, count, "uniform")
+        timesteps += [first] if count == 1 else spaced_timesteps(first, last, count, "uniform")
         first += section
-    return kept
+    return timesteps
 
 
 def _check(steps: Steps) -> None:
-    """Raise ConfigError for steps that no process has."""
+    """Raise ConfigError for steps that are invalid for every process."""
     if isinstance(steps, str):
         good = re.fullmatch(r"ddim[1-9][0-9]*", steps) is not None
-        problem = "is no number of steps; take a number, ddim50, or sections such as [10,15,20]"
+        problem = "invalid value; expected a number, ddim50, or sections such as [10,15,20]"
         require(good, "steps", steps, problem)
     elif isinstance(steps, tuple):
         good = len(steps) > 0 and all(count >= 1 for count in steps)

@@ -7,20 +7,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Clip, Denoises
+from ddpm.diffusion import Clip, DenoiserProtocol
 from ddpm.samplers.base import Denoise, RandnLike, Sampler, Spacing, Steps
 
 
 class DDPM(Sampler):
-    """Ancestral sampling (Ho et al. 2020, algorithm 2), in any number of steps up to T.
+    """Ancestral sampling (Ho et al. 2020, algorithm 2), in 1 to T steps.
 
     Args:
         steps: network calls; null = all T. See :class:`Sampler`.
         spacing: see :class:`Sampler`.
         clip: see :class:`Sampler`.
         dynamic_quantile: see :class:`Sampler`.
-        variance: ``fixed_small`` or ``fixed_large``; null = as the run's diffusion says, a learned
-            one too.
+        variance: ``fixed_small`` or ``fixed_large``; null = that of the process, which may be
+            learned.
     """
 
     def __init__(
@@ -36,12 +36,18 @@ class DDPM(Sampler):
         self.variance = variance
 
     def step(
-        self, denoise: Denoise, x: Tensor, t: int, s: int, denoiser: Denoises, randn_like: RandnLike
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        t: int,
+        s: int,
+        denoiser: DenoiserProtocol,
+        randn_like: RandnLike,
     ) -> Tensor:
-        """Draw x_s of q(x_s | x_t, x0) with the believed x0; no noise in the step to clean data."""
+        """Sample x_s of q(x_s | x_t, x0) with the predicted x0; see :meth:`Sampler.step`."""
         diffusion = denoiser.diffusion
-        belief = denoise(x, t)
-        mean, small = diffusion.posterior(belief.x0, x, t, s)
+        prediction = denoise(x, t)
+        mean, small = diffusion.posterior(prediction.x0, x, t, s)
         if s < 0:
             return mean
         kind = self.variance or diffusion.variance
@@ -49,5 +55,8 @@ class DDPM(Sampler):
             return mean + small**0.5 * randn_like(x)
         if kind == "fixed_large":
             return mean + diffusion.step_variance(t, s) ** 0.5 * randn_like(x)
-        log = diffusion.log_variance(belief.spread, t, s, like=diffusion.given.drawn(x))
-        return mean + diffusion.given.whole(torch.exp(0.5 * log), x) * randn_like(x)
+        mask = diffusion.conditioning_mask
+        log = diffusion.log_variance(
+            prediction.variance_output, t, s, like=mask.select_generated(x)
+        )
+        return mean + mask.merge(torch.exp(0.5 * log), x) * randn_like(x)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ddpm.data import Dataset as Data
 from ddpm.errors import ConfigError, require
 from ddpm.lifetime import end_with_parent
-from ddpm.seeding import For, mix_array
+from ddpm.seeding import RandomStream, mix_array
 from ddpm.signals import SIGNALS
 
 Batch = tuple[Tensor, Tensor | None]
@@ -49,13 +49,15 @@ class Order:
         while len(found) < count:
             epoch, offset = divmod(start + len(found), self.num_samples)
             indices = self._of_epoch(epoch)[offset : offset + count - len(found)]
-            keys = mix_array(self.seed, For.AUGMENTATION, epoch, indices)
+            keys = mix_array(self.seed, RandomStream.AUGMENTATION, epoch, indices)
             found.extend(zip(indices.tolist(), keys.tolist(), strict=True))
         return found
 
     def _of_epoch(self, epoch: int) -> npt.NDArray[np.int64]:
         if epoch != self._epoch:
-            ranks = mix_array(self.seed, For.ORDER, epoch, np.arange(self.num_samples))
+            ranks = mix_array(
+                self.seed, RandomStream.DATA_ORDER, epoch, np.arange(self.num_samples)
+            )
             self._epoch, self._permutation = epoch, np.argsort(ranks, kind="stable")
         return self._permutation
 

@@ -12,11 +12,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddpm.data import Dataset
-from ddpm.diffusion import GaussianDiffusion, Timesteps, Uniform
+from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, Timesteps, Uniform
 from ddpm.distributed.devices import Precision
 from ddpm.errors import require
 from ddpm.memory import is_out_of_memory
-from ddpm.seeding import For, mix
+from ddpm.seeding import RandomStream, mix
 from ddpm.training.buffers import buffers_restored
 from ddpm.training.checkpoint import Checkpoint, damaged
 from ddpm.training.ema import EMA
@@ -218,6 +218,7 @@ class Trainer:
         self.max_skips, self.deterministic = max_skips, deterministic
         self.trackers = Trackers(trackers)
         self.diffusion, self.data, self.accelerator, self.seed = diffusion, data, accelerator, seed
+        self.loss = DiffusionLoss(diffusion)
         self.timesteps = Uniform(diffusion.num_steps) if timesteps is None else timesteps
         self.step = self.samples = self.num_updates = 0
         self.skipped = self.num_skipped = 0
@@ -292,7 +293,7 @@ class Trainer:
                 steps.append(t)
                 all_losses.append(losses.detach())
                 all_weights += [] if weights is None else [weights]
-                if self.timesteps.learns:
+                if self.timesteps.adaptive:
                     self.timesteps.update(*self._of_all_processes(t, losses.detach()))
                 if accelerator.sync_gradients:
                     limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
@@ -326,24 +327,24 @@ class Trainer:
         self, batch: Batch, micro: int, model: nn.Module | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Losses (B,), steps t (B,) and their importance weights (B,) of a micro-batch."""
-        accelerator, diffusion, device = self.accelerator, self.diffusion, self.accelerator.device
+        accelerator, device = self.accelerator, self.accelerator.device
         raw, labels = (None if x is None else x.to(device, non_blocking=True) for x in batch)
         assert raw is not None
         x0 = self.data.codec.encode(raw).contiguous(memory_format=self.layout)
         at = self.step, micro
-        torch.manual_seed(mix(self.seed, For.STEP, *at, accelerator.process_index))
+        torch.manual_seed(mix(self.seed, RandomStream.TRAIN_STEP, *at, accelerator.process_index))
         t, weights = self.timesteps.draw(len(x0), device)
-        noise = diffusion.noise(x0)
+        noise = self.loss.sample_noise(x0)
         cond: dict[str, Tensor] = {}
         if labels is not None:
             cond["y"] = self._with_dropout(labels)
         estimator = self.network if self.conditions_itself(micro) else None
         model = self.model if model is None else model
-        return diffusion.loss(model, x0, t, noise, estimator, **cond), t, weights
+        return self.loss(model, x0, t, noise, estimator, **cond), t, weights
 
     def conditions_itself(self, micro: int) -> bool:
         """Return whether the network is given its own estimate in a micro-batch of this step."""
-        heads = mix(self.seed, For.SELF_CONDITIONING, self.step, micro) % 2 == 0
+        heads = mix(self.seed, RandomStream.SELF_CONDITIONING, self.step, micro) % 2 == 0
         return self.diffusion.self_condition and heads
 
     def _with_dropout(self, labels: Tensor) -> Tensor:

@@ -229,7 +229,7 @@ def losses(setting: Setting) -> Result:
         for device in ("cpu", setting.device):
             said = answer.to(device).requires_grad_()
             clean, at, eps = (value.to(device) for value in (x0, t, noise))
-            each = process.loss(lambda *_, said=said: said, clean, at, eps)
+            each = d.DiffusionLoss(process)(lambda *_, said=said: said, clean, at, eps)
             each.mean().backward()
             assert said.grad is not None
             found.append((each, said.grad))

@@ -20,12 +20,12 @@ from scripts.gpu.check import Check, Result, Setting, require
 STEPS = 12
 
 
-class Loud(d.GaussianDiffusion):
+class Loud(d.DiffusionLoss):
     """A loss so large that float32 overflows at the largest scale there is."""
 
-    def loss(self, *args: Any, **cond: Any) -> torch.Tensor:
+    def __call__(self, *args: Any, **cond: Any) -> torch.Tensor:
         """Return the usual losses times a million."""
-        return super().loss(*args, **cond) * 1e6
+        return super().__call__(*args, **cond) * 1e6
 
 
 def overflow(setting: Setting) -> Result:
@@ -62,7 +62,7 @@ def _trainer(setting: Setting, scaler: torch.amp.GradScaler) -> Trainer:
     accelerator.scaler = scaler
     digits = data.Digits()
     network = models.UNet(1, 1, (8, 8), dim=16, dim_mults=(1, 2))
-    process = (d.GaussianDiffusion if precision == "fp16" else Loud)(d.cosine(), d.PredV())
+    process = d.GaussianDiffusion(d.cosine(), d.PredV())
     training = Trainer(
         network,
         process,
@@ -77,6 +77,7 @@ def _trainer(setting: Setting, scaler: torch.amp.GradScaler) -> Trainer:
         lr_warmup=0,
     )
     if precision == "no":  # Accelerate scales nothing on a CPU by itself
+        training.loss = Loud(process)
         accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
         inner: Any = training.optimizer
         training.optimizer = AcceleratedOptimizer(inner.optimizer, scaler=scaler)

@@ -319,6 +319,6 @@ def test_interpolation_by_inversion_keeps_its_ends(command, tiny):
     ended = command("interpolate", "ckpt=outputs/d", *ends, "mode=ddim", "sampler=ddpm")
     assert (ended.status, ended.line) == (
         1,
-        "ddpm-interpolate: mode=ddim: walks back along the deterministic way; take sampler=ddim "
+        "ddpm-interpolate: mode=ddim: requires deterministic sampling; use sampler=ddim "
         "sampler.eta=0",
     )

@@ -236,7 +236,7 @@ ERRORS = [
     ("samples=half.npz reference=digits metrics=[bpd]", "metrics=bpd: needs a model; give ckpt= with it"),
     ("samples=half.npz reference=nowhere", "reference=nowhere: no such folder; set reference to a folder of images"),
     ("samples=half.npz reference=digits num_samples=2000", "num_samples=2000: there are 899 images; ask for fewer"),
-    ("ckpt={run} metrics=[bpd] bound_steps=1001", "bound_steps=1001: the process has 1000 steps; take 1 to 1000, or null for all"),
+    ("ckpt={run} metrics=[bpd] bound_steps=1001", "bound_steps=1001: the process has 1000 steps; use 1 to 1000, or null for all"),
     ("ckpt={run} reference=half.npz metrics=[loss]", "reference=half.npz: holds images alone; loss and bpd are of train, val or a data group"),
     ("ckpt={run} reference=val", "reference=val: no data are held out; train with data.val_fraction=0.1, or leave it out"),
     ("ckpt={run} reference=big.npz", "reference=big.npz: has 256 features an image, the samples have 64; take images of one size and colour"),

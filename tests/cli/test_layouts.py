@@ -32,8 +32,8 @@ def walked(start, **more):
     """The network and the process of the imported run, and what DDIM makes of x_T with it."""
     network, process, facts = instantiate.trained(find("outputs/i", print), "ema")
     sampler, cpu = DDIM(steps=CALLS, spacing="trailing"), torch.device("cpu")
-    source = generation.source(network, process, sampler, facts.codec, device=cpu)
-    return network, source.walk(start, SampleNoise([]), **more), facts.codec
+    pipeline = generation.build_pipeline(network, process, sampler, facts.codec, device=cpu)
+    return network, pipeline.sample(start, SampleNoise([]), **more), facts.codec
 
 
 def check_pictures(codec, ours, theirs):
@@ -123,7 +123,7 @@ def test_diffphycon(command):
     assert find("outputs/i", print).step == 1234
 
     start, known = noise(2, 7, 5, 16, 16), noise(2, 7, 5, 16, 16).flip(0).clamp(-1, 1)
-    network, ours, _ = walked(start, known=known)
+    network, ours, _ = walked(start, condition=known)
     x, t = arrays["x"].transpose(1, 2), arrays["t"]  # theirs has frames before channels
     assert relative_error(network(x, t).transpose(1, 2), arrays["out"]) < 1e-4
 

@@ -115,8 +115,8 @@ def sampled(start):
     network, process, facts = instantiate.trained(find("outputs/i", print), "ema")
     sampler = DDIM(steps=CALLS, spacing="trailing")
     cpu = torch.device("cpu")
-    source = generation.source(network, process, sampler, facts.codec, device=cpu)
-    return source.walk(start, SampleNoise([])), facts.codec
+    pipeline = generation.build_pipeline(network, process, sampler, facts.codec, device=cpu)
+    return pipeline.sample(start, SampleNoise([])), facts.codec
 
 
 def check_pictures(pictures, values):

@@ -127,10 +127,10 @@ def test_half_precision_is_near(trained):
         ({"n": 0}, "n=0: must be at least 1"),
         ({"batch_size": 0}, "batch_size=0: must be at least 1"),
         ({"sampler": "dimm"}, "sampler=dimm: there is no such sampler; did you mean 'ddim'?"),
-        ({"steps": 2000}, "steps=2000: the process has 1000 steps; take 1 to 1000"),
+        ({"steps": 2000}, "steps=2000: the process has 1000 steps; use 1 to 1000"),
         ({"sampler": DDIM(), "steps": 5}, "steps=5: DDIM has steps of its own; set them there"),
         ({"classes": [3]}, "classes=[3]: the model knows no classes; "),
-        ({"guidance": 2.0}, "guidance=2.0: the model was not trained to be guided; "),
+        ({"guidance": 2.0}, "guidance=2.0: the model was not trained for guidance; "),
         ({"condition": torch.zeros(1, 1, 8, 8)}, "condition=tensor"),
         ({"n": 2.5}, "n=2.5: must be a whole number"),
         ({"batch_size": "many"}, "batch_size=many: must be a whole number"),
@@ -152,7 +152,7 @@ def test_data_of_another_shape_and_missing_runs_are_refused(trained, tmp_path):
         ConfigError, match=r"a=shape \(8, 8\): the model's data are of shape \(1, 8, 8\)"
     ):
         model.interpolate(torch.zeros(8, 8), 1)
-    with pytest.raises(ConfigError, match="t=1000: the process has 1000 steps; take 0 to 999"):
+    with pytest.raises(ConfigError, match="t=1000: the process has 1000 steps; use 0 to 999"):
         model.interpolate(0, 1, t=1000)
     with pytest.raises(ConfigError, match="none"):
         ddpm.load(tmp_path / "none")

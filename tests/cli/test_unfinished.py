@@ -197,8 +197,8 @@ def test_long_work_is_estimated_and_the_estimate_is_corrected(capsys, monkeypatc
     ]
     expected = time_estimate.Estimate(main=True)
     expected.stages = stages
-    source = SimpleNamespace(one_call=lambda *_: None, device=torch.device("cpu"))
-    expected.begin(source, None, 64)
+    pipeline = SimpleNamespace(benchmark_call=lambda *_: None, device=torch.device("cpu"))
+    expected.begin(pipeline, None, 64)
     for name in ("fid, kid", "bpd", "loss"):
         expected.done(name)
     assert capsys.readouterr().out.splitlines() == [

@@ -240,9 +240,9 @@ ERRORS = [
     ("evaluation.metrics=[fidd]", "evaluation.metrics=fidd: there is no such metric; did you mean 'fid'?"),
     ("evaluation.num_samples=1", "evaluation.num_samples=1: fid needs at least 2 samples"),
     ("evaluation.reference=nowhere", "evaluation.reference=nowhere: no such folder; set evaluation.reference to a folder of images"),
-    ("evaluation.guidance=2", "evaluation.guidance=2.0: the model was not trained to be guided; train with data.class_cond=true diffusion.label_dropout=0.1, or leave guidance at 1"),
+    ("evaluation.guidance=2", "evaluation.guidance=2.0: the model was not trained for guidance; train with data.class_cond=true diffusion.label_dropout=0.1, or set guidance to 1"),
     ("evaluation.classes=[1]", "evaluation.classes=[1]: the model knows no classes; leave it out, or train with data.class_cond=true"),
-    ("evaluation.sampler.steps=5000", "evaluation.sampler.steps=5000: the process has 1000 steps; take 1 to 1000"),
+    ("evaluation.sampler.steps=5000", "evaluation.sampler.steps=5000: the process has 1000 steps; use 1 to 1000"),
 ]  # fmt: skip
 
 

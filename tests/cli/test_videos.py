@@ -79,7 +79,7 @@ def test_interpolation_of_videos_keeps_what_is_given(command, clips):
     ended = command("interpolate", "ckpt=outputs/v", "a=1", "b=b.npy")
     assert ended.status == 1
     assert ended.line == (
-        "ddpm-interpolate: a=1: a seed has no entries to give, which this model needs; take files "
+        "ddpm-interpolate: a=1: a seed lacks the conditioning entries of this model; use files "
         "for a and b"
     )
 

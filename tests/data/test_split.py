@@ -11,7 +11,7 @@ from PIL import Image
 from ddpm.data import UNTOUCHED, Dataset, Digits, Folder, ImageCodec, Sequences, Videos
 from ddpm.data.split import Part, split
 from ddpm.errors import ConfigError
-from ddpm.seeding import For, mix
+from ddpm.seeding import RandomStream, mix
 from ddpm.training.feed import Feed
 
 
@@ -48,7 +48,7 @@ def test_the_items_held_out_are_the_same_on_every_machine_and_version():
     assert held(10, 0.3) == [1, 6, 9]
     assert numbers(split(Numbers(10), 0.3).train) == [0, 2, 3, 4, 5, 7, 8]
     assert held(1797, 0.005) == [9, 449, 1069, 1222, 1367, 1528, 1541, 1594, 1620]
-    by_definition = sorted(range(1000), key=lambda index: mix(For.SPLIT, index))
+    by_definition = sorted(range(1000), key=lambda index: mix(RandomStream.SPLIT, index))
     assert held(1000, 0.25) == sorted(by_definition[:250])
 
 

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.diffusion import Denoiser, GaussianDiffusion, Guided, PredNoise, PredV, PredX0, cosine
+from ddpm.diffusion import (
+    ClassifierFreeGuidance,
+    Denoiser,
+    GaussianDiffusion,
+    PredNoise,
+    PredV,
+    PredX0,
+    cosine,
+)
 from ddpm.errors import ConfigError
 
 SCHEDULE = cosine(num_steps=100)
@@ -100,7 +108,7 @@ def test_guidance_is_its_formula_in_noise(objective, scale):
     without = denoiser(x_t, 40, y=torch.full((3,), null)).eps
     assert (wanted - without).abs().min() > 0.1
     network.calls.clear()
-    guided = Guided(denoiser, null_label=null, scale=scale)(x_t, 40, y=y)
+    guided = ClassifierFreeGuidance(denoiser, null_label=null, scale=scale)(x_t, 40, y=y)
     expected = without + scale * (wanted - without)
     torch.testing.assert_close(guided.eps, expected, rtol=1e-4, atol=1e-5)
     a, s = SCHEDULE.signal_noise(40)
@@ -116,7 +124,7 @@ def test_scale_1_is_the_plain_denoiser_and_0_the_null_label(clip):
     denoiser = Denoiser(Classes(), GaussianDiffusion(SCHEDULE, PredNoise()), clip=clip)
     x_t, y = 3 * draws(3, 2, 6), torch.tensor([4, 0, 7])
     for scale, labels in ((1.0, y), (0.0, torch.full((3,), 10))):
-        guided = Guided(denoiser, null_label=10, scale=scale)(x_t, 40, y=y)
+        guided = ClassifierFreeGuidance(denoiser, null_label=10, scale=scale)(x_t, 40, y=y)
         plain = denoiser(x_t, 40, y=labels)
         torch.testing.assert_close(guided.x0, plain.x0, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(guided.eps, plain.eps, rtol=1e-5, atol=1e-5)
@@ -125,10 +133,10 @@ def test_scale_1_is_the_plain_denoiser_and_0_the_null_label(clip):
 def test_guidance_clips_what_it_has_guided():
     denoiser = Denoiser(Classes(), GaussianDiffusion(SCHEDULE, PredX0()), clip="static")
     x_t, y = torch.zeros(1, 1, 2), torch.tensor([2])
-    guided = Guided(denoiser, null_label=5, scale=3.0)(x_t, 40, y=y)
+    guided = ClassifierFreeGuidance(denoiser, null_label=5, scale=3.0)(x_t, 40, y=y)
     # 0.5 + 3 (0.2 - 0.5)
     assert guided.x0.flatten().tolist() == pytest.approx([-0.4, -0.4], abs=1e-6)
-    guided = Guided(denoiser, null_label=20, scale=0.5)(x_t, 40, y=y)
+    guided = ClassifierFreeGuidance(denoiser, null_label=20, scale=0.5)(x_t, 40, y=y)
     # 2 + 0.5 (0.2 - 2) = 1.1, clipped; of clipped answers it would be 0.6
     assert guided.x0.flatten().tolist() == [1.0, 1.0]
 
@@ -136,7 +144,9 @@ def test_guidance_clips_what_it_has_guided():
 def test_guidance_without_labels_asks_for_no_class_and_doubles_the_estimate():
     network = Classes()
     diffusion = GaussianDiffusion(SCHEDULE, PredNoise(), self_condition=True)
-    guided = Guided(Denoiser(network, diffusion, clip="none"), null_label=3, scale=2.0)
+    guided = ClassifierFreeGuidance(
+        Denoiser(network, diffusion, clip="none"), null_label=3, scale=2.0
+    )
     x_t, known = draws(2, 1, 4), draws(2, 1, 4, seed=1)
     believed = guided(x_t, 9, known)
     ((_, _, cond),) = network.calls
@@ -160,7 +170,9 @@ def test_rescaling_is_lin_et_als(spatial, rescale):
     """Equations 14 to 16, with numpy; the deviation is of a whole sample."""
     denoiser = Denoiser(Uneven(), GaussianDiffusion(SCHEDULE, PredX0()), clip="none")
     x_t, y, scale = draws(3, 2, *spatial), torch.tensor([4, 0, 7]), 5.0
-    guided = Guided(denoiser, null_label=10, scale=scale, rescale=rescale)(x_t, 40, y=y)
+    guided = ClassifierFreeGuidance(denoiser, null_label=10, scale=scale, rescale=rescale)(
+        x_t, 40, y=y
+    )
     wanted = Uneven()(x_t, None, y).double().numpy()
     null = Uneven()(x_t, None, torch.full((3,), 10)).double().numpy()
     for row in range(3):
@@ -177,7 +189,9 @@ def test_rescaling_is_lin_et_als(spatial, rescale):
 def test_scale_1_is_the_plain_denoiser_however_it_is_rescaled(objective, rescale):
     denoiser = Denoiser(Uneven(), GaussianDiffusion(SCHEDULE, objective()), clip="static")
     x_t, y = draws(3, 2, 6), torch.tensor([4, 0, 7])
-    guided = Guided(denoiser, null_label=10, scale=1.0, rescale=rescale)(x_t, 40, y=y)
+    guided = ClassifierFreeGuidance(denoiser, null_label=10, scale=1.0, rescale=rescale)(
+        x_t, 40, y=y
+    )
     plain = denoiser(x_t, 40, y=y)
     torch.testing.assert_close(guided.x0, plain.x0, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(guided.eps, plain.eps, rtol=1e-4, atol=1e-5)
@@ -187,13 +201,13 @@ def test_rescaling_is_off_by_default_and_acts_before_the_clip():
     denoiser = Denoiser(Uneven(), GaussianDiffusion(SCHEDULE, PredX0()), clip="static")
     x_t, y = draws(3, 2, 6), torch.tensor([4, 0, 7])
     off, zero, on = (
-        Guided(denoiser, null_label=10, scale=6.0, **options)(x_t, 40, y=y).x0
+        ClassifierFreeGuidance(denoiser, null_label=10, scale=6.0, **options)(x_t, 40, y=y).x0
         for options in ({}, {"rescale": 0.0}, {"rescale": 1.0})
     )
     assert torch.equal(off, zero)
     assert (on - off).abs().max() > 0.1
     free = Denoiser(Uneven(), denoiser.diffusion, clip="none")
-    rescaled = Guided(free, null_label=10, scale=6.0, rescale=1.0)(x_t, 40, y=y).x0
+    rescaled = ClassifierFreeGuidance(free, null_label=10, scale=6.0, rescale=1.0)(x_t, 40, y=y).x0
     assert torch.equal(on, rescaled.clamp(-1, 1))
 
 
@@ -202,7 +216,7 @@ def test_rescaling_leaves_an_answer_without_any_deviation_finite():
     process = GaussianDiffusion(SCHEDULE, PredV())
     denoiser = Denoiser(lambda x, time, y: torch.zeros_like(x), process, clip="none")
     x_t, y = draws(2, 1, 6), torch.tensor([4, 0])
-    guided = Guided(denoiser, null_label=10, scale=3.0, rescale=0.7)(x_t, 40, y=y)
+    guided = ClassifierFreeGuidance(denoiser, null_label=10, scale=3.0, rescale=0.7)(x_t, 40, y=y)
     torch.testing.assert_close(guided.x0, denoiser(x_t, 40, y=y).x0)
 
 
@@ -216,14 +230,16 @@ def test_guidance_takes_a_learned_variance_from_the_class_asked_for(rescale):
 
     x_t, y = draws(3, 2, 6), torch.tensor([4, 0, 7])
     denoiser = Denoiser(network, process, clip="none")
-    guided = Guided(denoiser, null_label=10, scale=3.0, rescale=rescale)(x_t, 40, y=y)
+    guided = ClassifierFreeGuidance(denoiser, null_label=10, scale=3.0, rescale=rescale)(
+        x_t, 40, y=y
+    )
     for row, shift in enumerate((4, 0, 7)):
-        assert guided.spread[row].shape == (2, 6)
-        torch.testing.assert_close(guided.spread[row], torch.full((2, 6), 0.1 * shift))
+        assert guided.variance_output[row].shape == (2, 6)
+        torch.testing.assert_close(guided.variance_output[row], torch.full((2, 6), 0.1 * shift))
     fixed = Denoiser(Uneven(), GaussianDiffusion(SCHEDULE, PredNoise()), clip="none")
-    plain = Guided(fixed, null_label=10, scale=3.0, rescale=rescale)(x_t, 40, y=y)
+    plain = ClassifierFreeGuidance(fixed, null_label=10, scale=3.0, rescale=rescale)(x_t, 40, y=y)
     assert torch.equal(guided.x0, plain.x0)
-    assert plain.spread is None
+    assert plain.variance_output is None
 
 
 @pytest.mark.parametrize(
@@ -243,5 +259,5 @@ def test_guidance_takes_a_learned_variance_from_the_class_asked_for(rescale):
 def test_refused(options, line):
     denoiser = Denoiser(Classes(), GaussianDiffusion(SCHEDULE, PredNoise()))
     with pytest.raises(ConfigError) as caught:
-        Guided(denoiser, null_label=1, **options)
+        ClassifierFreeGuidance(denoiser, null_label=1, **options)
     assert str(caught.value) == line

@@ -8,13 +8,14 @@ import torch
 
 from ddpm.diffusion import (
     Denoiser,
+    DiffusionLoss,
     GaussianDiffusion,
     bound_term,
     discretised_log_likelihood,
     prior_term,
 )
 from ddpm.evaluation.bits_per_dimension import bits_per_dimension
-from ddpm.samplers.base import respaced
+from ddpm.samplers.base import respaced_timesteps
 from tests.diffusion.iddpm_cases import LEARNED, NAMES, assert_near, iddpm_case
 
 
@@ -45,7 +46,7 @@ def test_the_reverse_step(name, clip, end):
     assert_near(belief.x0, case[f"pred_x0{end}"])
     mean, _ = process.posterior(belief.x0, case["x_t"], case.t, case.s)
     assert_near(mean, case[f"mean{end}"])
-    log = process.log_variance(belief.spread, case.t, case.s, case.after, like=case["x_t"])
+    log = process.log_variance(belief.variance_output, case.t, case.s, case.after, like=case["x_t"])
     assert log.dtype == torch.float32
     assert_near(log, case["log_variance"], 1e-6)
 
@@ -58,7 +59,7 @@ def test_whole_numbers_give_what_tensors_give(name):
     for row, pair in enumerate(zip(case.t, case.s, case.after, strict=True)):
         t, s, after = (int(step) for step in pair)
         x0, x_t = belief.x0[row : row + 1], case["x_t"][row : row + 1]
-        spread = None if belief.spread is None else belief.spread[row : row + 1]
+        spread = None if belief.variance_output is None else belief.variance_output[row : row + 1]
         mean, _ = process.posterior(x0, x_t, t, s)
         assert_near(mean, case["mean"][row : row + 1])
         log = process.log_variance(spread, t, s, after, like=x_t)
@@ -75,10 +76,10 @@ def kl_in_float64(case):
     weight = as_.sqrt() * (1 - at / as_) / (1 - at)
     away = weight * (belief.x0.double() - case["x0"].double())
     small, large = (1 - at / as_) * (1 - as_) / (1 - at), 1 - at / as_
-    if belief.spread is None:
+    if belief.variance_output is None:
         log = large.log().expand_as(away)
     else:
-        share = (belief.spread.double() + 1) / 2
+        share = (belief.variance_output.double() + 1) / 2
         log = share * large.log() + (1 - share) * small.log()
     ratio = small.log() - log
     kl = 0.5 * (torch.expm1(ratio) - ratio + away**2 * torch.exp(-log))
@@ -128,7 +129,7 @@ def test_the_prior(name):
 def test_the_losses(name):
     case = iddpm_case(name)
     process = case.diffusion
-    loss = process.loss(case.network, case["x0"], case.t, case["noise"])
+    loss = DiffusionLoss(process)(case.network, case["x0"], case.t, case["noise"])
     assert_near(loss[:, None], case["loss_loss"][:, None])
     if name == "vlb":
         return
@@ -155,7 +156,7 @@ def test_the_losses_of_a_respaced_process():
 def test_the_network_answers_for_twice_the_channels(name):
     case = iddpm_case(name)
     assert case.diffusion.output_channels(3) == 6
-    output, spread = case.diffusion.parted(case["model_output"])
+    output, spread = case.diffusion.split_output(case["model_output"])
     assert torch.equal(output, case["model_output"][:, :3])
     assert spread is not None
     assert torch.equal(spread, case["model_output"][:, 3:])
@@ -180,7 +181,7 @@ def walk(case, process, answer, steps):
 def whole_walk(name):
     """The walk over all steps that the case keeps."""
     case = iddpm_case(name)
-    steps = respaced(case.diffusion.num_steps, "ddim50") if name == "respaced" else None
+    steps = respaced_timesteps(case.diffusion.num_steps, "ddim50") if name == "respaced" else None
     return walk(case, case.diffusion, case["model_output"], steps)
 
 

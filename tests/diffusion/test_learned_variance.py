@@ -7,6 +7,7 @@ import torch
 
 from ddpm.diffusion import (
     Denoiser,
+    DiffusionLoss,
     GaussianDiffusion,
     PredNoise,
     PredV,
@@ -101,12 +102,12 @@ def test_the_network_answers_for_twice_the_channels(variance):
         assert diffusion.output_channels(2) == 4
         x_t = normal(5)(torch.empty(4, 2, *spatial))
         belief = diffusion.predict(lambda x, time, answer=answer: answer, x_t, STEPS)
-        assert torch.equal(belief.spread, answer[:, 2:])
+        assert torch.equal(belief.variance_output, answer[:, 2:])
         fixed = process("fixed_small", "simple")
         plain = fixed.predict(lambda x, time, answer=answer: answer[:, :2], x_t, STEPS)
         assert torch.equal(belief.x0, plain.x0)
         assert torch.equal(belief.eps, plain.eps)
-        assert plain.spread is None
+        assert plain.variance_output is None
         assert fixed.output_channels(2) == 2
 
 
@@ -115,11 +116,11 @@ def test_the_network_answers_for_twice_the_channels(variance):
 def test_hybrid_is_the_simple_loss_and_a_share_of_the_bound(objective, variance):
     x0, noise, answer = batch()
     diffusion = process(variance, objective=objective, vlb_weight=0.02)
-    loss = diffusion.loss(lambda x, time: answer, x0, STEPS, noise)
+    loss = DiffusionLoss(diffusion)(lambda x, time: answer, x0, STEPS, noise)
     simple = process("fixed_small", "simple", objective)
-    expected = simple.loss(lambda x, time: answer[:, :2], x0, STEPS, noise)
+    expected = DiffusionLoss(simple)(lambda x, time: answer[:, :2], x0, STEPS, noise)
     x_t = diffusion.diffuse(x0, STEPS, noise)
-    term = bound_term(diffusion, diffusion.read(answer, x_t, STEPS), x0, x_t, STEPS)
+    term = bound_term(diffusion, diffusion.interpret_output(answer, x_t, STEPS), x0, x_t, STEPS)
     assert loss.shape == (4,)
     torch.testing.assert_close(loss, expected + 0.02 * T * term)
     assert (term > 0).all()
@@ -134,16 +135,16 @@ def test_vlb_is_T_terms(variance):
     x0, noise, answer = batch()
     diffusion = process(variance, "vlb", vlb_weight=7.0)  # which is not for this loss
     answer = answer if diffusion.learns_variance else answer[:, :2]
-    loss = diffusion.loss(lambda x, time: answer, x0, STEPS, noise)
+    loss = DiffusionLoss(diffusion)(lambda x, time: answer, x0, STEPS, noise)
     x_t = diffusion.diffuse(x0, STEPS, noise)
-    term = bound_term(diffusion, diffusion.read(answer, x_t, STEPS), x0, x_t, STEPS)
+    term = bound_term(diffusion, diffusion.interpret_output(answer, x_t, STEPS), x0, x_t, STEPS)
     torch.testing.assert_close(loss, T * term, rtol=1e-6, atol=0)
 
 
 def gradient(diffusion, x0, noise, answer):
     """Of the loss, in the answer: the half of the mean, the half of the variance."""
     answer = answer.clone().requires_grad_()
-    diffusion.loss(lambda x, time: answer, x0, STEPS, noise).sum().backward()
+    DiffusionLoss(diffusion)(lambda x, time: answer, x0, STEPS, noise).sum().backward()
     return answer.grad.chunk(2, dim=1)
 
 
@@ -155,7 +156,7 @@ def test_in_the_hybrid_loss_each_half_has_its_own_teacher(objective, variance):
     mean, spread = gradient(hybrid, x0, noise, answer)
     simple = process("fixed_small", "simple", objective)
     half = answer[:, :2].clone().requires_grad_()
-    simple.loss(lambda x, time: half, x0, STEPS, noise).sum().backward()
+    DiffusionLoss(simple)(lambda x, time: half, x0, STEPS, noise).sum().backward()
     assert torch.equal(mean, half.grad)  # nothing of the bound
     of_mean, of_spread = gradient(process(variance, "vlb", objective), x0, noise, answer)
     torch.testing.assert_close(
@@ -176,11 +177,11 @@ def test_the_bound_teaches_the_variance_of_the_errors():
     best = math.log(diffusion.posterior_variance(12, 11) + error**2)
     spread = torch.full_like(x0, best).requires_grad_()
     answer = torch.cat([x0 + 0.2, spread], dim=1)
-    diffusion.loss(lambda x, time: answer, x0, t, noise).sum().backward()
+    DiffusionLoss(diffusion)(lambda x, time: answer, x0, t, noise).sum().backward()
     assert spread.grad.abs().max() < 1e-4 * T
     off = torch.full_like(x0, best + 0.1).requires_grad_()
     answer = torch.cat([x0 + 0.2, off], dim=1)
-    diffusion.loss(lambda x, time: answer, x0, t, noise).sum().backward()
+    DiffusionLoss(diffusion)(lambda x, time: answer, x0, t, noise).sum().backward()
     assert off.grad.min() > 1e-3 * T  # too wide: it is told to narrow
 
 
@@ -194,7 +195,7 @@ def test_self_conditioning_hands_on_x0_without_the_variance(loss):
         known.append(x_self_cond)
         return answer + 0.1 * x_self_cond.repeat(1, 2, 1)
 
-    value = diffusion.loss(network, x0, STEPS, noise, estimator=network)
+    value = DiffusionLoss(diffusion)(network, x0, STEPS, noise, estimator=network)
     x_t = diffusion.diffuse(x0, STEPS, noise)
     a, s = SCHEDULE.scales(STEPS, x0)
     assert [tuple(x.shape) for x in known] == [(4, 2, 6)] * 2
@@ -202,36 +203,39 @@ def test_self_conditioning_hands_on_x0_without_the_variance(loss):
     torch.testing.assert_close(known[1], a * x_t - s * answer[:, :2])
     final = answer + 0.1 * known[1].repeat(1, 2, 1)
     plain = process("learned_range", loss, PredV)
-    torch.testing.assert_close(value, plain.loss(lambda x, time: final, x0, STEPS, noise))
+    torch.testing.assert_close(value, DiffusionLoss(plain)(lambda x, time: final, x0, STEPS, noise))
 
 
 def test_a_denoiser_clips_x0_and_leaves_the_variance_alone():
     x_t, _, answer = batch()
     belief = Denoiser(lambda x, time: 5 * answer, process())(x_t, 30)
     assert belief.x0.abs().max() == 1
-    assert torch.equal(belief.spread, 5 * answer[:, 2:])
+    assert torch.equal(belief.variance_output, 5 * answer[:, 2:])
 
 
-NOT_TAUGHT = "does not teach a learned variance; take hybrid or vlb, or a fixed variance"
+NOT_TAUGHT = "does not train a learned variance; use hybrid or vlb, or a fixed variance"
 REFUSED = [
     ({"variance": "learned"}, f"loss=simple: {NOT_TAUGHT}"),
     ({"variance": "learned_range"}, f"loss=simple: {NOT_TAUGHT}"),
     *(
         (
             {"variance": kind, "loss": "hybrid"},
-            f"loss=hybrid: is for a learned variance, and variance={kind}; take simple or vlb",
+            f"loss=hybrid: requires a learned variance, but variance={kind}; use simple or vlb",
         )
         for kind in ("fixed_small", "fixed_large")
     ),
     *(
         (
             {"variance": "learned_range", "loss": loss, "offset_noise": 0.1},
-            "offset_noise=0.1: is not part of the variational bound; leave it at 0, or take "
+            "offset_noise=0.1: is not part of the variational bound; set it to 0, or use "
             "loss=simple",
         )
         for loss in ("hybrid", "vlb")
     ),
-    ({"vlb_weight": 0.0}, "vlb_weight=0.0: must be above 0; loss=simple is without"),
+    (
+        {"vlb_weight": 0.0},
+        "vlb_weight=0.0: must be above 0; use loss=simple to train without the bound",
+    ),
     ({"bin_width": 0.0}, "bin_width=0.0: must be above 0 and at most 2"),
     ({"bin_width": 2.1}, "bin_width=2.1: must be above 0 and at most 2"),
 ]
@@ -252,7 +256,7 @@ def test_the_combinations_that_are_taken(variance, loss):
         x0, noise, answer = batch()
         diffusion = process(variance, loss)
         answer = answer[:, : diffusion.output_channels(2)]
-        value = diffusion.loss(lambda x, time: answer, x0, STEPS, noise)
+        value = DiffusionLoss(diffusion)(lambda x, time: answer, x0, STEPS, noise)
         assert value.shape == (4,)
         assert torch.isfinite(value).all()
     else:

@@ -18,7 +18,7 @@ from ddpm.diffusion import (
     normal_kl,
     prior_term,
 )
-from ddpm.diffusion.likelihood import EIGHT_BITS
+from ddpm.diffusion.process import EIGHT_BITS
 from tests.oracle import normal
 
 

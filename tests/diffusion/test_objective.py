@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ddpm.diffusion import GaussianDiffusion, PredNoise, PredV, PredX0, cosine
+from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, PredNoise, PredV, PredX0, cosine
 from ddpm.errors import ConfigError
 
 OBJECTIVES = [PredNoise, PredX0, PredV]
@@ -98,7 +98,9 @@ def test_one_weight_of_the_error_in_x0_whatever_is_predicted(objective, gamma):
     weight = snr if gamma is None else snr.clamp(max=gamma)
     expected = weight * (0.1 * wrong).pow(2).flatten(1).mean(1)
     torch.testing.assert_close(diffusion.diffuse(x0, t, eps), x_t)
-    torch.testing.assert_close(diffusion.loss(network, x0, t, eps), expected, rtol=2e-4, atol=1e-7)
+    torch.testing.assert_close(
+        DiffusionLoss(diffusion)(network, x0, t, eps), expected, rtol=2e-4, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("gamma", [0, -1.5])

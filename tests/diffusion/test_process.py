@@ -6,6 +6,7 @@ import torch
 
 from ddpm.diffusion import (
     Denoiser,
+    DiffusionLoss,
     GaussianDiffusion,
     PredNoise,
     PredV,
@@ -60,7 +61,7 @@ def test_denoising_diffusion_pytorch(name):
 @pytest.mark.parametrize("name", ["v_sigmoid", "noise_cosine_minsnr"])
 def test_denoising_diffusion_pytorchs_loss(name):
     diffusion, case = unet_case(name)
-    loss = diffusion.loss(
+    loss = DiffusionLoss(diffusion)(
         lambda x, time: case["model_output"], case["x0"], case["t"], case["noise"]
     )
     assert_near(loss[:, None], case["loss"][:, None])
@@ -78,7 +79,7 @@ def test_loss_of_x0_is_its_closed_form():
     assert output.abs().max() == 1
     alpha_bar = diffusion.schedule.alpha_bar[t]
     expected = (output - x0).double().pow(2).flatten(1).mean(1) * alpha_bar / (1 - alpha_bar)
-    loss = diffusion.loss(lambda x, time: output, x0, t, case["noise"])
+    loss = DiffusionLoss(diffusion)(lambda x, time: output, x0, t, case["noise"])
     assert_near(loss[:, None], expected[:, None])
 
 
@@ -152,9 +153,9 @@ def test_target_and_loss_are_measured_in_float32_under_autocast(objective, dtype
     x0, noise, output = torch.randn(3, 4, 2, 8, generator=torch.Generator().manual_seed(5))
     output = output.to(dtype)
     t = torch.tensor([0, 1, 50, 99])
-    plain = diffusion.loss(lambda x, time: output.float(), x0, t, noise)
+    plain = DiffusionLoss(diffusion)(lambda x, time: output.float(), x0, t, noise)
     with torch.autocast("cpu", dtype=dtype):
-        inside = diffusion.loss(lambda x, time: output, x0, t, noise)
+        inside = DiffusionLoss(diffusion)(lambda x, time: output, x0, t, noise)
         believed = diffusion.predict(lambda x, time: output, x0, t)
     assert inside.dtype == believed.x0.dtype == believed.eps.dtype == torch.float32
     assert torch.equal(inside, plain)
@@ -165,7 +166,7 @@ def test_offset_noise_is_one_constant_a_channel(spatial):
     diffusion = GaussianDiffusion(cosine(num_steps=10), PredNoise(), offset_noise=0.5)
     count, pixels = 4000, 400
     x0 = torch.zeros(count, 2, *spatial)
-    noise = diffusion.noise(x0, normal(6))
+    noise = DiffusionLoss(diffusion).sample_noise(x0, normal(6))
     assert not x0.any()
     assert noise.shape == x0.shape
     flat = noise.double().flatten(2)
@@ -190,19 +191,18 @@ def test_offset_noise_adds_to_the_given_draw_and_is_off_at_0():
         draws.append(normal(7 + len(draws))(x))
         return draws[-1]
 
-    noise = GaussianDiffusion(cosine(num_steps=9), PredNoise(), offset_noise=0.1).noise(
-        x0, randn_like
-    )
+    diffusion = GaussianDiffusion(cosine(num_steps=9), PredNoise(), offset_noise=0.1)
+    noise = DiffusionLoss(diffusion).sample_noise(x0, randn_like)
     assert [tuple(draw.shape) for draw in draws] == [(3, 2, 4, 5), (3, 2)]
     torch.testing.assert_close(noise, draws[0] + 0.1 * draws[1][:, :, None, None])
     assert torch.equal(draws[0], normal(7)(x0))  # not in place
-    plain = GaussianDiffusion(cosine(num_steps=9), PredNoise()).noise(x0, normal(7))
-    assert torch.equal(plain, draws[0])
+    plain = DiffusionLoss(GaussianDiffusion(cosine(num_steps=9), PredNoise()))
+    assert torch.equal(plain.sample_noise(x0, normal(7)), draws[0])
 
 
 def test_offset_noise_of_plain_vectors():
     diffusion = GaussianDiffusion(cosine(num_steps=9), PredNoise(), offset_noise=1.0)
-    variance = diffusion.noise(torch.zeros(20000, 2), normal(8)).var().item()
+    variance = DiffusionLoss(diffusion).sample_noise(torch.zeros(20000, 2), normal(8)).var().item()
     assert variance == pytest.approx(2, rel=5 * (2 / 40000) ** 0.5)
 
 
@@ -224,7 +224,7 @@ def self_conditioned_loss(network, estimator):
     diffusion = GaussianDiffusion(cosine(num_steps=50), PredV(), self_condition=True)
     x0, noise = torch.randn(2, 3, 2, 8, generator=torch.Generator().manual_seed(9))
     t = torch.tensor([2, 25, 45])
-    return diffusion, x0, t, noise, diffusion.loss(network, x0, t, noise, estimator)
+    return diffusion, x0, t, noise, DiffusionLoss(diffusion)(network, x0, t, noise, estimator)
 
 
 def test_self_conditioning_without_an_estimate_sees_zeros():
@@ -274,7 +274,7 @@ def test_a_process_without_self_conditioning_asks_once_and_passes_nothing():
 
     x = torch.ones(2, 1, 3)
     labels = torch.tensor([1, 0])
-    diffusion.loss(network, x, torch.tensor([1, 2]), x, network, y=labels)
+    DiffusionLoss(diffusion)(network, x, torch.tensor([1, 2]), x, network, y=labels)
     assert len(asked) == 1
     assert list(asked[0]) == ["y"]
     assert asked[0]["y"] is labels
@@ -292,7 +292,7 @@ def test_the_network_is_told_the_time(rescale, expected):
         return x_t
 
     x, t = torch.ones(3, 1, 2), torch.tensor([0, 7, 39])
-    diffusion.loss(network, x, t, x)
+    DiffusionLoss(diffusion)(network, x, t, x)
     diffusion.predict(network, x, t)
     assert [time.tolist() for time in told] == [expected, expected]
     assert told[0].is_floating_point() == rescale
@@ -305,8 +305,10 @@ def test_the_perfect_answer_has_no_loss_and_gives_back_x0_and_noise(objective):
     t = torch.tensor([5, 25, 40])
     a, s = diffusion.schedule.scales(t, x0)
     target = diffusion.objective.target(x0, noise, a, s)
-    assert diffusion.loss(lambda x, time: target, x0, t, noise).tolist() == [0, 0, 0]
-    assert (diffusion.loss(lambda x, time: target + 0.5, x0, t, noise) - 0.25).abs().max() < 1e-6
+    assert DiffusionLoss(diffusion)(lambda x, time: target, x0, t, noise).tolist() == [0, 0, 0]
+    assert (
+        DiffusionLoss(diffusion)(lambda x, time: target + 0.5, x0, t, noise) - 0.25
+    ).abs().max() < 1e-6
     x_t = diffusion.diffuse(x0, t, noise)
     believed = diffusion.predict(lambda x, time: target, x_t, t)
     torch.testing.assert_close(believed.x0, x0, rtol=1e-4, atol=1e-4)

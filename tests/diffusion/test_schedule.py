@@ -107,34 +107,34 @@ def test_cosine_and_sigmoid_take_any_number_of_steps(make, num_steps):
     [
         (
             lambda: linear(num_steps=10),
-            "num_steps=10: beta at step 5 is 1.116, outside (0, 1); take more steps, "
+            "num_steps=10: beta at step 5 is 1.116, outside (0, 1); use more steps, "
             "other schedule parameters, or schedule=cosine",
         ),
         (
             lambda: linear(num_steps=20),
-            "num_steps=20: beta at step 19 is 1, outside (0, 1); take more steps, "
+            "num_steps=20: beta at step 19 is 1, outside (0, 1); use more steps, "
             "other schedule parameters, or schedule=cosine",
         ),
         (
             lambda: linear(num_steps=1),
-            "num_steps=1: beta at step 0 is 20, outside (0, 1); take more steps, "
+            "num_steps=1: beta at step 0 is 20, outside (0, 1); use more steps, "
             "other schedule parameters, or schedule=cosine",
         ),
         (
             lambda: linear(num_steps=1000, beta_start=0.0),
-            "num_steps=1000: beta at step 0 is 0, outside (0, 1); take more steps, "
+            "num_steps=1000: beta at step 0 is 0, outside (0, 1); use more steps, "
             "other schedule parameters, or schedule=cosine",
         ),
         (
             lambda: Schedule(torch.tensor([0.1, float("nan"), 0.2])),
-            "num_steps=3: beta at step 1 is nan, outside (0, 1); take more steps, "
+            "num_steps=3: beta at step 1 is nan, outside (0, 1); use more steps, "
             "other schedule parameters, or schedule=cosine",
         ),
         (lambda: Schedule(torch.zeros(0)), "num_steps=0: needs at least 1"),
         (lambda: linear(num_steps=0), "num_steps=0: needs at least 1 step"),
         (lambda: cosine(num_steps=0), "num_steps=0: needs at least 1 step"),
         (lambda: sigmoid(num_steps=-5), "num_steps=-5: needs at least 1 step"),
-        (lambda: sigmoid(start=1.0, end=1.0), "start=1.0: must lie below end=1.0"),
+        (lambda: sigmoid(start=1.0, end=1.0), "start=1.0: must be below end=1.0"),
         (lambda: sigmoid(tau=0.0), "tau=0.0: must be above 0"),
         (lambda: cosine(offset=-0.1), "offset=-0.1: must be 0 or above"),
         (lambda: cosine(max_beta=0.0), "max_beta=0.0: must be between 0 and 1"),

@@ -26,7 +26,7 @@ def test_weights_are_improved_diffusions():
     sampler = LossSecondMoment(T, history_per_term=size, uniform_prob=meta["uniform_prob"])
     sampler.update(case["ts"], case["losses"])
     torch.testing.assert_close(sampler.weights(), case["weights"], rtol=1e-12, atol=0)
-    assert sampler.learns
+    assert sampler.adaptive
 
 
 @pytest.mark.parametrize("batch", [1, 7, 80])
@@ -94,7 +94,7 @@ def test_importance_weights_leave_the_mean_as_it_is(sampler):
     if isinstance(sampler, Uniform):
         assert weights is None
         assert p.tolist() == [0.25] * 4
-        assert not sampler.learns
+        assert not sampler.adaptive
         return
     assert weights.dtype == torch.float32
     torch.testing.assert_close(weights, (1 / (4 * p[t])).float())

@@ -8,6 +8,7 @@ import torch
 
 from ddpm.diffusion import (
     Denoiser,
+    DiffusionLoss,
     GaussianDiffusion,
     PredNoise,
     PredV,
@@ -36,7 +37,7 @@ def test_it_is_algorithm_1_of_lin_et_al(make, num_steps):
     assert alpha_bar[0] == pytest.approx(plain.alpha_bar[0].item(), rel=1e-14)
     assert np.all(np.diff(alpha_bar, prepend=1.0) < 0)
     assert np.all(alpha_bar <= plain.alpha_bar.numpy() + 1e-15)
-    assert (plain.ends_in_noise, schedule.ends_in_noise) == (False, True)
+    assert (plain.zero_terminal_snr, schedule.zero_terminal_snr) == (False, True)
 
 
 @pytest.mark.parametrize("make", SCHEDULES)
@@ -67,8 +68,8 @@ def test_the_noise_cannot_be_predicted(make):
     with pytest.raises(ConfigError) as caught:
         GaussianDiffusion(schedule, PredNoise())
     assert str(caught.value) == (
-        "schedule.zero_terminal_snr=true: leaves no signal at the last step, where the noise says "
-        "nothing of x0 (Lin et al. 2023); take objective=pred_v or pred_x0"
+        "schedule.zero_terminal_snr=true: leaves no signal at the last step, where the noise does "
+        "not determine x0 (Lin et al. 2023); use objective=pred_v or pred_x0"
     )
     assert GaussianDiffusion(schedule, PredV()).num_steps == 50
     assert GaussianDiffusion(schedule, PredX0()).num_steps == 50
@@ -87,8 +88,7 @@ def test_a_schedule_without_signal_in_float64_is_refused():
     with pytest.raises(ConfigError) as caught:
         Schedule(torch.full((800,), 0.9, dtype=torch.float64))
     assert str(caught.value) == (
-        "num_steps=800: so much noise that float64 has no signal left at the end; "
-        "take smaller betas"
+        "num_steps=800: alpha_bar underflows to 0 at the last step; use smaller betas"
     )
 
 
@@ -105,7 +105,7 @@ def test_weights_and_losses_are_finite_to_the_end(objective, weighting, gamma):
     assert (weight[:-1] > 0).all()
     x0, noise, answer = normal(0)(torch.empty(3, 50, 2, 4))
     assert torch.equal(process.diffuse(x0, t, noise)[-1], noise[-1])
-    loss = process.loss(lambda x, time: answer, x0, t, noise)
+    loss = DiffusionLoss(process)(lambda x, time: answer, x0, t, noise)
     assert torch.isfinite(loss).all()
 
 
@@ -119,7 +119,7 @@ def test_the_bound_is_finite_to_the_end(variance, loss, objective):
     t = torch.arange(50)
     x0, noise = normal(1)(torch.empty(2, 50, 2, 4))
     answer = normal(2)(torch.empty(50, process.output_channels(2), 4)).requires_grad_()
-    value = process.loss(lambda x, time: answer, x0, t, noise)
+    value = DiffusionLoss(process)(lambda x, time: answer, x0, t, noise)
     value.sum().backward()
     assert torch.isfinite(value).all()
     assert torch.isfinite(answer.grad).all()

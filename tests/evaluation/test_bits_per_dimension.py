@@ -19,7 +19,7 @@ from ddpm.diffusion import (
     prior_term,
 )
 from ddpm.evaluation.bits_per_dimension import bits_per_dimension
-from ddpm.samplers.base import respaced
+from ddpm.samplers.base import respaced_timesteps
 from tests.oracle import Oracle, normal
 
 SHAPE = (1, 6, 6)
@@ -59,7 +59,7 @@ def test_terms_are_those_of_bound_term_and_the_total_is_their_sum_with_the_prior
 @pytest.mark.parametrize("steps", ["ddim4", (1, 3)])
 def test_on_a_respaced_process_each_term_spans_its_stride(steps):
     oracle, denoiser = perfect(20)
-    kept = respaced(20, steps)
+    kept = respaced_timesteps(20, steps)
     x0 = data(oracle, 2)
     bound = bits_per_dimension(denoiser, x0, randn_like=normal(1), steps=kept)
     assert bound.steps == tuple(kept)
@@ -170,7 +170,7 @@ def test_the_bound_exceeds_the_entropy_by_what_the_reverse_process_is_off(
 @pytest.mark.parametrize("kept", ["ddim40", (7, 3, 5)])
 def test_on_a_respaced_process_it_does_so_by_what_the_long_steps_are_off(kept, make, variance):
     oracle, denoiser = narrow(make(num_steps=400), variance)
-    kept = respaced(400, kept)
+    kept = respaced_timesteps(400, kept)
     decoder, steps, prior = losses(oracle, variance, kept)
     measured, rest = expected_losses(oracle, denoiser, kept)
     assert rest == pytest.approx(steps + prior, abs=1e-4)

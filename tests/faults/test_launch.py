@@ -167,7 +167,7 @@ def five_steps(place, accumulate):
     run = folder(Path(place))
     fit(training, run, HEADER)
     # Two processes rehearse a step, so that gradients are added up in the same order ever after.
-    seen = [call["x0"] for call in training.diffusion.calls[-5 * accumulate :]]
+    seen = [call["x0"] for call in training.loss.calls[-5 * accumulate :]]
     found = {"values": training.network.values(), "ema": training.ema.model.values(), "x0": seen}
     torch.save(found, Path(place, f"rank-{training.accelerator.process_index}.pt"))
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ddpm.data import Dataset, ImageCodec
-from ddpm.seeding import For, mix
+from ddpm.seeding import RandomStream, mix
 from ddpm.training.feed import Feed, Order
 
 # The same examples each time, and no word of how long one takes.
@@ -74,7 +74,9 @@ def test_each_epoch_is_a_permutation_and_a_key_belongs_to_seed_epoch_and_index(c
     for epoch in range(epochs):
         block = items[epoch * count : (epoch + 1) * count]
         assert sorted(index for index, _ in block) == list(range(count))
-        assert block == [(index, mix(seed, For.AUGMENTATION, epoch, index)) for index, _ in block]
+        assert block == [
+            (index, mix(seed, RandomStream.AUGMENTATION, epoch, index)) for index, _ in block
+        ]
         assert all(0 <= key < 2**63 for _, key in block)
 
 

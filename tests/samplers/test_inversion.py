@@ -5,7 +5,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ddpm.diffusion import Denoiser, GaussianDiffusion, Guided, PredV, cosine, linear, sigmoid
+from ddpm.diffusion import (
+    ClassifierFreeGuidance,
+    Denoiser,
+    GaussianDiffusion,
+    PredV,
+    cosine,
+    linear,
+    sigmoid,
+)
 from ddpm.samplers import DDIM
 from tests.oracle import Oracle, normal
 
@@ -121,7 +129,9 @@ def test_labels_and_guidance_are_undone_too():
         seen.append(y.tolist())
         return 0.3 * torch.sin(x_t) + 0.1 * y.float().reshape(-1, 1, 1)
 
-    denoiser = Guided(Denoiser(network, process, clip="none"), null_label=5, scale=2.0)
+    denoiser = ClassifierFreeGuidance(
+        Denoiser(network, process, clip="none"), null_label=5, scale=2.0
+    )
     x0, y = 0.5 * normal(2)(torch.empty(2, 1, 6)), torch.tensor([1, 4])
     sampler = DDIM(steps=20)
     noise = sampler.invert(denoiser, x0, start=800, y=y, refine=12)
@@ -145,7 +155,7 @@ def test_given_entries_stay_clean_on_the_way(steps):
 
     denoiser = Denoiser(network, process, clip="none")
     noise = DDIM(steps=steps).invert(denoiser, x0, start=800, refine=12)
-    back = DDIM(steps=steps).sample(denoiser, noise, randn_like=normal(0), start=800, known=x0)
+    back = DDIM(steps=steps).sample(denoiser, noise, randn_like=normal(0), start=800, condition=x0)
     assert all(torch.equal(given, x0[:, :1]) for given in seen)
     assert torch.equal(noise[:, :1], x0[:, :1])
     assert (noise[:, 1:] - x0[:, 1:]).abs().max() > 0.1

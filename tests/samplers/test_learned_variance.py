@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.diffusion import Denoiser, GaussianDiffusion, Guided, PredX0, cosine, linear
+from ddpm.diffusion import (
+    ClassifierFreeGuidance,
+    Denoiser,
+    GaussianDiffusion,
+    PredX0,
+    cosine,
+    linear,
+)
 from ddpm.samplers import DDIM, DDPM
 from tests.oracle import Oracle, normal
 
@@ -132,7 +139,7 @@ def test_under_guidance_the_noise_is_that_of_the_class_asked_for():
         return torch.cat([0.1 * shift + 0 * x_t, -shift + 0 * x_t], dim=1)
 
     denoiser = Denoiser(network, process(schedule, "learned"), clip="none")
-    guided = Guided(denoiser, null_label=9, scale=2.0)
+    guided = ClassifierFreeGuidance(denoiser, null_label=9, scale=2.0)
     x, y = torch.zeros(3, *SHAPE), torch.tensor([1, 4, 6])
     mean, above = (
         DDPM(steps=20).sample(guided, x, randn_like=fresh, y=y, start=50, stop=49)
@@ -160,7 +167,7 @@ def test_with_given_channels_the_variance_is_of_the_others():
             randn_like=fresh,
             start=50,
             stop=49,
-            known=known,
+            condition=known,
         )
         for fresh in (torch.zeros_like, torch.ones_like)
     )

@@ -9,7 +9,7 @@ import torch
 
 from ddpm.errors import ConfigError
 from ddpm.samplers import DDIM, DDPM
-from ddpm.samplers.base import Spacing, respaced, spaced
+from ddpm.samplers.base import Spacing, respaced_timesteps, spaced_timesteps
 from tests.reference_cases import load_case
 
 SPACINGS = get_args(Spacing)
@@ -62,7 +62,7 @@ def test_respacing_is_improved_diffusions():
     ]
     for num_steps, sections, kept in meta["cases"]:
         option = as_option(sections)
-        assert respaced(num_steps, option) == kept
+        assert respaced_timesteps(num_steps, option) == kept
         pairs = DDPM(steps=option).timesteps(num_steps - 1)
         assert asked(pairs) == kept
         assert pairs[-1] == (kept[0], -1)
@@ -89,14 +89,14 @@ def test_respacing_is_improved_diffusions():
     ],
 )
 def test_respacing_by_hand(num_steps, option, kept):
-    assert respaced(num_steps, option) == kept
+    assert respaced_timesteps(num_steps, option) == kept
     assert asked(DDIM(steps=option, spacing="trailing").timesteps(num_steps - 1)) == kept
 
 
 @pytest.mark.parametrize("option", ["ddim10", (4, 5, 6), (25,)])
 @pytest.mark.parametrize("T", [50, 100])
 def test_a_respaced_walk_between_two_steps_visits_the_nodes_between(option, T):
-    nodes = respaced(T, option)
+    nodes = respaced_timesteps(T, option)
     for start in range(T - 1):
         for stop in range(-1, start):
             pairs = DDIM(steps=option).timesteps(start, stop, num_steps=T)
@@ -109,13 +109,17 @@ def test_a_respaced_walk_between_two_steps_visits_the_nodes_between(option, T):
 @pytest.mark.parametrize(
     ("num_steps", "option", "line"),
     [
-        (1000, "ddim300", "steps=ddim300: no whole stride takes 300 of 1000 steps; try steps=300"),
+        (
+            1000,
+            "ddim300",
+            "steps=ddim300: no integer stride selects 300 of 1000 steps; use steps=300",
+        ),
         (
             10,
             (3, 6),
-            "steps=[3,6]: section 2 of 10 steps has 5; take at most so many",
+            "steps=[3,6]: section 2 has only 5 steps; request at most 5",
         ),
-        (2, (1, 1, 1), "steps=[1,1,1]: section 3 of 2 steps has 0; take at most so many"),
+        (2, (1, 1, 1), "steps=[1,1,1]: section 3 has only 0 steps; request at most 0"),
     ],
 )
 def test_respacings_that_do_not_fit_the_process(num_steps, option, line):
@@ -124,7 +128,7 @@ def test_respacings_that_do_not_fit_the_process(num_steps, option, line):
     assert str(caught.value) == line
 
 
-NO_NUMBER = "is no number of steps; take a number, ddim50, or sections such as [10,15,20]"
+NO_NUMBER = "invalid value; expected a number, ddim50, or sections such as [10,15,20]"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,7 @@ def test_uniform_rounds_ties_as_improved_diffusion_does(num_steps):
         for _ in range(count):
             kept.append(round(position))
             position += stride
-        assert spaced(0, num_steps - 1, count, "uniform") == kept, count
+        assert spaced_timesteps(0, num_steps - 1, count, "uniform") == kept, count
 
 
 def test_trailing_is_denoising_diffusion_pytorchs():
@@ -173,7 +177,7 @@ def test_trailing_is_a_truncated_linspace(num_steps):
 
 
 def test_quadratic_is_denser_near_the_data():
-    nodes = spaced(0, 999, 50, "quadratic")
+    nodes = spaced_timesteps(0, 999, 50, "quadratic")
     grid = np.linspace(0, 999**0.5, 50) ** 2
     free = np.diff(grid, prepend=-1) > 1.5  # where neighbours do not fall on one step
     np.testing.assert_array_equal(np.array(nodes)[free][:-1], np.floor(grid[free])[:-1])
@@ -189,9 +193,9 @@ def test_quadratic_is_denser_near_the_data():
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize(("first", "last"), [(0, 49), (7, 49), (3, 3), (5, 6)])
 def test_spaced_are_different_integers_from_first_to_last(spacing, first, last):
-    assert spaced(first, last, 1, spacing) == [last]
+    assert spaced_timesteps(first, last, 1, spacing) == [last]
     for count in range(2, last - first + 2):
-        nodes = spaced(first, last, count, spacing)
+        nodes = spaced_timesteps(first, last, count, spacing)
         assert len(nodes) == count
         assert (nodes[0], nodes[-1]) == (first, last)
         assert np.diff(nodes).min() >= 1

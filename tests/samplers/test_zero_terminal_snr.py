@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from ddpm.diffusion import Denoiser, GaussianDiffusion, Guided, PredV, cosine, linear, sigmoid
+from ddpm.diffusion import (
+    ClassifierFreeGuidance,
+    Denoiser,
+    GaussianDiffusion,
+    PredV,
+    cosine,
+    linear,
+    sigmoid,
+)
 from ddpm.samplers import DDIM, DDPM
 from tests.oracle import Oracle, normal
 
@@ -60,7 +68,9 @@ def test_few_steps_and_guidance_stay_finite(sampler):
     def network(x_t, time, y):
         return torch.sin(3 * x_t) + 0.1 * y.float().reshape(-1, 1, 1)
 
-    guided = Guided(Denoiser(network, process), null_label=3, scale=4.0, rescale=0.7)
+    guided = ClassifierFreeGuidance(
+        Denoiser(network, process), null_label=3, scale=4.0, rescale=0.7
+    )
     x = normal(4)(torch.empty(3, 2, 4))
     out = sampler.sample(guided, x, randn_like=normal(5), y=torch.tensor([0, 1, 2]))
     assert torch.isfinite(out).all()

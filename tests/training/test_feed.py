@@ -7,7 +7,7 @@ import torch
 
 from ddpm.data import Dataset, ImageCodec
 from ddpm.errors import ConfigError
-from ddpm.seeding import For, mix
+from ddpm.seeding import RandomStream, mix
 from ddpm.training import feed as feed_module
 from ddpm.training.feed import Feed, Order
 
@@ -108,7 +108,7 @@ def test_the_order_is_the_same_for_any_number_of_processes(world, accumulate):
 def test_keys_are_functions_of_seed_epoch_and_index():
     for start, count in ((0, 7), (5, 20)):
         for place, (index, key) in enumerate(Order(7, seed=6).items(start, count), start=start):
-            assert key == mix(6, For.AUGMENTATION, place // 7, index)
+            assert key == mix(6, RandomStream.AUGMENTATION, place // 7, index)
     keys = [key for _, key in Order(7, seed=6).items(0, 700)]
     assert len(set(keys)) == 700
 

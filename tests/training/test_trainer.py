@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.data import Dataset, ImageCodec
-from ddpm.diffusion import GaussianDiffusion, PredNoise, cosine
+from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, PredNoise, cosine
 from ddpm.distributed import devices
 from ddpm.errors import ConfigError
 from ddpm.training import Trainer, checkpoint
@@ -45,14 +45,14 @@ class Points(Dataset):
         return self.values[torch.tensor(indices)], labels
 
 
-class Fit(GaussianDiffusion):
-    """A loss without randomness: how far the network takes the data from twice themselves."""
+class Fit(DiffusionLoss):
+    """A loss without randomness: the squared error of the network from twice the data."""
 
     def __init__(self, num_steps=4, **options):
-        super().__init__(cosine(num_steps=num_steps), PredNoise(), **options)
+        super().__init__(GaussianDiffusion(cosine(num_steps=num_steps), PredNoise(), **options))
         self.calls = []
 
-    def loss(self, model, x0, t, noise, estimator=None, **cond):
+    def __call__(self, model, x0, t, noise, estimator=None, **cond):
         self.calls.append({"x0": x0, "t": t, "noise": noise, "estimator": estimator, **cond})
         return (model(x0) - 2 * x0).square().flatten(1).mean(1)
 
@@ -71,11 +71,14 @@ class Net(nn.Module):
         return torch.cat([p.detach().flatten() for p in self.parameters()])
 
 
-def trainer(process=None, net=None, data=None, seed=0, **options):
+def trainer(loss=None, net=None, data=None, seed=0, **options):
     options = {"lr_warmup": 0, "batch_size": 8, "max_steps": 4, "clip_grad_norm": None, **options}
     accumulate = options.get("accumulate", 1)
     made = devices.accelerator("cpu", "no", key="precision", accumulate=accumulate)
-    return Trainer(net or Net(), process or Fit(), data or Points(), made, seed, **options)
+    loss = loss or Fit()
+    training = Trainer(net or Net(), loss.diffusion, data or Points(), made, seed, **options)
+    training.loss = loss
+    return training
 
 
 def fit(training, *arguments, **options):
@@ -178,13 +181,13 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(run, tmp_path, accum
     assert len(found) == len(expected) == 4
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(cut.network.values(), whole.network.values(), rtol=0, atol=1e-6)
-    assert len(cut.diffusion.calls) == 4 * accumulate and cut.num_updates == 4
+    assert len(cut.loss.calls) == 4 * accumulate and cut.num_updates == 4
     torch.testing.assert_close(cut.ema.model.values(), whole.ema.model.values(), rtol=0, atol=1e-6)
 
 
 def test_the_gradient_is_that_of_the_mean_loss(run):
     training, found = gradients(run, max_steps=1)
-    x = torch.cat([call["x0"] for call in training.diffusion.calls])
+    x = torch.cat([call["x0"] for call in training.loss.calls])
     left = 0.5 * x - 0.25 - 2 * x  # what the fresh network answers, less the target
     expected = torch.stack([(2 * left * x).mean(), (2 * left).mean()])
     torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-6)
@@ -211,8 +214,8 @@ class Breaks(Fit):
         super().__init__()
         self.first, self.value = first, value
 
-    def loss(self, model, x0, t, noise, estimator=None, **cond):
-        losses = super().loss(model, x0, t, noise, estimator, **cond)
+    def __call__(self, model, x0, t, noise, estimator=None, **cond):
+        losses = super().__call__(model, x0, t, noise, estimator, **cond)
         return losses * self.value if len(self.calls) > self.first else losses
 
 
@@ -228,7 +231,7 @@ def test_a_gradient_that_is_not_finite_reaches_nothing(run, value, clip):
     wanted = [index for index, _ in training.feed.order.items(16, 8)]
     told = json.loads((run.path / "nonfinite-step-00000003.json").read_text())
     assert told["step"] == 3 and [each["sample"] for each in told["batch"]] == wanted
-    steps = training.diffusion.calls[-1]["t"].tolist()
+    steps = training.loss.calls[-1]["t"].tolist()
     assert [each["t"] for each in told["batch"]] == steps
     assert {each["loss"] for each in told["batch"]} == {str(value)}
     first = ", ".join(
@@ -253,9 +256,9 @@ def test_without_a_checkpoint_the_line_says_so(run):
         fit(trainer(Breaks(0)), run, HEADER)
 
 
-def with_scaler(process, **options):
+def with_scaler(loss, **options):
     """A trainer that scales its loss as fp16 does, on a CPU."""
-    training = trainer(process, **options)
+    training = trainer(loss, **options)
     accelerator, optimizer = training.accelerator, training.optimizer
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=10**6)
     accelerator.scaler, accelerator.native_amp = scaler, True
@@ -274,8 +277,8 @@ class Overflows(Fit):
         super().__init__()
         self.steps = steps
 
-    def loss(self, model, x0, t, noise, estimator=None, **cond):
-        losses = super().loss(model, x0, t, noise, estimator, **cond)
+    def __call__(self, model, x0, t, noise, estimator=None, **cond):
+        losses = super().__call__(model, x0, t, noise, estimator, **cond)
         return losses * (math.inf if len(self.calls) - 1 in self.steps else 1.0)
 
 
@@ -346,18 +349,18 @@ def test_more_skips_in_a_row_than_allowed_stop(run):
 class Constant(Fit):
     """The loss of a sample is its step t + 1."""
 
-    def loss(self, model, x0, t, noise, estimator=None, **cond):
-        super().loss(model, x0, t, noise, estimator, **cond)
+    def __call__(self, model, x0, t, noise, estimator=None, **cond):
+        super().__call__(model, x0, t, noise, estimator, **cond)
         return t + 1 + 0 * model(x0).flatten(1).mean(1)
 
 
 def test_the_loss_by_quarter(run):
-    process = Constant(num_steps=8)
-    training = trainer(process, batch_size=32, accumulate=2, max_steps=5, log_every=2)
+    loss = Constant(num_steps=8)
+    training = trainer(loss, batch_size=32, accumulate=2, max_steps=5, log_every=2)
     returned = fit(training, run, HEADER)
     records = run.metrics()
     assert [record["step"] for record in records] == [2, 4, 5]
-    drawn = [call["t"] for call in process.calls]
+    drawn = [call["t"] for call in loss.calls]
     for record, steps in zip(records, (drawn[0:4], drawn[4:8], drawn[8:10]), strict=True):
         t = torch.cat(steps)
         assert len(t) == 16 * len(steps)
@@ -393,9 +396,9 @@ def test_a_quarter_without_a_step_is_null(run):
 
 
 def test_steps_are_drawn_evenly_from_0_to_the_last(run):
-    process = Fit(num_steps=4)
-    fit(trainer(process, batch_size=512, max_steps=8), run, HEADER)
-    counts = torch.cat([call["t"] for call in process.calls]).bincount(minlength=4)
+    loss = Fit(num_steps=4)
+    fit(trainer(loss, batch_size=512, max_steps=8), run, HEADER)
+    counts = torch.cat([call["t"] for call in loss.calls]).bincount(minlength=4)
     assert len(counts) == 4 and (counts - 1024).abs().max() < 5 * (4096 * 0.25 * 0.75) ** 0.5
 
 
@@ -404,9 +407,9 @@ def test_the_speed_leaves_previews_out(run, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
     class Slow(Fit):
-        def loss(self, *args, **cond):
+        def __call__(self, *args, **cond):
             clock[0] += 2.0
-            return super().loss(*args, **cond)
+            return super().__call__(*args, **cond)
 
     def preview(*_):
         clock[0] += 1000.0
@@ -433,59 +436,59 @@ def test_previews_come_at_their_steps_and_leave_the_network_training(run, every,
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.9])
 def test_label_dropout(run, share):
-    process = Fit(label_dropout=share)
-    training = trainer(process, data=Points(num_classes=3), batch_size=512, max_steps=8)
+    loss = Fit(label_dropout=share)
+    training = trainer(loss, data=Points(num_classes=3), batch_size=512, max_steps=8)
     fit(training, run, HEADER)
-    labels = torch.cat([call["y"] for call in process.calls])
+    labels = torch.cat([call["y"] for call in loss.calls])
     null = (labels == 3).sum().item()
     assert abs(null - share * 4096) <= 5 * (4096 * share * (1 - share)) ** 0.5
     assert labels.max() <= 3 and (labels[labels < 3] >= 0).all()
 
 
 def test_labels_that_are_kept_are_those_of_their_samples(run):
-    data, process = Points(num_classes=3), Fit(label_dropout=0.5)
-    fit(trainer(process, data=data, max_steps=2), run, HEADER)
-    for call in process.calls:
+    data, loss = Points(num_classes=3), Fit(label_dropout=0.5)
+    fit(trainer(loss, data=data, max_steps=2), run, HEADER)
+    for call in loss.calls:
         for x0, y in zip(call["x0"], call["y"], strict=True):
             index = int((data.values == x0).flatten(1).all(1).nonzero())
             assert int(y) in (index % 3, 3)
 
 
 def test_without_labels_there_is_no_y(run):
-    process = Fit()
-    fit(trainer(process, max_steps=1), run, HEADER)
-    assert all("y" not in call and call["estimator"] is None for call in process.calls)
+    loss = Fit()
+    fit(trainer(loss, max_steps=1), run, HEADER)
+    assert all("y" not in call and call["estimator"] is None for call in loss.calls)
 
 
 def coins(training, monkeypatch, rank, count):
     """In which steps a rank self-conditions, of ``count``."""
     monkeypatch.setattr(type(training.accelerator), "process_index", rank)
-    process, batch = training.diffusion, next(training.feed.batches(0))
-    process.calls.clear()
+    loss, batch = training.loss, next(training.feed.batches(0))
+    loss.calls.clear()
     for step in range(count):
         training.step = step
         training._losses(batch, 0)
-    assert all(call["estimator"] in (None, training.network) for call in process.calls)
-    return [call["estimator"] is not None for call in process.calls]
+    assert all(call["estimator"] in (None, training.network) for call in loss.calls)
+    return [call["estimator"] is not None for call in loss.calls]
 
 
 def test_the_coin_of_self_conditioning_is_fair_and_the_same_for_all_ranks(monkeypatch):
     training = trainer(Fit(self_condition=True))
     ranks = [coins(training, monkeypatch, rank, 400) for rank in range(2)]
-    drawn = [call["t"].tolist() for call in training.diffusion.calls]
+    drawn = [call["t"].tolist() for call in training.loss.calls]
     assert ranks[0] == ranks[1]
     assert abs(sum(ranks[0]) - 200) < 50
     coins(training, monkeypatch, 0, 400)
-    assert drawn != [call["t"].tolist() for call in training.diffusion.calls], "ranks draw alike"
+    assert drawn != [call["t"].tolist() for call in training.loss.calls], "ranks draw alike"
 
 
 def test_the_randomness_of_a_step_is_a_function_of_seed_step_and_micro_step(tmp_path):
     def drawn(seed, before):
         torch.manual_seed(before)
-        process = Fit(num_steps=1000)
+        loss = Fit(num_steps=1000)
         place = folder(tmp_path / f"{seed}-{before}")
-        fit(trainer(process, seed=seed, accumulate=2), place, HEADER)
-        return [(call["t"].tolist(), call["noise"].tolist()) for call in process.calls]
+        fit(trainer(loss, seed=seed, accumulate=2), place, HEADER)
+        return [(call["t"].tolist(), call["noise"].tolist()) for call in loss.calls]
 
     first = drawn(0, 1)
     assert first == drawn(0, 2) and first != drawn(1, 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm.diffusion import GaussianDiffusion, PredNoise, cosine
+from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, PredNoise, cosine
 from ddpm.errors import ConfigError
 from ddpm.training import checkpoint, trial
 from ddpm.training.trainer import GradientDecision
@@ -86,7 +86,7 @@ def state(training):
 @pytest.mark.parametrize("moment", ["at the start", "between two steps", "in eval mode"])
 def test_a_trial_changes_nothing(moment):
     process = GaussianDiffusion(cosine(num_steps=4), PredNoise(), self_condition=True)
-    training = trainer(process, Noisy(), accumulate=2, clip_grad_norm=1.0)
+    training = trainer(DiffusionLoss(process), Noisy(), accumulate=2, clip_grad_norm=1.0)
     if moment == "between two steps":
         training.network.train()
         training.accumulate_gradient(training.feed.batches(0))
@@ -107,7 +107,8 @@ def test_a_run_with_a_trial_has_the_bits_of_one_without(tmp_path):
     weights = []
     for name in ("plain", "tried"):
         torch.manual_seed(1)  # of the first weights alone
-        training = trainer(GaussianDiffusion(cosine(num_steps=4), PredNoise()), Noisy(), lr=0.1)
+        loss = DiffusionLoss(GaussianDiffusion(cosine(num_steps=4), PredNoise()))
+        training = trainer(loss, Noisy(), lr=0.1)
         if name == "tried":
             seconds_per_step(training, seconds=0.05)
         fit(training, folder(tmp_path / name), HEADER)
@@ -120,18 +121,18 @@ class Slow(Fit):
 
     clock: Clock
 
-    def loss(self, model, x0, t, noise, estimator=None, **cond):
+    def __call__(self, model, x0, t, noise, estimator=None, **cond):
         self.clock.now += 1 if estimator is None else 2
-        return super().loss(model, x0, t, noise, None, **cond)
+        return super().__call__(model, x0, t, noise, None, **cond)
 
 
 @pytest.mark.parametrize(
     ("self_condition", "accumulate", "expected"), [(False, 1, 1), (False, 4, 4), (True, 2, 3)]
 )
 def test_all_passes_of_a_step_are_counted(clock, self_condition, accumulate, expected):
-    process = Slow(self_condition=self_condition)
-    process.clock = clock
-    training = trainer(process, accumulate=accumulate)
+    loss = Slow(self_condition=self_condition)
+    loss.clock = clock
+    training = trainer(loss, accumulate=accumulate)
     assert seconds_per_step(training, seconds=20) == expected
 
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from ddpm.diffusion import (
+    ClassifierFreeGuidance,
+    ConditioningMask,
     Denoiser,
+    DiffusionLoss,
     GaussianDiffusion,
-    Given,
-    Guided,
     PredNoise,
     PredV,
     PredX0,
@@ -44,27 +45,27 @@ def batch(mask, seed=0):
 
 
 def test_nothing_given_changes_nothing():
-    given, x = Given(), normal(0)(torch.empty(2, 3, 4))
+    given, x = ConditioningMask(), normal(0)(torch.empty(2, 3, 4))
     assert not given
     assert given.channels == []
-    assert given.keep(x, x + 1) is x
-    assert given.drawn(x) is x
-    assert given.whole(x + 2, x).equal(x + 2)
-    torch.testing.assert_close(given.mean(x), x.flatten(1).mean(1))
+    assert given.apply(x, x + 1) is x
+    assert given.select_generated(x) is x
+    assert given.merge(x + 2, x).equal(x + 2)
+    torch.testing.assert_close(given.masked_mean(x), x.flatten(1).mean(1))
 
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_what_is_given_and_what_is_drawn(mask):
-    given = Given(mask)
+    given = ConditioningMask(mask)
     assert given
     x, clean = batch(mask)
-    kept = given.keep(x, clean)
+    kept = given.apply(x, clean)
     assert torch.equal(kept, torch.where(mask, clean, x))
     whole = [channel for channel in range(3) if mask[channel].all()]
     free = [channel for channel in range(3) if channel not in whole]
     assert given.channels == whole
-    assert torch.equal(given.drawn(x), x[:, free])
-    back = given.whole(given.drawn(clean), x)
+    assert torch.equal(given.select_generated(x), x[:, free])
+    back = given.merge(given.select_generated(clean), x)
     assert torch.equal(back[:, free], clean[:, free])
     assert torch.equal(back[:, whole], x[:, whole])
     counts = [~mask[channel].expand(x.shape[2:]) for channel in free]
@@ -74,7 +75,7 @@ def test_what_is_given_and_what_is_drawn(mask):
             for row in x
         ]
     ).mean(1)
-    torch.testing.assert_close(given.mean(given.drawn(x)), expected)
+    torch.testing.assert_close(given.masked_mean(given.select_generated(x)), expected)
 
 
 def test_a_mask_broadcasts_over_what_it_leaves_out():
@@ -83,10 +84,14 @@ def test_a_mask_broadcasts_over_what_it_leaves_out():
     wide[0] = 1
     for left, right in ((narrow, wide.bool()), (mask_of((3, 4, 1), frames=2), None)):
         right = left.expand(3, 4, 5).clone() if right is None else right
-        assert torch.equal(Given(left).keep(x, clean), Given(right).keep(x, clean))
-        assert Given(left).channels == Given(right).channels
-        part = Given(left).drawn(x)
-        torch.testing.assert_close(Given(left).mean(part), Given(right).mean(part))
+        assert torch.equal(
+            ConditioningMask(left).apply(x, clean), ConditioningMask(right).apply(x, clean)
+        )
+        assert ConditioningMask(left).channels == ConditioningMask(right).channels
+        part = ConditioningMask(left).select_generated(x)
+        torch.testing.assert_close(
+            ConditioningMask(left).masked_mean(part), ConditioningMask(right).masked_mean(part)
+        )
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -111,7 +116,7 @@ def test_given_entries_have_no_loss_and_no_gradient(mask, variance, loss, object
     width = process.output_channels(3)
     assert width == len(free) * (2 if process.learns_variance else 1)
     answer = normal(7)(torch.empty(3, width, *mask.shape[1:])).requires_grad_()
-    value = process.loss(lambda x, time: answer, x0, STEPS, noise)
+    value = DiffusionLoss(process)(lambda x, time: answer, x0, STEPS, noise)
     value.sum().backward()
     counted = ~mask[free]
     halves = answer.split(len(free), dim=1)
@@ -122,7 +127,7 @@ def test_given_entries_have_no_loss_and_no_gradient(mask, variance, loss, object
     alone = GaussianDiffusion(SCHEDULE, objective(), variance=variance, loss=loss)
     flat = torch.stack([half.detach()[:, counted] for half in halves], dim=1)
     rest = [x[:, free][:, counted][:, None] for x in (x0, noise)]
-    expected = alone.loss(lambda x, time: flat, rest[0], STEPS, rest[1])
+    expected = DiffusionLoss(alone)(lambda x, time: flat, rest[0], STEPS, rest[1])
     torch.testing.assert_close(value.detach(), expected, rtol=1e-4, atol=0)
 
 
@@ -130,17 +135,21 @@ def test_given_entries_have_no_loss_and_no_gradient(mask, variance, loss, object
 def test_what_stands_in_given_entries_of_an_answer_does_not_count(mask):
     x0, noise = batch(mask)
     process = GaussianDiffusion(SCHEDULE, PredV(), mask)
-    answer = normal(8)(process.given.drawn(x0))
-    other = torch.where(process.given.drawn(mask[None]), answer + 9, answer)
+    answer = normal(8)(process.conditioning_mask.select_generated(x0))
+    other = torch.where(process.conditioning_mask.select_generated(mask[None]), answer + 9, answer)
     first, second = (
-        process.loss(lambda x, time, said=said: said, x0, STEPS, noise) for said in (answer, other)
+        DiffusionLoss(process)(lambda x, time, said=said: said, x0, STEPS, noise)
+        for said in (answer, other)
     )
     assert torch.equal(first, second)
     x_t = process.diffuse(x0, STEPS, noise)
     for said in (answer, other):
-        belief = process.read(said, x_t, STEPS)
+        belief = process.interpret_output(said, x_t, STEPS)
         assert torch.equal(belief.x0[:, mask], x0[:, mask])
-    assert torch.equal(process.read(answer, x_t, STEPS).x0, process.read(other, x_t, STEPS).x0)
+    assert torch.equal(
+        process.interpret_output(answer, x_t, STEPS).x0,
+        process.interpret_output(other, x_t, STEPS).x0,
+    )
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -152,8 +161,8 @@ def test_the_bound_and_the_prior_are_of_what_is_not_given(mask):
     rest = x0[:, free][:, counted][:, None]
     torch.testing.assert_close(prior_term(process, x0), prior_term(alone, rest), rtol=1e-5, atol=0)
     x_t, guess = process.diffuse(x0, STEPS, noise), 0.5 * x0
-    belief = process.read(process.given.drawn(guess), x_t, STEPS)
-    small = alone.read(0.5 * rest, x_t[:, free][:, counted][:, None], STEPS)
+    belief = process.interpret_output(process.conditioning_mask.select_generated(guess), x_t, STEPS)
+    small = alone.interpret_output(0.5 * rest, x_t[:, free][:, counted][:, None], STEPS)
     ours = bound_term(process, belief, x0, x_t, STEPS)
     theirs = bound_term(alone, small, rest, x_t[:, free][:, counted][:, None], STEPS)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
@@ -166,7 +175,7 @@ def test_a_denoiser_believes_the_given_entries(mask, clip):
     x0 = 3 * x0  # beyond the bounds: what is given is not clipped
     process = GaussianDiffusion(SCHEDULE, PredV(), mask)
     x_t = process.diffuse(x0, torch.full((3,), 30), noise)
-    answer = normal(9)(process.given.drawn(x0))
+    answer = normal(9)(process.conditioning_mask.select_generated(x0))
     belief = Denoiser(lambda x, time: answer, process, clip=clip)(x_t, 30)
     assert belief.x0.shape == belief.eps.shape == x0.shape
     assert torch.equal(belief.x0[:, mask], x0[:, mask])
@@ -182,9 +191,15 @@ def test_guidance_sees_the_given_entries_and_leaves_them(mask):
 
     def network(x, time, y):
         assert torch.equal(x, torch.cat([x_t, x_t]))
-        return 0.1 * y.reshape(-1, *[1] * mask.ndim) * torch.ones_like(process.given.drawn(x))
+        return (
+            0.1
+            * y.reshape(-1, *[1] * mask.ndim)
+            * torch.ones_like(process.conditioning_mask.select_generated(x))
+        )
 
-    guided = Guided(Denoiser(network, process, clip="none"), null_label=4, scale=3.0)
+    guided = ClassifierFreeGuidance(
+        Denoiser(network, process, clip="none"), null_label=4, scale=3.0
+    )
     belief = guided(x_t, 30, y=torch.tensor([1, 2, 3]))
     assert torch.equal(belief.x0[:, mask], x0[:, mask])
     a, s = SCHEDULE.signal_noise(30)
@@ -201,9 +216,9 @@ def test_self_conditioning_is_told_what_is_given():
 
     def network(x_t, time, x_self_cond):
         known.append(x_self_cond)
-        return process.given.drawn(x_t)
+        return process.conditioning_mask.select_generated(x_t)
 
-    process.loss(network, x0, STEPS, noise, estimator=network)
+    DiffusionLoss(process)(network, x0, STEPS, noise, estimator=network)
     assert not known[0].any()
     assert known[1].shape == x0.shape
     assert torch.equal(known[1][:, mask], x0[:, mask])
@@ -219,10 +234,10 @@ def test_what_sampling_copied_to_a_device_can_be_trained_with():
     t = torch.zeros(4, dtype=torch.int64, device="meta")
     with torch.inference_mode():
         process.diffuse(x0, t, x0)
-        process.given.whole(process.given.drawn(x0), x0)
-    copies = [*process.given._copies.values(), schedule._tables[torch.device("meta")]]
+        process.conditioning_mask.merge(process.conditioning_mask.select_generated(x0), x0)
+    copies = [*process.conditioning_mask._copies.values(), schedule._tables[torch.device("meta")]]
     assert len(copies) == 3
     assert all(each.is_meta and not each.is_inference() for each in copies)
     answer = torch.zeros(4, 1, 3, device="meta", requires_grad=True)
-    process.loss(lambda *_: answer, x0, t, x0).sum().backward()
+    DiffusionLoss(process)(lambda *_: answer, x0, t, x0).sum().backward()
     assert answer.grad is not None

@@ -28,14 +28,14 @@ def test_given_entries_are_clean_at_every_step_and_kept_bit_for_bit(sampler, mas
 
     def network(x_t, time):
         seen.append(x_t)
-        answer = process.given.drawn(torch.sin(x_t))
+        answer = process.conditioning_mask.select_generated(torch.sin(x_t))
         return torch.cat([answer, answer], dim=1) if learned else answer
 
     out = sampler.sample(
         Denoiser(network, process),
         x,
         randn_like=normal(1),
-        known=known,
+        condition=known,
         on_step=lambda done, total, x: told.append(x),
     )
     assert out.shape == x.shape
@@ -50,9 +50,11 @@ def test_given_entries_are_clean_at_every_step_and_kept_bit_for_bit(sampler, mas
 def test_what_known_has_elsewhere_does_not_count():
     process = GaussianDiffusion(cosine(num_steps=50), PredV(), BOTH)
     known, x, other = normal(2)(torch.empty(3, 2, 3, 4))
-    denoiser = Denoiser(lambda x_t, time: process.given.drawn(torch.sin(x_t)), process)
+    denoiser = Denoiser(
+        lambda x_t, time: process.conditioning_mask.select_generated(torch.sin(x_t)), process
+    )
     first, second = (
-        DDPM(steps=10).sample(denoiser, x, randn_like=normal(3), known=clean)
+        DDPM(steps=10).sample(denoiser, x, randn_like=normal(3), condition=clean)
         for clean in (known, torch.where(BOTH, known, other))
     )
     assert torch.equal(first, second)
@@ -62,21 +64,21 @@ def test_a_walk_in_two_parts_keeps_them_too():
     process = GaussianDiffusion(cosine(num_steps=50), PredV(), PLACES)
     known, x = normal(4)(torch.empty(2, 2, 3, 4))
     denoiser = Denoiser(lambda x_t, time: torch.sin(x_t), process)
-    whole = DDIM(steps=50).sample(denoiser, x, randn_like=normal(5), known=known)
-    half = DDIM(steps=50).sample(denoiser, x, randn_like=normal(5), known=known, stop=20)
+    whole = DDIM(steps=50).sample(denoiser, x, randn_like=normal(5), condition=known)
+    half = DDIM(steps=50).sample(denoiser, x, randn_like=normal(5), condition=known, stop=20)
     assert torch.equal(half[:, PLACES], known[:, PLACES])
-    rest = DDIM(steps=50).sample(denoiser, half, randn_like=normal(5), known=known, start=20)
+    rest = DDIM(steps=50).sample(denoiser, half, randn_like=normal(5), condition=known, start=20)
     assert torch.equal(rest, whole)
 
 
 @pytest.mark.parametrize("mask", [None, PLACES])
-def test_known_entries_and_a_process_that_has_them_go_together(mask):
+def test_a_condition_and_a_conditioning_mask_require_each_other(mask):
     process = GaussianDiffusion(cosine(num_steps=50), PredV(), mask)
     x = torch.zeros(2, 3, 4)
     known = x if mask is None else None
-    with pytest.raises(AssertionError, match="known entries are for a process that has given"):
+    with pytest.raises(AssertionError, match="a condition is required if and only if"):
         DDIM(steps=2).sample(
-            Denoiser(lambda x_t, time: x_t, process), x, randn_like=normal(6), known=known
+            Denoiser(lambda x_t, time: x_t, process), x, randn_like=normal(6), condition=known
         )
 
 
@@ -130,7 +132,7 @@ def test_what_is_drawn_follows_what_is_given(layout, correlation, sampler):
     known = normal(7)(torch.empty(shape))
     known[first] = MU[0] + SIGMA[0] * known[first]
     x = normal(8)(torch.empty(shape))
-    out = sampler.sample(denoiser, x, randn_like=normal(9), known=known)
+    out = sampler.sample(denoiser, x, randn_like=normal(9), condition=known)
     given, drawn = (out[part].double().flatten() for part in (first, second))
     assert torch.equal(given, known[first].double().flatten())
     std = math.sqrt(pair.left)

@@ -1,0 +1,92 @@
+"""The training loss of a process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ddpm.diffusion.likelihood import bound_term
+from ddpm.diffusion.process import GaussianDiffusion, Network
+
+
+class DiffusionLoss:
+    """Training loss per sample; its options are those of the process.
+
+    Args:
+        diffusion: the process, whose ``loss_kind`` selects the loss: ``simple`` (the weighted error
+            of the objective), ``vlb`` (T times a term of the variational bound, in bits per
+            dimension) or ``hybrid`` (their sum, in which the bound trains the variance only).
+    """
+
+    def __init__(self, diffusion: GaussianDiffusion) -> None:
+        self.diffusion = diffusion
+
+    def sample_noise(
+        self, x0: Tensor, randn_like: Callable[[Tensor], Tensor] = torch.randn_like
+    ) -> Tensor:
+        """Sample the noise of a training step: standard normal, plus the offset if configured.
+
+        Args:
+            x0: (B, C, *spatial), for the shape and the device of the noise.
+            randn_like: source of randomness.
+        """
+        eps = randn_like(x0)
+        if self.diffusion.offset_noise > 0:
+            per_channel = x0.new_empty(x0.shape[:2])
+            offset = randn_like(per_channel).reshape(*per_channel.shape, *[1] * (x0.ndim - 2))
+            eps = eps + self.diffusion.offset_noise * offset
+        return eps
+
+    def __call__(
+        self,
+        model: Network,
+        x0: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        estimator: Network | None = None,
+        **cond: object,
+    ) -> Tensor:
+        """Return the weighted loss of each sample, (B,) float32.
+
+        Args:
+            model: any callable, including a distributed wrapper.
+            x0: (B, C, *spatial) clean data in model space.
+            t: (B,) timesteps, 0 to T-1.
+            noise: shaped as x0, see :meth:`sample_noise`.
+            estimator: for self-conditioning, the bare network, which makes the first estimate of
+                x0 without a gradient; None in steps without self-conditioning.
+            cond: further inputs of the network, such as labels ``y``.
+        """
+        diffusion = self.diffusion
+        x_t = diffusion.diffuse(x0, t, noise)
+        previous = None
+        if diffusion.self_condition and estimator is not None:
+            with torch.no_grad():
+                previous = diffusion.predict(estimator, x_t, t, None, **cond).x0
+        output = diffusion.call_network(model, x_t, t, previous, **cond)
+        if diffusion.loss_kind == "vlb":
+            return diffusion.num_steps * self._bound(output, x0, x_t, t)
+        simple = self._simple(output, x0, t, noise)
+        if diffusion.loss_kind == "simple":
+            return simple
+        mean_output, variance_output = diffusion.split_output(output)
+        assert variance_output is not None
+        frozen = torch.cat([mean_output.detach(), variance_output], dim=1)
+        weight = diffusion.vlb_weight * diffusion.num_steps
+        return simple + weight * self._bound(frozen, x0, x_t, t)
+
+    def _bound(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the bound's term of each sample, (B,) in bits per dimension."""
+        prediction = self.diffusion.interpret_output(output, x_t, t)
+        return bound_term(self.diffusion, prediction, x0, x_t, t)
+
+    def _simple(self, output: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Return the objective's weighted error of each sample, (B,)."""
+        diffusion, mask = self.diffusion, self.diffusion.conditioning_mask
+        objective, schedule = diffusion.objective, diffusion.schedule
+        a, s = schedule.scales(t, x0)
+        target = mask.select_generated(objective.target(x0, noise, a, s))
+        error = mask.masked_mean(objective.error(diffusion.split_output(output)[0], target))
+        return error * objective.weight(schedule.snr(t)).float()
