@@ -46,8 +46,8 @@ ADM = {
 }  # fmt: skip
 CASES = (
     Case("unet data=digits", UNet, (1, 8, 8), DIGITS),
-    Case("unet begun on a CPU", UNet, (1, 28, 28), {**UNet.cpu_defaults}),
-    Case("unet begun on a CPU", UNet, (3, 32, 32), {**UNet.cpu_defaults}),
+    Case("unet on a CPU", UNet, (1, 28, 28), {**UNet.cpu_defaults}),
+    Case("unet on a CPU", UNet, (3, 32, 32), {**UNet.cpu_defaults}),
     Case("unet", UNet, (1, 28, 28), {}),
     Case("unet", UNet, (3, 32, 32), {}),
     Case("unet", UNet, (3, 64, 64), {}),
