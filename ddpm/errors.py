@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from typing import Self
 
@@ -82,6 +83,21 @@ class ConfigError(Exception):
         error = copy(self)
         error.problem, error.remedy = problem, remedy
         return error
+
+
+@contextmanager
+def reported_as(names: Mapping[str, str]) -> Iterator[None]:
+    """Report errors of options by the names that the user typed.
+
+    Args:
+        names: option to typed name, such as ``sampler.steps`` to ``steps``.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if error.key not in names:
+            raise
+        raise error.renamed(names[error.key], error.value) from error
 
 
 class Advice(str):

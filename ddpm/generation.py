@@ -143,7 +143,7 @@ def build_pipeline(
         ConfigError: steps that the process lacks, or guidance of a network that was not trained
             for it.
     """
-    check_steps(sampler, diffusion, "steps")
+    check_steps(sampler, diffusion)
     denoiser: DenoiserProtocol = Denoiser(
         network.eval(),
         diffusion,
@@ -169,15 +169,9 @@ def build_pipeline(
     return SamplingPipeline(denoiser, sampler, codec, device, autocast)
 
 
-def check_steps(sampler: Sampler, diffusion: GaussianDiffusion, key: str) -> None:
-    """Raise ConfigError for sampling steps that the process lacks.
-
-    Args:
-        sampler: the sampler.
-        diffusion: the process.
-        key: name of the option, for the error.
-    """
-    steps, most = sampler.steps, diffusion.num_steps
+def check_steps(sampler: Sampler, diffusion: GaussianDiffusion) -> None:
+    """Raise ConfigError (key ``sampler.steps``) for sampling steps that the process lacks."""
+    key, steps, most = "sampler.steps", sampler.steps, diffusion.num_steps
     problem = f"the process has {most} steps; use 1 to {most}"
     require(not isinstance(steps, int) or steps <= most, key, steps, problem)
     try:

@@ -34,7 +34,6 @@ from ddpm.memory import is_out_of_memory
 from ddpm.metrics import Auto, Extractor
 from ddpm.models.sizes import Fit
 from ddpm.samplers import Sampler
-from ddpm.samplers.base import Steps
 from ddpm.seeding import RandomStream, mix
 from ddpm.training import Trainer
 from ddpm.training.checkpoint import Checkpoint
@@ -501,16 +500,9 @@ def network(config: Config, facts: Facts, process: GaussianDiffusion) -> nn.Modu
         )
 
 
-def sampler(node: Config, steps: Steps | list[int] = None) -> Sampler:
-    """The sampler of a node; ``steps``, where given, wins over the node's own."""
-    if steps is not None:
-        node = {**node, "steps": steps}
-    try:
-        return build(node, "sampler")
-    except ConfigError as error:
-        if steps is None or error.key != "sampler.steps":
-            raise
-        raise error.renamed("steps", steps) from error
+def sampler(node: Config) -> Sampler:
+    """Return the sampler of a node."""
+    return build(node, "sampler")
 
 
 def extractor(node: Config, shape: tuple[int, ...]) -> Extractor:

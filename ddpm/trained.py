@@ -20,7 +20,7 @@ from ddpm.data import Codec
 from ddpm.data.classes import class_number, format_names
 from ddpm.diffusion import DenoiserProtocol, GaussianDiffusion, Schedule
 from ddpm.distributed import devices
-from ddpm.errors import ConfigError, did_you_mean, require
+from ddpm.errors import ConfigError, did_you_mean, reported_as, require
 from ddpm.files import expand
 from ddpm.generation import Autocast, Mode, SamplingPipeline
 from ddpm.outputs import OutputFolder
@@ -291,17 +291,19 @@ class TrainedModel:
             guidance: see :meth:`sample`.
             guidance_rescale: see :meth:`sample`.
         """
-        return generation.build_pipeline(
-            self.network,
-            self.diffusion,
-            _sampler(sampler, steps),
-            self.codec,
-            device=self.device,
-            guidance=guidance,
-            guidance_rescale=guidance_rescale,
-            num_classes=self.facts.num_classes,
-            autocast=self.autocast,
-        )
+        typed = {} if isinstance(sampler, Mapping) else {"sampler.steps": "steps"}
+        with reported_as(typed):
+            return generation.build_pipeline(
+                self.network,
+                self.diffusion,
+                _sampler(sampler, steps),
+                self.codec,
+                device=self.device,
+                guidance=guidance,
+                guidance_rescale=guidance_rescale,
+                num_classes=self.facts.num_classes,
+                autocast=self.autocast,
+            )
 
     def class_numbers(self, classes: Classes | Tensor) -> list[int] | None:
         """Return the numbers of classes given by number or name; by default all.
@@ -450,4 +452,4 @@ def _sampler(sampler: str | Sampler | Mapping[str, Any], steps: Steps | list[int
         problem = f"there is no such sampler{did_you_mean(sampler, names)}"
         require(sampler in names, "sampler", sampler, problem)
         sampler = {"_target_": f"ddpm.samplers.{names[sampler]}"}
-    return instantiate.sampler(sampler, steps)
+    return instantiate.sampler(sampler if steps is None else {**sampler, "steps": steps})

@@ -107,7 +107,7 @@ def test_two_steps_and_samples(tmp_path, files, model, objective, schedule):
     )
     for sampler in names("sampler"):
         node = yaml.safe_load((CONFIGS / "sampler" / f"{sampler}.yaml").read_text())
-        walk = instantiate.sampler(node, 3)
+        walk = instantiate.sampler({**node, "steps": 3})
         pipeline = generation.build_pipeline(
             trainer.ema.model, process, walk, facts.codec, device=torch.device("cpu")
         )

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -16,7 +16,7 @@ from ddpm.cli import explaining, invocation
 from ddpm.cli.usage import usage
 from ddpm.config import values
 from ddpm.config.location import config_dir
-from ddpm.errors import ConfigError, Stopped
+from ddpm.errors import ConfigError, Stopped, reported_as
 from ddpm.lifetime import BUSY, leaving, one_of_several
 from ddpm.signals import STOPPED_STATUS, StopSignal, broken_off_by
 
@@ -179,7 +179,7 @@ def _run(config: Any, command: Command) -> float | None:
     from ddpm.instantiate import check, load_plugins, plain, typed
     from ddpm.memory import is_out_of_memory
 
-    options = values.expanded(plain(config))
+    options, typed_as = invocation.resolved(values.expanded(plain(config)))
     launched = options.pop("launch", None)
     if "ckpt" in options:
         for key in explaining.FROM_CHECKPOINT:
@@ -191,9 +191,10 @@ def _run(config: Any, command: Command) -> float | None:
         if count > 1:
             return workers.start(count, _run, config, command)
     load_plugins(checked["plugins"])
-    checked |= _retargeted(checked)
+    checked |= _retargeted(checked, typed_as)
     try:
-        return _call(command, checked)
+        with reported_as(typed_as):
+            return _call(command, checked)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -202,11 +203,16 @@ def _run(config: Any, command: Command) -> float | None:
     raise short
 
 
-def _retargeted(options: dict[str, Any]) -> dict[str, Any]:
-    """The config groups whose class was typed, as in ``sampler._target_=mine.Own``."""
+def _retargeted(options: dict[str, Any], aliased: Iterable[str]) -> dict[str, Any]:
+    """Return the config groups whose class was typed, as in ``sampler._target_=mine.Own``.
+
+    Args:
+        options: of the command.
+        aliased: options that were typed by other names.
+    """
     from ddpm.instantiate import fitted
 
-    typed = {key for key, _ in invocation.typed_options()}
+    typed = {*aliased, *(key for key, _ in invocation.typed_options())}
     groups = [key.removesuffix("._target_") for key in typed if key.endswith("._target_")]
     return {key: fitted(options[key], key, typed) for key in groups if key in options}
 

@@ -42,7 +42,6 @@ class Evaluate(Measure):
     ckpt: str | None
     samples: str | None
     runs: list[str] | str | None
-    steps: int | None
     weights: Literal["ema", "raw"]
     cache: str | None
     out: str | None
@@ -64,7 +63,7 @@ class Evaluate(Measure):
         require(len(subjects) == 1, "ckpt", self.ckpt, problem)
         measure = Measure(**{each.name: getattr(self, each.name) for each in fields(Measure)})
         self._refuse_unused()
-        todo = Evaluation(measure, self.steps, self.cache, self.out, self.threads)
+        todo = Evaluation(measure, self.cache, self.out, self.threads)
         if self.runs is not None:
             runs = [self.runs] if isinstance(self.runs, str) else self.runs
             compared = Comparison(todo, self.weights, self.device, self.precision)

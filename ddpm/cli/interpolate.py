@@ -23,7 +23,6 @@ def interpolate(
     num_frames: int,
     mode: Literal["slerp", "linear", "ddim"],
     sampler: dict[str, Any],
-    steps: int | str | list[int] | None,
     batch_size: int,
     seed: int,
     classes: list[int | str] | int | str | None,
@@ -49,7 +48,7 @@ def interpolate(
         if isinstance(given, str):
             warn_once(trained.accelerator, codec.file_warnings(given))
     t, pair = trained.noised_to(t, read, mode), trained.class_pair(classes)
-    pipeline = trained.pipeline(sampler, steps, guidance, guidance_rescale)
+    pipeline = trained.pipeline(sampler, guidance=guidance, guidance_rescale=guidance_rescale)
     generation.check_mode(pipeline, read, mode)
     formats = [codec.default_format, *codec.extra_formats]
     with trained.writing(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddpm.config import values
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+
+_ALIASES = {"steps": ("sampler", "steps")}
 
 
 def overrides() -> list[str]:
@@ -24,6 +26,20 @@ def typed_options() -> list[tuple[str, str]]:
     typed = [values.as_typed(text.lstrip("+~")) for text in overrides()]
     pairs = [(text.partition("=")[0].partition("@")[0], text) for text in typed]
     return [(key, text) for key, text in pairs if not text.endswith("=null")]
+
+
+def resolved(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the options of a command without aliases, such as ``steps`` for ``sampler.steps``.
+
+    The second result maps the option of each alias that has a value to the name of the alias.
+    """
+    result, names = dict(options), {}
+    for alias, (group, name) in _ALIASES.items():
+        value = result.pop(alias, None)
+        if value is not None:
+            result[group] = {**result[group], name: value}
+            names[f"{group}.{name}"] = alias
+    return result, names
 
 
 def choices() -> dict[str, str]:

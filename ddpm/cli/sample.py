@@ -26,7 +26,6 @@ def sample(
     *,
     ckpt: str,
     sampler: dict[str, Any],
-    steps: int | str | list[int] | None,
     num_samples: int,
     batch_size: int,
     seed: int,
@@ -53,7 +52,7 @@ def sample(
     require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
     trained = Trained.load(ckpt, weights, device, precision)
     codec, wanted = trained.codec, trained.class_numbers(classes)
-    pipeline = trained.pipeline(sampler, steps, guidance, guidance_rescale)
+    pipeline = trained.pipeline(sampler, guidance=guidance, guidance_rescale=guidance_rescale)
     singly, jointly = trained.formats(format)
     known = trained.given(condition)
     calls, step = pipeline.num_calls(), trained.checkpoint.step

@@ -23,6 +23,7 @@ from ddpm.errors import ConfigError, require
 from ddpm.evaluation import results
 from ddpm.evaluation.evaluate import SAMPLES, Evaluation, Weights, reported
 from ddpm.evaluation.options import answers
+from ddpm.evaluation.partial_results import stored_request
 from ddpm.files import UNREADABLE
 from ddpm.instantiate import completed_if_known
 from ddpm.outputs import JOB_RECORD, OutputFolder
@@ -147,7 +148,7 @@ def _earlier(run: Path, wanted: Mapping[str, Any]) -> Path | None:
     for file in folders:
         try:
             _, _, content = results.read(file.parent)
-            if content.get("request") == plain and content.get("complete") is not False:
+            if stored_request(content) == plain and content.get("complete") is not False:
                 return file.parent
         except UNREADABLE:
             continue

@@ -41,14 +41,12 @@ class Evaluation:
 
     Attributes:
         measure: what, and how.
-        steps: network calls a sample; None = the sampler's own.
         cache: the folder of reference statistics, or None.
         out: the folder to write, or None for a new one.
         threads: see :func:`ddpm.distributed.cpu_threads.use`.
     """
 
     measure: Measure
-    steps: int | None
     cache: str | None
     out: str | None
     threads: cpu_threads.Threads
@@ -85,8 +83,9 @@ class Evaluation:
         asked, facts = self.measure, trained.facts
 
         def trial() -> cpu_threads.Trial:
-            options = asked.sampler, self.steps, asked.guidance, asked.guidance_rescale
-            pipeline = trained.pipeline(*options)
+            pipeline = trained.pipeline(
+                asked.sampler, guidance=asked.guidance, guidance_rescale=asked.guidance_rescale
+            )
             calls, count = pipeline.num_calls(), asked.num_samples or MOST
             if not asked.fidelity:
                 calls = asked.bound_steps or pipeline.diffusion.num_steps
@@ -104,7 +103,7 @@ class Evaluation:
         found = trained.checkpoint
         against = self._against(paths.located(found.config, found.run).get("data"))
         judge = Judge(self.measure, trained.accelerator, against, trained.facts.shape)
-        judge.check(trained, self.steps)
+        judge.check(trained)
         judge.ready(trained.facts)
         return judge
 
@@ -116,7 +115,7 @@ class Evaluation:
         request, parent = self.request(judge, trained, told), found.run / "evaluations"
         with self._folder(accelerator, parent, name, request) as record:
             folder = record.place
-            findings = judge.of_model(trained, told, steps=self.steps, estimate=True, record=record)
+            findings = judge.of_model(trained, told, estimate=True, record=record)
             if accelerator.is_main_process:
                 run = Run(found.run)
                 run.evaluated(found.step, findings.numbers, str(folder.path))
@@ -143,7 +142,7 @@ class Evaluation:
         """All that decides what an evaluation finds: of equal ones one is enough."""
         defaults = {"image_size", "color", "low", "high"} - self.measure.of_folders.keys()
         measure = {k: v for k, v in vars(self.measure).items() if k not in defaults}
-        asked = {**measure, "steps": self.steps, "compared": judge.told()}
+        asked = {**measure, "compared": judge.told()}
         asked |= judge.classes_of(trained)
         return {**asked, **{k: told[k] for k in ("ddpm", "weights", "weights_sha256", "precision")}}
 

@@ -113,7 +113,7 @@ class Judge:
         batches = -(-self.count // (size * self.accelerator.num_processes))
         return cpu_threads.Trial(measure, batches, "batch")
 
-    def check(self, model: Model, steps: int | None = None) -> generation.SamplingPipeline:
+    def check(self, model: Model) -> generation.SamplingPipeline:
         """What to draw from a model with.
 
         Raises:
@@ -125,7 +125,9 @@ class Judge:
         require(good, "bound_steps", asked.bound_steps, problem)
         if asked.fidelity:
             model.class_numbers(asked.classes)
-        return model.pipeline(asked.sampler, steps, asked.guidance, asked.guidance_rescale)
+        return model.pipeline(
+            asked.sampler, guidance=asked.guidance, guidance_rescale=asked.guidance_rescale
+        )
 
     def classes(self, model: Model) -> list[int] | None:
         """Return the classes of the samples, see :func:`ddpm.generation.generate`.
@@ -194,7 +196,6 @@ class Judge:
         model: Model,
         told: Mapping[str, Any],
         *,
-        steps: int | None = None,
         stopping: Stopping = NEVER,
         estimate: bool = False,
         pictures: bool = True,
@@ -205,7 +206,6 @@ class Judge:
         Args:
             model: its network is put into eval mode.
             told: what its numbers depend on.
-            steps: network calls a sample; None = the sampler's own.
             stopping: see :class:`Share`.
             estimate: say first how long it will take.
             pictures: make those of a report.
@@ -217,7 +217,7 @@ class Judge:
         """
         asked, accelerator, findings = self.measure, self.accelerator, Findings()
         self.ready(model.facts)
-        pipeline, record = self.check(model, steps), record or Unfinished()
+        pipeline, record = self.check(model), record or Unfinished()
         record.save(findings)
         expected = self._estimate(model, pipeline, record if estimate else None)
         shared = {**told, "seed": asked.seed}

@@ -166,7 +166,7 @@ def is_unfinished(folder: Path, request: Mapping[str, Any] | None) -> bool:
         _, _, content = results.read(folder)
     except UNREADABLE:
         return False
-    return content.get("complete") is False and content.get("request") == request
+    return content.get("complete") is False and stored_request(content) == request
 
 
 def find(parent: Path, request: Mapping[str, Any]) -> tuple[Path, Lock] | None:
@@ -185,6 +185,20 @@ def find(parent: Path, request: Mapping[str, Any]) -> tuple[Path, Lock] | None:
                 lock.acquire("out", _nothing, seconds=0)
                 return folder, lock
     return None
+
+
+def stored_request(content: Mapping[str, Any]) -> Any:
+    """Return the request in a results file.
+
+    Earlier versions stored the sampler's ``steps`` beside it.
+    """
+    request = content.get("request")
+    if not isinstance(request, dict) or "steps" not in request:
+        return request
+    steps = request["steps"]
+    sampler = request["sampler"] if steps is None else {**request["sampler"], "steps": steps}
+    rest = {name: value for name, value in request.items() if name != "steps"}
+    return {**rest, "sampler": sampler}
 
 
 def plain(request: Mapping[str, Any]) -> Any:

@@ -138,6 +138,4 @@ def _under_evaluation() -> Iterator[None]:
     except ConfigError as error:
         if error.key.startswith(("trainer.", "data.")):
             raise
-        key = "sampler.steps" if error.key == "steps" else error.key
-        error.key = key
         raise error.under("evaluation") from error

@@ -204,7 +204,7 @@ def build(planned: Plan, accelerator: Accelerator, out: Path) -> Objects:
     sampler = instantiate.sampler(config["sampler"])
     network = instantiate.network(config, facts, process)
     trainer = instantiate.trainer(config, network, process, data.train, accelerator)
-    check_steps(sampler, process, "sampler.steps")
+    check_steps(sampler, process)
     validation = None
     config = planned.adapted(trainer).config
     if trainer.evaluate_every:
