@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install format lint type test test-slow clean
+.PHONY: help demo docs install format lint type test test-slow clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,12 @@ demo: $(STAMP)  ## train on the bundled digits, sample, interpolate: the whole t
 	$(BIN)/ddpm-sample ckpt=outputs/demo
 	$(BIN)/ddpm-interpolate ckpt=outputs/demo a=1 b=2
 	@echo "look at:"; find outputs/demo -name "*.png" -not -path "*/images/*" | sort | sed 's/^/  /'
+
+docs: $(STAMP)  ## build the documentation as a site in docs/_build
+	@$(BIN)/python -c "import furo, myst_parser, sphinx" 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . docs/_build
+	@echo "look at docs/_build/docs/index.html"
 
 format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
@@ -43,5 +49,5 @@ test-slow: $(STAMP)  ## run the tests that train, or fetch the original packages
 	$(BIN)/pytest -n 2 -q -m slow
 
 clean:  ## remove what is built and cached; runs in outputs/ and .venv stay
-	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build dist docs/_build .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

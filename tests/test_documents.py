@@ -321,3 +321,15 @@ def test_own_config_files(models, command, monkeypatch):  # noqa: F811
     assert_runs(command, *parsed)
     shown = command("sample", "--config-dir", "my_configs", "sampler=heun", "--help").out
     assert "  sampler.steps=25            steps; two network calls each\n" in shown
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(tmp_path):
+    """``make docs``, where its extra is installed."""
+    for module in ("furo", "myst_parser", "sphinx"):
+        pytest.importorskip(module)
+    from sphinx.cmd.build import main
+
+    arguments = ["-q", "-W", "--keep-going", "-c", str(ROOT / "docs"), str(ROOT), str(tmp_path)]
+    assert main(arguments) == 0
+    assert (tmp_path / "docs" / "api.html").is_file()
