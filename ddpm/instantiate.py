@@ -37,6 +37,7 @@ from ddpm.samplers import Sampler
 from ddpm.seeding import RandomStream, mix
 from ddpm.training import Trainer
 from ddpm.training.checkpoint import Checkpoint
+from ddpm.training.trainer import TrainerOptions
 
 PACKAGES = ("ddpm.data", "ddpm.diffusion", "ddpm.models", "ddpm.samplers", "ddpm.training")
 EXTRACTORS = "ddpm.metrics"  # under the key of this name only: one of them runs a file
@@ -112,16 +113,30 @@ def build(node: Config, key: str, *runtime: object) -> Any:
         raise ConfigError(key, None, f"is missing; choose one with {key}=...")
     target = _exported(node["_target_"], f"{key}._target_")
     options = {name: value for name, value in node.items() if name != "_target_"}
-    checked = check(options, target, key)
+    schema = options_of(target)
+    checked = check(options, schema, key)
     try:
+        if schema is not target:
+            runtime, checked = (*runtime, schema(**checked)), {}
         inspect.signature(target).bind(*runtime, **checked)
     except TypeError as error:
         problem = f"cannot stand here; choose one with {key}=..."
         raise ConfigError(f"{key}._target_", node["_target_"], problem) from error
+    except ConfigError as error:
+        raise error.under(key) from error
     try:
         return target(*runtime, **checked)
     except ConfigError as error:
         raise error.under(key) from error
+
+
+def options_of(target: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the class or function whose keyword-only parameters are the options of a target.
+
+    It is the target itself, unless its last argument is an instance of a dataclass that it names as
+    ``Options``.
+    """
+    return getattr(target, "Options", target)
 
 
 def node(target: type, options: Config) -> dict[str, Any]:
@@ -136,7 +151,7 @@ def complete(node: Config, key: str) -> dict[str, Any]:
     A class may list in ``legacy_defaults`` the values that match versions without an option.
     """
     target = _exported(node["_target_"], f"{key}._target_")
-    parameters = inspect.signature(target).parameters
+    parameters = inspect.signature(options_of(target)).parameters
     defaults = {
         p.name: list(p.default) if isinstance(p.default, tuple) else p.default
         for p in parameters.values()
@@ -180,7 +195,7 @@ def fitted(node: Config, key: str, typed: Collection[str]) -> dict[str, Any]:
         else:
             raise
         raise error.replaced(problem, remedy) from error
-    parameters = inspect.signature(constructor).parameters
+    parameters = inspect.signature(options_of(constructor)).parameters
     # A null may stand for a default of the class that is replaced.
     null = {k for k, p in parameters.items() if p.default is not None and node.get(k) is None}
     known = {"_target_", *parameters} - null
@@ -511,12 +526,14 @@ def extractor(node: Config, shape: tuple[int, ...]) -> Extractor:
     return made.suiting(shape) if isinstance(made, Auto) else made
 
 
-def trainer_options(config: Config) -> dict[str, Any]:
-    """The trainer's options, checked, with the defaults of those not given."""
-    given = {name: value for name, value in config["trainer"].items() if name != "_target_"}
-    parameters = inspect.signature(Trainer).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    return {**defaults, **check(given, Trainer, "trainer")}
+def trainer_options(config: Config) -> TrainerOptions:
+    """Return the trainer's options, checked, with defaults for those that are not set."""
+    typed = {name: value for name, value in config["trainer"].items() if name != "_target_"}
+    checked = check(typed, TrainerOptions, "trainer")
+    try:
+        return TrainerOptions(**checked)
+    except ConfigError as error:
+        raise error.under("trainer") from error
 
 
 def trainer(

@@ -1,6 +1,7 @@
 """Every model, objective, schedule and sampler of the groups composes, trains and samples."""
 
 import inspect
+from dataclasses import is_dataclass
 from typing import get_type_hints
 
 import numpy as np
@@ -61,9 +62,9 @@ def built(config):
     options = instantiate.trainer_options(config)
     accelerator = devices.accelerator(
         "cpu",
-        options["precision"],
+        options.precision,
         key="trainer.precision",
-        accumulate=options["accumulate"],
+        accumulate=options.accumulate,
     )
     data = instantiate.dataset(config)
     facts = instantiate.Facts.of(data)
@@ -183,8 +184,10 @@ def test_yamls_list_every_option_at_its_default(path):
     if path.parent.name == "data":
         assert node.pop("val_fraction") == 0.0  # of every data node, not of its class
     target = instantiate._exported(node.pop("_target_"), path.parent.name)
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    parameters = inspect.signature(target).parameters.values()
+    schema = instantiate.options_of(target)
+    init = inspect.isclass(schema) and not is_dataclass(schema)
+    hints = get_type_hints(schema.__init__ if init else schema)
+    parameters = inspect.signature(schema).parameters.values()
     options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert node.keys() == options.keys()
     for name, default in options.items():

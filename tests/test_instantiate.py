@@ -308,7 +308,7 @@ def test_trainer_options_have_the_defaults_of_those_not_given():
     options = instantiate.trainer_options(
         {"trainer": {"_target_": "x", "lr": 1, "precision": False}}
     )
-    assert (options["lr"], options["precision"], options["max_steps"]) == (1.0, "no", 100_000)
+    assert (options.lr, options.precision, options.max_steps) == (1.0, "no", 100_000)
     line = refusal(instantiate.trainer_options, {"trainer": {"lrr": 1}})
     assert line == "trainer.lrr=1: there is no such option; did you mean 'trainer.lr'?"
 

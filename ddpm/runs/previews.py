@@ -59,7 +59,7 @@ class Previews:
             device=accelerator.device,
             autocast=lambda: accelerator.autocast(),
         )
-        count = trainer.preview_samples
+        count = trainer.options.preview_samples
         known = None
         classes = None if self.facts.num_classes is None else list(range(self.facts.num_classes))
         if (
@@ -88,7 +88,7 @@ class Previews:
     ) -> Tensor:
         """Draw the raw samples of all processes."""
         accelerator, size, calls = self.accelerator, trainer.batch_size, pipeline.num_calls()
-        count, world = trainer.preview_samples, accelerator.num_processes
+        count, world = trainer.options.preview_samples, accelerator.num_processes
         mine, most = share(accelerator, count), -(-count // world)
         work = SharedWork(-(-most // size) * calls, stopping)
         total, main = -(-len(mine) // size) * calls, accelerator.is_main_process

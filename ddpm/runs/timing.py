@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from accelerate.utils import broadcast_object_list, gather_object
 
 from ddpm.training.budget import Estimate, preview_steps
-from ddpm.training.due import preview_interval
 from ddpm.training.pace import PREVIEW_SHARE
 from ddpm.training.trial import seconds_per_step
 
@@ -48,7 +47,7 @@ class Timing:
         self._began = time.monotonic() if began is None else began
         total = training.diffusion.num_steps
         calls = len(sampler.timesteps(total - 1, num_steps=total))
-        self.preview = preview_steps(training.preview_samples, calls, training.batch_size)
+        self.preview = preview_steps(training.options.preview_samples, calls, training.batch_size)
         training.pace.expected = self.preview
         alone = training.accelerator.num_processes == 1
         self._step = step if alone else None  # else that of the slowest process
@@ -60,7 +59,7 @@ class Timing:
         Of a run that begins with ``trainer.max_minutes`` it is what fits into that time, measured
         now. It is stored in the run: a run that is resumed has it already.
         """
-        training, minutes = self.training, self.training.max_minutes
+        training, minutes = self.training, self.training.options.max_minutes
         if not planned.timed or minutes is None:
             training.max_steps = planned.config["trainer"]["max_steps"]
             return planned
@@ -77,7 +76,7 @@ class Timing:
         """Return the expected duration in words, empty for a run that is too short to measure."""
         training = self.training
         left = training.max_steps - training.step
-        without = ", without evaluations" if training.evaluate_every else ""
+        without = ", without evaluations" if training.options.evaluate_every else ""
         if not self._planned:
             if left < _WORTH_IT:
                 return ""
@@ -86,14 +85,15 @@ class Timing:
                 training.step, training.max_steps, without
             )
         line = self._estimate(0.0).line(training.step, training.max_steps, without)
-        return f"trainer.max_minutes={training.max_minutes:g}: {line}"
+        return f"trainer.max_minutes={training.options.max_minutes:g}: {line}"
 
     def _estimate(self, seconds: float) -> Estimate:
         """Return the expected speed, measured for about so long unless it has been measured."""
         if self._step is None:
             self._step = self._measured(seconds)
-        every = preview_interval(self.training)
-        if self.training.preview_every is None:  # fewer, where they would exceed their share
+        options = self.training.options
+        every = options.preview_interval
+        if options.preview_every is None:  # fewer, where they would exceed their share
             every = max(every, math.ceil(self.preview * (1 / PREVIEW_SHARE - 1)))
         return Estimate(LOOP * self._step, self.preview * self._step, every)
 

@@ -37,6 +37,7 @@ from ddpm.training.loop import TrainingLoop
 from ddpm.training.meter import LOGGED
 from ddpm.training.retention import best_of, sweep_up
 from ddpm.training.run import Run
+from ddpm.training.trackers import Trackers
 from ddpm.training.trial import in_eager_mode, seconds_per_step
 
 
@@ -86,10 +87,10 @@ def train(
         options = instantiate.trainer_options(planned.config)
         accelerator = devices.accelerator(
             device,
-            options["precision"],
+            options.precision,
             key="trainer.precision",
-            accumulate=options["accumulate"],
-            deterministic=options["deterministic"],
+            accumulate=options.accumulate,
+            deterministic=options.deterministic,
         )
         return _Training(request, accelerator, threads, stop, warnings)(planned)
 
@@ -115,7 +116,7 @@ class _Training:
         planned = planned.sized(accelerator.device.type)
         objects = build(planned, accelerator, self.out)
         path = planned.path or _new_folder(accelerator, self.out, self.request.label)
-        run = Run(path, objects.trainer.trackers, self.warnings)
+        run = Run(path, Trackers(objects.trainer.options.trackers), self.warnings)
         lock = Lock(run.path)
         try:
             if accelerator.is_main_process:
@@ -139,7 +140,8 @@ class _Training:
         measured = choice.seconds if found is None else None
         timing = Timing(trainer, objects.sampler, measured, began=began)
         planned = timing.planned(planned)
-        pending = scheduled(trainer) & missing(run, trainer.step)
+        pending = scheduled(trainer.options, trainer.step, trainer.max_steps)
+        pending &= missing(run, trainer.step)
         if trainer.step >= trainer.max_steps and not pending:
             done = f"{run.path} is done: {trainer.step} steps; add trainer.max_steps=..."
             say(accelerator, done)
@@ -207,9 +209,9 @@ def build(planned: Plan, accelerator: Accelerator, out: Path) -> Objects:
     check_steps(sampler, process)
     validation = None
     config = planned.adapted(trainer).config
-    if trainer.evaluate_every:
-        cache = out / "references"
-        validation = Validation(config, facts, data, accelerator, best=trainer.best, cache=cache)
+    options, cache = trainer.options, out / "references"
+    if options.evaluate_every:
+        validation = Validation(config, facts, data, accelerator, best=options.best, cache=cache)
         validation.check(trainer)
     return Objects(trainer, sampler, facts, validation)
 
@@ -263,12 +265,12 @@ def _choose_threads(
     choice = cpu_threads.use(threads, trainer.accelerator, trial=trial, header=header)
     if found is not None and trainer.accelerator.is_main_process:
         warn_of_threads(found, choice.threads)
-    return choice._replace(seconds=None) if trainer.compiled else choice
+    return choice._replace(seconds=None) if trainer.options.compile else choice
 
 
 def _outcome(run: Run, trainer: Trainer) -> Outcome:
     """Return the path of a run with the value that sweeps compare."""
-    return Outcome(run.path, _value(run, trainer.best))
+    return Outcome(run.path, _value(run, trainer.options.best))
 
 
 def _value(run: Run, best: str | None) -> float | None:

@@ -7,9 +7,30 @@ from dataclasses import dataclass
 from math import floor, log10
 
 from ddpm.console import duration
+from ddpm.errors import require
+from ddpm.training.options import ABOVE_0, Options, option
 
 _LONG = 2 * 3600.0  # seconds from which on another number of steps is proposed
 _FORWARD = 1 / 3  # of the time of an optimizer step: the backward pass takes twice as long
+
+
+@dataclass(frozen=True, kw_only=True)
+class DurationOptions(Options):
+    """Options of the length of a training.
+
+    Attributes:
+        max_steps: number of optimizer steps.
+        max_minutes: time budget: ``ddpm-train`` measures the machine at the start of a run, and
+            max_steps becomes the number of steps that fit; None = max_steps as it is.
+    """
+
+    max_steps: int = option(100_000, free=True)
+    max_minutes: float | None = None
+
+    def _validate(self) -> None:
+        require(self.max_steps >= 1, "max_steps", self.max_steps, "must be at least 1")
+        minutes = self.max_minutes
+        require(minutes is None or minutes > 0, "max_minutes", minutes, ABOVE_0)
 
 
 def preview_steps(samples: int, calls: int, batch_size: int) -> float:

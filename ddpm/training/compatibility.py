@@ -8,6 +8,8 @@ from typing import Any
 
 from ddpm.errors import ConfigError, render
 from ddpm.nested import flat
+from ddpm.training.options import free_options
+from ddpm.training.trainer import TrainerOptions
 
 # What may differ when a run goes on: none of it changes what is computed.
 FREE_KEYS = frozenset(
@@ -18,20 +20,7 @@ FREE_KEYS = frozenset(
         "data.cache_mb",
         "data.bits",  # this and the next are in the codec's state, and compared there
         "data.fps",
-        "trainer.max_steps",
-        "trainer.log_every",
-        "trainer.preview_every",
-        "trainer.preview_samples",
-        "trainer.checkpoint_every",
-        "trainer.checkpoint_minutes",
-        "trainer.keep_last",
-        "trainer.keep_every",
-        "trainer.best",
-        "trainer.evaluate_every",
-        "trainer.on_nonfinite",
-        "trainer.max_skips",
-        "trainer.trackers",
-        "trainer.num_workers",
+        *(f"trainer.{name}" for name in free_options(TrainerOptions)),
     }
 )
 FREE_GROUPS = ("sampler.", "evaluation.")  # of the previews, and of what is measured meanwhile

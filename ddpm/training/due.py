@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from accelerate.utils import broadcast_object_list
 
+from ddpm.errors import require
+from ddpm.training.options import Options, option
 from ddpm.training.run import Run
-from ddpm.training.trainer import Trainer
 
 Shown = Literal["preview", "evaluation"]
 PREVIEW_EVERY = 5000  # steps, where the user sets no interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(Options):
+    """Options of logs, previews and evaluations.
+
+    Attributes:
+        log_every: optimizer steps between lines of metrics.jsonl.
+        preview_every: optimizer steps between sample grids; 0 = none; None = 5,000, without those
+            with which previews would use more than 5 % of the time. The last step has one.
+        preview_samples: samples per grid.
+        evaluate_every: optimizer steps between evaluations; 0 = none.
+    """
+
+    log_every: int = option(50, free=True)
+    preview_every: int | None = option(None, free=True, legacy=5000)
+    preview_samples: int = option(64, free=True)
+    evaluate_every: int = option(0, free=True)
+
+    def _validate(self) -> None:
+        require(self.log_every >= 1, "log_every", self.log_every, "must be at least 1")
+        good = self.preview_every is None or self.preview_every >= 0
+        require(good, "preview_every", self.preview_every, "must be at least 0")
+        good = self.preview_samples >= 1
+        require(good, "preview_samples", self.preview_samples, "must be at least 1")
+        good = self.evaluate_every >= 0
+        require(good, "evaluate_every", self.evaluate_every, "must be at least 0")
+
+    @property
+    def preview_interval(self) -> int:
+        """Optimizer steps between previews; 0 = none."""
+        return PREVIEW_EVERY if self.preview_every is None else self.preview_every
 
 
 def is_due(every: int, step: int, last: int) -> bool:
@@ -18,18 +52,12 @@ def is_due(every: int, step: int, last: int) -> bool:
     return every > 0 and step > 0 and (step % every == 0 or step == last)
 
 
-def preview_interval(trainer: Trainer) -> int:
-    """Return the optimizer steps between previews; 0 = none."""
-    return PREVIEW_EVERY if trainer.preview_every is None else trainer.preview_every
-
-
-def scheduled(trainer: Trainer) -> set[Shown]:
-    """Return what the options have due at the step that the trainer has reached."""
+def scheduled(options: ReportOptions, step: int, last: int) -> set[Shown]:
+    """Return what is due after ``step`` of ``last`` optimizer steps, beside logs."""
     every: dict[Shown, int] = {
-        "preview": preview_interval(trainer),
-        "evaluation": trainer.evaluate_every,
+        "preview": options.preview_interval,
+        "evaluation": options.evaluate_every,
     }
-    step, last = trainer.step, trainer.max_steps
     return {name for name, steps in every.items() if is_due(steps, step, last)}
 
 

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from ema_pytorch import EMA as LibraryEMA
 from torch import Tensor, nn
 
+from ddpm.errors import require
+from ddpm.training.options import ABOVE_0, Options, option
+
 _COUNTERS = ("step", "initted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMAOptions(Options):
+    """Options of the moving average of the weights, see :class:`EMA`.
+
+    Attributes:
+        ema_decay: final decay per optimizer step, in [0, 1).
+        ema_warmup: start with a smaller decay.
+        ema_window: largest window during the warm-up, as a share of the steps so far; None = no
+            limit.
+    """
+
+    ema_decay: float = 0.9999
+    ema_warmup: bool = True
+    ema_window: float | None = option(0.1, legacy=None)
+
+    def _validate(self) -> None:
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be in [0, 1)")
+        window = self.ema_window
+        require(window is None or window > 0, "ema_window", window, ABOVE_0)
 
 
 class _Windowed(LibraryEMA):

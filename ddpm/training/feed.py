@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from multiprocessing.util import Finalize
@@ -23,12 +24,37 @@ from ddpm.errors import ConfigError, require
 from ddpm.lifetime import end_with_parent
 from ddpm.seeding import RandomStream, mix_array
 from ddpm.signals import SIGNALS
+from ddpm.training.options import Options, option
 
 Batch = tuple[Tensor, Tensor | None]
 Item = tuple[int, int]
 # As torch does by itself, but for processes that were spawned: those would copy the data.
 _START_METHOD = "fork" if sys.platform.startswith("linux") else None
 _PATIENCE_SECONDS = 1800.0  # with a batch, before the processes that read are given up
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions(Options):
+    """Options of the batches.
+
+    Attributes:
+        batch_size: samples per optimizer step, over all processes and micro-batches; None = 128, on
+            a CPU 16.
+        accumulate: gradient accumulation steps; more of them use less memory.
+        num_workers: processes that load data ahead; None = 0 for data in memory, else 2.
+    """
+
+    batch_size: int | None = option(None, legacy=128)
+    accumulate: int = 1
+    num_workers: int | None = option(None, free=True)
+
+    def _validate(self) -> None:
+        good = self.batch_size is None or self.batch_size >= 1
+        require(good, "batch_size", self.batch_size, "must be at least 1")
+        require(self.accumulate >= 1, "accumulate", self.accumulate, "must be at least 1")
+        good = self.num_workers is None or self.num_workers >= 0
+        problem = "must be at least 0; null = what suits the data"
+        require(good, "num_workers", self.num_workers, problem)
 
 
 class Order:
@@ -91,8 +117,6 @@ class Feed:
         num_workers: int | None = None,
         pin_memory: bool = False,
     ) -> None:
-        good = num_workers is None or num_workers >= 0
-        require(good, "num_workers", num_workers, "must be at least 0; null = what suits the data")
         self.data, self.order = data, Order(len(data), seed)
         self.batch_size, self.accumulate = batch_size, accumulate
         self.rank, self.world = rank, world

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +13,27 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ddpm.errors import require
 from ddpm.files import replacing
+from ddpm.training.options import Options, option
 
-OnNonfinite = Literal["stop", "skip"]
 _TOLD = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientCheckOptions(Options):
+    """Options for gradients that are not finite.
+
+    Attributes:
+        on_nonfinite: ``stop`` training before such a gradient is used, or ``skip`` the step.
+        max_skips: most steps that may be skipped in a row.
+    """
+
+    on_nonfinite: Literal["stop", "skip"] = option("stop", free=True)
+    max_skips: int = option(10, free=True)
+
+    def _validate(self) -> None:
+        require(self.max_skips >= 1, "max_skips", self.max_skips, "must be at least 1")
 
 
 def gathered(

@@ -23,7 +23,6 @@ from ddpm.training.due import (
     Shown,
     is_due,
     missing,
-    preview_interval,
     scheduled,
 )
 from ddpm.training.meter import LOGGED, Meter
@@ -79,15 +78,16 @@ class TrainingLoop:
         stop: StopSignal | None = None,
     ) -> None:
         self.trainer, self.run, self.header = trainer, run, header
-        self.preview = preview if preview_interval(trainer) else None
-        self.evaluate = evaluate if trainer.evaluate_every else None
+        self.options = trainer.options
+        self.preview = preview if self.options.preview_interval else None
+        self.evaluate = evaluate if self.options.evaluate_every else None
         self.accelerator, self.stop = trainer.accelerator, StopSignal() if stop is None else stop
         self.stopping = AgreedStopping(trainer.accelerator, self.stop)
         self.saved = trainer.step  # there is a checkpoint of, or is about to be
         self.owed: set[Shown] = set()  # what is due at this step and not done yet
         self.has_skipped = False  # a preview, to keep within its share of the time
         self.saver = Saver(run.path, self._prune, warn)
-        self.save_timer = SaveTimer(trainer.checkpoint_minutes)
+        self.save_timer = SaveTimer(self.options.checkpoint_minutes)
         self.meter = Meter(trainer.accelerator, trainer.diffusion.num_steps)
         self.slowdown = self._slowdown()
         self.agreed = Agreed(finite=True, stop=False, failed=False)
@@ -135,12 +135,12 @@ class TrainingLoop:
                 self.meter.add(result.losses, result.t, result.weights)
                 bar.update()
                 self.slowdown.tick()
-                if self._due(trainer.log_every):
+                if self._due(self.options.log_every):
                     self._log(float(result.norm))
                     bar.set_postfix_str(self._speed(), refresh=False)
                 self.owed = self._scheduled()
                 decisive = "evaluation" in self.owed and self._follows_evaluation()
-                if self._due(trainer.checkpoint_every) or self.agreed.save or decisive:
+                if self._due(self.options.checkpoint_every) or self.agreed.save or decisive:
                     self._save()
                     self._restart_clock()
                 self._show_and_measure()
@@ -165,7 +165,8 @@ class TrainingLoop:
     def _scheduled(self) -> set[Shown]:
         """Return what is due at this step, beside logs and checkpoints."""
         made = {"preview": self.preview, "evaluation": self.evaluate}
-        found: set[Shown] = {each for each in scheduled(self.trainer) if made[each] is not None}
+        due = scheduled(self.options, self.trainer.step, self.trainer.max_steps)
+        found: set[Shown] = {each for each in due if made[each] is not None}
         if "preview" in found and self._skips_preview():
             found.discard("preview")
         return found
@@ -176,7 +177,7 @@ class TrainingLoop:
         The last one, and those at an interval that the user sets, are always drawn.
         """
         trainer, pace = self.trainer, self.trainer.pace
-        if trainer.preview_every is not None or trainer.step == trainer.max_steps:
+        if self.options.preview_every is not None or trainer.step == trainer.max_steps:
             return False
         (allowed,) = broadcast_object_list([pace.allows_preview(trainer.step)])
         if not allowed and not self.has_skipped and self.accelerator.is_main_process:
@@ -219,7 +220,8 @@ class TrainingLoop:
             return GradientDecision(use=True, counts=True)
         if self.accelerator.scaler is not None and trainer.skipped < _SCALER_SKIPS:
             return GradientDecision(use=True, counts=False)
-        if trainer.on_nonfinite == "skip" and trainer.skipped < trainer.max_skips:
+        skips = self.options.max_skips if self.options.on_nonfinite == "skip" else 0
+        if trainer.skipped < skips:
             # A scaler skips by itself, and has to: it takes no second gradient before it has.
             return GradientDecision(use=self.accelerator.scaler is not None, counts=False)
         self.saver.wait()
@@ -271,7 +273,7 @@ class TrainingLoop:
 
     def _follows_evaluation(self) -> bool:
         """Whether what is measured decides which checkpoint is the best."""
-        return self.trainer.best not in (None, *LOGGED)
+        return self.options.best not in (None, *LOGGED)
 
     def _preview(self) -> None:
         """Draw samples."""
@@ -327,9 +329,9 @@ class TrainingLoop:
             )
 
     def _prune(self, step: int) -> None:
-        trainer = self.trainer
-        every, best = trainer.keep_every, trainer.best
-        prune(self.run.path, trainer.keep_last, keep_every=every, best=best, step=step)
+        options = self.options
+        every, best = options.keep_every, options.best
+        prune(self.run.path, options.keep_last, keep_every=every, best=best, step=step)
 
     def _tell(self, error: Exception | None) -> None:
         """Say at once what one of several processes ends of: later a launcher may be faster."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import nn
 
 from ddpm.errors import require
+from ddpm.training.options import ABOVE_0, Options, option
 
 Decay = Literal["constant", "cosine"]
 
@@ -18,6 +19,40 @@ _LR, _LR_LARGE = 1e-3, 2e-4
 
 _WARMUP = 1000  # updates at most
 _WARMUP_SHARE = 20  # of which the warm-up is one part
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions(Options):
+    """Options of the optimizer, AdamW.
+
+    Attributes:
+        lr: learning rate; None = 2e-4, for networks of fewer than 10 million parameters 1e-3.
+        lr_warmup: optimizer steps over which the learning rate rises from 0; None = 5 % of
+            max_steps, at most 1,000. A resumed run keeps the number that it started with.
+        lr_decay: ``constant``, or ``cosine`` to 0 at max_steps.
+        weight_decay: decoupled weight decay; 0 = off.
+        adam_betas: decay rates of the moments, in [0, 1).
+        clip_grad_norm: largest norm of the gradient; None = no limit.
+    """
+
+    lr: float | None = option(None, legacy=2e-4)
+    lr_warmup: int | None = option(None, legacy=1000)
+    lr_decay: Decay = "constant"
+    weight_decay: float = 0.0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    clip_grad_norm: float | None = 1.0
+
+    def _validate(self) -> None:
+        good = self.lr is None or 0 < self.lr < math.inf
+        require(good, "lr", self.lr, "must be above 0")
+        good = self.lr_warmup is None or self.lr_warmup >= 0
+        require(good, "lr_warmup", self.lr_warmup, "must be at least 0")
+        good = 0 <= self.weight_decay < math.inf
+        require(good, "weight_decay", self.weight_decay, "must be 0 (off) or above")
+        good = all(0 <= beta < 1 for beta in self.adam_betas)
+        require(good, "adam_betas", self.adam_betas, "must both be in [0, 1)")
+        limit = self.clip_grad_norm
+        require(limit is None or limit > 0, "clip_grad_norm", limit, ABOVE_0)
 
 
 def warmup_steps(max_steps: int) -> int:
@@ -40,20 +75,6 @@ def default_learning_rate(network: nn.Module) -> float:
     """Return the learning rate of a run that does not set one."""
     large = sum(each.numel() for each in network.parameters()) >= _LARGE
     return _LR_LARGE if large else _LR
-
-
-def adamw(
-    network: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float
-) -> torch.optim.AdamW:
-    """The optimizer, or a refusal of what it cannot work with."""
-    require(0 < lr < math.inf, "lr", lr, "must be above 0")
-    good = 0 <= weight_decay < math.inf
-    require(good, "weight_decay", weight_decay, "must be 0 (off) or above")
-    good = all(0 <= beta < 1 for beta in betas)
-    require(good, "adam_betas", betas, "must both be in [0, 1)")
-    return torch.optim.AdamW(
-        network.parameters(), lr=lr, betas=betas, weight_decay=weight_decay, fused=True
-    )
 
 
 def learning_rate(update: int, lr: float, *, warmup: int, decay: Decay, max_steps: int) -> float:

@@ -4,17 +4,48 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import recursively_apply
 from torch import Tensor
 
-from ddpm.errors import ConfigError
+from ddpm.errors import ConfigError, require
 from ddpm.training import checkpoint
+from ddpm.training.options import ABOVE_0, Options, option
 
 _TRIES = 3
 _THREAD = "checkpoint"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions(Options):
+    """Options of the checkpoints.
+
+    Attributes:
+        checkpoint_every: optimizer steps between checkpoints; the last step always has one.
+        checkpoint_minutes: longest time between checkpoints; None = no limit.
+        keep_last: number of checkpoints that are kept, at least 2: the last may be damaged.
+        keep_every: checkpoints of steps that are multiples of it are never deleted; None = off.
+        best: metric whose best checkpoint is kept: ``loss``, a quarter of it (``loss_q0``), or one
+            of the evaluation (``fid``, ``val_loss``); None = off.
+    """
+
+    checkpoint_every: int = option(5000, free=True)
+    checkpoint_minutes: float | None = option(10.0, free=True, legacy=None)
+    keep_last: int = option(3, free=True)
+    keep_every: int | None = option(None, free=True)
+    best: str | None = option(None, free=True)
+
+    def _validate(self) -> None:
+        good = self.checkpoint_every >= 1
+        require(good, "checkpoint_every", self.checkpoint_every, "must be at least 1")
+        minutes = self.checkpoint_minutes
+        require(minutes is None or minutes > 0, "checkpoint_minutes", minutes, ABOVE_0)
+        require(self.keep_last >= 2, "keep_last", self.keep_last, "must be at least 2")
+        good = self.keep_every is None or self.keep_every >= 1
+        require(good, "keep_every", self.keep_every, "must be at least 1")
 
 
 class Saver:

@@ -21,6 +21,7 @@ from PIL import Image
 from ddpm.errors import ConfigError, did_you_mean, render
 from ddpm.files import replacing
 from ddpm.nested import flat
+from ddpm.training.options import Options, option
 
 # Each is the name of its package too.
 INSTALL = {
@@ -28,6 +29,21 @@ INSTALL = {
     "trackio": "pip install trackio",
     "wandb": "pip install wandb",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerOptions(Options):
+    """Options of experiment trackers.
+
+    Attributes:
+        trackers: names of experiment trackers to log to, beside metrics.jsonl: ``tensorboard``,
+            ``trackio``, ``wandb``.
+    """
+
+    trackers: tuple[str, ...] = option((), free=True)
+
+    def _validate(self) -> None:
+        Trackers(self.trackers)
 
 
 class Trackers:

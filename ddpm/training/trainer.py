@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -17,22 +17,25 @@ from ddpm.distributed.devices import Precision
 from ddpm.errors import require
 from ddpm.memory import is_out_of_memory
 from ddpm.seeding import RandomStream, mix
+from ddpm.training.budget import DurationOptions
 from ddpm.training.buffers import buffers_restored
 from ddpm.training.checkpoint import Checkpoint, damaged
-from ddpm.training.ema import EMA
-from ddpm.training.feed import Batch, Feed
-from ddpm.training.gradient_check import OnNonfinite
+from ddpm.training.due import ReportOptions
+from ddpm.training.ema import EMA, EMAOptions
+from ddpm.training.feed import Batch, BatchOptions, Feed
+from ddpm.training.gradient_check import GradientCheckOptions
 from ddpm.training.meter import LOGGED
 from ddpm.training.optimizer import (
-    Decay,
-    adamw,
+    OptimizerOptions,
     default_batch_size,
     default_learning_rate,
     learning_rate,
     warmup_steps,
 )
+from ddpm.training.options import Options, legacy_defaults
 from ddpm.training.pace import Pace
-from ddpm.training.trackers import Trackers
+from ddpm.training.saving import CheckpointOptions
+from ddpm.training.trackers import TrackerOptions
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,44 @@ class GradientDecision(NamedTuple):
     counts: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class HardwareOptions(Options):
+    """Options of the arithmetic.
+
+    Attributes:
+        precision: ``no`` (float32), ``fp16`` (GPU only) or ``bf16``; the weights stay float32.
+        deterministic: use algorithms that give the same bits each time; slower on a GPU.
+        compile: use torch.compile.
+        channels_last: keep 2-D activations with channels last in memory; faster on a GPU.
+    """
+
+    precision: Precision = "no"
+    deterministic: bool = False
+    compile: bool = False
+    channels_last: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerOptions(
+    HardwareOptions,
+    TrackerOptions,
+    GradientCheckOptions,
+    CheckpointOptions,
+    ReportOptions,
+    EMAOptions,
+    OptimizerOptions,
+    BatchOptions,
+    DurationOptions,
+):
+    """All options of the config group ``trainer``; each is declared by the code that uses it."""
+
+    def _validate(self) -> None:
+        problem = f"must be null or of {', '.join(LOGGED)}"
+        more = "; to follow another metric, take trainer.evaluate_every"
+        good = self.best is None or self.best in LOGGED or self.evaluate_every > 0
+        require(good, "best", self.best, problem + more)
+
+
 class Trainer:
     """Trains a network, keeps its average, and writes what the run folder holds.
 
@@ -83,52 +124,11 @@ class Trainer:
         accelerator: processes, device and precision.
         seed: of everything random.
         timesteps: which steps t the network is trained at; None = all alike.
-        max_steps: optimizer steps in all.
-        max_minutes: train for so long: ``ddpm-train`` measures the machine at the start of a run,
-            and max_steps becomes the number of steps that fit; null = max_steps as it is.
-        batch_size: samples of one optimizer step, over all processes and micro-batches; null = 128,
-            on a CPU 16.
-        accumulate: micro-batches that a batch is cut into, to need less memory.
-        lr: learning rate of AdamW; null = 2e-4, of fewer than 10 million parameters 1e-3.
-        lr_warmup: optimizer steps over which it rises from 0; null = a twentieth of max_steps, at
-            most 1,000. A resumed run keeps the number that it began with.
-        lr_decay: ``constant``, or ``cosine`` to 0 at max_steps.
-        weight_decay: of AdamW.
-        adam_betas: of AdamW.
-        clip_grad_norm: largest norm of the gradient; null = unlimited.
-        precision: of the arithmetic: ``no`` (float32), ``fp16`` (GPU only) or ``bf16``.
-        ema_decay: of the average, per optimizer step.
-        ema_warmup: see :class:`EMA`.
-        ema_window: of the warm-up, see :class:`EMA`; null = no limit.
-        log_every: optimizer steps between lines of metrics.jsonl.
-        preview_every: optimizer steps between sample grids; 0 = none; null = 5,000, without those
-            with which previews would take more than 5 % of the time. There is one at the end.
-        preview_samples: samples in a grid.
-        checkpoint_every: optimizer steps between checkpoints; there is one at the end always.
-        checkpoint_minutes: longest time between checkpoints; null = no limit.
-        keep_last: how many checkpoints are kept, at least 2.
-        keep_every: checkpoints of steps that are multiples of it are never deleted; null = none.
-        evaluate_every: optimizer steps between evaluations; 0 = none.
-        best: ``loss``, a quarter of it (``loss_q0``), or what is evaluated (``fid``, ``val_loss``):
-            the checkpoint that is best in it is kept.
-        on_nonfinite: ``stop`` before a gradient that is not finite is used, or ``skip`` the step.
-        max_skips: how many steps in a row may be skipped.
-        trackers: ``tensorboard``, ``wandb``, ``trackio``: where to log, beside metrics.jsonl.
-        deterministic: use algorithms that give the same bits each time (slower on GPUs).
-        num_workers: processes that read ahead; null = 0 for data in memory, else 2.
-        compile: use torch.compile.
-        channels_last: keep 2-D activations with channels last in memory (faster on GPUs).
+        options: see :class:`TrainerOptions`; those of the loop are for :class:`TrainingLoop`.
     """
 
-    legacy_defaults: ClassVar[Mapping[str, Any]] = {
-        "batch_size": 128,
-        "lr": 2e-4,
-        "lr_warmup": 1000,
-        "ema_window": None,
-        "preview_every": 5000,
-        "checkpoint_minutes": None,
-    }
-    """Options with the value that does what versions did that lacked the option or its default."""
+    Options = TrainerOptions
+    legacy_defaults = legacy_defaults(TrainerOptions)
 
     def __init__(
         self,
@@ -138,114 +138,59 @@ class Trainer:
         accelerator: Accelerator,
         seed: int,
         timesteps: Timesteps | None = None,
-        *,
-        max_steps: int = 100_000,
-        max_minutes: float | None = None,
-        batch_size: int | None = None,
-        accumulate: int = 1,
-        lr: float | None = None,
-        lr_warmup: int | None = None,
-        lr_decay: Decay = "constant",
-        weight_decay: float = 0.0,
-        adam_betas: tuple[float, float] = (0.9, 0.999),
-        clip_grad_norm: float | None = 1.0,
-        precision: Precision = "no",
-        ema_decay: float = 0.9999,
-        ema_warmup: bool = True,
-        ema_window: float | None = 0.1,
-        log_every: int = 50,
-        preview_every: int | None = None,
-        preview_samples: int = 64,
-        checkpoint_every: int = 5000,
-        checkpoint_minutes: float | None = 10.0,
-        keep_last: int = 3,
-        keep_every: int | None = None,
-        evaluate_every: int = 0,
-        best: str | None = None,
-        on_nonfinite: OnNonfinite = "stop",
-        max_skips: int = 10,
-        trackers: tuple[str, ...] = (),
-        deterministic: bool = False,
-        num_workers: int | None = None,
-        compile: bool = False,
-        channels_last: bool = False,
+        options: TrainerOptions | None = None,
     ) -> None:
-        for key, value, least in (
-            ("max_steps", max_steps, 1),
-            ("batch_size", 1 if batch_size is None else batch_size, 1),
-            ("accumulate", accumulate, 1),
-            ("lr_warmup", 0 if lr_warmup is None else lr_warmup, 0),
-            ("log_every", log_every, 1),
-            ("preview_every", 0 if preview_every is None else preview_every, 0),
-            ("preview_samples", preview_samples, 1),
-            ("checkpoint_every", checkpoint_every, 1),
-            ("evaluate_every", evaluate_every, 0),
-            ("keep_last", keep_last, 2),  # the last may be damaged
-            ("keep_every", 1 if keep_every is None else keep_every, 1),
-            ("max_skips", max_skips, 1),
-        ):
-            require(value >= least, key, value, f"must be at least {least}")
-        require(0 <= ema_decay < 1, "ema_decay", ema_decay, "must be in [0, 1)")
-        for key, limit in (
-            ("clip_grad_norm", clip_grad_norm),
-            ("ema_window", ema_window),
-            ("checkpoint_minutes", checkpoint_minutes),
-            ("max_minutes", max_minutes),
-        ):
-            good = limit is None or limit > 0
-            require(good, key, limit, "must be above 0, or null for none")
-        problem = f"must be null or of {', '.join(LOGGED)}"
-        more = "; to follow another metric, take trainer.evaluate_every"
-        good = best is None or best in LOGGED or evaluate_every > 0
-        require(good, "best", best, problem + more)
-        processes = accelerator.num_processes
-        parts = accumulate * processes
-        if batch_size is None:
-            batch_size = default_batch_size(accelerator.device.type, parts)
-        if lr is None:
-            lr = default_learning_rate(model)
-        problem = f"must be a multiple of {parts} (accumulate {accumulate} x {processes} processes)"
-        require(batch_size % parts == 0, "batch_size", batch_size, problem)
-        self.max_steps, self.max_minutes = max_steps, max_minutes
-        self.batch_size, self.accumulate = batch_size, accumulate
-        self.lr, self.lr_warmup, self.lr_decay = lr, lr_warmup, lr_decay
-        self.clip_grad_norm, self.log_every = clip_grad_norm, log_every
-        self.preview_every, self.preview_samples = preview_every, preview_samples
-        self.checkpoint_every, self.keep_last = checkpoint_every, keep_last
-        self.checkpoint_minutes, self.pace = checkpoint_minutes, Pace()
-        self.keep_every, self.best, self.evaluate_every = keep_every, best, evaluate_every
-        self.on_nonfinite: OnNonfinite = on_nonfinite
-        self.max_skips, self.deterministic = max_skips, deterministic
-        self.trackers = Trackers(trackers)
+        self.options = options = TrainerOptions() if options is None else options
         self.diffusion, self.data, self.accelerator, self.seed = diffusion, data, accelerator, seed
         self.loss = DiffusionLoss(diffusion)
         self.timesteps = Uniform(diffusion.num_steps) if timesteps is None else timesteps
+        self.max_steps, self.lr_warmup = options.max_steps, options.lr_warmup
+        self.lr = default_learning_rate(model) if options.lr is None else options.lr
+        self.accumulate, self.batch_size = options.accumulate, self._batch_size()
         self.step = self.samples = self.num_updates = 0
         self.skipped = self.num_skipped = 0
+        self.pace = Pace()
         self.feed = Feed(
             data,
             seed=seed,
-            batch_size=batch_size,
-            accumulate=accumulate,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
             rank=accelerator.process_index,
-            world=processes,
-            num_workers=num_workers,
+            world=accelerator.num_processes,
+            num_workers=options.num_workers,
             pin_memory=accelerator.device.type == "cuda",
         )
         self.layout = torch.contiguous_format
-        if channels_last and len(data.shape) == 3:
+        if options.channels_last and len(data.shape) == 3:
             self.layout = torch.channels_last
         self.network = model.to(accelerator.device).to(memory_format=self.layout)  # pyright: ignore
-        self.ema = EMA(self.network, decay=ema_decay, warmup=ema_warmup, window=ema_window)
-        self.compiled = compile
-        if compile:
+        decay, warmup, window = options.ema_decay, options.ema_warmup, options.ema_window
+        self.ema = EMA(self.network, decay=decay, warmup=warmup, window=window)
+        if options.compile:
             self.network.compile()
-        optimizer = adamw(self.network, lr, adam_betas, weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=self.lr,
+            betas=options.adam_betas,
+            weight_decay=options.weight_decay,
+            fused=True,
+        )
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
+
+    def _batch_size(self) -> int:
+        """Return the samples per optimizer step, a multiple of processes times micro-batches."""
+        size, accumulate = self.options.batch_size, self.options.accumulate
+        processes = self.accelerator.num_processes
+        parts = accumulate * processes
+        if size is None:
+            return default_batch_size(self.accelerator.device.type, parts)
+        problem = f"must be a multiple of {parts} (accumulate {accumulate} x {processes} processes)"
+        require(size % parts == 0, "batch_size", size, problem)
+        return size
 
     def learning_rate(self, update: int) -> float:
         """The learning rate of optimizer update ``update`` (from 0)."""
-        ends = {"decay": self.lr_decay, "max_steps": self.max_steps}
+        ends = {"decay": self.options.lr_decay, "max_steps": self.max_steps}
         return learning_rate(update, self.lr, warmup=self.warmup_steps, **ends)
 
     @property
@@ -296,7 +241,8 @@ class Trainer:
                 if self.timesteps.adaptive:
                     self.timesteps.update(*self._of_all_processes(t, losses.detach()))
                 if accelerator.sync_gradients:
-                    limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
+                    limit = self.options.clip_grad_norm
+                    limit = math.inf if limit is None else limit
                     clipped = accelerator.clip_grad_norm_(self.network.parameters(), limit)
                     norm = torch.as_tensor(clipped)
         weights = torch.stack(all_weights) if all_weights else None

@@ -55,7 +55,7 @@ def _micro(trainer: Trainer, conditioned: bool) -> int:
 @contextmanager
 def in_eager_mode(trainer: Trainer) -> Iterator[None]:
     """Run the network inside without torch.compile, also if the trainer compiles it."""
-    if not trainer.compiled:
+    if not trainer.options.compile:
         yield
         return
     with torch.compiler.set_stance("force_eager"):

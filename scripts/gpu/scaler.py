@@ -15,6 +15,7 @@ from ddpm.distributed import devices
 from ddpm.training import Trainer
 from ddpm.training.loop import TrainingLoop
 from ddpm.training.run import Run
+from ddpm.training.trainer import TrainerOptions
 from scripts.gpu.check import Check, Result, Setting, require
 
 STEPS = 12
@@ -63,12 +64,7 @@ def _trainer(setting: Setting, scaler: torch.amp.GradScaler) -> Trainer:
     digits = data.Digits()
     network = models.UNet(1, 1, (8, 8), dim=16, dim_mults=(1, 2))
     process = d.GaussianDiffusion(d.cosine(), d.PredV())
-    training = Trainer(
-        network,
-        process,
-        digits,
-        accelerator,
-        0,
+    options = TrainerOptions(
         max_steps=STEPS,
         batch_size=32,
         precision=precision,
@@ -76,6 +72,7 @@ def _trainer(setting: Setting, scaler: torch.amp.GradScaler) -> Trainer:
         preview_every=0,
         lr_warmup=0,
     )
+    training = Trainer(network, process, digits, accelerator, 0, options=options)
     if precision == "no":  # Accelerate scales nothing on a CPU by itself
         training.loss = Loud(process)
         accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"

@@ -23,7 +23,7 @@ from ddpm.distributed.consensus import agree
 from ddpm.training import Trainer
 from ddpm.training.feed import Batch
 from ddpm.training.meter import Meter
-from ddpm.training.trainer import GradientDecision
+from ddpm.training.trainer import GradientDecision, TrainerOptions
 from scripts.gpu.check import Check, Result, Setting, SkippedError, require
 from scripts.gpu.improved_style import ImprovedStyle
 from scripts.gpu.machine import MATMUL, peak
@@ -74,9 +74,9 @@ def trainer(setting: Setting, batch: int) -> Trainer:
     accelerator = devices.accelerator(
         "cuda" if setting.device == "cuda" else "cpu", "bf16", key="p"
     )
-    options: dict[str, Any] = {"max_steps": 10**6, "precision": "bf16", "lr_warmup": 0}
+    options = TrainerOptions(batch_size=batch, max_steps=10**6, precision="bf16", lr_warmup=0)
     data = Noise(max(1024, 2 * batch))
-    made = Trainer(network(setting), process(), data, accelerator, 0, batch_size=batch, **options)
+    made = Trainer(network(setting), process(), data, accelerator, 0, options=options)
     made.network.train()
     return made
 

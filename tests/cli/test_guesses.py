@@ -306,7 +306,7 @@ def check_that_it_works(command, typed, use):
             target = instantiate._exported(node.pop("_target_"), key)
             node.pop("val_fraction", None)
             if option != "val_fraction" and value != "..." and "..." not in value:
-                instantiate.check({**node, option: read}, target, group)
+                instantiate.check({**node, option: read}, instantiate.options_of(target), group)
 
 
 def told(command, typed, error):
@@ -351,7 +351,8 @@ def test_unknown_values(option, use):
     group, _, name = key.rpartition(".")
     if group:
         target = instantiate._exported(composed("train", ())[group]["_target_"], key)
-        hint = get_type_hints(target.__init__)[name]
+        schema = instantiate.options_of(target)
+        hint = get_type_hints(schema.__init__ if schema is target else schema)[name]
     else:
         hint = get_type_hints(importlib.import_module("ddpm.cli.train").train)[name]
     with pytest.raises(ConfigError) as raised:

@@ -9,7 +9,7 @@ from ddpm.data import Dataset, ImageCodec
 from ddpm.errors import ConfigError
 from ddpm.seeding import RandomStream, mix
 from ddpm.training import feed as feed_module
-from ddpm.training.feed import Feed, Order
+from ddpm.training.feed import BatchOptions, Feed, Order
 
 
 class Numbers(Dataset):
@@ -144,9 +144,9 @@ def test_workers_by_default_are_for_data_that_are_not_in_memory(in_memory, worke
     assert Feed(data, seed=0, batch_size=4).num_workers == workers
 
 
-def test_fewer_than_no_workers_are_refused():
+def test_a_negative_number_of_workers_is_an_error():
     with pytest.raises(ConfigError, match="num_workers=-1: must be at least 0"):
-        Feed(Numbers(9), seed=0, batch_size=4, num_workers=-1)
+        BatchOptions(num_workers=-1)
 
 
 def test_the_first_batch_that_a_trial_reads_is_the_first_of_the_training(monkeypatch):

@@ -15,6 +15,7 @@ from ddpm.errors import ConfigError
 from ddpm.training import Trainer, checkpoint
 from ddpm.training.loop import TrainingLoop
 from ddpm.training.run import Run
+from ddpm.training.trainer import TrainerOptions
 
 
 class Plain(ImageCodec):
@@ -75,8 +76,9 @@ def trainer(loss=None, net=None, data=None, seed=0, **options):
     options = {"lr_warmup": 0, "batch_size": 8, "max_steps": 4, "clip_grad_norm": None, **options}
     accumulate = options.get("accumulate", 1)
     made = devices.accelerator("cpu", "no", key="precision", accumulate=accumulate)
-    loss = loss or Fit()
-    training = Trainer(net or Net(), loss.diffusion, data or Points(), made, seed, **options)
+    loss, options = loss or Fit(), TrainerOptions(**options)
+    parts = net or Net(), loss.diffusion, data or Points()
+    training = Trainer(*parts, made, seed, options=options)
     training.loss = loss
     return training
 
