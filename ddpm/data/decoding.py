@@ -53,12 +53,14 @@ class Header(NamedTuple):
     width: int
     grey: bool
     """Whether it is stored without colour; WebP always stores colour."""
-    durations_ms: tuple[int, ...] = ()
-    """How long each frame of a GIF is shown."""
+    durations_ms: tuple[float, ...] = ()
+    """Duration of each frame of a GIF, mp4, webm or mov file."""
     bits: int = 8
     """16 for 16-bit grey."""
     deep_colour: bool = False
     """Whether there are 16 bits per colour, of which 8 are read."""
+    timestamps: tuple[int, ...] = ()
+    """Presentation timestamps of the frames of an mp4, webm or mov file."""
     seen: tuple[int, int] | None = None
     """The least and greatest value of 16-bit grey that was decoded."""
 
@@ -156,6 +158,14 @@ def read_gif_frames(
         needed = set(wanted)
         read = {at: _pixels(_plain(each, channels), size) for at, each in seen if at in needed}
         return np.stack([read[index] for index in wanted], axis=1)
+
+
+def image_pixels(image: Image.Image, channels: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Return an 8-bit image as ``(channels, height, width)``, fitted to ``size``.
+
+    Transparency is blended with white; ``channels`` is 1 (grey) or 3 (RGB).
+    """
+    return _pixels(_plain(image, channels), size)
 
 
 def _plain(image: Image.Image, channels: int) -> Image.Image:

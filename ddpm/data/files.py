@@ -17,7 +17,7 @@ from ddpm.outputs import RECORD
 _CHUNK = 16  # visits a task: less bookkeeping, still prompt errors
 _MAX_KINDS = 8  # of skipped files that are listed
 _OF_THE_SYSTEM = ("desktop.ini", "thumbs.db", "ehthumbs.db")  # nobody put them there
-_GIF = ".gif"
+_VIDEOS = (".gif", ".mp4", ".webm", ".mov")
 _PARTS = ("train", "training", "val", "valid", "validation", "test", "testing")
 """Names of folders that are parts of a data set, the one to train on first."""
 
@@ -53,7 +53,7 @@ class Listing:
     def _counts(self) -> str:
         ranked = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
         counts = [
-            f"{count} {kind}{' (data=video reads them)' if kind == _GIF else ''}"
+            f"{count} {kind}{' (data=video reads them)' if kind in _VIDEOS else ''}"
             for kind, count in ranked[:_MAX_KINDS]
         ]
         rest = sum(count for _, count in ranked[_MAX_KINDS:])

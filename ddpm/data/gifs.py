@@ -85,22 +85,24 @@ def _controlled(control: bytes) -> tuple[int, int]:
     return control[3] >> 2 & 7, 10 * int.from_bytes(control[4:6], "little") or _UNSPECIFIED_MS
 
 
-def timeline(durations_ms: Sequence[int], rate: Rate, path: str) -> list[int]:
+def timeline(
+    durations_ms: Sequence[float], rate: Rate, path: str, limit: int = MAX_FRAMES
+) -> list[int]:
     """The index of the frame that is shown, at equal intervals in time.
 
     ``rate`` is a number of frames per second; None for intervals of the shortest duration, which
     shows every frame at least once; "stored" for each frame once, whatever its duration. Frames
     are looked up in the middle of the intervals. Raises ConfigError (key ``fps``), naming
-    ``path``, if they become more than ``MAX_FRAMES``.
+    ``path``, if they become more than ``limit``.
     """
     if rate == "stored" or not durations_ms:
         return list(range(len(durations_ms)))
     step = min(durations_ms) if rate is None else 1000 / rate
     ends = np.cumsum(durations_ms) / step
     count = max(math.floor(float(ends[-1]) - 0.5 + _ROUNDING) + 1, 1)
-    if count > max(MAX_FRAMES, len(durations_ms)):
+    if count > max(limit, len(durations_ms)):
         told = f"{ends[-1] * step / 1000:.4g} s in intervals of {step:.4g} ms"
-        problem = f"{path} lasts {told}, which are {count} frames, and the limit is {MAX_FRAMES}"
+        problem = f"{path} lasts {told}, which are {count} frames, and the limit is {limit}"
         remedy = "set {fps} to a lower number, or to stored"
         raise ConfigError("fps", rate, problem, remedy)
     middles = np.arange(count) + 0.5 - _ROUNDING

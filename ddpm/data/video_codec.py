@@ -23,7 +23,7 @@ from ddpm.data.gifs import Rate, durations, write_frames
 from ddpm.data.pictures import as_image, grid, visible
 from ddpm.data.samples import samples_at
 from ddpm.data.scaling import Bytes, Range
-from ddpm.data.video_sources import GIF, VideoFile, must_be_array
+from ddpm.data.video_sources import VIDEO_FILES, VideoFile, must_be_array
 from ddpm.errors import ConfigError, require
 
 _STRIPS = 8  # videos in a picture
@@ -260,9 +260,9 @@ class VideoCodec(Codec):
     def _items(self, path: str, needed: int, channels: tuple[int, ...]) -> npt.NDArray[Any]:
         """The raw videos ``(N, C, needed, H, W)`` in a file, C one of ``channels``."""
         path = _place(path)
-        if os.path.isdir(path) or path.lower().endswith(GIF):
+        if os.path.isdir(path) or path.lower().endswith(VIDEO_FILES):
             return self._from_pictures(path, needed)
-        must_be_array(path, "a GIF, a folder of frames")
+        must_be_array(path, "a GIF, mp4, webm or mov file, a folder of frames")
         values, _ = load_arrays(path, None, want_labels=False)
         items = values[None] if values.ndim == 4 else values
         for axes in (items, items.swapaxes(1, 2) if items.ndim == 5 else items):

@@ -1,4 +1,4 @@
-"""Where videos come from: GIFs and folders of pictures, and array files."""
+"""Sources of videos: GIF, mp4, webm and mov files, folders of pictures, and array files."""
 
 from __future__ import annotations
 
@@ -26,12 +26,19 @@ from ddpm.data.decoding import (
 )
 from ddpm.data.depth import LOOKED_AT, Bits, Levels, depth_warnings, range_warnings, refuse_range
 from ddpm.data.files import find_files, folder_classes, visit_all
-from ddpm.data.gifs import Rate, timeline
+from ddpm.data.gifs import MAX_FRAMES, Rate, timeline
+from ddpm.data.video_containers import (
+    CONTAINERS,
+    MAX_CONTAINER_FRAMES,
+    read_container_frames,
+    read_container_header,
+)
 from ddpm.errors import ConfigError, require
 
 Size = tuple[int, int] | None
 Order = Literal["ncfhw", "nfchw"]
 GIF = ".gif"
+VIDEO_FILES = (GIF, *CONTAINERS)
 _CHANNELS = range(1, 5)  # what an axis of channels is taken to have, where nobody says
 
 
@@ -71,25 +78,26 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class VideoFile:
-    """One video: a GIF, or a folder that directly holds pictures.
+    """A video: a GIF, mp4, webm or mov file, or a folder that directly contains pictures.
 
     Attributes:
-        path: of the GIF or the folder.
-        frames: the pictures' names, ``2.png`` before ``10.png``; none for a GIF.
-        timeline: the stored frame of a GIF that each of its frames shows; None if not known yet.
+        path: of the file or the folder.
+        frames: names of the pictures, ``2.png`` before ``10.png``; empty for a file.
+        timeline: indices of the stored frames of a file, one per frame; None until it is read.
+        timestamps: of the stored frames of an mp4, webm or mov file.
     """
 
     path: str
     frames: tuple[str, ...] = ()
     timeline: list[int] | None = None
+    timestamps: tuple[int, ...] = ()
 
     @classmethod
     def at(cls, path: str, fps: Rate) -> VideoFile:
         """The video at ``path``; raises ConfigError if there is none."""
         if not os.path.isdir(path):
-            durations_ms = read_gif_header(path).durations_ms
             try:
-                return cls(path, timeline=timeline(durations_ms, fps, path))
+                return cls(path).with_timeline(_read_header(path), fps, path)
             except ConfigError as error:
                 raise ConfigError("path", path, error.problem, "save a shorter one") from error
         inside = [
@@ -100,9 +108,19 @@ class VideoFile:
             raise ConfigError("path", path, problem)
         return cls(path, tuple(sorted(inside, key=_natural)))
 
+    def with_timeline(self, header: Header, fps: Rate, name: str) -> VideoFile:
+        """Return a video file with the frames that it shows at a rate.
+
+        Raises:
+            ConfigError: (key ``fps``) the file, called ``name``, has too many of them.
+        """
+        limit = MAX_CONTAINER_FRAMES if header.timestamps else MAX_FRAMES
+        shown = timeline(header.durations_ms, fps, name, limit)
+        return replace(self, timeline=shown, timestamps=header.timestamps)
+
     @property
     def files(self) -> list[str]:
-        """The GIF, or the pictures."""
+        """The paths of the file, or of the pictures."""
         return [os.path.join(self.path, name) for name in self.frames] or [self.path]
 
     def length(self) -> int:
@@ -116,11 +134,22 @@ class VideoFile:
         if not self.frames:
             assert self.timeline is not None
             stored = [self.timeline[at] for at in wanted]
-            frames = read_gif_frames(self.path, channels, stored, size)
+            if self.timestamps:
+                times = [self.timestamps[index] for index in stored]
+                frames = read_container_frames(self.path, channels, times, size)
+            else:
+                frames = read_gif_frames(self.path, channels, stored, size)
             return frames if levels.bits == 8 else levels.of_bytes(frames)
         files = self.files
         read = [read_pixels(files[at], channels, size, levels)[1] for at in wanted]
         return np.stack(read, axis=1)
+
+
+def _read_header(file: str) -> Header:
+    """Return the header of a video file or a picture."""
+    if file.lower().endswith(CONTAINERS):
+        return read_container_header(file)
+    return read_gif_header(file) if file.lower().endswith(GIF) else read_header(file)
 
 
 def _natural(name: str) -> tuple[list[int | str], str]:
@@ -130,10 +159,10 @@ def _natural(name: str) -> tuple[list[int | str], str]:
 
 
 class VideoFiles:
-    """All GIFs, and all folders that hold pictures, in a folder and the folders below it.
+    """All video files, and all folders that contain pictures, in a folder and those below it.
 
-    ``fps`` is the rate of GIFs, see :func:`ddpm.data.gifs.timeline`. ``uneven`` tells that there
-    are GIFs whose frames have different durations.
+    ``fps`` is the rate of video files, see :func:`ddpm.data.gifs.timeline`. ``uneven`` is True if
+    the frames of a file have different durations.
 
     Raises ConfigError for whatever keeps them from becoming one set, naming the file.
     """
@@ -152,11 +181,11 @@ class VideoFiles:
     ) -> None:
         self._root = root
         found: dict[str, list[str]] = {}
-        listing = find_files(self._root, (GIF, *SUFFIXES), "videos")
+        listing = find_files(self._root, (*VIDEO_FILES, *SUFFIXES), "videos")
         self.warnings = listing.warnings
         for file in listing.files:
             folder, name = os.path.split(file)
-            if file.lower().endswith(GIF):
+            if file.lower().endswith(VIDEO_FILES):
                 found[file] = []
             else:
                 found.setdefault(folder or ".", []).append(name)
@@ -165,7 +194,7 @@ class VideoFiles:
             VideoFile(os.path.join(self._root, name), tuple(sorted(frames, key=_natural)))
             for name, frames in found.items()
         ]
-        first = self._header(self._videos[0].files[0])
+        first = _read_header(self._videos[0].files[0])
         grey = first.grey if color == "auto" else color == "grey"
         self.levels = Levels.chosen(bits, low, high, grey, first.bits)
         headers = self._headers(
@@ -179,23 +208,23 @@ class VideoFiles:
         if not any(header.bits == 16 for video in headers for header in video):
             refuse_range(low, high)
         self.channels, self.size = 1 if grey else 3, image_size or first[:2]
-        gifs = [header[0].durations_ms for header in headers]
-        self.uneven = any(len(set(durations_ms)) > 1 for durations_ms in gifs)
-        require(fps is None or any(gifs), "fps", fps, "is for GIFs, and there are none; omit it")
-        for at, durations_ms in enumerate(gifs):
-            if durations_ms:
-                shown = timeline(durations_ms, fps, self._names[at])
-                self._videos[at] = replace(self._videos[at], timeline=shown)
+        self.uneven = any(len(set(header[0].durations_ms)) > 1 for header in headers)
+        timed = [at for at, header in enumerate(headers) if header[0].durations_ms]
+        problem = "is for GIF, mp4, webm and mov files, and there are none; omit it"
+        require(fps is None or bool(timed), "fps", fps, problem)
+        for at in timed:
+            header = headers[at][0]
+            self._videos[at] = self._videos[at].with_timeline(header, fps, self._names[at])
         self.lengths = [video.length() for video in self._videos]
 
     def _headers(self, *, any_size: bool, any_color: bool, any_bits: bool) -> list[list[Header]]:
         """The headers of each video's files, all of one size and colour where that has to be."""
         files = [file for video in self._videos for file in video.files]
-        headers = [self._header(files[0])] * len(files)
+        headers = [_read_header(files[0])] * len(files)
         first = os.path.relpath(files[0], self._root), headers[0]
 
         def look(index: int) -> None:
-            headers[index] = self._header(files[index])
+            headers[index] = _read_header(files[index])
             other = os.path.relpath(files[index], self._root), headers[index]
             must_agree(first, other, any_size=any_size, any_color=any_color, any_bits=any_bits)
 
@@ -217,10 +246,6 @@ class VideoFiles:
         step = -(-len(deep) // LOOKED_AT) or 1
         seen = [read_pixels(file, 1, levels=self.levels)[0].seen for file in deep[::step]]
         self.warnings += range_warnings(self._root, seen, self.levels)
-
-    @staticmethod
-    def _header(file: str) -> Header:
-        return read_gif_header(file) if file.lower().endswith(GIF) else read_header(file)
 
     def name(self, video: int) -> str:
         """The path of the GIF or the folder, below the root."""

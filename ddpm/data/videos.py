@@ -15,7 +15,7 @@ from ddpm.data.images import PixelSet, target_size
 from ddpm.data.samples import samples_at
 from ddpm.data.video_codec import Condition, VideoCodec
 from ddpm.data.video_sources import (
-    GIF,
+    VIDEO_FILES,
     Order,
     Source,
     VideoArray,
@@ -176,7 +176,7 @@ def _samples_at(path: str, pictures: bool) -> str:
     """Return the place of the samples in a folder of ours: arrays, which are exact, or pictures."""
     arrays, files = ["samples.npz", "samples.npy"], ["videos", "images"]
     wanted = [*files, *arrays] if pictures else [*arrays, *files]
-    return samples_at(path, wanted, (GIF, *SUFFIXES))
+    return samples_at(path, wanted, (*VIDEO_FILES, *SUFFIXES))
 
 
 def _only(kind: str, **options: object) -> None:

@@ -91,7 +91,7 @@ def test_skipped_files_are_counted_by_suffix(tmp_path: Path):
         (tmp_path / name).unlink()
     assert Videos(path=str(tmp_path)).warnings == (
         f"{tmp_path}: skipped {skipped.replace(' 2 .gif (data=video reads them),', '')}; videos "
-        f"are read from .gif {READ}",
+        f"are read from .gif .mp4 .webm .mov {READ}",
     )
 
 
@@ -112,10 +112,10 @@ def test_a_folder_of_skipped_files_alone_is_an_error_with_their_counts(tmp_path:
         f"reference={tmp_path}: {said}them), 1 .heic; set reference to a folder of images"
     )
     (tmp_path / "v").mkdir()
-    touch(tmp_path / "v", "a.mp4")
+    touch(tmp_path / "v", "a.avi")
     assert line(Videos, path=str(tmp_path / "v")) == (
-        f"path={tmp_path / 'v'}: holds no videos (.gif {READ}), nor do the folders in it; skipped "
-        "1 .mp4; set data.path to a folder of videos"
+        f"path={tmp_path / 'v'}: holds no videos (.gif .mp4 .webm .mov {READ}), nor do the "
+        "folders in it; skipped 1 .avi; set data.path to a folder of videos"
     )
 
 

@@ -126,7 +126,7 @@ def test_rates_that_make_no_sense_are_refused(tmp_path: Path):
         assert line(Videos, path=str(tmp_path), fps=fps).endswith("must be more than 0, such as 20")
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     assert line(Videos, path=str(tmp_path), fps=20) == (
-        "fps=20: is for GIFs, and there are none; omit it"
+        "fps=20: is for GIF, mp4, webm and mov files, and there are none; omit it"
     )
     np.save(tmp_path / "a.npy", np.zeros((1, 1, 2, 4, 4), np.uint8))
     assert line(Videos, path=str(tmp_path / "a.npy"), fps=20) == (

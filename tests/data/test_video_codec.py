@@ -229,8 +229,8 @@ def test_pictures_become_floats_and_are_fitted(tmp_path: Path):
         (VideoCodec((2, 5, 4, 6)), "a.gif", "pictures hold 1 or 3 channels, the model's videos 2;"),
         (VideoCodec((1, 5, 4, 6)), "none.gif", "no such file"),
         (VideoCodec((1, 5, 4, 6)), "none.npy", "no such file"),
-        (VideoCodec((1, 5, 4, 6)), "none", "does not exist, and is none of a GIF, a folder of "
-         "frames, .npy, .npz, .pt; name one of those"),
+        (VideoCodec((1, 5, 4, 6)), "none", "does not exist, and is none of a GIF, mp4, webm or mov "
+         "file, a folder of frames, .npy, .npz, .pt; name one of those"),
         (VideoCodec((1, 5, 4, 6)), "empty", "holds no frames ("),
         (VideoCodec((1, 5, 4, 6)), "above", "its pictures are in folders below it; give the folder "
          "of one video"),

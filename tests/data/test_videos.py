@@ -385,10 +385,11 @@ def test_a_path_that_leads_to_no_videos_is_told_in_a_line(tmp_path: Path, name, 
 
 
 def test_a_folder_without_videos_is_told_in_a_line(tmp_path: Path):
-    (tmp_path / "a.mp4").write_bytes(b"")
+    (tmp_path / "a.avi").write_bytes(b"")
     assert error_of(path=str(tmp_path)) == (
-        f"path={tmp_path}: holds no videos (.gif .jpg .jpeg .jpe .jfif .png .webp .bmp .tif "
-        ".tiff), nor do the folders in it; skipped 1 .mp4; set data.path to a folder of videos"
+        f"path={tmp_path}: holds no videos (.gif .mp4 .webm .mov .jpg .jpeg .jpe .jfif .png "
+        ".webp .bmp .tif .tiff), nor do the folders in it; skipped 1 .avi; set "
+        "data.path to a folder of videos"
     )
 
 
