@@ -281,13 +281,13 @@ def test_own_classes_train_and_sample(models, few_steps, command, monkeypatch, m
     page = [each for each in blocks() if each.page == "extending.md"]
     starts = [n for n, each in enumerate(page) if each.text.startswith(f"# {module}.py\n")]
     following = page[starts[0] + 1 :]
-    end = next((n for n, each in enumerate(following) if re.match(r"# \w+\.py\n", each.text)), None)
-    end = (
-        end if end is not None else next(n for n, e in enumerate(following) if e.language == "yaml")
-    )
+    ends = [
+        n for n, each in enumerate(following)
+        if re.match(r"# \w+\.py\n", each.text) or each.language == "yaml"
+    ]  # fmt: skip
     assert page[starts[0]].text.count("\n") <= 30
     Path(f"{module}.py").write_text(page[starts[0]].text)
-    for block in following[:end]:
+    for block in following[: ends[0]]:
         if block.language == "python":
             monkeypatch.syspath_prepend(str(models))
             exec(compile(block.text, str(block), "exec"), {"__name__": module})
