@@ -523,7 +523,7 @@ def sampler(node: Config) -> Sampler:
 def extractor(node: Config, shape: tuple[int, ...]) -> Extractor:
     """The extractor of a node, for images (C, H, W)."""
     made = build(node, "extractor")
-    return made.suiting(shape) if isinstance(made, Auto) else made
+    return made.choose(shape) if isinstance(made, Auto) else made
 
 
 def trainer_options(config: Config) -> TrainerOptions:

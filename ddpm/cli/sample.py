@@ -43,7 +43,7 @@ def sample(
     plugins: list[str],
 ) -> None:
     """Draw samples and write them, each process its share."""
-    from ddpm.distributed.sharding import gather, share
+    from ddpm.distributed.sharding import Shard, gather_samples
     from ddpm.drawing import Trained, label
     from ddpm.generation import generate
     from ddpm.trajectory import GRID, Trajectory, on_step
@@ -72,8 +72,9 @@ def sample(
         said = f"drawing {num_samples} samples of step {step} into {folder.path}"
         say(trained.accelerator, said)
         film = Trajectory(codec, calls) if trajectory else None
-        mine, kept = share(trained.accelerator, num_samples), []
-        total, size = -(-len(mine) // batch_size) * calls, min(batch_size, len(mine))
+        shard = Shard(trained.accelerator, num_samples, batch_size, calls=calls, single_items=True)
+        mine, total, kept = shard.indices, shard.calls, []
+        size = min(batch_size, len(mine))
         trained.use_threads(threads, lambda: trained.trial(pipeline, total, size, wanted))
         with trained.progress(total, "sampling") as bar:
             batches = generate(
@@ -95,7 +96,7 @@ def sample(
                 if jointly or first < GRID:
                     kept.append((raw, labels))
                 first += len(raw)
-        raw, labels = gather(kept)
+        raw, labels = gather_samples(kept)
         if trained.accelerator.is_main_process:
             for each in jointly:
                 codec.write(raw, folder.aside, format=each, labels=labels)

@@ -10,6 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ddpm.distributed.processes import Processes
+
 
 class Agreed(NamedTuple):
     """What holds for all processes.
@@ -52,7 +54,7 @@ def agree(
     return Agreed(broken == 0, stopping > 0, failing > 0, saving > 0)
 
 
-def wait_for_all(accelerator: Accelerator) -> None:
+def wait_for_all(accelerator: Processes) -> None:
     """Wait until every process has come here.
 
     ``accelerator.wait_for_everyone`` names the device by the number of the process on its machine.
@@ -65,7 +67,7 @@ def wait_for_all(accelerator: Accelerator) -> None:
 
 
 @contextmanager
-def main_first(accelerator: Accelerator) -> Iterator[None]:
+def main_first(accelerator: Processes) -> Iterator[None]:
     """Inside, the main process is alone; the others come after it, see :func:`wait_for_all`."""
     if not accelerator.is_main_process:
         wait_for_all(accelerator)

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from ddpm import metrics
+from ddpm.distributed.processes import Processes
 from ddpm.distributed.stopping import NEVER, GivenUpError, Stopping
 from ddpm.lifetime import BUSY
 
@@ -22,24 +22,34 @@ _SECONDS = 0.5  # between two exchanges of waiting processes
 T = TypeVar("T")
 
 
-def to_main(accelerator: Accelerator, rows: Tensor) -> Tensor | None:
+def broadcast(processes: Processes, value: T) -> T:
+    """Return the value of the main process on every process.
+
+    Args:
+        processes: all of them call this.
+        value: can be pickled; those of other processes than the main one are ignored.
+    """
+    return value if processes.num_processes == 1 else broadcast_object_list([value])[0]
+
+
+def to_main(processes: Processes, rows: Tensor) -> Tensor | None:
     """Concatenate the rows of all processes on the main process, in the order of the processes.
 
     The other processes hold their own rows and nothing else.
 
     Args:
-        accelerator: whose processes.
+        processes: all of them call this.
         rows: (n, ...) on the CPU; n may be 0, and then the other sizes do not count.
 
     Returns:
         (N, ...) on the CPU; None on the other processes.
     """
-    if accelerator.num_processes == 1:
+    if processes.num_processes == 1:
         return rows
     sizes: list[Any] = gather_object([(tuple(rows.shape), rows.dtype)])
-    if not accelerator.is_main_process:
+    if not processes.is_main_process:
         for chunk in _chunks(rows):
-            dist.send(chunk.contiguous().to(accelerator.device), dst=0)
+            dist.send(chunk.contiguous().to(processes.device), dst=0)
         return None
     total = sum(shape[0] for shape, _ in sizes)
     shape, dtype = next((each for each in sizes if each[0][0]), sizes[0])
@@ -48,7 +58,7 @@ def to_main(accelerator: Accelerator, rows: Tensor) -> Tensor | None:
     whole[:at] = rows.reshape(at, *shape[1:])
     for rank, (other, _) in enumerate(sizes[1:], 1):
         for chunk in _chunks(whole[at : at + other[0]]):
-            received = torch.empty(chunk.shape, dtype=dtype, device=accelerator.device)
+            received = torch.empty(chunk.shape, dtype=dtype, device=processes.device)
             dist.recv(received, src=rank)
             chunk.copy_(received)
         at += other[0]
@@ -64,40 +74,40 @@ def _chunks(rows: Tensor) -> list[Tensor]:
 
 
 def features_to_main(
-    accelerator: Accelerator, own: metrics.Features, *, has_logits: bool
+    processes: Processes, own: metrics.Features, *, has_logits: bool
 ) -> metrics.Features | None:
     """Gather the features of all processes on the main one; None on the others.
 
     Args:
-        accelerator: whose processes, each with the items of :func:`ddpm.metrics.share`.
+        processes: each has the features of its :class:`~ddpm.distributed.sharding.Shard`.
         own: those of this process.
         has_logits: True if the extractor gives logits.
     """
-    indices = to_main(accelerator, own.indices)
-    values = to_main(accelerator, own.features)
+    indices = to_main(processes, own.indices)
+    values = to_main(processes, own.features)
     missing = own.logits is None
     logits = torch.zeros(0, 0) if missing else own.logits
-    logits = to_main(accelerator, logits) if has_logits and logits is not None else None
+    logits = to_main(processes, logits) if has_logits and logits is not None else None
     if indices is None or values is None:
         return None
     assert torch.equal(indices, torch.arange(len(indices))), "images are missing"
     return metrics.Features(indices, values, logits)
 
 
-def moments_to_main(accelerator: Accelerator, own: metrics.Moments) -> metrics.Moments | None:
+def moments_to_main(processes: Processes, own: metrics.Moments) -> metrics.Moments | None:
     """Combine the moments of all processes on the main one, in their order; None on the others."""
     own.settle()
-    if accelerator.num_processes == 1:
+    if processes.num_processes == 1:
         return own
     counts = gather_object([own.count])
-    if not accelerator.is_main_process:
+    if not processes.is_main_process:
         for each in (own.mean, *_chunks(own.scatter)):
-            dist.send(each.to(accelerator.device), dst=0)
+            dist.send(each.to(processes.device), dst=0)
         return None
     mean, scatter = torch.empty_like(own.mean), torch.empty_like(own.scatter)
     for rank, count in enumerate(counts[1:], 1):
         for each in (mean, *_chunks(scatter)):
-            received = torch.empty_like(each, device=accelerator.device)
+            received = torch.empty_like(each, device=processes.device)
             dist.recv(received, src=rank)
             each.copy_(received)
         own.combine(count, mean, scatter)
@@ -143,37 +153,35 @@ def attended(work: Callable[[], T]) -> T:
     return running.result()
 
 
-def on_main(accelerator: Accelerator, work: Callable[[], T], stopping: Stopping = NEVER) -> T:
+def on_main(processes: Processes, work: Callable[[], T], stopping: Stopping = NEVER) -> T:
     """Do long work on the main process, and return its result on every process.
 
     The processes exchange a word every half second: none waits longer than that for another one, so
     that no time limit of the process group passes.
 
     Args:
-        accelerator: whose processes.
+        processes: all of them call this.
         work: called on the main process; its result can be pickled.
         stopping: see :class:`~ddpm.distributed.stopping.Stopping`.
 
     Raises:
         GivenUpError: on every process, once ``stopping`` says so.
     """
-    running = Work(work) if accelerator.is_main_process else None
-    while not _done(accelerator, running):
+    running = Work(work) if processes.is_main_process else None
+    while not _done(processes, running):
         if stopping():
             raise GivenUpError
     result: Any = None if running is None else running.result()
-    return result if accelerator.num_processes == 1 else broadcast_object_list([result])[0]
+    return broadcast(processes, result)
 
 
-def _done(accelerator: Accelerator, running: Work | None) -> bool:
+def _done(processes: Processes, running: Work | None) -> bool:
     """Wait a moment; return True on every process once the work of the main one is done."""
     if running is None:
         time.sleep(_SECONDS)
     done = running is not None and running.wait(_SECONDS)
-    if accelerator.num_processes == 1:
+    if processes.num_processes == 1:
         return done
-    votes = accelerator.reduce(
-        torch.tensor([float(done)], device=accelerator.device), reduction="sum"
-    )
+    votes = processes.reduce(torch.tensor([float(done)], device=processes.device), reduction="sum")
     assert isinstance(votes, Tensor)
     return float(votes) > 0

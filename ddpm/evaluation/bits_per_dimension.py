@@ -1,4 +1,4 @@
-"""Numbers that say how good a trained model is."""
+"""The variational bound on the negative log-likelihood, in bits per dimension."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Bound:
     """The variational bound of a batch, in bits per dimension.
 
     Attributes:
-        steps: (K,) the steps of the terms, rising.
-        terms: (B, K) of each sample, float32 on the CPU.
-        prior: (B,) what separates q(x_T | x0) from pure noise.
+        steps: K timesteps of the terms, rising.
+        terms: (B, K) terms per sample, float32 on the CPU.
+        prior: (B,) divergence of q(x_T | x0) from pure noise.
     """
 
     steps: tuple[int, ...]
@@ -42,25 +42,29 @@ def bits_per_dimension(
     y: Tensor | None = None,
     on_step: Callable[[], object] | None = None,
 ) -> Bound:
-    """The variational bound of clean data, one draw of the noise a term (Ho et al. 2020, eq. 5).
+    """Estimate the variational bound of clean data (Ho et al. 2020, eq. 5).
+
+    One draw of the noise is used per term.
 
     Args:
-        denoiser: predicts x0 and the noise; with the clipping of sampling.
+        denoiser: predicts x0 and noise from x_t; it should clip as in sampling.
         x0: (B, C, *spatial) in model space.
-        randn_like: draws the noise.
-        steps: those of a respaced process, rising; default all T.
+        randn_like: draws standard normal noise in the shape of a tensor.
+        steps: timesteps of a respaced process, rising; None = all T.
         y: (B,) class labels.
         on_step: called after each term.
     """
     diffusion = denoiser.diffusion
-    kept = list(range(diffusion.num_steps)) if steps is None else steps
-    nodes = [-1, *kept, kept[-1]]  # there is none after the last; only the first asks
+    timesteps = list(range(diffusion.num_steps)) if steps is None else steps
+    # (s, t, next step): only the first term uses the next step, so the last may repeat t.
+    nodes = [-1, *timesteps, timesteps[-1]]
     terms = []
     for index, (s, t) in enumerate(pairwise(nodes[:-1])):
-        every = [torch.full((len(x0),), n, device=x0.device) for n in (t, s, nodes[index + 2])]
-        x_t = diffusion.diffuse(x0, every[0], randn_like(x0))
+        times = [torch.full((len(x0),), n, device=x0.device) for n in (t, s, nodes[index + 2])]
+        x_t = diffusion.diffuse(x0, times[0], randn_like(x0))
         prediction = denoiser(x_t, t, y=y)
-        terms.append(bound_term(diffusion, prediction, x0, x_t, *every).cpu())
+        terms.append(bound_term(diffusion, prediction, x0, x_t, *times).cpu())
         if on_step is not None:
             on_step()
-    return Bound(tuple(kept), torch.stack(terms, dim=1), prior_term(diffusion, x0, kept[-1]).cpu())
+    prior = prior_term(diffusion, x0, timesteps[-1]).cpu()
+    return Bound(tuple(timesteps), torch.stack(terms, dim=1), prior)

@@ -43,7 +43,7 @@ def balanced(counts: Sequence[int], num_samples: int) -> list[int]:
     return classes
 
 
-def described(classes: Sequence[int] | None, counts: Sequence[int] | None) -> dict[str, Any]:
+def provenance(classes: Sequence[int] | None, counts: Sequence[int] | None) -> dict[str, Any]:
     """Return the provenance of the classes of a class-conditional model's samples.
 
     Args:

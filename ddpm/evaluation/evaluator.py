@@ -1,369 +1,315 @@
-"""Measures models and images; made ready once, so that a training can ask many times."""
+"""The evaluator of models and images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from torch import Tensor
-
-from ddpm import generation, instantiate, metrics
-from ddpm.data.class_rows import Rows, cyclic_class_rows
-from ddpm.distributed import cpu_threads
-from ddpm.distributed.batches import Share
-from ddpm.distributed.consensus import main_first
+from ddpm import generation, metrics
+from ddpm.data.class_rows import cyclic_class_rows
+from ddpm.distributed.processes import Processes
+from ddpm.distributed.sharding import Shard
 from ddpm.distributed.stopping import NEVER, Stopping
-from ddpm.drawing import Model
-from ddpm.errors import render, require
-from ddpm.evaluation import class_balance, likelihood_metrics, sample_metrics
-from ddpm.evaluation.neighbours import neighbours, picture
-from ddpm.evaluation.options import Measure
-from ddpm.evaluation.partial_results import Unfinished
-from ddpm.evaluation.reference_data import MOST, Against, Compared
-from ddpm.evaluation.results import Findings
+from ddpm.errors import require
+from ddpm.evaluation import class_balance, sample_metrics
+from ddpm.evaluation.fidelity import FidelityMetrics
+from ddpm.evaluation.likelihood_metrics import (
+    NUM_QUARTERS,
+    CleanData,
+    LikelihoodRun,
+    compute_bits_per_dimension,
+    compute_losses,
+)
+from ddpm.evaluation.model import DataFacts, EvaluatedModel
+from ddpm.evaluation.neighbours import image_grid
+from ddpm.evaluation.options import EvaluationOptions
+from ddpm.evaluation.partial_results import EvaluationRecord
+from ddpm.evaluation.reference_data import ReferenceResolver
+from ddpm.evaluation.results import EvaluationResult
 from ddpm.evaluation.time_estimate import Estimate, Stage
-from ddpm.instantiate import Facts
-from ddpm.training.trial import median_seconds
+from ddpm.samplers import Sampler
+from ddpm.trajectory import GRID
 
 
-class Judge:
-    """What it takes to measure, checked before any work.
+class Evaluator:
+    """Evaluates models or images; prepared once, it can evaluate the same model repeatedly.
 
     Args:
-        measure: what, and how.
-        accelerator: whose processes share the work.
-        against: what to compare with.
+        options: metrics and their options. ``options.extractor`` and, with ``sampler``,
+            ``options.sampler`` only describe the objects that are used.
+        processes: share the work; all of them call the same methods.
+        references: finds the reference data.
         shape: (C, *spatial) of samples.
-        images: to be judged in place of a model.
+        extractor: of the metrics of samples; None if none are requested. It is prepared here.
+        images: existing images, which are evaluated instead of samples of a model.
+        sampler: draws samples; None = the one that ``options.sampler`` names.
 
     Raises:
-        ConfigError: what cannot be measured, or not of these data.
+        ConfigError: metrics or a reference that do not fit these data.
     """
 
     def __init__(
         self,
-        measure: Measure,
-        accelerator: Accelerator,
-        against: Against,
+        options: EvaluationOptions,
+        processes: Processes,
+        references: ReferenceResolver,
         shape: tuple[int, ...],
+        *,
+        extractor: metrics.Extractor | None = None,
         images: metrics.Images | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
-        self.measure, self.accelerator, self.against = measure, accelerator, against
-        self.images, self._clean = images, None
-        self.compared: Compared | None = None  # the Inception score needs none
-        folder = against.is_folder or isinstance(images, metrics.FolderImages)
-        npz = str(against.named).endswith(".npz") or isinstance(images, metrics.NpzImages)
-        for name, value in measure.of_folders.items():
-            problem = "has an effect on folders of pictures alone, and none is evaluated; omit it"
+        self.options, self.processes, self.references = options, processes, references
+        self._sampler = sampler
+        self._clean_data: CleanData | None = None
+        self._fidelity: FidelityMetrics | None = None
+        self._check_folder_options(images)
+        options.check_shape(shape)
+        if options.fidelity:
+            assert extractor is not None, "metrics of samples need an extractor"
+            self._fidelity = FidelityMetrics(
+                options, processes, references, shape, extractor, images
+            )
+
+    @property
+    def fidelity(self) -> FidelityMetrics:
+        """The metrics of samples, which must be requested."""
+        assert self._fidelity is not None
+        return self._fidelity
+
+    def _check_folder_options(self, images: metrics.Images | None) -> None:
+        references = self.references
+        folder = references.is_folder or isinstance(images, metrics.FolderImages)
+        npz = str(references.name).endswith(".npz") or isinstance(images, metrics.NpzImages)
+        problem = "has an effect on folders of images only, and none is evaluated; leave it out"
+        for name, value in self.options.folder_options.items():
             require(folder or (npz and name in ("low", "high")), name, value, problem)
-        if measure.fidelity:
-            self._prepare(measure.fidelity, shape)
 
-    def _prepare(self, requested: list[str], shape: tuple[int, ...]) -> None:
-        """Load the extractor and find the reference; refuse what these cannot do."""
-        problem = "fidelity is of images; take metrics=[bpd,loss]"
-        require(len(shape) == 3, "metrics", requested, problem)
-        accelerator, given = self.accelerator, self.images
-        self.extractor = instantiate.extractor(self.measure.extractor, shape)
-        with main_first(accelerator):  # one fetches the weights
-            self.extractor.prepare(accelerator.device)
-        dim, classes = self.extractor.widths(shape, accelerator.device)
-        self.widths = dim, classes
-        size = None
-        if set(requested) != {"isc"}:
-            self.compared = self.against.judged(self.extractor, dim, requested, accelerator)
-            size = self.compared.size
-            if self.compared.images is not None:
-                theirs, _ = self.extractor.widths(self.compared.images.shape, accelerator.device)
-                problem = f"has {theirs} features an image, the samples have {dim}"
-                remedy = "take images of one size and colour"
-                if self.against.is_folder:
-                    color, size_of = "grey" if shape[0] == 1 else "rgb", list(shape[1:])
-                    remedy = f"set image_size={render(size_of)} color={color}"
-                named = self.measure.reference
-                require(theirs == dim, "reference", named, f"{problem}; {remedy}")
-        self.count = self._count(size)
-        for metric in requested:
-            metrics.check(metric, self.count, size, dim, classes)
-        if given is not None and self.count < len(given):
-            self.images = metrics.SomeImages(given, self.count)
-
-    def _count(self, size: int | None) -> int:
-        """How many samples are judged."""
-        asked = self.measure.num_samples
-        have = None if self.images is None else len(self.images)
-        if asked is None:
-            return min(have or size or MOST, MOST)
-        problem = f"there are {have} images; ask for fewer"
-        require(have is None or asked <= have, "num_samples", asked, problem)
-        return asked
-
-    def trial(self) -> cpu_threads.Trial:
-        """Return batches of images whose features can be extracted to try it."""
-        assert self.images is not None
-        device, size = self.accelerator.device, min(self.measure.batch_size, self.count)
-        batch = torch.zeros(size, *self.images.shape, dtype=torch.uint8, device=device)
-
-        def measure(seconds: float) -> float:
-            return median_seconds(lambda: self.extractor.outputs(batch), device, seconds=seconds)
-
-        batches = -(-self.count // (size * self.accelerator.num_processes))
-        return cpu_threads.Trial(measure, batches, "batch")
-
-    def check(self, model: Model) -> generation.SamplingPipeline:
-        """What to draw from a model with.
-
-        Raises:
-            ConfigError: guidance, classes or steps that it does not have.
-        """
-        asked, most = self.measure, model.diffusion.num_steps
-        good = asked.bound_steps is None or 1 <= asked.bound_steps <= most
-        problem = f"the process has {most} steps; use 1 to {most}, or null for all"
-        require(good, "bound_steps", asked.bound_steps, problem)
-        if asked.fidelity:
-            model.class_numbers(asked.classes)
-        return model.pipeline(
-            asked.sampler, guidance=asked.guidance, guidance_rescale=asked.guidance_rescale
-        )
-
-    def classes(self, model: Model) -> list[int] | None:
-        """Return the classes of the samples, see :func:`ddpm.generation.generate`.
-
-        Raises:
-            ConfigError: classes that the model does not have.
-        """
-        requested, counts = self.measure.classes, model.facts.class_counts
-        if requested is None and model.facts.num_classes is not None and counts is not None:
-            return class_balance.balanced(counts, self.count)
-        return model.class_numbers(requested)
-
-    def classes_of(self, model: Model) -> dict[str, Any]:
-        """Return the provenance of the samples' classes; empty for an unconditional model."""
-        if not self.measure.fidelity or model.facts.num_classes is None:
-            return {}
-        requested = self.measure.classes
-        named = None if requested is None else model.class_numbers(requested)
-        return class_balance.described(named, model.facts.class_counts)
-
-    def ready(self, facts: Facts, part: str | None = None) -> None:
-        """Read, and compute, what does not depend on the model's weights.
+    def check_model(self, model: EvaluatedModel) -> generation.SamplingPipeline:
+        """Return the denoiser and the sampler of a model, after a check of the options.
 
         Args:
-            facts: of the model's data.
-            part: see :meth:`Against.clean`.
+            model: the model to evaluate.
 
         Raises:
-            ConfigError: data that are not of the model's shape.
+            ConfigError: guidance, classes or steps that the model does not support.
         """
-        if self.measure.likelihood and self._clean is None:
-            count, seed = self.measure.num_images, self.measure.seed
-            self._clean = self.against.clean(facts, count, seed, part)
-        if self.measure.fidelity:
-            _ = self.reference
-
-    @cached_property
-    def reference(self) -> metrics.Reference | None:
-        """What samples are compared with, if they are."""
-        return None if self.compared is None else self.compared.reference(self.measure.batch_size)
-
-    def of_images(self, told: Mapping[str, Any], record: Unfinished) -> Findings:
-        """Judge the images that were given."""
-        assert self.images is not None
-        images, batch_size = self.images, self.measure.batch_size
-        findings = Findings(warnings=self._warnings())
-        record.save(findings)
-        found = sample_metrics.of_images(
-            self.extractor,
-            images,
-            self.accelerator,
-            self._collector(),
-            self.count,
-            batch_size,
-            "samples",
-            record.parts,
+        options, total = self.options, model.diffusion.num_steps
+        good = options.bound_steps is None or 1 <= options.bound_steps <= total
+        problem = f"the process has {total} steps; use 1 to {total}, or null for all"
+        require(good, "bound_steps", options.bound_steps, problem)
+        if options.fidelity:
+            model.class_numbers(options.classes)
+        sampler = self._sampler or options.sampler
+        return model.pipeline(
+            sampler, guidance=options.guidance, guidance_rescale=options.guidance_rescale
         )
-        told = {"num_samples": self.count, **told, "samples": images.described()}
-        self._score(found, told, findings, record)
-        raw = images.read(range(min(sample_metrics.GRID, self.count)))
-        self._show(findings, found, raw)
-        return findings
 
-    def of_model(
+    def _classes(self, model: EvaluatedModel) -> list[int] | None:
+        """Return the classes of the samples, see :func:`ddpm.generation.generate`."""
+        requested, counts = self.options.classes, model.facts.class_counts
+        if requested is None and model.facts.num_classes is not None and counts is not None:
+            return class_balance.balanced(counts, self.fidelity.num_samples)
+        return model.class_numbers(requested)
+
+    def class_provenance(self, model: EvaluatedModel) -> dict[str, Any]:
+        """Return the provenance of the samples' classes; empty for an unconditional model."""
+        if not self.options.fidelity or model.facts.num_classes is None:
+            return {}
+        requested = self.options.classes
+        numbers = None if requested is None else model.class_numbers(requested)
+        return class_balance.provenance(numbers, model.facts.class_counts)
+
+    def prepare(self, facts: DataFacts, part: str | None = None) -> None:
+        """Read and compute everything that does not depend on the weights of the model.
+
+        Args:
+            facts: shape, classes and codec of the model's data.
+            part: of the data for the likelihood, see :meth:`ReferenceResolver.clean_data`.
+
+        Raises:
+            ConfigError: data of another shape than the model's.
+        """
+        if self.options.likelihood and self._clean_data is None:
+            count, seed = self.options.num_images, self.options.seed
+            self._clean_data = self.references.clean_data(facts, count, seed, part)
+        if self._fidelity is not None:
+            _ = self._fidelity.reference
+
+    def reference_provenance(self) -> dict[str, Any]:
+        """Return the provenance of the reference and of the clean data, by content."""
+        reference = None if self._fidelity is None else self._fidelity.reference
+        provenance = {} if reference is None else dict(reference.provenance)
+        data = self._clean_data
+        return provenance | ({} if data is None else {"held_out": data.provenance})
+
+    def evaluate_images(
+        self, provenance: Mapping[str, Any], record: EvaluationRecord
+    ) -> EvaluationResult:
+        """Evaluate existing images.
+
+        Args:
+            provenance: what the numbers depend on besides the options.
+            record: stores partial results.
+
+        Raises:
+            ConfigError: a reference that cannot be computed.
+        """
+        fidelity = self.fidelity
+        images, result = fidelity.images, EvaluationResult(warnings=fidelity.warnings)
+        assert images is not None
+        record.save(result)
+        features = sample_metrics.extract_images(
+            fidelity.extractor,
+            images,
+            self.processes,
+            fidelity.collector(),
+            fidelity.num_samples,
+            self.options.batch_size,
+            "samples",
+            record.partial_results,
+        )
+        samples = images.provenance()
+        provenance = {"num_samples": fidelity.num_samples, **provenance, "samples": samples}
+        fidelity.add_scores(features, provenance, result, record)
+        raw = images.read(range(min(GRID, fidelity.num_samples)))
+        fidelity.add_figures(result, features, raw)
+        return result
+
+    def evaluate_model(
         self,
-        model: Model,
-        told: Mapping[str, Any],
+        model: EvaluatedModel,
+        provenance: Mapping[str, Any],
         *,
         stopping: Stopping = NEVER,
         estimate: bool = False,
-        pictures: bool = True,
-        record: Unfinished | None = None,
-    ) -> Findings:
-        """Judge a model.
+        figures: bool = True,
+        record: EvaluationRecord | None = None,
+    ) -> EvaluationResult:
+        """Evaluate a model.
 
         Args:
             model: its network is put into eval mode.
-            told: what its numbers depend on.
-            stopping: see :class:`Share`.
-            estimate: say first how long it will take.
-            pictures: make those of a report.
-            record: where what is finished is kept.
+            provenance: what the numbers depend on besides the options, such as the checkpoint.
+            stopping: the stop check after each network call.
+            estimate: print how long the evaluation will take.
+            figures: add the figures of a report to the result.
+            record: stores partial results; None = nothing is stored.
 
         Raises:
-            ConfigError: guidance or classes that the model does not have.
-            GivenUpError: it was told to stop.
+            ConfigError: guidance, classes or steps that the model does not support.
+            GivenUpError: the stop check returned True.
         """
-        asked, accelerator, findings = self.measure, self.accelerator, Findings()
-        self.ready(model.facts)
-        pipeline, record = self.check(model), record or Unfinished()
-        record.save(findings)
+        options, result = self.options, EvaluationResult()
+        self.prepare(model.facts)
+        pipeline, record = self.check_model(model), record or EvaluationRecord()
+        record.save(result)
         expected = self._estimate(model, pipeline, record if estimate else None)
-        shared = {**told, "seed": asked.seed}
-        if asked.fidelity:
-            self._of_samples(model, pipeline, shared, findings, stopping, pictures, record)
-            expected.done(", ".join(asked.fidelity))
-        clean = self._clean
-        rest: dict[str, Any] = {
-            "findings": findings,
-            "stopping": stopping,
-            "seed": asked.seed,
-            "batch_size": asked.batch_size,
-            "parts": record.parts,
-        }
-        for metric in asked.likelihood:
-            assert clean is not None
-            if metric == "loss":
-                likelihood_metrics.losses(model, clean, told=shared, **rest)
-            else:
-                clip = pipeline.sampler.clip
-                told_of_bound = {**shared, "clip": clip, "guidance": asked.guidance}
-                likelihood_metrics.likelihood(
-                    pipeline,
-                    clean,
-                    accelerator,
-                    steps=asked.bound_steps,
-                    told=told_of_bound,
-                    **rest,
-                )
-            record.save(findings)
+        provenance = {**provenance, "seed": options.seed}
+        if options.fidelity:
+            self._evaluate_samples(model, pipeline, provenance, result, stopping, figures, record)
+            expected.done(", ".join(options.fidelity))
+        for metric in options.likelihood:
+            self._evaluate_likelihood(metric, model, pipeline, provenance, result, stopping, record)
+            record.save(result)
             expected.done(metric)
-        return findings
+        return result
 
-    def _of_samples(
+    def _evaluate_samples(
         self,
-        model: Model,
+        model: EvaluatedModel,
         pipeline: generation.SamplingPipeline,
-        told: Mapping[str, Any],
-        findings: Findings,
+        provenance: Mapping[str, Any],
+        result: EvaluationResult,
         stopping: Stopping,
-        pictures: bool,
-        record: Unfinished,
+        figures: bool,
+        record: EvaluationRecord,
     ) -> None:
-        """Draw samples, and take the metrics of them."""
-        asked, classes = self.measure, self.classes(model)
-        findings.warn(*self._warnings())
-        drawn = sample_metrics.drawn(
+        """Draw samples and add their metrics and figures to the result."""
+        options, fidelity, classes = self.options, self.fidelity, self._classes(model)
+        result.warn(*fidelity.warnings)
+        samples = sample_metrics.generate_samples(
             pipeline,
-            self.extractor,
-            self.accelerator,
-            self._collector(),
-            count=self.count,
-            batch_size=asked.batch_size,
-            seed=asked.seed,
+            fidelity.extractor,
+            self.processes,
+            fidelity.collector(),
+            count=fidelity.num_samples,
+            batch_size=options.batch_size,
+            seed=options.seed,
             classes=classes,
-            filmed=pictures,
+            record_trajectory=figures,
             stopping=stopping,
-            parts=record.parts,
+            partial_results=record.partial_results,
         )
-        depends = {
-            "num_samples": self.count,
-            **told,
-            "sampler": dict(asked.sampler),
+        provenance = {
+            "num_samples": fidelity.num_samples,
+            **provenance,
+            "sampler": dict(options.sampler),
             "steps": pipeline.num_calls(),
-            "guidance": asked.guidance,
-            "guidance_rescale": asked.guidance_rescale,
-            **self.classes_of(model),
+            "guidance": options.guidance,
+            "guidance_rescale": options.guidance_rescale,
+            **self.class_provenance(model),
         }
-        self._score(drawn.collected, depends, findings, record, stopping)
-        if pictures:
-            rows = cyclic_class_rows(len(drawn.raw), classes, model.facts.names)
-            self._show(findings, drawn.collected, drawn.raw, rows)
-            findings.trajectory = [picture(frame) for frame in drawn.frames]
+        fidelity.add_scores(samples.collected, provenance, result, record, stopping)
+        if figures:
+            rows = cyclic_class_rows(len(samples.raw), classes, model.facts.names)
+            fidelity.add_figures(result, samples.collected, samples.raw, rows)
+            result.trajectory = [image_grid(snapshot) for snapshot in samples.snapshots]
 
-    def _collector(self) -> sample_metrics.Collector:
-        dim, classes = self.widths
-        return sample_metrics.Collector(
-            self.accelerator,
-            self.count,
-            dim,
-            has_logits=classes is not None,
-            statistics_only=self.measure.fidelity == ["fid"],
-            limit=sample_metrics.LARGEST_GATHERED,
+    def _evaluate_likelihood(
+        self,
+        metric: str,
+        model: EvaluatedModel,
+        pipeline: generation.SamplingPipeline,
+        provenance: Mapping[str, Any],
+        result: EvaluationResult,
+        stopping: Stopping,
+        record: EvaluationRecord,
+    ) -> None:
+        """Add the bits per dimension or the loss of clean data to the result."""
+        options, data = self.options, self._clean_data
+        assert data is not None
+        if metric == "bpd":
+            clip, guidance = pipeline.sampler.clip, options.guidance
+            provenance = {**provenance, "clip": clip, "guidance": guidance}
+        run = LikelihoodRun(
+            data=data,
+            processes=self.processes,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            provenance=provenance,
+            result=result,
+            stopping=stopping,
+            partial_results=record.partial_results,
         )
+        if metric == "bpd":
+            compute_bits_per_dimension(pipeline, run, options.bound_steps)
+        else:
+            compute_losses(model, pipeline, run)
 
     def _estimate(
-        self, model: Model, pipeline: generation.SamplingPipeline, record: Unfinished | None
+        self,
+        model: EvaluatedModel,
+        pipeline: generation.SamplingPipeline,
+        record: EvaluationRecord | None,
     ) -> Estimate:
-        """The expected durations, printed; without a record nothing is expected."""
-        asked, work = self.measure, []
+        """Print the estimated durations of the stages; without a record there are no estimates."""
+        options, stages = self.options, []
         if record is None:
             return Estimate(main=False)
-        if asked.fidelity:
-            named, calls = ", ".join(asked.fidelity), pipeline.num_calls()
-            work.append(Stage(named, sample_metrics.DRAWN, "num_samples", self.count, calls))
-        for metric in asked.likelihood:
-            assert self._clean is not None
-            terms = asked.bound_steps or pipeline.diffusion.num_steps
-            calls = terms if metric == "bpd" else likelihood_metrics.QUARTERS_OF_T
-            work.append(Stage(metric, metric, "num_images", len(self._clean.x0), calls))
-        expected = Estimate(self.accelerator.is_main_process)
-        batch_size, classes = asked.batch_size, model.facts.num_classes
-        for stage in work:
-            expected.add(stage, Share(self.accelerator, stage.count, batch_size), record.parts)
-        expected.begin(pipeline, None if classes is None else [0], batch_size)
-        return expected
-
-    def told(self) -> dict[str, Any]:
-        """What samples and the likelihood are compared with, by content."""
-        told = {} if self.reference is None else dict(self.reference.provenance)
-        return told | ({} if self._clean is None else {"held_out": self._clean.told})
-
-    def _warnings(self) -> list[str]:
-        return [] if self.compared is None else list(self.compared.warnings)
-
-    def _score(
-        self,
-        found: sample_metrics.Collected,
-        told: Mapping[str, Any],
-        findings: Findings,
-        record: Unfinished,
-        stopping: Stopping = NEVER,
-    ) -> None:
-        extractor = {**self.extractor.described(), "features": found.dim}
-        told = {**told, "extractor": extractor, "resize": self.extractor.resize}
-        sample_metrics.scores(
-            self.measure.fidelity,
-            found,
-            self.reference,
-            told,
-            findings,
-            self.accelerator,
-            record,
-            stopping,
-        )
-
-    def _show(
-        self, findings: Findings, found: sample_metrics.Collected, raw: Tensor, rows: Rows = None
-    ) -> None:
-        """Take the grid of samples, and each beside what is nearest to it in the reference."""
-        if not self.accelerator.is_main_process:
-            return
-        findings.samples = picture(raw, rows)
-        reference, compared = self.reference, self.compared
-        if reference is None or reference.features is None or found.features is None:
-            return
-        if compared is not None and compared.images is not None:
-            mine = found.features.features[: sample_metrics.SHOWN][: len(raw)]
-            findings.nearest = neighbours(mine, raw, reference.features, compared.images)
+        if options.fidelity:
+            title, calls = ", ".join(options.fidelity), pipeline.num_calls()
+            samples = sample_metrics.SAMPLES
+            stages.append(Stage(title, samples, "num_samples", self.fidelity.num_samples, calls))
+        for metric in options.likelihood:
+            assert self._clean_data is not None
+            terms = options.bound_steps or pipeline.diffusion.num_steps
+            calls = terms if metric == "bpd" else NUM_QUARTERS
+            stages.append(Stage(metric, metric, "num_images", len(self._clean_data.x0), calls))
+        estimate = Estimate(self.processes.is_main_process)
+        for stage in stages:
+            shard = Shard(self.processes, stage.count, options.batch_size)
+            estimate.add(stage, shard, record.partial_results)
+        classes = None if model.facts.num_classes is None else [0]
+        estimate.begin(pipeline, classes, options.batch_size)
+        return estimate

@@ -1,201 +1,241 @@
-"""How likely a model finds clean data: the variational bound, and the loss of training."""
+"""Variational bound and denoising loss of clean data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
+from tqdm import tqdm
 
 from ddpm.console import progress
 from ddpm.diffusion import DiffusionLoss
-from ddpm.distributed.batches import Share
-from ddpm.distributed.main_process import to_main
+from ddpm.distributed.main_process import broadcast, to_main
+from ddpm.distributed.processes import Processes
+from ddpm.distributed.sharding import Shard
 from ddpm.distributed.stopping import NEVER, Stopping
-from ddpm.drawing import Model
 from ddpm.evaluation.bits_per_dimension import bits_per_dimension
-from ddpm.evaluation.partial_results import Parts
-from ddpm.evaluation.results import Findings
+from ddpm.evaluation.model import EvaluatedModel
+from ddpm.evaluation.partial_results import PartialResults
+from ddpm.evaluation.results import EvaluationResult
 from ddpm.generation import SampleNoise, SamplingPipeline
 from ddpm.metrics.results import BoundCurve
 from ddpm.samplers.base import respaced_timesteps
 from ddpm.seeding import RandomStream, mix
 from ddpm.training.meter import LOGGED, QUARTERS
 
-BOUND = ("bound.png", "bound.npz")
-QUARTERS_OF_T = len(QUARTERS)
+BOUND_FILES = ("bound.png", "bound.npz")
+NUM_QUARTERS = len(QUARTERS)
+"""Timesteps per item at which the loss is computed, one per quarter of all timesteps."""
 
 
-class Clean(NamedTuple):
-    """Clean data, and what to say of them.
+class CleanData(NamedTuple):
+    """Clean data with their provenance.
 
     Attributes:
         x0: (N, C, *spatial) in model space.
-        labels: (N,), of a class-conditional model.
-        prefix: of the numbers' names: ``val_`` where training never saw the data.
-        told: what they are.
+        labels: (N,) class numbers; None for an unconditional model.
+        prefix: of the names of the numbers: ``val_`` if the data were not trained on.
+        provenance: class, part, number and hash of the data.
     """
 
     x0: Tensor
     labels: Tensor | None
     prefix: str
-    told: Mapping[str, Any]
+    provenance: Mapping[str, Any]
 
-    def some(self, batch: list[int], device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Some of them, on a device."""
-        labels = None if self.labels is None else self.labels[batch].to(device)
-        return self.x0[batch].to(device), labels
+    def batch(self, indices: list[int], device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Return x0 and labels of some items, on a device."""
+        labels = None if self.labels is None else self.labels[indices].to(device)
+        return self.x0[indices].to(device), labels
 
 
-def likelihood(
-    pipeline: SamplingPipeline,
-    clean: Clean,
-    accelerator: Accelerator,
-    *,
-    seed: int,
-    batch_size: int,
-    steps: int | None,
-    told: Mapping[str, Any],
-    findings: Findings,
-    stopping: Stopping = NEVER,
-    parts: Parts | None = None,
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodRun:
+    """Everything that the metrics of clean data have in common.
+
+    Attributes:
+        data: clean data.
+        processes: share the data.
+        seed: of noise and timesteps, which are functions of it and the index of the item.
+        batch_size: items per batch.
+        provenance: everything but the data that the numbers depend on.
+        result: receives the numbers.
+        stopping: the stop check after each network call.
+        partial_results: finished batches are read from it and saved to it.
+    """
+
+    data: CleanData
+    processes: Processes
+    seed: int
+    batch_size: int
+    provenance: Mapping[str, Any]
+    result: EvaluationResult
+    stopping: Stopping = NEVER
+    partial_results: PartialResults = field(default_factory=PartialResults)
+
+    def shard(self, calls: int) -> Shard:
+        """Return the items of this process, with ``calls`` network calls per batch."""
+        count = len(self.data.x0)
+        return Shard(self.processes, count, self.batch_size, calls=calls, stopping=self.stopping)
+
+    def progress(self, shard: Shard, name: str, description: str, calls: int, unit: str) -> tqdm:
+        """Return a progress bar over network calls, without those of stored batches."""
+        stored = sum(self.partial_results.has(name, batch) for batch in shard.batches())
+        main = self.processes.is_main_process
+        return progress(shard.calls, description, unit, initial=calls * stored, shown=main)
+
+    def noise(self, batch: list[int]) -> SampleNoise:
+        """Return the noise of a batch, a function of the seed and each item's index."""
+        return SampleNoise([mix(self.seed, RandomStream.VALIDATION, index) for index in batch])
+
+
+def compute_bits_per_dimension(
+    pipeline: SamplingPipeline, run: LikelihoodRun, steps: int | None
 ) -> None:
-    """Bits per dimension of clean data, and its terms over t; noise by index.
+    """Add the bits per dimension of clean data, and the terms over t, to the result.
+
+    Args:
+        pipeline: its denoiser predicts x0 and noise.
+        run: data and options.
+        steps: number of terms, on a respaced process; None = all T.
 
     Raises:
-        GivenUpError: it was told to stop.
+        GivenUpError: the stop check returned True.
     """
-    total, count = pipeline.diffusion.num_steps, len(clean.x0)
-    kept = list(range(total)) if steps is None else respaced_timesteps(total, (steps,))
-    share, parts = Share(accelerator, count, batch_size, len(kept), stopping), parts or Parts()
-    terms, priors = [torch.zeros(0, len(kept))], [torch.zeros(0)]
-    main, done = accelerator.is_main_process, _done(share, parts, "bpd", len(kept))
-    with progress(share.calls, "likelihood", "term", initial=done, shown=main) as bar:
+    total = pipeline.diffusion.num_steps
+    timesteps = list(range(total)) if steps is None else respaced_timesteps(total, (steps,))
+    num_terms, shard = len(timesteps), run.shard(len(timesteps))
+    terms, priors = [torch.zeros(0, num_terms)], [torch.zeros(0)]
+    with run.progress(shard, "bpd", "likelihood", num_terms, "term") as bar:
 
         def after() -> None:
             bar.update()
-            share.tick()
+            shard.tick()
 
-        for batch in share.batches():
-            held = parts.load("bpd", batch)
-            if held is None:
-                x0, labels = clean.some(batch, pipeline.device)
-                with pipeline.autocast():
-                    found = bits_per_dimension(
-                        pipeline.denoiser,
-                        x0,
-                        randn_like=_noise(seed, batch).like,
-                        steps=kept,
-                        y=labels,
-                        on_step=after,
-                    )
-                held = {"terms": found.terms, "prior": found.prior}
-                parts.save("bpd", batch, held)
-            terms.append(held["terms"])
-            priors.append(held["prior"])
-        share.finish()
-    every, prior = (to_main(accelerator, torch.cat(each)) for each in (terms, priors))
-    number: tuple[float, float | None] = 0.0, None
-    if every is not None and prior is not None:
-        every, prior = every.double(), prior.double()
-        number, spread = _mean(every.sum(1) + prior), every.std(0) / count**0.5
-        means, spreads = every.mean(0).tolist(), spread.tolist()
-        findings.bound = BoundCurve(kept, means, spreads, float(prior.mean()))
-    number, findings.bound = broadcast_object_list([(number, findings.bound)])[0]
-    depends = {**told, "bound_steps": len(kept), **clean.told}
-    few = None if len(kept) == total else f"{len(kept)}steps"  # another, looser number
-    findings.add(f"{clean.prefix}bpd", *number, depends, suffix=few)
+        def compute(batch: list[int]) -> dict[str, Tensor]:
+            x0, labels = run.data.batch(batch, pipeline.device)
+            with pipeline.autocast():
+                bound = bits_per_dimension(
+                    pipeline.denoiser,
+                    x0,
+                    randn_like=run.noise(batch).like,
+                    steps=timesteps,
+                    y=labels,
+                    on_step=after,
+                )
+            return {"terms": bound.terms, "prior": bound.prior}
+
+        for batch in shard.batches():
+            tensors = run.partial_results.load_or_compute("bpd", batch, compute)
+            terms.append(tensors["terms"])
+            priors.append(tensors["prior"])
+        shard.finish()
+    all_terms, all_priors = (to_main(run.processes, torch.cat(each)) for each in (terms, priors))
+    number, curve = broadcast(run.processes, _bound_curve(timesteps, all_terms, all_priors))
+    run.result.bound = curve
+    provenance = {**run.provenance, "bound_steps": num_terms, **run.data.provenance}
+    # A respaced process has another, looser bound.
+    suffix = None if num_terms == total else f"{num_terms}steps"
+    run.result.add(f"{run.data.prefix}bpd", *number, provenance, suffix=suffix)
 
 
-def losses(
-    model: Model,
-    clean: Clean,
-    *,
-    seed: int,
-    batch_size: int,
-    told: Mapping[str, Any],
-    findings: Findings,
-    stopping: Stopping = NEVER,
-    parts: Parts | None = None,
-) -> None:
-    """The training loss of clean data, each at one step t of each quarter; t and noise by index.
+def _bound_curve(
+    timesteps: list[int], terms: Tensor | None, priors: Tensor | None
+) -> tuple[tuple[float, float | None], BoundCurve | None]:
+    """Return the bits per dimension with their standard error, and the terms over t.
+
+    Args:
+        timesteps: K timesteps.
+        terms: (N, K); None on other processes than the main one.
+        priors: (N,); None on other processes than the main one.
+    """
+    if terms is None or priors is None:
+        return (0.0, None), None
+    terms, priors = terms.double(), priors.double()
+    number, errors = _mean_with_error(terms.sum(1) + priors), terms.std(0) / len(terms) ** 0.5
+    means = terms.mean(0).tolist()
+    return number, BoundCurve(timesteps, means, errors.tolist(), float(priors.mean()))
+
+
+def compute_losses(model: EvaluatedModel, pipeline: SamplingPipeline, run: LikelihoodRun) -> None:
+    """Add the training loss of clean data, and that of each quarter of timesteps, to the result.
+
+    Each item has one timestep t per quarter; t and the noise are functions of seed and index.
+
+    Args:
+        model: its network is put into eval mode.
+        pipeline: has the device of the network, and the context in which it runs.
+        run: data and options.
 
     Raises:
-        GivenUpError: it was told to stop.
+        GivenUpError: the stop check returned True.
     """
-    accelerator, total = model.accelerator, model.diffusion.num_steps
-    loss = DiffusionLoss(model.diffusion)
-    network = model.network.eval()
-    parts, main = parts or Parts(), accelerator.is_main_process
-    share = Share(accelerator, len(clean.x0), batch_size, QUARTERS_OF_T, stopping)
-    found, done = [torch.zeros(0, QUARTERS_OF_T)], _done(share, parts, "loss", QUARTERS_OF_T)
-    with progress(share.calls, "loss", "call", initial=done, shown=main) as bar:
-        for batch in share.batches():
-            held = parts.load("loss", batch)
-            if held is not None:
-                found.append(held["losses"])
-                continue
-            x0, labels = clean.some(batch, accelerator.device)
-            noise, columns = _noise(seed, batch), []
+    total, network = model.diffusion.num_steps, model.network.eval()
+    diffusion_loss = DiffusionLoss(model.diffusion)
+    shard, losses = run.shard(NUM_QUARTERS), [torch.zeros(0, NUM_QUARTERS)]
+    with run.progress(shard, "loss", "loss", NUM_QUARTERS, "call") as bar:
+
+        def compute(batch: list[int]) -> dict[str, Tensor]:
+            x0, labels = run.data.batch(batch, pipeline.device)
+            noise, columns = run.noise(batch), []
             cond: dict[str, Any] = {} if labels is None else {"y": labels}
-            for quarter in range(QUARTERS_OF_T):
-                t = torch.tensor([_step(seed, index, quarter, total) for index in batch])
-                t, eps = t.to(x0.device), noise.like(x0)
-                with torch.inference_mode(), accelerator.autocast():
-                    each = loss(network, x0, t, eps, **cond)
-                columns.append(each.float().cpu())
+            for quarter in range(NUM_QUARTERS):
+                timesteps = [_timestep(run.seed, index, quarter, total) for index in batch]
+                t, eps = torch.tensor(timesteps).to(x0.device), noise.like(x0)
+                with torch.inference_mode(), pipeline.autocast():
+                    loss = diffusion_loss(network, x0, t, eps, **cond)
+                columns.append(loss.float().cpu())
                 bar.update()
-                share.tick()
-            found.append(torch.stack(columns, dim=1))
-            parts.save("loss", batch, {"losses": found[-1]})
-        share.finish()
-    every = to_main(accelerator, torch.cat(found))
-    numbers = []
-    if every is not None:
-        every = every.double()
-        numbers = [_mean(each) for each in (every.mean(1), *every.T)]
-    (numbers,) = broadcast_object_list([numbers])
+                shard.tick()
+            return {"losses": torch.stack(columns, dim=1)}
+
+        for batch in shard.batches():
+            tensors = run.partial_results.load_or_compute("loss", batch, compute)
+            losses.append(tensors["losses"])
+        shard.finish()
+    everything, numbers = to_main(run.processes, torch.cat(losses)), []
+    if everything is not None:
+        everything = everything.double()
+        numbers = [_mean_with_error(each) for each in (everything.mean(1), *everything.T)]
+    numbers = broadcast(run.processes, numbers)
+    provenance = {**run.provenance, **run.data.provenance}
     for name, number in zip(LOGGED, numbers, strict=True):
-        findings.add(f"{clean.prefix}{name}", *number, {**told, **clean.told})
+        run.result.add(f"{run.data.prefix}{name}", *number, provenance)
 
 
-def _done(share: Share, parts: Parts, name: str, calls: int) -> int:
-    """Network calls of the batches that are kept."""
-    return calls * sum(parts.has(name, batch) for batch in share.batches())
-
-
-def _noise(seed: int, batch: list[int]) -> SampleNoise:
-    return SampleNoise([mix(seed, RandomStream.VALIDATION, index) for index in batch])
-
-
-def _step(seed: int, index: int, quarter: int, total: int) -> int:
-    """A step t of a quarter of all, for one item."""
-    low, high = (total * n // QUARTERS_OF_T for n in (quarter, quarter + 1))
+def _timestep(seed: int, index: int, quarter: int, total: int) -> int:
+    """Return the timestep of an item in a quarter of all ``total`` timesteps."""
+    low, high = (total * n // NUM_QUARTERS for n in (quarter, quarter + 1))
     return min(
         low + mix(seed, RandomStream.VALIDATION, index, quarter) % max(high - low, 1), total - 1
     )
 
 
-def _mean(values: Tensor) -> tuple[float, float | None]:
-    """Mean and standard error; of one value there is none."""
+def _mean_with_error(values: Tensor) -> tuple[float, float | None]:
+    """Return the mean and its standard error; None for a single value."""
     error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
     return float(values.mean()), error
 
 
 def save_bound(folder: Path, curve: BoundCurve) -> None:
-    """Write ``bound.png`` and ``bound.npz``: the terms over t."""
+    """Write the terms of the bound over t as ``bound.png`` and ``bound.npz``.
+
+    Args:
+        folder: must exist.
+        curve: the terms.
+    """
     import numpy as np
     from matplotlib.figure import Figure
 
     steps, terms, errors, prior = curve
-    np.savez(folder / BOUND[1], t=steps, bits=terms, error=errors, prior=prior)
+    np.savez(folder / BOUND_FILES[1], t=steps, bits=terms, error=errors, prior=prior)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(steps, np.maximum(terms, 1e-9), lw=1.2)
     axes.set(xlabel="t", ylabel="bits per dimension", yscale="log", title="terms of the bound")
     axes.grid(alpha=0.3)
-    figure.savefig(folder / BOUND[0], dpi=120)
+    figure.savefig(folder / BOUND_FILES[0], dpi=120)

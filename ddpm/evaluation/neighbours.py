@@ -1,4 +1,4 @@
-"""Samples beside the images of the reference that are nearest to them."""
+"""Samples beside the nearest images of the reference."""
 
 from __future__ import annotations
 
@@ -13,26 +13,32 @@ from ddpm.data.class_rows import Rows
 from ddpm.metrics.results import Neighbour
 
 
-def neighbours(
-    mine: Tensor, raw: Tensor, theirs: Tensor, images: metrics.Images
+def nearest_images(
+    features: Tensor, raw: Tensor, reference_features: Tensor, reference: metrics.Images
 ) -> list[Neighbour]:
-    """Return samples beside the nearest images, with their distances in feature space.
+    """Return samples beside the nearest reference images by distance in feature space.
 
     Args:
-        mine: (n, D) features of the samples.
-        raw: uint8 (n or more, C, H, W) the samples.
-        theirs: (m, D) features of the images.
-        images: the images.
+        features: (n, D) features of the samples.
+        raw: uint8 (n or more, C, H, W) samples.
+        reference_features: (m, D).
+        reference: the m images.
     """
     exact = "donot_use_mm_for_euclid_dist"  # the distance of equal features is 0
-    apart, where = torch.cdist(mine.float(), theirs.float(), compute_mode=exact).min(dim=1)
-    near = images.read(where.tolist())
+    pairwise = torch.cdist(features.float(), reference_features.float(), compute_mode=exact)
+    distances, indices = pairwise.min(dim=1)
+    nearest = reference.read(indices.tolist())
     return [
-        Neighbour(picture(raw[i : i + 1]), picture(near[i : i + 1]), float(apart[i]))
-        for i in range(len(mine))
+        Neighbour(image_grid(raw[i : i + 1]), image_grid(nearest[i : i + 1]), float(distances[i]))
+        for i in range(len(features))
     ]
 
 
-def picture(raw: Tensor, rows: Rows = None) -> Any:
-    """Return a grid of uint8 images (n, C, H, W), in rows of classes where they are given."""
+def image_grid(raw: Tensor, rows: Rows = None) -> Any:
+    """Return a grid of uint8 images (n, C, H, W) as a Pillow image.
+
+    Args:
+        raw: the images.
+        rows: the rows of classes; None = a square.
+    """
     return ImageCodec(tuple(raw.shape[1:])).picture(raw, rows=rows)

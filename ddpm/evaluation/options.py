@@ -1,4 +1,4 @@
-"""What is measured, and how: the options that ``ddpm-evaluate`` and training share."""
+"""Options of evaluations, shared by ``ddpm-evaluate``, training and Python."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from typing import Any, Literal
 from ddpm.errors import ConfigError, did_you_mean, require
 
 FIDELITY = ("fid", "kid", "isc", "prc")
+"""Metrics of samples."""
 LIKELIHOOD = ("bpd", "loss")
+"""Metrics of clean data."""
 METRICS = (*FIDELITY, *LIKELIHOOD)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
-    """Which numbers, of how many samples and of which data; ``configs/evaluate.yaml`` tells each.
+class EvaluationOptions:
+    """Metrics to compute and all options that determine them.
+
+    The comments in ``configs/evaluate.yaml`` describe each option.
 
     Raises:
-        ConfigError: an unknown metric, or a number that makes no sense.
+        ConfigError: an unknown metric, or a count below 1.
     """
 
     metrics: list[str]
@@ -42,28 +46,46 @@ class Measure:
         for name in self.metrics:
             if name not in METRICS:
                 hint = did_you_mean(name, METRICS)
-                raise ConfigError("metrics", name, f"there is no such metric{hint}")
-        object.__setattr__(self, "metrics", list(dict.fromkeys(self.metrics)))  # it is frozen
+                raise ConfigError("metrics", name, f"unknown metric{hint}")
+        unique = list(dict.fromkeys(self.metrics))
+        object.__setattr__(self, "metrics", unique)  # the dataclass is frozen
         for key in ("batch_size", "num_images"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "must be at least 1")
 
     @property
     def fidelity(self) -> list[str]:
-        """The metrics of samples."""
+        """Requested metrics of samples."""
         return [name for name in self.metrics if name in FIDELITY]
 
     @property
-    def of_folders(self) -> dict[str, Any]:
-        """The options for reading folders of pictures that are not at their defaults."""
+    def likelihood(self) -> list[str]:
+        """Requested metrics of clean data."""
+        return [name for name in self.metrics if name in LIKELIHOOD]
+
+    @property
+    def folder_options(self) -> dict[str, Any]:
+        """The options for reading folders of images that differ from their defaults."""
         options = {name: getattr(self, name) for name in ("image_size", "color", "low", "high")}
         return {name: value for name, value in options.items() if value not in (None, "auto")}
 
-    @property
-    def likelihood(self) -> list[str]:
-        """The metrics of data."""
-        return [name for name in self.metrics if name in LIKELIHOOD]
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Check that metrics of images are requested for images only.
+
+        Args:
+            shape: (C, *spatial) of a sample.
+
+        Raises:
+            ConfigError: names ``metrics``.
+        """
+        problem = "fidelity is defined for images only; use metrics=[bpd,loss]"
+        require(not self.fidelity or len(shape) == 3, "metrics", self.fidelity, problem)
 
 
-def answers(metric: str, asked: str) -> bool:
-    """Whether a number is the one that was asked for: of ``prc`` the precision."""
-    return metric in {"prc": ("precision",)}.get(asked, (asked, f"val_{asked}"))
+def matches_metric(name: str, requested: str) -> bool:
+    """Return True if a number is the main number of a requested metric.
+
+    Args:
+        name: of the number, without the number of samples, such as ``val_bpd``.
+        requested: one of :data:`METRICS`. The main number of ``prc`` is the precision.
+    """
+    return name in {"prc": ("precision",)}.get(requested, (requested, f"val_{requested}"))

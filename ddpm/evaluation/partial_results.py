@@ -1,4 +1,4 @@
-"""Evaluations that were cut off: what is finished stays on the disk, and is continued.
+"""Partial results of interrupted evaluations, which are continued later.
 
 While an evaluation runs, the ``evaluation.json`` in its folder is marked as incomplete and contains
 the finished metrics. The hidden folder ``.ddpm-unfinished`` beside it contains the results of each
@@ -9,7 +9,7 @@ continues there.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from ddpm.console import warn
 from ddpm.errors import ConfigError
 from ddpm.evaluation import results
-from ddpm.evaluation.results import Findings
+from ddpm.evaluation.results import EvaluationResult
 from ddpm.files import UNREADABLE, load_tensors, replacing
 from ddpm.outputs import OutputFolder
 from ddpm.training.lock import FILE as LOCK
@@ -28,22 +28,22 @@ from ddpm.training.lock import Lock
 FOLDER = ".ddpm-unfinished"  # the prefix of names that are never the user's
 
 
-class Parts:
-    """Results of single batches, kept in a folder by name and first index.
+class PartialResults:
+    """Results of single batches, stored in a folder by name and first index.
 
     Args:
-        folder: where; None = nothing is kept.
+        folder: of the files; None = nothing is stored.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder, self._failed = folder, False
 
-    def has(self, name: str, batch: Sequence[int]) -> bool:
-        """Return True if the results of a batch are kept."""
+    def has(self, name: str, batch: list[int]) -> bool:
+        """Return True if the results of a batch are stored."""
         return self.folder is not None and self._path(name, batch).is_file()
 
-    def load(self, name: str, batch: Sequence[int]) -> dict[str, Tensor] | None:
-        """Return the results of a batch; None if they are not kept, or damaged."""
+    def load(self, name: str, batch: list[int]) -> dict[str, Tensor] | None:
+        """Return the results of a batch; None if they are not stored, or damaged."""
         if not self.has(name, batch):
             return None
         try:
@@ -53,8 +53,8 @@ class Parts:
             warn(f"{self._path(name, batch)} is damaged ({reason}); computing the batch again")
             return None
 
-    def save(self, name: str, batch: Sequence[int], results: Mapping[str, Tensor]) -> None:
-        """Keep the results of a batch; a file system that refuses is warned of once."""
+    def save(self, name: str, batch: list[int], results: Mapping[str, Tensor]) -> None:
+        """Store the results of a batch; warn once if the file cannot be written."""
         if self.folder is None or self._failed:
             return
         import safetensors.torch
@@ -65,10 +65,26 @@ class Parts:
                 aside.write_bytes(content)
         except ConfigError as error:
             self._failed = True
-            warn(f"{error}; if it is cut off, the evaluation starts again with this batch")
+            warn(f"{error}; an interrupted evaluation will resume from this batch")
+
+    def load_or_compute(
+        self, name: str, batch: list[int], compute: Callable[[list[int]], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return the results of a batch, stored or computed and then stored.
+
+        Args:
+            name: of the computation, such as ``samples``.
+            batch: indices of the items.
+            compute: returns the results of a batch.
+        """
+        results = self.load(name, batch)
+        if results is None:
+            results = compute(batch)
+            self.save(name, batch, results)
+        return results
 
     def clear(self, *, lock: bool = True) -> None:
-        """Delete the files of this class, and the folder if it is empty then.
+        """Delete the stored results, and the folder if it is then empty.
 
         Args:
             lock: delete also the file that locks the folder.
@@ -82,18 +98,18 @@ class Parts:
         with suppress(OSError):
             self.folder.rmdir()
 
-    def _path(self, name: str, batch: Sequence[int]) -> Path:
+    def _path(self, name: str, batch: list[int]) -> Path:
         assert self.folder is not None
         return self.folder / f"{name}-{batch[0]:08d}.safetensors"
 
 
-class Unfinished:
-    """The record of an evaluation in progress; without a folder it keeps nothing.
+class EvaluationRecord:
+    """Record of an evaluation in progress.
 
     Args:
-        output: the folder of the evaluation.
+        output: the folder of the evaluation; None = nothing is recorded.
         request: everything that determines the results, as plain JSON.
-        main: only the main process of several writes the record.
+        main: True on the process that writes the record.
     """
 
     def __init__(
@@ -105,55 +121,55 @@ class Unfinished:
     ) -> None:
         folder = None if output is None else output.path
         self.output, self.folder, self.request, self.main = output, folder, request, main
-        self.parts = Parts(None if folder is None else folder / FOLDER)
-        self._rows, self._warnings = [], []
+        self.partial_results = PartialResults(None if folder is None else folder / FOLDER)
+        self._metrics, self._warnings = [], []
         if folder is not None and is_unfinished(folder, request):
             with suppress(*UNREADABLE):
-                self._rows, self._warnings, _ = results.read(folder)
+                self._metrics, self._warnings, _ = results.read(folder)
 
     @property
-    def place(self) -> OutputFolder:
+    def output_folder(self) -> OutputFolder:
         """The folder of the evaluation."""
         assert self.output is not None
         return self.output
 
-    def recall(self, into: Findings, metrics: Iterable[str]) -> bool:
-        """Add the numbers of a finished metric to findings; return False if it is not finished.
+    def recall(self, result: EvaluationResult, metrics: Iterable[str]) -> bool:
+        """Add the numbers of a finished metric to a result; return False if it is not finished.
 
         Args:
-            into: the findings to add to.
+            result: receives the numbers.
             metrics: the names of the metric's numbers, such as precision and recall.
         """
         names = set(metrics)
-        rows = [row for row in self._rows if row.provenance["metric"] in names]
-        if {row.provenance["metric"] for row in rows} != names:
+        finished = [each for each in self._metrics if each.provenance["metric"] in names]
+        if {each.provenance["metric"] for each in finished} != names:
             return False
-        into.metrics.extend(rows)
-        into.warn(*self._warnings)
+        result.metrics.extend(finished)
+        result.warn(*self._warnings)
         return True
 
-    def save(self, found: Findings) -> None:
+    def save(self, result: EvaluationResult) -> None:
         """Write the finished metrics into ``evaluation.json``, marked as incomplete."""
         if self.output is None or not self.main:
             return
-        names = {metric.name for metric in found.metrics}
-        earlier = [metric for metric in self._rows if metric.name not in names]
-        kept = Findings([*found.metrics, *earlier], found.warnings)
+        names = {metric.name for metric in result.metrics}
+        earlier = [metric for metric in self._metrics if metric.name not in names]
+        combined = EvaluationResult([*result.metrics, *earlier], result.warnings)
         try:
-            kept.write(self.output.aside, request=self.request, complete=False)
+            combined.write(self.output.aside, request=self.request, complete=False)
             self.output.publish()
         except ConfigError as error:
             warn(f"{error}; the evaluation continues")
 
     def abandon(self) -> bool:
-        """Delete the record if nothing is finished; return True if something is."""
+        """Return True if there are partial results; delete an empty record."""
         if self.folder is None or any((self.folder / FOLDER).glob("*.safetensors")):
             return True
         if self.main:
-            self.parts.clear()
+            self.partial_results.clear()
             with suppress(*UNREADABLE):
-                rows, _, content = results.read(self.folder)
-                if rows:
+                metrics, _, content = results.read(self.folder)
+                if metrics:
                     return True
                 if content.get("complete") is False:
                     (self.folder / results.FILE).unlink()
@@ -170,19 +186,21 @@ def is_unfinished(folder: Path, request: Mapping[str, Any] | None) -> bool:
 
 
 def find(parent: Path, request: Mapping[str, Any]) -> tuple[Path, Lock] | None:
-    """Return the newest unfinished evaluation of a request that no other process continues.
+    """Return the newest unfinished evaluation of a request, with its lock.
+
+    Evaluations that another process continues are ignored.
 
     Args:
         parent: the folder that contains the folders of evaluations.
         request: everything that determines the results.
     """
-    wanted = plain(request)
+    plain_request = plain(request)
     files = sorted(parent.glob(f"*/{results.FILE}"), key=lambda file: file.stat().st_mtime_ns)
     for folder in (file.parent for file in reversed(files)):
-        if is_unfinished(folder, wanted):
+        if is_unfinished(folder, plain_request):
             lock = Lock(folder / FOLDER)
             with suppress(ConfigError):
-                lock.acquire("out", _nothing, seconds=0)
+                lock.acquire("out", lambda _: None, seconds=0)
                 return folder, lock
     return None
 
@@ -202,9 +220,5 @@ def stored_request(content: Mapping[str, Any]) -> Any:
 
 
 def plain(request: Mapping[str, Any]) -> Any:
-    """Return a request as it is read back from a file."""
+    """Return a request as it would be read from a file."""
     return json.loads(json.dumps(request, default=str))
-
-
-def _nothing(_: str) -> None:
-    """Say nothing: the evaluation gets another folder."""

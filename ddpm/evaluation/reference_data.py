@@ -1,181 +1,224 @@
-"""What a model or images are held against: ``reference=``, or the model's own data."""
+"""Reference data of an evaluation: ``reference=``, or the training data of the model."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
-from ddpm import instantiate, metrics
-from ddpm.config.location import config_dir
+from ddpm import metrics
 from ddpm.console import warn_once
 from ddpm.data import UNTOUCHED, Dataset
 from ddpm.data.classes import relabel
 from ddpm.data.decoding import SUFFIXES
 from ddpm.data.samples import samples_at
 from ddpm.data.split import Split
-from ddpm.distributed.main_process import attended, on_main
+from ddpm.distributed.main_process import attended, broadcast, on_main
+from ddpm.distributed.processes import Processes
 from ddpm.errors import ConfigError, require
-from ddpm.evaluation.likelihood_metrics import Clean
-from ddpm.evaluation.sample_metrics import Collector, of_images
-from ddpm.instantiate import Facts
+from ddpm.evaluation.likelihood_metrics import CleanData
+from ddpm.evaluation.model import DataFacts
+from ddpm.evaluation.sample_metrics import FeatureCollector, extract_images
 
-MOST = 50_000
-"""Reference images, and samples unless more are asked for."""
+MAX_IMAGES = 50_000
+"""Largest number of reference images, and of samples unless more are requested."""
 _PARTS = ("train", "val")
-_TOLD = ("_target_", "path", "split", "val_fraction")
 
 
-class Against:
-    """Finds what ``reference`` names.
+@dataclass(frozen=True)
+class NamedData:
+    """A data set with its provenance.
+
+    Attributes:
+        split: the training data and the validation data.
+        provenance: class, path and similar properties, as plain JSON.
+    """
+
+    split: Split
+    provenance: Mapping[str, Any]
+
+
+Load = Callable[[], NamedData]
+Resolve = Callable[[str | None], Load | None]
+"""Return the function that reads the data of a name, such as ``cifar``, or None if the name is
+unknown. The name None stands for the training data of the model."""
+
+
+def no_data(name: str | None) -> Load | None:
+    """Resolve no name: without a config, reference data are files."""
+    return None
+
+
+class ReferenceResolver:
+    """Finds the data that ``reference`` names.
 
     Args:
-        named: ``train`` or ``val``, parts of the model's own data; a data group; a folder or an
-            .npz of images; a file of statistics. None = ``train`` for samples, and for the
-            likelihood ``val``, if there is such a part.
-        node: of the model's own data, or None.
-        own: reads these.
-        cache: the folder of reference statistics, or None.
-        options: for reading a folder, those of :class:`ddpm.metrics.FolderImages`.
+        name: ``train`` or ``val``, parts of the model's training data; the name of a data set; a
+            folder or an .npz of images; a file of statistics. None = ``train`` for samples, and
+            ``val`` for the likelihood if it exists.
+        resolve: finds data sets by name.
+        cache: the folder of reference statistics; None = no cache.
+        folder_options: for reading a folder, those of :class:`ddpm.metrics.FolderImages`.
     """
 
     def __init__(
         self,
-        named: str | None,
-        node: Mapping[str, Any] | None,
-        own: Callable[[], Split] | None = None,
+        name: str | None,
+        resolve: Resolve = no_data,
         cache: Path | None = None,
-        options: Mapping[str, Any] | None = None,
+        folder_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.named, self.node, self._own, self.cache = named, node, own, cache
-        self._options = options or {}
-        self.group = named is not None and named not in _PARTS and _is_data_group(named)
+        self.name, self.cache, self._folder_options = name, cache, folder_options or {}
+        self._load_model_data = resolve(None)
+        self._load_named = None if name is None or name in _PARTS else resolve(name)
+
+    @property
+    def is_file(self) -> bool:
+        """True if ``reference`` names a file or a folder."""
+        return self.name is not None and self.name not in _PARTS and self._load_named is None
 
     @property
     def is_folder(self) -> bool:
-        """Whether ``reference`` names a folder of pictures, as far as its name tells."""
-        own = self.named is None or self.named in _PARTS or self.group
-        return not own and not str(self.named).endswith((".npz", ".safetensors"))
+        """True if ``reference`` names a folder of images, judging by its name."""
+        return self.is_file and not str(self.name).endswith((".npz", ".safetensors"))
 
     @cached_property
-    def _of_model(self) -> tuple[Split, Mapping[str, Any]]:
-        """The model's own data, and their config node."""
-        problem = "there are no data of a model's own here; name a data group, a folder or an .npz"
-        if self.node is None:
-            raise ConfigError("reference", self.named, problem)
-        complete = instantiate.completed({"data": self.node})  # of versions with fewer options
-        return (self._own or partial(instantiate.splits, complete))(), self.node
+    def _model_data(self) -> NamedData:
+        """The training data of the model."""
+        problem = (
+            "no training data of a model are available; name a data group, a folder or an .npz"
+        )
+        if self._load_model_data is None:
+            raise ConfigError("reference", self.name, problem)
+        return self._load_model_data()
 
     @cached_property
-    def _of_group(self) -> tuple[Split, Mapping[str, Any]]:
-        """The data group that is named."""
-        file = config_dir() / "data" / f"{self.named}.yaml"
-        node = instantiate.from_yaml(file.read_text(encoding="utf-8"), str(file))
-        node |= {"class_cond": True} if "class_cond" in node else {}
+    def _named_data(self) -> NamedData:
+        """The data set of this name."""
+        assert self._load_named is not None
         try:
-            return instantiate.splits({"data": node}), node
+            return self._load_named()
         except ConfigError as error:
-            problem = f"cannot be read ({error.key}: {error.problem})"
-            remedy = "give a folder or an .npz of its images"
-            raise ConfigError("reference", self.named, problem, remedy) from error
+            cause = error.problem.partition(";")[0]  # it may end with a remedy
+            problem = f"cannot be read ({error.key}: {cause})"
+            remedy = "use a folder or an .npz of its images"
+            raise ConfigError("reference", self.name, problem, remedy) from error
 
-    def _part(self, name: str, *, group: bool) -> tuple[Dataset, dict[str, Any]]:
-        """A part of the data, and what to say of it."""
-        split, node = self._of_group if group else self._of_model
-        found = split.train if name == "train" else split.val
+    def _part(self, part: str, data: NamedData) -> tuple[Dataset, dict[str, Any]]:
+        """Return a part of the data with its provenance."""
+        dataset = data.split.train if part == "train" else data.split.val
         problem = "no data are held out; train with data.val_fraction=0.1, or leave it out"
-        if found is None:
-            raise ConfigError("reference", name, problem)
-        told = {key: node[key] for key in _TOLD if key in node}
-        return found, {**told, "part": name}
+        if dataset is None:
+            raise ConfigError("reference", part, problem)
+        return dataset, {**data.provenance, "part": part}
 
-    def clean(self, facts: Facts, count: int, seed: int, part: str | None = None) -> Clean:
-        """The first ``count`` of the data, in an order by ``seed``, for loss and likelihood.
+    def clean_data(
+        self, facts: DataFacts, count: int, seed: int, part: str | None = None
+    ) -> CleanData:
+        """Return the first ``count`` items of the data in an order by ``seed``.
 
         Args:
             facts: of the model's data.
-            count: at most.
+            count: largest number of items.
             seed: of the order.
-            part: ``train`` or ``val`` of the model's own data; None = what is named, or as the
-                class says.
+            part: ``train`` or ``val`` of the model's data; None = those of ``reference``.
 
         Raises:
-            ConfigError: there are none, or they are not of the model's shape.
+            ConfigError: no such data, or data of another shape than the model's.
         """
-        other = self.named is not None and self.named not in _PARTS and not self.group
-        problem = "holds images alone; loss and bpd are of train, val or a data group"
-        require(part is not None or not other, "reference", self.named, problem)
-        group = self.group and part is None
-        if part is None and self.named in _PARTS:
-            part = self.named
+        problem = "contains images only; loss and bpd need train, val or a data group"
+        require(part is not None or not self.is_file, "reference", self.name, problem)
+        use_named = self._load_named is not None and part is None
+        if part is None and self.name in _PARTS:
+            part = self.name
         if part is None:
-            part = "train" if group or self._of_model[0].val is None else "val"
-        data, told = self._part(part, group=group)
+            part = "train" if use_named or self._model_data.split.val is None else "val"
+        source = self._named_data if use_named else self._model_data
+        data, provenance = self._part(part, source)
         data = relabel(data, facts.num_classes, facts.class_names)
-        problem = f"its data are {list(data.shape)}, the model's {list(facts.shape)}"
-        require(tuple(data.shape) == tuple(facts.shape), "reference", self.named, problem)
+        problem = f"its data have shape {list(data.shape)}, the model's {list(facts.shape)}"
+        require(tuple(data.shape) == tuple(facts.shape), "reference", self.name, problem)
         generator = torch.Generator().manual_seed(seed)
         indices = torch.randperm(len(data), generator=generator)[:count].tolist()
         raw, labels = data.fetch(indices, [UNTOUCHED] * len(indices))
-        problem = "its data have no labels, and the model knows classes"
+        problem = "its data have no labels, which a class-conditional model needs"
         conditional = facts.num_classes is not None
-        require(labels is not None or not conditional, "reference", self.named, problem)
+        require(labels is not None or not conditional, "reference", self.name, problem)
         sha256 = hashlib.sha256(raw.contiguous().numpy().data).hexdigest()
-        of = {"reference": {**told, "num_images": len(indices), "sha256": sha256}}
-        prefix = "val_" if part == "val" else ""
-        return Clean(facts.codec.encode(raw), labels if conditional else None, prefix, of)
+        reference = {**provenance, "num_images": len(indices), "sha256": sha256}
+        prefix, labels = "val_" if part == "val" else "", labels if conditional else None
+        return CleanData(facts.codec.encode(raw), labels, prefix, {"reference": reference})
 
-    def judged(
-        self, extractor: metrics.Extractor, dim: int, requested: list[str], accelerator: Accelerator
-    ) -> Compared:
-        """What samples are compared with; nothing long has been done yet.
+    def prepare(
+        self,
+        extractor: metrics.Extractor,
+        num_features: int,
+        requested: list[str],
+        processes: Processes,
+    ) -> PreparedReference:
+        """Find the reference of the samples, without computing features yet.
 
         Args:
-            extractor: prepared.
-            dim: its features an image.
+            extractor: must be prepared.
+            num_features: of the extractor, per sample.
             requested: names of metrics.
-            accelerator: whose processes share the work.
+            processes: share the work.
 
         Raises:
-            ConfigError: there is none, or it does not fit.
+            ConfigError: no such reference, or one that does not fit the extractor.
         """
-        features = bool({"kid", "prc"} & set(requested))
-        if self.named is not None and not self.group and _is_statistics(self.named):
-            found, warnings = metrics.named(self.named, extractor, dim, need_features=features)
-            return Compared(extractor, accelerator, features, ready=found, warnings=warnings)
+        need_features = bool({"kid", "prc"} & set(requested))
+        if self.is_file and _is_statistics(str(self.name)):
+            statistics, warnings = metrics.load_reference(
+                str(self.name), extractor, num_features, need_features=need_features
+            )
+            return PreparedReference(
+                extractor, processes, need_features, ready=statistics, warnings=warnings
+            )
         images = self._images()
-        warn_once(accelerator, images.warnings)
-        images = images if len(images) <= MOST else metrics.SomeImages(images, MOST)
-        images.shown = accelerator.is_main_process
-        return Compared(extractor, accelerator, features, images=images, cache=self.cache)
+        warn_once(processes, images.warnings)
+        images = images if len(images) <= MAX_IMAGES else metrics.RandomSubset(images, MAX_IMAGES)
+        images.shown = processes.is_main_process
+        return PreparedReference(
+            extractor, processes, need_features, images=images, cache=self.cache
+        )
 
     def _images(self) -> metrics.Images:
-        if self.named is not None and self.named not in _PARTS and not self.group:
-            return images(self.named, "reference", self._options)
-        part = self.named if self.named in _PARTS else "train"
-        data, told = self._part(part, group=self.group)
-        return metrics.DatasetImages(data, told, key="reference")
+        if self.is_file:
+            return read_images(str(self.name), "reference", self._folder_options)
+        part = self.name if self.name in _PARTS else "train"
+        source = self._model_data if self._load_named is None else self._named_data
+        data, provenance = self._part(part, source)
+        return metrics.DatasetImages(data, provenance, key="reference")
 
 
-class Compared:
-    """A reference, which may still have to be computed.
+class PreparedReference:
+    """The reference of the samples, whose features are computed on first use.
+
+    Args:
+        extractor: of samples and reference; must be prepared.
+        processes: share the work.
+        need_features: True if mean and covariance are not enough.
+        ready: a reference that is complete already.
+        images: the images of the reference, if it is not complete.
+        cache: the folder of reference statistics; None = no cache.
+        warnings: one line per warning.
 
     Attributes:
-        images: that it is of, where they are known.
-        size: how many; None where that is not known.
-        warnings: a line each.
+        images: the images of the reference; None if they are unknown.
+        size: number of images; None if it is unknown.
+        warnings: one line per warning.
     """
 
     def __init__(
         self,
         extractor: metrics.Extractor,
-        accelerator: Accelerator,
+        processes: Processes,
         need_features: bool,
         *,
         ready: metrics.Reference | None = None,
@@ -183,77 +226,93 @@ class Compared:
         cache: Path | None = None,
         warnings: tuple[str, ...] = (),
     ) -> None:
-        self.extractor, self.accelerator, self.need_features = extractor, accelerator, need_features
+        self.extractor, self.processes, self.need_features = extractor, processes, need_features
         self.ready, self.images, self.cache, self.warnings = ready, images, cache, warnings
         if images is not None:
             self.size: int | None = len(images)
         else:
             assert ready is not None
-            self.size = ready.held().num_images
+            self.size = ready.require_statistics().num_images
 
     def reference(self, batch_size: int) -> metrics.Reference:
-        """Features or statistics, from the cache or computed, on the main process."""
+        """Return features or statistics, from the cache or computed.
+
+        Only the main process has more than their provenance. All processes must call this.
+
+        Args:
+            batch_size: images per call of the extractor.
+
+        Raises:
+            ConfigError: too few images, or a cache that cannot be written.
+        """
         if self.ready is None:
-            self.ready = self._computed(batch_size)
+            self.ready = self._compute(batch_size)
         return self.ready
 
-    def _computed(self, batch_size: int) -> metrics.Reference:
-        images, accelerator = self.images, self.accelerator
+    def _compute(self, batch_size: int) -> metrics.Reference:
+        images, processes = self.images, self.processes
         assert images is not None
-        hash_once(images, accelerator)
-        dim, _ = self.extractor.widths(images.shape, accelerator.device)
+        hash_once(images, processes)
+        num_features, _ = self.extractor.output_sizes(images.shape, processes.device)
 
         def compute(count: int) -> metrics.Features | metrics.Statistics | None:
-            limit, few = metrics.LARGEST_KEPT, not self.need_features
-            collector = Collector(
-                accelerator, count, dim, has_logits=False, statistics_only=few, limit=limit
+            collector = FeatureCollector(
+                processes,
+                count,
+                num_features,
+                has_logits=False,
+                statistics_only=not self.need_features,
+                limit=metrics.LARGEST_CACHED,
             )
-            named = "reference"
-            found = of_images(
-                self.extractor, images, accelerator, collector, count, batch_size, named
+            collected = extract_images(
+                self.extractor, images, processes, collector, count, batch_size, "reference"
             )
-            if not accelerator.is_main_process:
+            if not processes.is_main_process:
                 return None
-            return found.features if found.moments is None else found.moments.statistics()
+            moments = collected.moments
+            return collected.features if moments is None else moments.statistics()
 
-        return metrics.reference_of(
+        return metrics.cached_reference(
             self.extractor,
             images,
             compute,
             cache=self.cache,
             need_features=self.need_features,
-            main=accelerator.is_main_process,
+            main=processes.is_main_process,
             attend=attended,
-            told=lambda found: broadcast_object_list([found])[0],
+            broadcast=partial(broadcast, processes),
         )
 
 
-def hash_once(images: metrics.Images, accelerator: Accelerator) -> None:
-    """Have the main process hash images, and tell the others."""
-    images.shown = accelerator.is_main_process
-    images.take_hash(on_main(accelerator, lambda: images.sha256))
+def hash_once(images: metrics.Images, processes: Processes) -> None:
+    """Compute the hash of images on the main process, and set it on all processes."""
+    images.shown = processes.is_main_process
+    images.set_sha256(on_main(processes, lambda: images.sha256))
 
 
-def images(path: str, key: str, options: Mapping[str, Any]) -> metrics.Images:
+def read_images(path: str, key: str, folder_options: Mapping[str, Any]) -> metrics.Images:
     """Return the images of an .npz or .npy, of a folder of samples, or of any folder.
 
-    They are read with such ``options`` as apply.
+    Args:
+        path: the file or the folder.
+        key: the option that names it.
+        folder_options: those of :class:`ddpm.metrics.FolderImages`; for a file, ``low`` and
+            ``high`` only.
+
+    Raises:
+        ConfigError: (key ``key``) a path that contains no images.
     """
     try:
         path = samples_at(path, ["images", "samples.npz", "samples.npy"], SUFFIXES)
     except ConfigError as error:
         raise error.renamed(key, path) from error
     if path.endswith((".npz", ".npy")):
-        limits = {name: options[name] for name in ("low", "high") if name in options}
+        limits = {name: folder_options[name] for name in ("low", "high") if name in folder_options}
         return metrics.NpzImages(path, key=key, **limits)
-    return metrics.FolderImages(path, key=key, **options)
+    return metrics.FolderImages(path, key=key, **folder_options)
 
 
 def _is_statistics(path: str) -> bool:
     if path.endswith(".safetensors"):
         return True
-    return path.endswith(".npz") and metrics.holds_statistics(path)
-
-
-def _is_data_group(name: str) -> bool:
-    return (config_dir() / "data" / f"{name}.yaml").is_file() and not Path(name).exists()
+    return path.endswith(".npz") and metrics.contains_statistics(path)

@@ -1,4 +1,4 @@
-"""What was measured: numbers, each with all that it depends on, and pictures beside them."""
+"""Results of an evaluation: numbers with their provenance, and figures."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 
 from PIL import Image
 
-from ddpm import __version__, metrics
-from ddpm.evaluation.options import answers
+from ddpm import metrics
+from ddpm.evaluation.options import matches_metric
 from ddpm.files import replacing
 from ddpm.metrics.results import BoundCurve, Metric, Neighbour
 from ddpm.report.pages import Report
 from ddpm.training.checkpoint import EVALUATION, read_json
 
-FILE = EVALUATION  # the same name in a folder of ddpm-evaluate
-_UPWARDS = ("isc", "precision", "recall", "f_score")  # more is better
+FILE = EVALUATION  # the same name in a checkpoint and in a folder of ddpm-evaluate
+_HIGHER_IS_BETTER = ("isc", "precision", "recall", "f_score")
 
 
 @dataclass
-class Findings:
-    """What was measured.
+class EvaluationResult:
+    """Numbers with their provenance, and the figures beside them.
 
     Attributes:
-        metrics: in the order in which they were taken.
-        warnings: a line each.
-        samples: a grid.
-        nearest: samples beside what is nearest to them in the reference.
-        trajectory: pictures from noise to data.
-        bound: of bpd, its terms over t.
+        metrics: in the order in which they were computed.
+        warnings: one line per warning.
+        samples: a grid of samples; None without metrics of samples.
+        nearest: samples beside the nearest images of the reference.
+        trajectory: grids of samples from noise to data.
+        bound: the terms of the variational bound over t; None without ``bpd``.
     """
 
     metrics: list[Metric] = field(default_factory=list)
@@ -47,46 +47,57 @@ class Findings:
         metric: str,
         value: float,
         error: float | None,
-        told: Mapping[str, Any],
+        provenance: Mapping[str, Any],
         *,
         num_samples: int | None = None,
         suffix: str | None = None,
     ) -> None:
-        """Take one number.
+        """Append a number.
 
         Args:
-            metric: what it is; its name has the number of samples behind it, if there is one.
-            value: of it.
+            metric: its kind, such as ``fid`` or ``val_loss``.
+            value: of the metric.
             error: one standard error, or None.
-            told: what it depends on.
-            num_samples: that were judged.
-            suffix: of the name, where it is no number of samples.
+            provenance: everything that the number depends on.
+            num_samples: the number of samples, which becomes part of the name; None for a metric
+                that is not computed from samples.
+            suffix: another suffix of the name.
         """
-        name = metric if num_samples is None else metrics.name_of(metric, num_samples)
+        name = metric if num_samples is None else metrics.metric_name(metric, num_samples)
         name = name if suffix is None else f"{name}_{suffix}"
-        upwards = metric in _UPWARDS
-        self.metrics.append(Metric(name, value, error, {"metric": metric, **told}, upwards))
+        higher = metric in _HIGHER_IS_BETTER
+        self.metrics.append(Metric(name, value, error, {"metric": metric, **provenance}, higher))
 
     def warn(self, *lines: str) -> None:
-        """Take warnings, each once."""
+        """Append warnings, each once."""
         self.warnings = list(dict.fromkeys([*self.warnings, *lines]))
 
     @property
     def numbers(self) -> dict[str, float]:
-        """The values by name."""
+        """The values by name, such as ``fid_5k``."""
         return {metric.name: metric.value for metric in self.metrics}
 
-    def of(self, asked: str) -> float:
-        """The number of a metric that was asked for."""
-        return next(m.value for m in self.metrics if answers(m.provenance["metric"], asked))
+    @property
+    def provenance(self) -> dict[str, Mapping[str, Any]]:
+        """Everything that each number depends on, by name."""
+        return {metric.name: metric.provenance for metric in self.metrics}
 
-    def reported(self, report: Report, seed: int, folder: Path) -> Report:
-        """A report with these findings in it."""
+    def value(self, requested: str) -> float:
+        """Return the main number of a requested metric, such as ``fid``."""
+        matching = (m for m in self.metrics if matches_metric(m.provenance["metric"], requested))
+        return next(matching).value
+
+    def to_report(self, report: Report, seed: int) -> Report:
+        """Return a copy of a report with these results.
+
+        Args:
+            report: with title, run, config and provenance.
+            seed: of the samples.
+        """
         return replace(
             report,
             metrics=self.metrics,
             warnings=self.warnings,
-            provenance={"made by": f"ddpm {__version__}", "evaluation": str(folder)},
             samples=self.samples,
             seed=seed,
             neighbours=self.nearest,
@@ -94,8 +105,16 @@ class Findings:
             trajectory=self.trajectory,
         )
 
-    def write(self, folder: Path, **beside: Any) -> None:
-        """Write ``evaluation.json`` into a folder, with what else is to stand in it."""
+    def write(self, folder: Path, **entries: Any) -> None:
+        """Write ``evaluation.json`` into a folder.
+
+        Args:
+            folder: must exist.
+            entries: further top-level entries of the file.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
         rows = [
             {
                 **metric.provenance,
@@ -106,27 +125,26 @@ class Findings:
             }
             for metric in self.metrics
         ]
-        content = {"metrics": rows, "warnings": self.warnings, **beside}
+        content = {"metrics": rows, "warnings": self.warnings, **entries}
         with replacing(folder / FILE, durable=True) as aside:
             aside.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
 
 
 def read(folder: Path) -> tuple[list[Metric], list[str], dict[str, Any]]:
-    """Metrics, warnings and the whole content of an ``evaluation.json``.
+    """Return the metrics, the warnings and the whole content of an ``evaluation.json``.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError: there is none, or
-            it is damaged.
+        ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError: the file is
+            missing or damaged.
     """
     content = read_json(folder / FILE)
     metrics = []
     for row in content["metrics"]:
-        told = dict(row)
-        name, value, error = (told.pop(key) for key in ("name", "value", "error"))
-        higher = bool(told.pop("higher_is_better"))
+        provenance = dict(row)
+        name, value, error = (provenance.pop(key) for key in ("name", "value", "error"))
+        higher = bool(provenance.pop("higher_is_better"))
         value = math.nan if value is None else float(value)
         error = None if error is None else float(error)
-        metrics.append(
-            Metric(str(name), value, error, {**told, "metric": str(told["metric"])}, higher)
-        )
+        provenance["metric"] = str(provenance["metric"])
+        metrics.append(Metric(str(name), value, error, provenance, higher))
     return metrics, [str(line) for line in content["warnings"]], content

@@ -1,279 +1,317 @@
-"""Samples, or images that exist already, and how near they come to a reference."""
+"""Features of generated or existing images, and the metrics computed from them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ddpm import metrics
 from ddpm.console import progress
-from ddpm.distributed.batches import Share
 from ddpm.distributed.main_process import (
     attended,
+    broadcast,
     features_to_main,
     moments_to_main,
     on_main,
     to_main,
 )
+from ddpm.distributed.processes import Processes
+from ddpm.distributed.sharding import Shard
 from ddpm.distributed.stopping import NEVER, Stopping
-from ddpm.evaluation.partial_results import Parts, Unfinished
-from ddpm.evaluation.results import Findings
+from ddpm.evaluation.partial_results import EvaluationRecord, PartialResults
+from ddpm.evaluation.results import EvaluationResult
 from ddpm.generation import SamplingPipeline, generate
 from ddpm.trajectory import GRID, Trajectory, on_step
 
-_FRAMES, _FILMED = 10, 16  # pictures of a trajectory, and samples in each
-SHOWN = 24  # samples beside their nearest neighbours
-LARGEST_GATHERED = 2**26  # bytes of features that fid alone gathers; of more it adds up moments
-DRAWN = "samples"  # the name of their parts
-NUMBERS = {"prc": ("precision", "recall", "f_score")}  # of a metric, where it has several
+_SNAPSHOTS, _SNAPSHOT_SAMPLES = 10, 16  # grids of the trajectory in a report, and samples per grid
+NUM_NEIGHBOURS = 24
+"""Samples that a report shows beside their nearest neighbours."""
+LARGEST_GATHERED = 2**26
+"""Bytes of features above which fid alone adds up moments instead of gathering features."""
+SAMPLES = "samples"
+"""Name of the partial results of samples."""
+NUMBERS = {"prc": ("precision", "recall", "f_score")}
+"""Names of the numbers of a metric that has several."""
 
 
-class Collected(NamedTuple):
-    """Features of all samples, on the main process alone.
+class CollectedFeatures(NamedTuple):
+    """Features of all images; those of other processes than the main one are None.
 
     Attributes:
-        features: of all of them, or of the first ones if there are moments; None elsewhere.
-        moments: mean and covariance of all, where only these are needed.
-        dim: features per image.
+        features: of all images, or of the first ones if there are moments.
+        moments: mean and covariance of all images, if only these are needed.
+        num_features: features per image.
     """
 
     features: metrics.Features | None
     moments: metrics.Moments | None
-    dim: int
+    num_features: int
 
 
-class Drawn(NamedTuple):
-    """Samples of a model; the tensors are empty on other processes than the main one.
+class GeneratedSamples(NamedTuple):
+    """Samples of a model; the tensors of other processes than the main one are empty.
 
     Attributes:
-        collected: their features.
-        raw: the first ones, uint8 (n, C, H, W).
-        frames: the first ones on their way from noise to data.
+        collected: features of all samples.
+        raw: uint8 (n, C, H, W) the first samples.
+        snapshots: uint8 (m, C, H, W) each, the first samples on their way from noise to data.
     """
 
-    collected: Collected
+    collected: CollectedFeatures
     raw: Tensor
-    frames: list[Tensor]
+    snapshots: list[Tensor]
 
 
-class Collector:
-    """Takes the features of one process batch by batch.
+class FeatureCollector:
+    """Collects the features of this process batch by batch, and gathers them at the end.
 
     Args:
-        accelerator: whose processes share the images.
-        count: images in all.
-        dim: features per image.
-        has_logits: True if the extractor gives logits.
+        processes: share the images.
+        count: number of images of all processes.
+        num_features: features per image.
+        has_logits: True if the extractor returns logits.
         statistics_only: True if mean and covariance are enough.
-        limit: bytes of features that are gathered all the same.
+        limit: bytes of features up to which they are gathered nevertheless.
     """
 
     def __init__(
         self,
-        accelerator: Accelerator,
+        processes: Processes,
         count: int,
-        dim: int,
+        num_features: int,
         *,
         has_logits: bool,
         statistics_only: bool,
         limit: int,
     ) -> None:
-        self.accelerator, self.dim, self.has_logits = accelerator, dim, has_logits
-        many = accelerator.num_processes > 1 and count * dim * 4 > limit
-        self.moments = metrics.Moments(dim) if statistics_only and many else None
-        self.parts: list[metrics.Features] = []
+        self.processes, self.num_features = processes, num_features
+        self.has_logits = has_logits
+        large = processes.num_processes > 1 and count * num_features * 4 > limit
+        self.moments = metrics.Moments(num_features) if statistics_only and large else None
+        self.batches: list[metrics.Features] = []
 
-    def add(self, part: metrics.Features) -> None:
-        """Take the features of a batch."""
+    def add(self, batch: metrics.Features) -> None:
+        """Add the features of a batch."""
         if self.moments is None:
-            self.parts.append(part)
+            self.batches.append(batch)
             return
-        self.moments.add(part.features)
-        if len(part) and int(part.indices[0]) < SHOWN:
-            self.parts.append(part)
+        self.moments.add(batch.features)
+        if len(batch) and int(batch.indices[0]) < NUM_NEIGHBOURS:
+            self.batches.append(batch)
 
-    def collect(self) -> Collected:
-        """Gather what is needed on the main process."""
-        own = metrics.joined(self.parts)
-        self.parts = []
-        features = features_to_main(self.accelerator, own, has_logits=self.has_logits)
-        moments = self.moments and moments_to_main(self.accelerator, self.moments)
-        return Collected(features, moments, self.dim)
+    def collect(self) -> CollectedFeatures:
+        """Gather features or moments on the main process; all processes must call this."""
+        own = metrics.concatenate(self.batches)
+        self.batches = []
+        features = features_to_main(self.processes, own, has_logits=self.has_logits)
+        moments = self.moments and moments_to_main(self.processes, self.moments)
+        return CollectedFeatures(features, moments, self.num_features)
 
 
-def drawn(
+def generate_samples(
     pipeline: SamplingPipeline,
     extractor: metrics.Extractor,
-    accelerator: Accelerator,
-    collector: Collector,
+    processes: Processes,
+    collector: FeatureCollector,
     *,
     count: int,
     batch_size: int,
     seed: int,
     classes: Sequence[int] | None,
-    filmed: bool = True,
+    record_trajectory: bool = True,
     stopping: Stopping = NEVER,
-    parts: Parts | None = None,
-) -> Drawn:
-    """Draw samples, each process its share, and take their features at once.
+    partial_results: PartialResults | None = None,
+) -> GeneratedSamples:
+    """Draw samples, each process its shard, and extract their features batch by batch.
+
+    Args:
+        pipeline: denoiser and sampler.
+        extractor: must be prepared.
+        processes: share the samples.
+        collector: collects the features.
+        count: number of samples.
+        batch_size: samples per batch.
+        seed: of the samples.
+        classes: sample i is of ``classes[i % len(classes)]``; None for an unconditional model.
+        record_trajectory: record snapshots of the first batch.
+        stopping: the stop check after each network call.
+        partial_results: finished batches are read from it and saved to it.
 
     Raises:
-        GivenUpError: it was told to stop.
+        GivenUpError: the stop check returned True.
     """
-    calls, parts = pipeline.num_calls(), parts or Parts()
-    share = Share(accelerator, count, batch_size, calls, stopping)
-    film = Trajectory(pipeline.codec, calls) if filmed and 0 in share.indices else None
-    first, frames = [torch.zeros(0, dtype=torch.uint8)], torch.zeros(0, dtype=torch.uint8)
-    left = [batch for batch in share.batches() if not parts.has(DRAWN, batch)]
-    main, done = accelerator.is_main_process, share.calls - len(left) * calls
-    with progress(share.calls, "sampling", "call", initial=done, shown=main) as bar:
-        shown = on_step(bar, film)
+    calls, stored = pipeline.num_calls(), partial_results or PartialResults()
+    shard = Shard(processes, count, batch_size, calls=calls, stopping=stopping)
+    record = record_trajectory and 0 in shard.indices
+    trajectory = Trajectory(pipeline.codec, calls) if record else None
+    left = [batch for batch in shard.batches() if not stored.has(SAMPLES, batch)]
+    first, snapshots = [torch.zeros(0, dtype=torch.uint8)], torch.zeros(0, dtype=torch.uint8)
+    main, done = processes.is_main_process, shard.calls - len(left) * calls
+    with progress(shard.calls, "sampling", "call", initial=done, shown=main) as bar:
+        advance = on_step(bar, trajectory)
 
         def after(done: int, total: int, x: Tensor) -> None:
-            shown(done, total, x)
-            share.tick()
+            advance(done, total, x)
+            shard.tick()
 
-        for indices in share.batches():
-            held = parts.load(DRAWN, indices)
-            if held is None:
-                named: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
-                ((raw, _),) = generate(pipeline, indices, classes=classes, on_step=after, **named)
-                raw = pipeline.codec.pixels(raw)
-                found = _extracted(extractor, raw.to(accelerator.device), indices)
-                held = {"features": found.features}
-                if found.logits is not None:
-                    held["logits"] = found.logits
-                if indices[0] < GRID:
-                    held["raw"] = raw
-                if film is not None and indices[0] == 0:
-                    held["frames"] = _shown(list(map(pipeline.codec.pixels, film.frames)))
-                parts.save(DRAWN, indices, held)
-            where = torch.tensor(indices)
-            collector.add(metrics.Features(where, held["features"], held.get("logits")))
-            if "raw" in held:
-                first.append(held["raw"])
-            frames = held.get("frames", frames)
-        share.finish()
-    raw = to_main(accelerator, torch.cat([each for each in first if len(each)] or first))
-    frames = to_main(accelerator, frames)
+        def compute(batch: list[int]) -> dict[str, Tensor]:
+            options: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
+            ((raw, _),) = generate(pipeline, batch, classes=classes, on_step=after, **options)
+            raw = pipeline.codec.pixels(raw)
+            tensors = _extract(extractor, raw.to(processes.device), batch)
+            if batch[0] < GRID:
+                tensors["raw"] = raw
+            if trajectory is not None and batch[0] == 0:
+                frames = [pipeline.codec.pixels(frame) for frame in trajectory.frames]
+                tensors["frames"] = _select_snapshots(frames)
+            return tensors
+
+        for batch in shard.batches():
+            tensors = stored.load_or_compute(SAMPLES, batch, compute)
+            collector.add(_features(batch, tensors))
+            if "raw" in tensors:
+                first.append(tensors["raw"])
+            snapshots = tensors.get("frames", snapshots)
+        shard.finish()
+    raw = to_main(processes, torch.cat([each for each in first if len(each)] or first))
+    snapshots = to_main(processes, snapshots)
     raw = torch.zeros(0, *pipeline.codec.shape, dtype=torch.uint8) if raw is None else raw[:GRID]
-    return Drawn(collector.collect(), raw, [] if frames is None else list(frames))
+    return GeneratedSamples(collector.collect(), raw, [] if snapshots is None else list(snapshots))
 
 
-def _shown(frames: Sequence[Tensor]) -> Tensor:
-    """The frames that a report shows, (frames, samples, C, H, W)."""
+def _select_snapshots(frames: Sequence[Tensor]) -> Tensor:
+    """Return the snapshots that a report shows, uint8 (snapshots, samples, C, H, W)."""
     last = len(frames) - 1
-    chosen = sorted({round(n * last / (_FRAMES - 1)) for n in range(_FRAMES)})
-    return torch.stack([frames[n][:_FILMED] for n in chosen])
+    chosen = sorted({round(n * last / (_SNAPSHOTS - 1)) for n in range(_SNAPSHOTS)})
+    return torch.stack([frames[n][:_SNAPSHOT_SAMPLES] for n in chosen])
 
 
-def _extracted(
-    extractor: metrics.Extractor, raw: Tensor, indices: Sequence[int]
-) -> metrics.Features:
-    """The features of a batch; one call of a slow extractor takes longer than a signal may wait."""
-    return attended(lambda: metrics.of_batch(extractor, raw, indices))
+def _extract(extractor: metrics.Extractor, raw: Tensor, batch: Sequence[int]) -> dict[str, Tensor]:
+    """Return features and logits of a batch.
+
+    One call of a slow extractor may take longer than a signal should wait, so it runs in a thread.
+    """
+    result = attended(lambda: metrics.extract_batch(extractor, raw, batch))
+    tensors = {"features": result.features}
+    return tensors if result.logits is None else {**tensors, "logits": result.logits}
 
 
-def of_images(
+def _features(batch: Sequence[int], tensors: Mapping[str, Tensor]) -> metrics.Features:
+    return metrics.Features(torch.tensor(batch), tensors["features"], tensors.get("logits"))
+
+
+def extract_images(
     extractor: metrics.Extractor,
     images: metrics.Images,
-    accelerator: Accelerator,
-    collector: Collector,
+    processes: Processes,
+    collector: FeatureCollector,
     count: int,
     batch_size: int,
-    what: str,
-    parts: Parts | None = None,
-) -> Collected:
-    """Features of the first ``count`` images, of all processes."""
-    share, parts = Share(accelerator, count, batch_size), parts or Parts()
-    done = sum(len(batch) for batch in share.batches() if parts.has(DRAWN, batch))
-    main = accelerator.is_main_process
-    with progress(len(share.indices), what, "img", initial=done, shown=main) as bar:
-        for indices in share.batches():
-            held = parts.load(DRAWN, indices)
-            if held is None:
-                raw = images.read(indices).to(accelerator.device)
-                found = _extracted(extractor, raw, indices)
-                held = {"features": found.features}
-                if found.logits is not None:
-                    held["logits"] = found.logits
-                parts.save(DRAWN, indices, held)
-                bar.update(len(indices))
-            where = torch.tensor(indices)
-            collector.add(metrics.Features(where, held["features"], held.get("logits")))
+    description: str,
+    partial_results: PartialResults | None = None,
+) -> CollectedFeatures:
+    """Return the features of the first ``count`` images; each process extracts its shard.
+
+    Args:
+        extractor: must be prepared.
+        images: the images.
+        processes: share the images.
+        collector: collects the features.
+        count: number of images.
+        batch_size: images per batch.
+        description: of the progress bar.
+        partial_results: finished batches are read from it and saved to it.
+    """
+    shard, stored = Shard(processes, count, batch_size), partial_results or PartialResults()
+    done = sum(len(batch) for batch in shard.batches() if stored.has(SAMPLES, batch))
+    main = processes.is_main_process
+    with progress(len(shard.indices), description, "img", initial=done, shown=main) as bar:
+
+        def compute(batch: list[int]) -> dict[str, Tensor]:
+            return _extract(extractor, images.read(batch).to(processes.device), batch)
+
+        for batch in shard.batches():
+            new = not stored.has(SAMPLES, batch)
+            collector.add(_features(batch, stored.load_or_compute(SAMPLES, batch, compute)))
+            bar.update(len(batch) if new else 0)
     return collector.collect()
 
 
-def scores(
-    metrics: Sequence[str],
-    samples: Collected,
+def compute_scores(
+    requested: Sequence[str],
+    samples: CollectedFeatures,
     reference: metrics.Reference | None,
-    told: Mapping[str, Any],
-    findings: Findings,
-    accelerator: Accelerator,
-    record: Unfinished,
+    provenance: Mapping[str, Any],
+    result: EvaluationResult,
+    processes: Processes,
+    record: EvaluationRecord,
     stopping: Stopping = NEVER,
 ) -> None:
-    """Take the requested fidelity metrics, on the main process; all processes get the numbers.
+    """Compute metrics of samples on the main process, and add them to the result on all processes.
+
+    Args:
+        requested: names of metrics.
+        samples: features of the samples.
+        reference: to compare with; None if only the Inception score is requested.
+        provenance: everything but the reference that the numbers depend on.
+        result: receives numbers and warnings.
+        processes: share the numbers.
+        record: finished metrics are read from it and saved to it.
+        stopping: the stop check.
 
     Raises:
-        GivenUpError: it was told to stop.
+        GivenUpError: the stop check returned True.
     """
-    for metric in metrics:
-        recalled = record.main and record.recall(findings, NUMBERS.get(metric, (metric,)))
-        if not broadcast_object_list([recalled])[0]:
-            work = _Scoring(metric, samples, reference)
-            score: metrics.Score = on_main(accelerator, work, stopping)
-            _take(metric, score, reference, told, findings)
-        record.save(findings)
-    findings.metrics, findings.warnings = broadcast_object_list(
-        [(findings.metrics, findings.warnings)]
-    )[0]
+    for metric in requested:
+        recalled = record.main and record.recall(result, NUMBERS.get(metric, (metric,)))
+        if not broadcast(processes, recalled):
+            score = on_main(processes, _score_function(metric, samples, reference), stopping)
+            _add_score(metric, score, reference, provenance, result)
+        record.save(result)
+    result.metrics, result.warnings = broadcast(processes, (result.metrics, result.warnings))
 
 
-class _Scoring(NamedTuple):
-    """A metric to compute on the main process."""
+def _score_function(
+    metric: str, samples: CollectedFeatures, reference: metrics.Reference | None
+) -> Callable[[], metrics.Score]:
+    """Return the function that computes a metric on the main process."""
 
-    metric: str
-    samples: Collected
-    reference: metrics.Reference | None
-
-    def __call__(self) -> metrics.Score:
-        features = self.samples.features
+    def compute() -> metrics.Score:
+        features = samples.features
         assert features is not None
-        if self.metric == "isc":
+        if metric == "isc":
             return metrics.isc(features.logits)
-        assert self.reference is not None
-        if self.metric == "fid":
-            moments = self.samples.moments
-            ours = features.features if moments is None else moments.statistics()
-            return metrics.fid(ours, self.reference.held())
-        assert self.reference.features is not None
-        compare = {"kid": metrics.kid, "prc": metrics.prc}[self.metric]
-        return compare(features.features, self.reference.features)
+        assert reference is not None
+        if metric == "fid":
+            moments = samples.moments
+            values = features.features if moments is None else moments.statistics()
+            return metrics.fid(values, reference.require_statistics())
+        assert reference.features is not None
+        function = {"kid": metrics.kid, "prc": metrics.prc}[metric]
+        return function(features.features, reference.features)
+
+    return compute
 
 
-def _take(
+def _add_score(
     metric: str,
     score: metrics.Score,
     reference: metrics.Reference | None,
-    told: Mapping[str, Any],
-    findings: Findings,
+    provenance: Mapping[str, Any],
+    result: EvaluationResult,
 ) -> None:
-    """Add the numbers of a score to findings."""
-    depends = dict(told)
+    """Add the numbers of a score to a result."""
+    provenance = dict(provenance)
     if metric != "isc":
         assert reference is not None
-        depends |= reference.provenance
-    findings.warn(*score.warnings)
+        provenance |= reference.provenance
+    result.warn(*score.warnings)
     if score.settings:
-        depends["settings"] = score.settings
+        provenance["settings"] = score.settings
     for name, value in score.values.items():
         if not name.endswith("_std"):
             error = score.values.get(f"{name}_std")
-            findings.add(name, value, error, depends, num_samples=score.num_samples)
+            result.add(name, value, error, provenance, num_samples=score.num_samples)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from ddpm.metrics.extractors import Custom, Extractor, Pixels
-from ddpm.metrics.features import Features, extract, joined, of_batch, share
+from ddpm.metrics.features import Features, concatenate, extract, extract_batch
 from ddpm.metrics.image_sources import (
     DatasetImages,
     FolderImages,
-    HeldImages,
     Images,
+    InMemoryImages,
     NpzImages,
-    SomeImages,
-    holds_statistics,
+    RandomSubset,
+    contains_statistics,
 )
 from ddpm.metrics.moments import Moments
 from ddpm.metrics.pretrained import CLIP, Auto, DINOv2, Inception
-from ddpm.metrics.reference import LARGEST_KEPT, Reference, named, reference_of
-from ddpm.metrics.scores import Score, Statistics, check, fid, isc, kid, name_of, prc
+from ddpm.metrics.reference import LARGEST_CACHED, Reference, cached_reference, load_reference
+from ddpm.metrics.scores import Score, Statistics, check_metric, fid, isc, kid, metric_name, prc
 
 __all__ = [
     "CLIP",
-    "LARGEST_KEPT",
+    "LARGEST_CACHED",
     "Auto",
     "Custom",
     "DINOv2",
@@ -28,7 +28,7 @@ __all__ = [
     "Extractor",
     "Features",
     "FolderImages",
-    "HeldImages",
+    "InMemoryImages",
     "Images",
     "Inception",
     "Moments",
@@ -36,19 +36,18 @@ __all__ = [
     "Pixels",
     "Reference",
     "Score",
-    "SomeImages",
+    "RandomSubset",
     "Statistics",
-    "check",
+    "check_metric",
     "extract",
     "fid",
-    "holds_statistics",
+    "contains_statistics",
     "isc",
-    "joined",
+    "concatenate",
     "kid",
-    "name_of",
-    "named",
-    "of_batch",
+    "metric_name",
+    "load_reference",
+    "extract_batch",
     "prc",
-    "reference_of",
-    "share",
+    "cached_reference",
 ]

@@ -69,7 +69,9 @@ class Extractor(ABC):
         """The features alone; see :meth:`outputs`."""
         return self.outputs(images)["features"]
 
-    def widths(self, shape: tuple[int, ...], device: torch.device | str) -> tuple[int, int | None]:
+    def output_sizes(
+        self, shape: tuple[int, ...], device: torch.device | str
+    ) -> tuple[int, int | None]:
         """How many features and how many logits, if any, it has for images (C, H, W).
 
         It tries a black image, so what it cannot take is told before there is any work.
@@ -78,7 +80,7 @@ class Extractor(ABC):
         logits = found.get("logits")
         return found["features"].shape[1], None if logits is None else logits.shape[1]
 
-    def described(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Name and hash."""
         return {"name": self.name, "sha256": self.sha256}
 

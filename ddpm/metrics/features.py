@@ -31,17 +31,6 @@ class Features:
         return len(self.indices)
 
 
-def share(count: int, batch_size: int, rank: int, world: int) -> range:
-    """Which of ``count`` images the process ``rank`` of ``world`` takes: neighbours.
-
-    All processes together cut the same batches as one process does, so that the features are
-    equal bit for bit also where the sums of a network depend on the size of the batch.
-    """
-    batches = -(-count // batch_size)
-    first, last = batches * rank // world, batches * (rank + 1) // world
-    return range(min(first * batch_size, count), min(last * batch_size, count))
-
-
 def extract(
     extractor: Extractor,
     images: Images,
@@ -56,7 +45,8 @@ def extract(
     Args:
         extractor: prepared on ``device``.
         images: where they come from.
-        mine: which of them; those of :func:`share` where there are several processes.
+        mine: which of them; for several processes, see
+            :func:`ddpm.distributed.sharding.shard_range`.
         batch_size: images at once.
         device: where to.
         on_batch: called after each batch with the number of images in it.
@@ -67,13 +57,13 @@ def extract(
     parts = []
     for start in range(0, len(mine), batch_size):
         indices = list(mine[start : start + batch_size])
-        parts.append(of_batch(extractor, images.read(indices).to(device), indices))
+        parts.append(extract_batch(extractor, images.read(indices).to(device), indices))
         if on_batch is not None:
             on_batch(len(indices))
-    return joined(parts)
+    return concatenate(parts)
 
 
-def of_batch(extractor: Extractor, images: Tensor, indices: Sequence[int]) -> Features:
+def extract_batch(extractor: Extractor, images: Tensor, indices: Sequence[int]) -> Features:
     """The features of uint8 images (B, C, H, W) on the extractor's device, known as ``indices``."""
     assert len(images) == len(indices)
     found = {name: values.cpu() for name, values in extractor.outputs(images).items()}
@@ -86,7 +76,7 @@ def of_batch(extractor: Extractor, images: Tensor, indices: Sequence[int]) -> Fe
     return Features(where, found["features"], found.get("logits"))
 
 
-def joined(parts: Sequence[Features], count: int | None = None) -> Features:
+def concatenate(parts: Sequence[Features], count: int | None = None) -> Features:
     """Several parts as one.
 
     Args:

@@ -61,17 +61,17 @@ class Images(ABC):
         self._sha256 = digest.hexdigest()
         return self._sha256
 
-    def take_hash(self, sha256: str) -> None:
+    def set_sha256(self, sha256: str) -> None:
         """Take the hash that another process has computed of the same images."""
         self._sha256 = sha256
 
-    def described(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Provenance: where from, count, shape (C, H, W) and hash, as plain JSON."""
         told = {"num_images": len(self), "shape": list(self.shape), "sha256": self.sha256}
         return {**self._named(), **told}
 
 
-class HeldImages(Images):
+class InMemoryImages(Images):
     """Images in memory, uint8 (N, C, H, W): samples as they were drawn."""
 
     def __init__(self, pixels: Tensor, source: str = "memory") -> None:
@@ -126,7 +126,7 @@ class DatasetImages(Images):
         return {**self._names, **read}
 
 
-class SomeImages(Images):
+class RandomSubset(Images):
     """So many of other images, chosen at random: always the same ones."""
 
     def __init__(self, whole: Images, count: int) -> None:
@@ -193,7 +193,7 @@ class FolderImages(DatasetImages):
         self.warnings = tuple(x.renamed() if isinstance(x, Advice) else x for x in said)
 
 
-class NpzImages(HeldImages):
+class NpzImages(InMemoryImages):
     """The array ``arr_0`` of an .npz, (N, H, W, C), as programs that sample write it.
 
     An .npy holds that array alone. It is uint8 with 1 or 3 channels, or the 16-bit levels that
@@ -292,7 +292,7 @@ def file_sha256(path: Path, key: str) -> str:
         raise ConfigError(key, str(path), problem) from error
 
 
-def holds_statistics(path: str) -> bool:
+def contains_statistics(path: str) -> bool:
     """Whether a file is one of statistics: ours, or an .npz with ``mu`` and ``sigma``.
 
     It reads names only; what is damaged or no such file at all gives False.

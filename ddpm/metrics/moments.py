@@ -14,8 +14,8 @@ class Moments:
     """Count, mean and scatter matrix of features (n, D), in float64.
 
     Batches are combined pairwise around their own means (Chan et al. 1979), so that a large mean
-    costs no digits. They are rounded otherwise than :meth:`Statistics.of`, whose mean is a sum in
-    float32 as in torch-fidelity.
+    costs no digits. The rounding differs from :meth:`Statistics.from_features`, whose mean is a sum
+    in float32 as in torch-fidelity.
 
     Args:
         dim: features per image.

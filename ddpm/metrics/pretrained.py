@@ -181,7 +181,7 @@ class Auto:
 
     _TINY = 32  # pixels a side
 
-    def suiting(self, shape: tuple[int, ...]) -> Extractor:
+    def choose(self, shape: tuple[int, ...]) -> Extractor:
         """:class:`Pixels` for grey images (C, H, W) of up to 32x32, else :class:`Inception`."""
         channels, *sides = shape
         tiny = channels == 1 and max(sides) <= self._TINY

@@ -24,11 +24,11 @@ from ddpm.console import warn
 from ddpm.errors import ConfigError, require
 from ddpm.files import load_tensors, replacing
 from ddpm.metrics.extractors import Extractor
-from ddpm.metrics.features import Features, joined
+from ddpm.metrics.features import Features, concatenate
 from ddpm.metrics.image_sources import Images, file_sha256, read_npz
 from ddpm.metrics.scores import Statistics
 
-LARGEST_KEPT = 2**29
+LARGEST_CACHED = 2**29
 """Bytes of features that a file keeps beside mean and covariance; of more only those."""
 _NAME = "reference"  # under which a file tells of what it is
 _VERSION = 1  # of the file; another one is computed anew
@@ -51,7 +51,7 @@ class Reference:
     features: Tensor | None
     provenance: dict[str, Any]
 
-    def held(self) -> Statistics:
+    def require_statistics(self) -> Statistics:
         """Return the statistics on a process that has them."""
         assert self.statistics is not None
         return self.statistics
@@ -67,8 +67,8 @@ def provenance(extractor: Extractor, images: Images, count: int | None = None) -
     problem = f"has {len(images)} images, not {taken}; ask for fewer"
     require(taken <= len(images), "reference", None, problem)
     return {
-        "reference": {**images.described(), "num_images": taken},
-        "extractor": extractor.described(),
+        "reference": {**images.provenance(), "num_images": taken},
+        "extractor": extractor.provenance(),
         "resize": extractor.resize,
     }
 
@@ -84,7 +84,7 @@ def _determining(told: Mapping[str, Any]) -> list[Any]:
     return [*what, extractor["name"], extractor["sha256"], told["resize"]]
 
 
-def reference_of(
+def cached_reference(
     extractor: Extractor,
     images: Images,
     compute: Callable[[int], Features | Statistics | None],
@@ -93,7 +93,7 @@ def reference_of(
     count: int | None = None,
     need_features: bool = False,
     main: bool = True,
-    told: Callable[[dict[str, Any] | None], dict[str, Any] | None] = lambda found: found,
+    broadcast: Callable[[dict[str, Any] | None], dict[str, Any] | None] = lambda value: value,
     attend: Callable[[Callable[[], Reference]], Reference] = lambda work: work(),
 ) -> Reference:
     """What the cache has, else what ``compute`` gives, which is then kept.
@@ -107,8 +107,7 @@ def reference_of(
         count: how many of the images; None = all.
         need_features: a file with statistics alone does not do.
         main: of several processes, the one that looks into the cache and writes to it.
-        told: gives every process the provenance that the main one has found: they compute all or
-            none.
+        broadcast: returns the value of the main process on every process.
         attend: calls what takes long, on the main process.
 
     Raises:
@@ -117,7 +116,7 @@ def reference_of(
     wanted = provenance(extractor, images, count)
     place = cache if main else None
     found = None if place is None else find(place, wanted, need_features=need_features)
-    known = told(None if found is None else found.provenance)
+    known = broadcast(None if found is None else found.provenance)
     if known is not None:
         return found or Reference(None, None, known)
     num_images = wanted["reference"]["num_images"]
@@ -126,7 +125,7 @@ def reference_of(
     made = attend(partial(make, computed, wanted)) if main and computed is not None else None
     if place is not None and made is not None:
         keep(place, made)
-    known = told(None if made is None else made.provenance)
+    known = broadcast(None if made is None else made.provenance)
     assert known is not None
     return made or Reference(None, None, known)
 
@@ -135,8 +134,8 @@ def make(computed: Features | Statistics, wanted: Mapping[str, Any]) -> Referenc
     """The reference of the features of all images that a provenance tells of, in any order."""
     values = None
     if isinstance(computed, Features):
-        values = joined([computed], wanted["reference"]["num_images"]).features
-        computed = Statistics.of(values)
+        values = concatenate([computed], wanted["reference"]["num_images"]).features
+        computed = Statistics.from_features(values)
     extractor = {**wanted["extractor"], "features": len(computed.mu)}
     return Reference(computed, values, {**wanted, "extractor": extractor})
 
@@ -172,9 +171,9 @@ def keep(cache: Path, made: Reference) -> Path:
     """
     import safetensors.torch
 
-    statistics, features = made.held(), made.features
+    statistics, features = made.require_statistics(), made.features
     tensors = {"mu": torch.from_numpy(statistics.mu), "sigma": torch.from_numpy(statistics.sigma)}
-    if features is not None and features.numel() * features.element_size() <= LARGEST_KEPT:
+    if features is not None and features.numel() * features.element_size() <= LARGEST_CACHED:
         tensors["features"] = features.contiguous()
     # under a single name: of several, safetensors mixes the order
     told = {_NAME: json.dumps({"provenance": made.provenance, "sha256": _digest(tensors)})}
@@ -184,7 +183,7 @@ def keep(cache: Path, made: Reference) -> Path:
     return path
 
 
-def named(
+def load_reference(
     path: str,
     extractor: Extractor,
     dim: int,
@@ -210,7 +209,7 @@ def named(
     require(place.is_file(), key, path, "there is no such file")
     ours = place.suffix == ".safetensors"
     found = _ours(place, path, extractor, key) if ours else _of_the_field(path, extractor, key)
-    _check_shape(found.held(), dim, path, key)
+    _check_shape(found.require_statistics(), dim, path, key)
     problem = "holds no features, which kid and prc need; give the images, or metrics=[fid]"
     require(found.features is not None or not need_features, key, path, problem)
     guess = f"{path} does not say of which extractor and images it is; {extractor.name} is assumed"
@@ -240,7 +239,7 @@ def _of_the_field(path: str, extractor: Extractor, key: str) -> Reference:
     require({mu.dtype.kind, sigma.dtype.kind} == {"f"}, key, path, problem)
     told = {
         "reference": {"source": path, "sha256": file_sha256(Path(path), key)},
-        "extractor": {**extractor.described(), "features": len(np.atleast_1d(mu))},
+        "extractor": {**extractor.provenance(), "features": len(np.atleast_1d(mu))},
         "resize": "not known: the file does not say",
     }
     statistics = Statistics(mu.astype(np.float64), sigma.astype(np.float64), None)

@@ -12,7 +12,7 @@ class Metric(NamedTuple):
     """The value of a metric with its provenance.
 
     Attributes:
-        name: such as ``fid_5k``, see :func:`ddpm.metrics.name_of`.
+        name: such as ``fid_5k``, see :func:`ddpm.metrics.metric_name`.
         value: may be NaN.
         error: one standard error (of kid and isc the standard deviation over subsets), or None.
         provenance: everything that the value depends on, as nested plain data.

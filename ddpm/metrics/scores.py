@@ -37,7 +37,7 @@ class Statistics:
     num_images: int | None
 
     @classmethod
-    def of(cls, features: Tensor) -> Statistics:
+    def from_features(cls, features: Tensor) -> Statistics:
         """Of features (n, D) on the CPU, n at least 2.
 
         Raises:
@@ -73,7 +73,7 @@ class Score:
     warnings: tuple[str, ...] = ()
 
 
-def name_of(metric: str, num_samples: int) -> str:
+def metric_name(metric: str, num_samples: int) -> str:
     """``fid`` of 50,000 samples and more, else ``fid_5k`` or ``fid_1797``: it depends on them."""
     if num_samples >= WHOLE:
         return metric
@@ -81,7 +81,7 @@ def name_of(metric: str, num_samples: int) -> str:
     return f"{metric}_{num_samples}" if rest or not thousands else f"{metric}_{thousands}k"
 
 
-def check(
+def check_metric(
     metric: str, num_samples: int | None, num_reference: int | None, dim: int, classes: int | None
 ) -> tuple[str, ...]:
     """What can be said of a metric before any work: warnings, a line each.
@@ -136,9 +136,9 @@ def fid(samples: Tensor | Statistics, reference: Tensor | Statistics) -> Score:
 
     counts = _count(samples), _count(reference)
     _same_dim(samples, reference)
-    warnings = check("fid", *counts, _dim(samples), None)
+    warnings = check_metric("fid", *counts, _dim(samples), None)
     ours, theirs = (
-        each if isinstance(each, Statistics) else Statistics.of(each)
+        each if isinstance(each, Statistics) else Statistics.from_features(each)
         for each in (samples, reference)
     )
     same = ours.mu.dtype == theirs.mu.dtype  # files of the field have float64
@@ -171,7 +171,7 @@ def kid(samples: Tensor, reference: Tensor, *, seed: int = SEED) -> Score:
 
     counts = len(samples), len(reference)
     _same_dim(samples, reference)
-    warnings = check("kid", *counts, _dim(samples), None)
+    warnings = check_metric("kid", *counts, _dim(samples), None)
     size = min(SUBSET_SIZE, *counts)
     found = kid_features_to_metric(
         samples,
@@ -203,7 +203,7 @@ def isc(logits: Tensor | None, *, seed: int = SEED) -> Score:
     )
 
     count = None if logits is None else len(logits)
-    warnings = check("isc", count, None, 0, None if logits is None else logits.shape[1])
+    warnings = check_metric("isc", count, None, 0, None if logits is None else logits.shape[1])
     assert logits is not None and count is not None
     splits = min(SPLITS, count)
     found = isc_features_to_metric(logits, splits, True, seed)
@@ -230,7 +230,7 @@ def prc(samples: Tensor, reference: Tensor) -> Score:
 
     counts = len(samples), len(reference)
     _same_dim(samples, reference)
-    warnings = check("prc", *counts, _dim(samples), None)
+    warnings = check_metric("prc", *counts, _dim(samples), None)
     found = prc_features_to_metric(
         samples,
         reference,

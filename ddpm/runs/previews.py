@@ -9,7 +9,7 @@ from ddpm import generation
 from ddpm.console import progress
 from ddpm.data.class_rows import cyclic_class_rows
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.distributed.sharding import SharedWork, gather, share
+from ddpm.distributed.sharding import Shard, gather_samples
 from ddpm.distributed.stopping import Stopping
 from ddpm.instantiate import Facts
 from ddpm.samplers import Sampler
@@ -88,21 +88,27 @@ class Previews:
     ) -> Tensor:
         """Draw the raw samples of all processes."""
         accelerator, size, calls = self.accelerator, trainer.batch_size, pipeline.num_calls()
-        count, world = trainer.options.preview_samples, accelerator.num_processes
-        mine, most = share(accelerator, count), -(-count // world)
-        work = SharedWork(-(-most // size) * calls, stopping)
-        total, main = -(-len(mine) // size) * calls, accelerator.is_main_process
+        shard = Shard(
+            accelerator,
+            trainer.options.preview_samples,
+            size,
+            calls=calls,
+            stopping=stopping,
+            single_items=True,
+            check_at_end=True,
+        )
+        main = accelerator.is_main_process
         what = f"preview of step {trainer.step}"
-        with progress(total, what, "call", shown=main, leave=False) as bar:
+        with progress(shard.calls, what, "call", shown=main, leave=False) as bar:
 
             def after(*_: object) -> None:
                 bar.update()
-                work.tick()
+                shard.tick()
 
-            with work.interruptible():
+            with shard.interruptible():
                 batches = generation.generate(
                     pipeline,
-                    mine,
+                    shard.indices,
                     seed=self.seed,
                     batch_size=size,
                     classes=classes,
@@ -110,5 +116,5 @@ class Previews:
                     on_step=after,
                 )
                 drawn = list(batches)
-            work.finish()
-        return gather(drawn)[0]
+            shard.finish()
+        return gather_samples(drawn)[0]

@@ -11,7 +11,7 @@ from ddpm import instantiate, synonyms
 from ddpm.config import paths, values
 from ddpm.config.migration import migrate
 from ddpm.errors import ConfigError, require
-from ddpm.evaluation.options import Measure
+from ddpm.evaluation.options import EvaluationOptions
 from ddpm.runs.request import Request
 from ddpm.training import Trainer, checkpoint
 from ddpm.training.run import CONFIG
@@ -44,7 +44,8 @@ def completed(stored: Node) -> Node:
     """Return a stored config with every option, also those of evaluations, at their defaults."""
     stored = instantiate.completed(stored)
     if isinstance(stored.get("evaluation"), dict):
-        defaults = {each.name: each.default for each in fields(Measure) if each.default != MISSING}
+        options = fields(EvaluationOptions)
+        defaults = {each.name: each.default for each in options if each.default != MISSING}
         stored["evaluation"] = {**defaults, **stored["evaluation"]}
     return stored
 

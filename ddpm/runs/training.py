@@ -19,7 +19,6 @@ from ddpm.console import recording, say, tell, warn_once
 from ddpm.distributed import cpu_threads, devices
 from ddpm.distributed.consensus import main_first, wait_for_all
 from ddpm.errors import Stopped, shortened
-from ddpm.evaluation.validation import Validation
 from ddpm.generation import check_steps
 from ddpm.instantiate import Facts
 from ddpm.outputs import new_folder
@@ -27,6 +26,7 @@ from ddpm.runs.plan import Plan, plan, warn_of_threads
 from ddpm.runs.previews import Previews
 from ddpm.runs.request import Request
 from ddpm.runs.timing import Timing
+from ddpm.runs.validation import Validation
 from ddpm.samplers import Sampler
 from ddpm.signals import StopSignal
 from ddpm.training import Trainer
@@ -185,7 +185,7 @@ class _Training:
             **({} if choice.seconds is None else {"seconds_per_step": choice.seconds}),
         }
         if objects.validation is not None:
-            objects.validation.ready()
+            objects.validation.prepare()
         loop = TrainingLoop(trainer, run, header, previews, objects.validation, stop=self.stop)
         loop.train()
 

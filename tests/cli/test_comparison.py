@@ -48,7 +48,7 @@ def test_the_jobs_of_a_sweep_are_ranked_and_not_measured_twice(command, sweep):
     assert "model.dim" not in re.search(r"<thead>.*?</thead>", page, re.S)[0]
     again = command("evaluate", f"runs={sweep}", *OPTIONS)
     assert again.status == 0 and rows(again.out) == table
-    assert again.out.count("was evaluated in this way") == 2
+    assert again.out.count("was evaluated with these options") == 2
     assert Path("outputs/comparison/report.html").is_file()
     assert [len(evaluated(f"{sweep}/{n}")) for n in (0, 1)] == [1, 1]
 
@@ -81,10 +81,10 @@ def test_a_job_that_came_to_nothing_is_left_out_with_a_word(command, sweep):
 
 
 ERRORS = [
-    ("runs=nowhere", "runs=nowhere: there is no such folder; give runs, or the folder of a sweep"),
-    ("runs=empty", "runs=empty: holds no run with a checkpoint; give runs, or the folder of a sweep"),
-    ("runs=[]", "runs=[]: names no run; name one or more"),
-    ("runs=empty ckpt=empty", "ckpt=empty: give one of ckpt=, a model, samples=, images, and runs=, several models"),
+    ("runs=nowhere", "runs=nowhere: folder not found; name runs, or the folder of a sweep"),
+    ("runs=empty", "runs=empty: contains no run with a checkpoint; name runs, or the folder of a sweep"),
+    ("runs=[]", "runs=[]: is empty; name at least one run"),
+    ("runs=empty ckpt=empty", "ckpt=empty: set exactly one of ckpt= (a model), samples= (images) and runs= (several models)"),
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ddpm import metrics
 from ddpm.distributed import main_process
-from ddpm.distributed.batches import Share
+from ddpm.distributed.sharding import Shard
 from ddpm.distributed.stopping import GivenUpError
 from ddpm.evaluation import sample_metrics
 from ddpm.metrics import Features, Moments, Statistics
@@ -80,7 +80,7 @@ def test_rows_come_in_order_in_chunks_to_the_main_process(monkeypatch, world, co
     group, whole = Group(world, monkeypatch), torch.arange(2.0 * count).reshape(count, 2)
 
     def work(accelerator):
-        own = whole[Share(accelerator, count, 2).indices]
+        own = whole[Shard(accelerator, count, 2).indices]
         return main_process.to_main(accelerator, own if len(own) else torch.zeros(0))
 
     first, *others = group.run(work)
@@ -96,13 +96,13 @@ def test_no_other_process_has_all_features_and_the_numbers_agree(monkeypatch, li
     group, held = Group(2, monkeypatch), {}
 
     def work(accelerator):
-        collector = sample_metrics.Collector(
+        collector = sample_metrics.FeatureCollector(
             accelerator, count, dim, has_logits=False, statistics_only=True, limit=limit
         )
-        share = Share(accelerator, count, 32)
-        for batch in share.batches():
+        shard = Shard(accelerator, count, 32)
+        for batch in shard.batches():
             collector.add(Features(torch.tensor(batch), whole[batch]))
-        held[accelerator.process_index] = sum(map(len, collector.parts))
+        held[accelerator.process_index] = sum(map(len, collector.batches))
         return collector.collect()
 
     first, other = group.run(work)
@@ -112,13 +112,15 @@ def test_no_other_process_has_all_features_and_the_numbers_agree(monkeypatch, li
         return
     assert held == {0: 32, 1: 0}  # the first batch, for the report
     assert max(group.sent) <= dim * dim * 8
-    ours, theirs = first.moments.statistics(), Statistics.of(whole)
+    ours, theirs = first.moments.statistics(), Statistics.from_features(whole)
     assert ours.mu.dtype == theirs.mu.dtype and ours.num_images == count
     exact = whole.double()
     assert torch.equal(torch.from_numpy(ours.mu), exact.mean(0).float())
     assert torch.allclose(torch.from_numpy(ours.sigma), torch.cov(exact.T), rtol=1e-12, atol=0)
     # torch-fidelity's mean is a sum in float32: of 3000 features at 100 it is off by 2e-6
-    other = metrics.Statistics.of(whole[torch.randperm(count, generator=generator)] * 1.01)
+    other = metrics.Statistics.from_features(
+        whole[torch.randperm(count, generator=generator)] * 1.01
+    )
     assert metrics.fid(ours, other).values["fid"] == pytest.approx(
         metrics.fid(theirs, other).values["fid"], rel=1e-4
     )
@@ -128,7 +130,7 @@ def test_logits_come_along_and_items_that_nobody_has_are_missed(monkeypatch):
     group, logits = Group(2, monkeypatch), torch.arange(8.0).reshape(4, 2)
 
     def work(accelerator):
-        mine = Share(accelerator, 4, 2).indices
+        mine = Shard(accelerator, 4, 2).indices
         own = Features(torch.tensor(mine), logits[mine] * 2, logits[mine])
         return main_process.features_to_main(accelerator, own, has_logits=True)
 

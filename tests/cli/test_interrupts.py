@@ -6,11 +6,13 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.errors import HydraException
 
 from ddpm import generation
 from ddpm.cli import app, workers
-from ddpm.distributed.sharding import SharedWork
+from ddpm.distributed.processes import SingleProcess
+from ddpm.distributed.sharding import Shard
 from ddpm.distributed.stopping import GivenUpError, Stopping
 from ddpm.errors import ConfigError, Stopped
 from ddpm.signals import StopSignal
@@ -84,6 +86,9 @@ def test_other_processes_of_a_launcher_say_nothing(command, monkeypatch):
     assert ended.status == 75 and ended.err == ""
 
 
+CPU = SingleProcess(torch.device("cpu"))
+
+
 class Scripted(Stopping):
     """Says yes to a question of this number."""
 
@@ -98,20 +103,20 @@ class Scripted(Stopping):
 @pytest.mark.parametrize("calls", [0, 2, 5])
 def test_processes_with_fewer_calls_ask_as_often(calls):
     stopping = Scripted(100)
-    work = SharedWork(5, stopping)
-    with work.interruptible():
+    shard = Shard(CPU, 5, 1, stopping=stopping, check_at_end=True)
+    with shard.interruptible():
         for _ in range(calls):
-            work.tick()
-    work.finish()
+            shard.tick()
+    shard.finish()
     assert stopping.questions == 6  # one after each call, and one at the end
 
 
 def test_a_call_that_a_signal_ends_is_followed_by_one_question():
     stopping = Scripted(3)
-    work = SharedWork(5, stopping)
-    with pytest.raises(GivenUpError), work.interruptible():
-        work.tick()
-        work.tick()
+    shard = Shard(CPU, 5, 1, stopping=stopping, check_at_end=True)
+    with pytest.raises(GivenUpError), shard.interruptible():
+        shard.tick()
+        shard.tick()
         raise Stopped
     assert stopping.questions == 3
 

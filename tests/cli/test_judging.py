@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from ddpm import instantiate
-from ddpm.distributed.batches import Share
+from ddpm.distributed.sharding import Shard
 from ddpm.distributed.stopping import GivenUpError
-from ddpm.evaluation.options import answers
-from ddpm.evaluation.results import Findings, read
+from ddpm.evaluation.options import matches_metric
+from ddpm.evaluation.results import EvaluationResult, read
 
 
 def process(rank, world):
@@ -19,51 +19,53 @@ def process(rank, world):
     ("count", "size", "world", "most"), [(10, 3, 2, 2), (10, 3, 3, 2), (2, 4, 3, 1), (9, 3, 1, 3)]
 )
 def test_processes_share_whole_batches_and_ask_equally_often(count, size, world, most):
-    asked, seen = [], []
+    numbers, seen = [], []
     for rank in range(world):
-        asks = []
-        share = Share(process(rank, world), count, size, 5, lambda a=asks: a.append(None) or False)
-        for batch in share.batches():
+        checks = []
+        stopping = lambda c=checks: c.append(None) or False  # noqa: E731
+        shard = Shard(process(rank, world), count, size, calls=5, stopping=stopping)
+        for batch in shard.batches():
             seen += batch
             for _ in range(5):
-                share.tick()
-        share.finish()
-        assert share.num_batches == len(share.batches()) and share.calls == 5 * share.num_batches
-        asked.append(len(asks))
-    assert seen == list(range(count)) and set(asked) == {5 * most}
+                shard.tick()
+        shard.finish()
+        assert shard.calls == 5 * len(shard.batches()) and shard.most_batches == most
+        numbers.append(len(checks))
+    assert seen == list(range(count)) and set(numbers) == {5 * most}
 
 
 def test_told_to_stop_all_processes_give_up_after_as_many_calls():
     for rank in range(2):
-        asks = []
-        share = Share(process(rank, 2), 2, 2, 3, lambda a=asks: a.append(None) or len(a) == 2)
+        checks = []
+        stopping = lambda c=checks: c.append(None) or len(c) == 2  # noqa: E731
+        shard = Shard(process(rank, 2), 2, 2, calls=3, stopping=stopping)
         with pytest.raises(GivenUpError):  # the first process has no batch, and answers
-            for _ in share.batches():
-                share.tick()
-                share.tick()
-            share.finish()
-        assert len(asks) == 2
+            for _ in shard.batches():
+                shard.tick()
+                shard.tick()
+            shard.finish()
+        assert len(checks) == 2
 
 
 def test_what_is_written_can_be_read_back(tmp_path):
-    found = Findings()
-    found.add("fid", 1.5, None, {"seed": 3}, num_samples=5000)
-    found.add("val_loss", 0.25, 0.01, {"step": 4})
-    found.add("recall", 0.5, None, {}, num_samples=50_000)
-    found.warn("a", "b", "a")
-    found.write(tmp_path, request={"x": 1})
+    result = EvaluationResult()
+    result.add("fid", 1.5, None, {"seed": 3}, num_samples=5000)
+    result.add("val_loss", 0.25, 0.01, {"step": 4})
+    result.add("recall", 0.5, None, {}, num_samples=50_000)
+    result.warn("a", "b", "a")
+    result.write(tmp_path, request={"x": 1})
     metrics, warnings, content = read(tmp_path)
-    assert metrics == found.metrics and warnings == ["a", "b"] and content["request"] == {"x": 1}
-    assert found.numbers == {"fid_5k": 1.5, "val_loss": 0.25, "recall": 0.5}
+    assert metrics == result.metrics and warnings == ["a", "b"] and content["request"] == {"x": 1}
+    assert result.numbers == {"fid_5k": 1.5, "val_loss": 0.25, "recall": 0.5}
     assert [metric.higher_is_better for metric in metrics] == [False, False, True]
-    assert found.of("fid") == 1.5 and found.of("loss") == 0.25
+    assert result.value("fid") == 1.5 and result.value("loss") == 0.25
 
 
-def test_what_answers_what_was_asked_for():
-    asked = {"fid": "fid", "precision": "prc", "val_bpd": "bpd", "bpd": "bpd", "isc": "isc"}
-    assert all(answers(metric, wanted) for metric, wanted in asked.items())
-    assert not any(answers(metric, "prc") for metric in ("recall", "f_score", "prc"))
-    assert not answers("val_loss_q0", "loss")
+def test_the_main_number_of_a_metric():
+    numbers = {"fid": "fid", "precision": "prc", "val_bpd": "bpd", "bpd": "bpd", "isc": "isc"}
+    assert all(matches_metric(name, metric) for name, metric in numbers.items())
+    assert not any(matches_metric(name, "prc") for name in ("recall", "f_score", "prc"))
+    assert not matches_metric("val_loss_q0", "loss")
 
 
 @pytest.mark.parametrize(

@@ -233,11 +233,11 @@ def test_a_sweep_lists_what_was_measured(command, tiny):
 
 
 ERRORS = [
-    ("data.val_fraction=0", "evaluation.metrics=[fid,loss]: no data are held out; add data.val_fraction=0.1, or take metrics=[fid]"),
-    ("trainer.best=kid", "trainer.best=kid: is not measured: evaluation.metrics gives fid, val_loss, val_loss_q0, val_loss_q1, val_loss_q2, val_loss_q3; did you mean 'fid'?"),
+    ("data.val_fraction=0", "evaluation.metrics=[fid,loss]: no data are held out; add data.val_fraction=0.1, or use metrics=[fid]"),
+    ("trainer.best=kid", "trainer.best=kid: is not computed; evaluation.metrics computes fid, val_loss, val_loss_q0, val_loss_q1, val_loss_q2, val_loss_q3; did you mean 'fid'?"),
     ("trainer.best=fid trainer.evaluate_every=0", "trainer.best=fid: must be null or of loss, loss_q0, loss_q1, loss_q2, loss_q3; to follow another metric, take trainer.evaluate_every"),
     ("trainer.evaluate_every=-1", "trainer.evaluate_every=-1: must be at least 0"),
-    ("evaluation.metrics=[fidd]", "evaluation.metrics=fidd: there is no such metric; did you mean 'fid'?"),
+    ("evaluation.metrics=[fidd]", "evaluation.metrics=fidd: unknown metric; did you mean 'fid'?"),
     ("evaluation.num_samples=1", "evaluation.num_samples=1: fid needs at least 2 samples"),
     ("evaluation.reference=nowhere", "evaluation.reference=nowhere: no such folder; set evaluation.reference to a folder of images"),
     ("evaluation.guidance=2", "evaluation.guidance=2.0: the model was not trained for guidance; train with data.class_cond=true diffusion.label_dropout=0.1, or set guidance to 1"),

@@ -13,7 +13,7 @@ from ddpm import instantiate
 from ddpm.cli import evaluate, exporting, importing, interpolate, sample, train
 from ddpm.config import values
 from ddpm.errors import ConfigError
-from ddpm.evaluation.options import Measure
+from ddpm.evaluation.options import EvaluationOptions
 from ddpm.files import expand
 
 NUMBERS = ["1e-3", "7", "true", "1_000", ".5", "-1", "inf", "nan", "1e400", "FALSE", "1."]
@@ -147,8 +147,8 @@ def text_options():
     from ddpm import data, metrics
 
     functions = [train.train, sample.sample, interpolate.interpolate]
-    functions += [importing.bring, exporting.export, evaluate.Evaluate, Measure]
-    owners = [(each, "") for each in functions] + [(Measure, "evaluation.")]
+    functions += [importing.bring, exporting.export, evaluate.Evaluate, EvaluationOptions]
+    owners = [(each, "") for each in functions] + [(EvaluationOptions, "evaluation.")]
     owners += [(getattr(data, name), "data.") for name in data.__all__]
     for prefix in ("extractor.", "evaluation.extractor."):
         owners += [(getattr(metrics, name), prefix) for name in metrics.__all__]

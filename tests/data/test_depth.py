@@ -262,8 +262,8 @@ def test_what_is_compared_is_the_range_in_eight_bits(tmp_path: Path):
     same = FolderImages(str(tmp_path), high=4095)
     assert images.read([0]).dtype == torch.uint8
     assert images.sha256 == same.sha256
-    assert images.described()["levels_as_uint8"] == [0, 4095]
-    assert same.described()["high"] == 4095 and "levels_as_uint8" not in same.described()
+    assert images.provenance()["levels_as_uint8"] == [0, 4095]
+    assert same.provenance()["high"] == 4095 and "levels_as_uint8" not in same.provenance()
 
 
 def test_written_arrays_are_compared_in_eight_bits(tmp_path: Path):

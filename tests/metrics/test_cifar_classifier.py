@@ -54,7 +54,11 @@ def test_it_learns_and_what_it_writes_is_an_extractor_of_each_image_alone(run, t
     assert "accuracy on 12 test images: 100.00 %" in said
     assert "accuracy on 24 images of a and b: 100.00 %" in said
     assert f"16 features, sha256 {network.sha256[:12]}" in said
-    assert network.widths((3, 16, 16), "cpu") == network.widths((3, 21, 40), "cpu") == (16, 3)
+    assert (
+        network.output_sizes((3, 16, 16), "cpu")
+        == network.output_sizes((3, 21, 40), "cpu")
+        == (16, 3)
+    )
     images = NpzImages(str(tmp_path / "test.npz")).read(range(12))
     found = network.outputs(images)
     assert found["features"].dtype == found["logits"].dtype == torch.float32

@@ -30,10 +30,10 @@ def test_pixels_are_the_image_flattened_and_divided_by_255():
     assert features.shape == (3, 40) and features.dtype == torch.float32
     assert torch.equal(features[1, 27], images[1, 1, 1, 2].float() / 255)  # 27 = 1*20 + 1*5 + 2
     assert Pixels()(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)).tolist() == [[1.0]]
-    assert Pixels().widths((1, 8, 8), "cpu") == (64, None)
+    assert Pixels().output_sizes((1, 8, 8), "cpu") == (64, None)
     assert set(Pixels().outputs(images)) == {"features"}
     assert Pixels().resize == "none"
-    assert Pixels().described() == {"name": "pixels", "sha256": Pixels.sha256}
+    assert Pixels().provenance() == {"name": "pixels", "sha256": Pixels.sha256}
 
 
 def test_images_are_uint8():
@@ -52,11 +52,11 @@ def test_custom_gives_what_its_file_gives(tmp_path):
     found = extractor.outputs(images)
     assert torch.equal(found["features"], features) and torch.equal(found["logits"], logits)
     assert torch.equal(extractor(images), features)
-    assert extractor.widths((3, 9, 9), "cpu") == (48, 7)
+    assert extractor.output_sizes((3, 9, 9), "cpu") == (48, 7)
     assert extractor.sha256 == hashlib.sha256((tmp_path / "net.pt").read_bytes()).hexdigest()
     alone = custom(tmp_path / "alone.pt", 3, logits=False)
     assert set(alone.outputs(images)) == {"features"} and torch.equal(alone(images), features)
-    assert alone.widths((3, 9, 9), "cpu") == (48, None)
+    assert alone.output_sizes((3, 9, 9), "cpu") == (48, None)
 
 
 class Returns(nn.Module):
@@ -144,7 +144,7 @@ def test_what_is_wrong_with_a_custom_file_is_told_in_a_line(tmp_path):
     assert said.startswith(f"extractor.path={path}: cannot be loaded as TorchScript (")
     assert said.endswith("); write it anew with torch.jit.save")
     extractor = custom(path, 3)
-    said = told(lambda: extractor.widths((1, 9, 9), "cpu"))
+    said = told(lambda: extractor.output_sizes((1, 9, 9), "cpu"))
     assert said.startswith(f"extractor.path={path}: fails on uint8 images of shape (1, 1, 9, 9): ")
     assert "to have 3 channels, but got 1 channels instead" in said
     three = returning(path, Three())
@@ -283,9 +283,9 @@ def test_inception_is_torch_fidelitys_with_its_layers(untrained, monkeypatch):
     features, logits = direct(images)
     found = extractor.outputs(images)
     assert torch.equal(found["features"], features) and torch.equal(found["logits"], logits)
-    assert extractor.widths((1, 8, 8), "cpu") == (2048, 1008)
+    assert extractor.output_sizes((1, 8, 8), "cpu") == (2048, 1008)
     assert torch.equal(extractor(images[:, :1]), direct(images[:, :1].repeat(1, 3, 1, 1))[0])
-    assert told(lambda: extractor.widths((2, 8, 8), "cpu")) == (
+    assert told(lambda: extractor.output_sizes((2, 8, 8), "cpu")) == (
         "extractor=inception-v3-compat: takes images of 1 or 3 channels, these have 2; use "
         "extractor=pixels"
     )

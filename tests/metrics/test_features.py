@@ -5,15 +5,24 @@ import pickle
 import pytest
 import torch
 
+from ddpm.distributed.sharding import shard_range
 from ddpm.errors import ConfigError
-from ddpm.metrics import Custom, Features, HeldImages, Pixels, extract, joined, of_batch, share
+from ddpm.metrics import (
+    Custom,
+    Features,
+    InMemoryImages,
+    Pixels,
+    concatenate,
+    extract,
+    extract_batch,
+)
 from tests.metrics.torch_fidelity_reference import custom, pictures, save
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 30, 31])
 def test_shares_go_round_and_cut_the_batches_of_one_process(world, count):
-    shares = [share(count, 5, rank, world) for rank in range(world)]
+    shares = [shard_range(count, rank, world, batch_size=5) for rank in range(world)]
     assert [index for mine in shares for index in mine] == list(range(count))
     batches = [tuple(mine[s : s + 5]) for mine in shares for s in range(0, len(mine), 5)]
     assert batches == [tuple(range(s, min(s + 5, count))) for s in range(0, count, 5)]
@@ -25,7 +34,7 @@ def test_features_come_in_the_order_asked_for_with_their_logits(tmp_path):
     extractor = custom(tmp_path / "net.pt", 3)
     pixels, done = pictures(23, 3, 9, 9), []
     wanted = [22, 3, 7, 7, 0]
-    found = extract(extractor, HeldImages(pixels), wanted, batch_size=2, device="cpu",
+    found = extract(extractor, InMemoryImages(pixels), wanted, batch_size=2, device="cpu",
                     on_batch=done.append)  # fmt: skip
     whole = extractor.outputs(pixels)
     assert found.indices.tolist() == wanted and done == [2, 2, 1]
@@ -38,20 +47,20 @@ def test_joining_sorts_drops_padding_and_skips_processes_that_had_nothing():
         values = torch.tensor(indices, dtype=torch.float32)[:, None]
         return Features(torch.tensor(indices), values, -values)
 
-    parts = [part(3, 4), joined([]), part(0, 1, 2, 5), part(0, 1, 6)]
+    parts = [part(3, 4), concatenate([]), part(0, 1, 2, 5), part(0, 1, 6)]
     assert len(parts[1]) == 0
     parts = pickle.loads(pickle.dumps(parts))  # as processes hand them on
-    whole = joined(parts, 6)
+    whole = concatenate(parts, 6)
     assert whole.indices.tolist() == [0, 1, 2, 3, 4, 5]
     assert whole.features[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert whole.logits[:, 0].tolist() == [0, -1, -2, -3, -4, -5]
-    assert joined(parts).indices.tolist() == [3, 4, 0, 1, 2, 5, 0, 1, 6]
+    assert concatenate(parts).indices.tolist() == [3, 4, 0, 1, 2, 5, 0, 1, 6]
     with pytest.raises(AssertionError, match="images are missing"):
-        joined(parts[:1], 6)
+        concatenate(parts[:1], 6)
 
 
 def test_features_without_logits_join_without():
-    whole = joined([of_batch(Pixels(), pictures(2, 1, 2, 2), [1, 0])], 2)
+    whole = concatenate([extract_batch(Pixels(), pictures(2, 1, 2, 2), [1, 0])], 2)
     assert whole.logits is None
     assert torch.equal(whole.features, pictures(2, 1, 2, 2).flatten(1).flip(0) / 255)
 
@@ -68,7 +77,7 @@ def test_features_that_are_no_numbers_are_told_in_a_line(tmp_path):
     images = torch.ones(5, 1, 2, 2, dtype=torch.uint8)
     images[1, 0, 0, 0] = images[4] = 0
     with pytest.raises(ConfigError) as caught:
-        of_batch(extractor, images, range(5))
+        extract_batch(extractor, images, range(5))
     assert str(caught.value) == (
         "extractor=custom: gives features that are NaN or infinite, of 2 of 5 images; repair it"
     )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddpm.data import Digits, Folder, Sequences
 from ddpm.errors import ConfigError
-from ddpm.metrics import DatasetImages, FolderImages, HeldImages, NpzImages, holds_statistics
+from ddpm.metrics import DatasetImages, FolderImages, InMemoryImages, NpzImages, contains_statistics
 from tests.metrics.torch_fidelity_reference import pictures
 
 
@@ -39,7 +39,7 @@ def test_folder_npz_data_set_and_memory_agree(tmp_path, channels):
     lay_out(pixels, tmp_path / "a", [f"{n:03}.png" for n in range(300)])
     lay_out(pixels, tmp_path / "b", [f"x{n:03}.bmp" for n in range(300)])
     sources = [
-        HeldImages(pixels),
+        InMemoryImages(pixels),
         FolderImages(str(tmp_path / "a")),
         FolderImages(str(tmp_path / "b")),
         NpzImages(as_npz(pixels, tmp_path / "s.npz", arr_1=np.arange(300))),
@@ -59,13 +59,13 @@ def test_the_hash_depends_on_pixels_shape_count_and_order():
     other = pixels.clone()
     other[3, 0, 3, 5] ^= 1
     variants = [pixels, other, pixels.flip(0), pixels[:3], pixels.reshape(4, 1, 6, 4)]
-    assert len({HeldImages(variant).sha256 for variant in variants}) == 5
+    assert len({InMemoryImages(variant).sha256 for variant in variants}) == 5
 
 
 def test_the_hash_of_the_digits_is_the_same_everywhere():
     digits = DatasetImages(Digits(), {"dataset": "Digits"})
     assert digits.sha256 == DIGITS
-    assert digits.described() == {
+    assert digits.provenance() == {
         "dataset": "Digits",
         "num_images": 1797,
         "shape": [1, 8, 8],
@@ -77,7 +77,7 @@ DIGITS = "b8f6054dededc0561caea7e2402289755ead4f49b648b87acc8aa0c9f0e3d73a"
 
 
 def test_images_are_read_once_for_the_hash(monkeypatch):
-    source, calls = HeldImages(pictures(600, 1, 2, 2)), []
+    source, calls = InMemoryImages(pictures(600, 1, 2, 2)), []
     read = source.read
     monkeypatch.setattr(source, "read", lambda i: calls.append(len(i)) or read(i))
     assert source.sha256 == source.sha256
@@ -88,7 +88,7 @@ def test_where_a_folder_or_an_npz_lies_is_told(tmp_path):
     pixels = pictures(2, 3, 4, 6)
     lay_out(pixels, tmp_path / "a", ["1.png", "2.png"])
     source = FolderImages(str(tmp_path / "a"))
-    assert source.described() == {
+    assert source.provenance() == {
         "source": str(tmp_path / "a"),
         "resize": "none",
         "num_images": 2,
@@ -97,9 +97,9 @@ def test_where_a_folder_or_an_npz_lies_is_told(tmp_path):
     }
     small = FolderImages(str(tmp_path / "a"), image_size=(2, 2))
     assert small.shape == (3, 2, 2)
-    assert small.described()["resize"] == "scaled to cover, then cut at the centre"
+    assert small.provenance()["resize"] == "scaled to cover, then cut at the centre"
     path = as_npz(pixels, tmp_path / "s.npz")
-    assert NpzImages(path).described()["source"] == path
+    assert NpzImages(path).provenance()["source"] == path
 
 
 def test_sequences_are_refused(tmp_path):
@@ -199,12 +199,12 @@ def test_a_file_that_is_no_npz_is_told_in_a_line(tmp_path):
 def test_statistics_are_known_by_their_names(tmp_path):
     path = tmp_path / "s.npz"
     np.savez(path, mu=np.zeros(2), sigma=np.eye(2), arr_0=np.zeros((2, 4, 4, 3), np.uint8))
-    assert holds_statistics(str(path))
+    assert contains_statistics(str(path))
     as_npz(pictures(2, 3, 4, 4), path)
-    assert not holds_statistics(str(path))
+    assert not contains_statistics(str(path))
     path.write_bytes(b"")
-    assert not holds_statistics(str(path))
-    assert not holds_statistics(str(tmp_path))
-    assert not holds_statistics(str(tmp_path / "none.safetensors"))
+    assert not contains_statistics(str(path))
+    assert not contains_statistics(str(tmp_path))
+    assert not contains_statistics(str(tmp_path / "none.safetensors"))
     (tmp_path / "a.safetensors").write_bytes(b"")
-    assert holds_statistics(str(tmp_path / "a.safetensors"))
+    assert contains_statistics(str(tmp_path / "a.safetensors"))

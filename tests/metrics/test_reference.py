@@ -11,7 +11,16 @@ import safetensors.torch
 import torch
 
 from ddpm.errors import ConfigError
-from ddpm.metrics import HeldImages, Pixels, extract, fid, joined, kid, named, reference_of
+from ddpm.metrics import (
+    InMemoryImages,
+    Pixels,
+    cached_reference,
+    concatenate,
+    extract,
+    fid,
+    kid,
+    load_reference,
+)
 from ddpm.metrics import reference as module
 from ddpm.metrics.reference import find, keep, key_of, provenance
 from tests.metrics.torch_fidelity_reference import custom, pictures
@@ -38,9 +47,9 @@ class Count:
 @pytest.fixture
 def made(tmp_path):
     """A cache with one file: cache, extractor, images, the reference."""
-    images = HeldImages(pictures(40, 1, 4, 4), "noise")
+    images = InMemoryImages(pictures(40, 1, 4, 4), "noise")
     compute = Count(Pixels(), images)
-    found = reference_of(Pixels(), images, compute, cache=tmp_path / "cache")
+    found = cached_reference(Pixels(), images, compute, cache=tmp_path / "cache")
     assert compute.calls == 1
     return tmp_path / "cache", Pixels(), images, found
 
@@ -64,7 +73,7 @@ def same(a, b):
 
 def test_a_reference_is_computed_once_and_equal_afterwards(made):
     cache, extractor, images, first = made
-    again = reference_of(extractor, images, never, cache=cache, need_features=True)
+    again = cached_reference(extractor, images, never, cache=cache, need_features=True)
     same(first, again)
     assert torch.equal(first.features, again.features)
     samples = extractor(pictures(30, 1, 4, 4, seed=1))
@@ -85,10 +94,10 @@ def test_a_reference_is_computed_once_and_equal_afterwards(made):
 
 
 def test_without_a_cache_nothing_is_kept(tmp_path):
-    images = HeldImages(pictures(5, 1, 2, 2))
+    images = InMemoryImages(pictures(5, 1, 2, 2))
     compute = Count(Pixels(), images)
     for calls in (1, 2):
-        reference_of(Pixels(), images, compute, cache=None)
+        cached_reference(Pixels(), images, compute, cache=None)
         assert compute.calls == calls
     assert list(tmp_path.iterdir()) == []
 
@@ -99,13 +108,13 @@ def test_the_features_of_several_processes_make_the_same_file(made, tmp_path):
         extract(extractor, images, indices, batch_size=16, device="cpu")
         for indices in (range(20, 40), range(21))  # one of them twice
     ]
-    reference_of(extractor, images, lambda _: joined(halves), cache=tmp_path / "other")
+    cached_reference(extractor, images, lambda _: concatenate(halves), cache=tmp_path / "other")
     assert file_of(tmp_path / "other").read_bytes() == file_of(cache).read_bytes()
 
 
 def test_other_images_count_extractor_or_resizing_are_other_files(made, tmp_path):
     cache, extractor, images, first = made
-    other = HeldImages(pictures(40, 1, 4, 4, seed=1))
+    other = InMemoryImages(pictures(40, 1, 4, 4, seed=1))
     net = custom(tmp_path / "a.pt", 1)
     for each, source, count in (
         (extractor, other, None),
@@ -113,7 +122,7 @@ def test_other_images_count_extractor_or_resizing_are_other_files(made, tmp_path
         (net, images, None),
     ):
         compute = Count(each, source)
-        found = reference_of(each, source, compute, cache=cache, count=count)
+        found = cached_reference(each, source, compute, cache=cache, count=count)
         assert compute.calls == 1
         assert found.statistics.num_images == (count or 40)
     retrained = Pixels()
@@ -123,32 +132,32 @@ def test_other_images_count_extractor_or_resizing_are_other_files(made, tmp_path
     resized.resize = "halved"
     assert find(cache, provenance(resized, images)) is None
     assert len(list(cache.iterdir())) == 4
-    same(reference_of(extractor, images, never, cache=cache), first)
+    same(cached_reference(extractor, images, never, cache=cache), first)
 
 
 def test_where_the_images_lie_does_not_matter_and_is_told_as_it_is_now(made):
     cache, extractor, images, first = made
-    moved = HeldImages(images.read(range(40)), "elsewhere")
-    found = reference_of(extractor, moved, never, cache=cache)
+    moved = InMemoryImages(images.read(range(40)), "elsewhere")
+    found = cached_reference(extractor, moved, never, cache=cache)
     assert found.provenance["reference"]["source"] == "elsewhere"
     assert found.provenance["extractor"] == first.provenance["extractor"]
 
 
 def test_many_features_are_not_kept_and_computed_anew_where_needed(tmp_path, monkeypatch):
-    images = HeldImages(pictures(40, 1, 4, 4))
-    monkeypatch.setattr(module, "LARGEST_KEPT", 40 * 16 * 4 - 1)
+    images = InMemoryImages(pictures(40, 1, 4, 4))
+    monkeypatch.setattr(module, "LARGEST_CACHED", 40 * 16 * 4 - 1)
     compute = Count(Pixels(), images)
-    first = reference_of(Pixels(), images, compute, cache=tmp_path)
+    first = cached_reference(Pixels(), images, compute, cache=tmp_path)
     assert first.features is not None
-    again = reference_of(Pixels(), images, never, cache=tmp_path)
+    again = cached_reference(Pixels(), images, never, cache=tmp_path)
     same(first, again)
     assert again.features is None
-    again = reference_of(Pixels(), images, compute, cache=tmp_path, need_features=True)
+    again = cached_reference(Pixels(), images, compute, cache=tmp_path, need_features=True)
     assert compute.calls == 2 and again.features is not None
-    monkeypatch.setattr(module, "LARGEST_KEPT", 40 * 16 * 4)
-    reference_of(Pixels(), images, compute, cache=tmp_path, need_features=True)
+    monkeypatch.setattr(module, "LARGEST_CACHED", 40 * 16 * 4)
+    cached_reference(Pixels(), images, compute, cache=tmp_path, need_features=True)
     assert (
-        reference_of(Pixels(), images, never, cache=tmp_path, need_features=True).features
+        cached_reference(Pixels(), images, never, cache=tmp_path, need_features=True).features
         is not None
     )
 
@@ -172,7 +181,7 @@ def test_a_damaged_file_is_told_and_computed_anew(made, damage, capsys):
     else:
         path.write_bytes(whole[: ends.get(damage, damage)])
     compute = Count(extractor, images)
-    found = reference_of(extractor, images, compute, cache=cache)
+    found = cached_reference(extractor, images, compute, cache=cache)
     said = capsys.readouterr().err
     assert said.startswith(f"warning: {path} cannot be used (")
     assert said.endswith("); computing the reference anew\n") and said.count("\n") == 1
@@ -181,16 +190,16 @@ def test_a_damaged_file_is_told_and_computed_anew(made, damage, capsys):
     assert compute.calls == 1
     same(found, first)
     assert path.read_bytes() == whole
-    same(reference_of(extractor, images, never, cache=cache), first)
+    same(cached_reference(extractor, images, never, cache=cache), first)
 
 
 def test_a_file_under_the_name_of_another_is_not_used(made, capsys):
     cache, extractor, _, _ = made
-    other = HeldImages(pictures(40, 1, 4, 4, seed=1))
+    other = InMemoryImages(pictures(40, 1, 4, 4, seed=1))
     wrong = cache / f"{key_of(provenance(extractor, other))}.safetensors"
     wrong.write_bytes(file_of(cache).read_bytes())
     compute = Count(extractor, other)
-    reference_of(extractor, other, compute, cache=cache)
+    cached_reference(extractor, other, compute, cache=cache)
     assert compute.calls == 1
     assert capsys.readouterr().err == (
         f"warning: {wrong} cannot be used (it is of something else than its name says); computing "
@@ -199,20 +208,20 @@ def test_a_file_under_the_name_of_another_is_not_used(made, capsys):
 
 
 def test_too_few_images_are_refused_before_any_work(tmp_path):
-    one = HeldImages(pictures(1, 1, 4, 4))
-    assert told(lambda: reference_of(Pixels(), one, never, cache=tmp_path)) == (
+    one = InMemoryImages(pictures(1, 1, 4, 4))
+    assert told(lambda: cached_reference(Pixels(), one, never, cache=tmp_path)) == (
         "reference: holds 1 images; there must be 2"
     )
-    assert told(lambda: reference_of(Pixels(), one, never, cache=tmp_path, count=5)) == (
+    assert told(lambda: cached_reference(Pixels(), one, never, cache=tmp_path, count=5)) == (
         "reference: has 1 images, not 5; ask for fewer"
     )
 
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    images = HeldImages(pictures(5, 1, 2, 2))
+    images = InMemoryImages(pictures(5, 1, 2, 2))
     said = told(
-        lambda: reference_of(Pixels(), images, Count(Pixels(), images), cache=tmp_path / "file")
+        lambda: cached_reference(Pixels(), images, Count(Pixels(), images), cache=tmp_path / "file")
     )
     assert "cannot be written (" in said
 
@@ -223,7 +232,7 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path):
 def test_our_own_file_by_name(made):
     cache, extractor, _, first = made
     path = str(file_of(cache))
-    found, warnings = named(path, extractor, 16, need_features=True)
+    found, warnings = load_reference(path, extractor, 16, need_features=True)
     same(found, first)
     assert warnings == () and torch.equal(found.features, first.features)
 
@@ -232,48 +241,48 @@ def test_our_own_file_of_another_extractor_is_refused(made, tmp_path):
     cache, extractor, _, _ = made
     path = file_of(cache)
     net = custom(tmp_path / "a.pt", 1)
-    assert told(lambda: named(str(path), net, 48)) == (
+    assert told(lambda: load_reference(str(path), net, 48)) == (
         f"reference={path}: was made with the extractor pixels, and the samples' is custom; give "
         "the images instead"
     )
     retrained = Pixels()
     retrained.sha256 = "0" * 64
-    assert told(lambda: named(str(path), retrained, 16, key="against")) == (
+    assert told(lambda: load_reference(str(path), retrained, 16, key="against")) == (
         f"against={path}: was made with the weights {Pixels.sha256[:12]}, and the samples' is "
         "000000000000; give the images instead"
     )
     resized = Pixels()
     resized.resize = "halved"
-    assert told(lambda: named(str(path), resized, 16)) == (
+    assert told(lambda: load_reference(str(path), resized, 16)) == (
         f"reference={path}: was made with the resizing none, and the samples' is halved; give the "
         "images instead"
     )
-    assert told(lambda: named(str(path), extractor, 64)) == (
+    assert told(lambda: load_reference(str(path), extractor, 64)) == (
         f"reference={path}: its mu is 16 and its sigma 16x16, and the extractor has 64 features; "
         "take the extractor that it was made with"
     )
     bare = safetensors.torch.load_file(path)
     safetensors.torch.save_file(bare, path)
-    assert told(lambda: named(str(path), extractor, 16)) == (
+    assert told(lambda: load_reference(str(path), extractor, 16)) == (
         f"reference={path}: cannot be used (its content is not that of its hash); give another "
         "file, or the images"
     )
     path.write_bytes(b"")
-    assert told(lambda: named(str(path), extractor, 16)).startswith(
+    assert told(lambda: load_reference(str(path), extractor, 16)).startswith(
         f"reference={path}: cannot be used ("
     )
     path.unlink()
-    assert told(lambda: named(str(path), extractor, 16)) == (
+    assert told(lambda: load_reference(str(path), extractor, 16)) == (
         f"reference={path}: there is no such file"
     )
 
 
 def test_a_file_without_features_serves_fid_only(made, tmp_path, monkeypatch):
     _, extractor, _, first = made
-    monkeypatch.setattr(module, "LARGEST_KEPT", 0)
+    monkeypatch.setattr(module, "LARGEST_CACHED", 0)
     path = keep(tmp_path / "small", first)
-    same(named(str(path), extractor, 16)[0], first)
-    assert told(lambda: named(str(path), extractor, 16, need_features=True)) == (
+    same(load_reference(str(path), extractor, 16)[0], first)
+    assert told(lambda: load_reference(str(path), extractor, 16, need_features=True)) == (
         f"reference={path}: holds no features, which kid and prc need; give the images, or "
         "metrics=[fid]"
     )
@@ -282,7 +291,7 @@ def test_a_file_without_features_serves_fid_only(made, tmp_path, monkeypatch):
 def test_a_file_that_claims_other_counts_is_refused(made, tmp_path):
     _, extractor, _, first = made
     path = keep(tmp_path / "forged", replace(first, features=first.features[:7]))
-    assert told(lambda: named(str(path), extractor, 16)) == (
+    assert told(lambda: load_reference(str(path), extractor, 16)) == (
         f"reference={path}: cannot be used (its features are not of so many images); give another "
         "file, or the images"
     )
@@ -299,7 +308,7 @@ def test_an_npz_of_the_field_gives_the_same_distance(made, tmp_path, dtype):
     held = first.statistics
     mu, sigma = held.mu.astype(dtype), held.sigma.astype(dtype)
     path = npz(tmp_path / "s.npz", mu, sigma, mu_s=np.zeros(3))
-    found, warnings = named(path, extractor, 16)
+    found, warnings = load_reference(path, extractor, 16)
     assert found.features is None and found.statistics.num_images is None
     assert warnings == (
         f"{path} does not say of which extractor and images it is; pixels is assumed",
@@ -341,20 +350,20 @@ EYE = np.eye(4)
 )  # fmt: skip
 def test_an_npz_of_no_statistics_is_refused(tmp_path, mu, sigma, said):
     path = npz(tmp_path / "s.npz", mu, sigma)
-    assert told(lambda: named(path, Pixels(), 4)) == f"reference={path}: {said}"
+    assert told(lambda: load_reference(path, Pixels(), 4)) == f"reference={path}: {said}"
 
 
 def test_an_npz_lacks_what_is_needed(tmp_path):
     path = npz(tmp_path / "s.npz", np.zeros(4), EYE)
-    assert told(lambda: named(path, Pixels(), 4, need_features=True)).startswith(
+    assert told(lambda: load_reference(path, Pixels(), 4, need_features=True)).startswith(
         f"reference={path}: holds no features, which kid and prc need"
     )
     np.savez(path, mu=np.zeros(4))
-    assert told(lambda: named(path, Pixels(), 4)) == (
+    assert told(lambda: load_reference(path, Pixels(), 4)) == (
         f"reference={path}: holds no mu and sigma (there are: mu)"
     )
     np.savez(path, mu=np.array([object()]), sigma=EYE)
-    assert told(lambda: named(path, Pixels(), 4)) == (
+    assert told(lambda: load_reference(path, Pixels(), 4)) == (
         f"reference={path}: cannot be read as an .npz (Object arrays cannot be loaded when "
         "allow_pickle=False); save it anew"
     )
@@ -362,11 +371,11 @@ def test_an_npz_lacks_what_is_needed(tmp_path):
 
 def test_a_file_says_what_the_reference_is_and_nothing_else(tmp_path):
     """It may be somebody else's: what it says more would stand beside our numbers."""
-    images = HeldImages(pictures(9, 1, 4, 4))
+    images = InMemoryImages(pictures(9, 1, 4, 4))
     extractor = Pixels()
     compute = functools.partial(extract, extractor, images, range(9), batch_size=4, device="cpu")
-    made = reference_of(extractor, images, lambda _: compute(), cache=None)
+    made = cached_reference(extractor, images, lambda _: compute(), cache=None)
     forged = {**made.provenance, "value": 0.001, "num_samples": 50_000, "seed": "any"}
     place = keep(tmp_path, module.Reference(made.statistics, made.features, forged))
-    found, _ = named(str(place), extractor, 16)
+    found, _ = load_reference(str(place), extractor, 16)
     assert set(found.provenance) == {"reference", "extractor", "resize"}

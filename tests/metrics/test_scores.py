@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import torch
 
+from ddpm.distributed.sharding import shard_range
 from ddpm.errors import ConfigError
 from ddpm.metrics import (
     Custom,
-    HeldImages,
+    InMemoryImages,
     Pixels,
     Statistics,
-    check,
+    check_metric,
+    concatenate,
     extract,
     fid,
     isc,
-    joined,
     kid,
-    name_of,
+    metric_name,
     prc,
-    share,
 )
 from tests.metrics.torch_fidelity_reference import custom, pictures, save, theirs
 
@@ -38,14 +38,14 @@ def statistics(mu, sigma, count=10**6):
 
 def shared(extractor, pixels, batch_size, world):
     """What ``world`` processes extract, gathered out of order and with padding."""
-    images = HeldImages(pixels)
+    images = InMemoryImages(pixels)
     parts = [
-        extract(extractor, images, share(len(pixels), batch_size, rank, world),
+        extract(extractor, images, shard_range(len(pixels), rank, world, batch_size=batch_size),
                 batch_size=batch_size, device="cpu")
         for rank in range(world)
     ]  # fmt: skip
     padding = extract(extractor, images, range(batch_size), batch_size=batch_size, device="cpu")
-    return joined([*parts[::-1], padding], len(pixels))
+    return concatenate([*parts[::-1], padding], len(pixels))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -195,7 +195,7 @@ def test_a_single_feature_has_a_distance_too():
 
 def test_statistics_are_mean_and_unbiased_covariance():
     features = normal(50, 4)
-    held = Statistics.of(features)
+    held = Statistics.from_features(features)
     np.testing.assert_allclose(held.mu, features.mean(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(held.sigma, torch.cov(features.double().T), rtol=1e-6)
     assert held.num_images == 50 and held.mu.dtype == np.float32
@@ -259,8 +259,8 @@ def test_precision_is_of_the_samples_and_recall_of_the_reference():
     ],
 )
 def test_few_samples_show_in_the_name(count, name):
-    assert name_of("fid", count) == name
-    assert name_of("kid", count) == name.replace("fid", "kid")
+    assert metric_name("fid", count) == name
+    assert metric_name("kid", count) == name.replace("fid", "kid")
 
 
 def told(call):
@@ -329,5 +329,5 @@ def test_too_few_samples_are_a_warning():
         "isc: a tenth of 49 samples is fewer than the 5 classes, so it comes out too low",
     )
     assert isc(normal(50, 5)).warnings == ()
-    assert check("fid", None, None, 2048, None) == ()
-    assert len(check("fid", 2047, 2047, 2048, None)) == 2
+    assert check_metric("fid", None, None, 2048, None) == ()
+    assert len(check_metric("fid", 2047, 2047, 2048, None)) == 2

@@ -1,0 +1,324 @@
+"""``ddpm-evaluate`` of a checkpoint or of images: compute, write and print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import Accelerator
+
+from ddpm import __version__, instantiate
+from ddpm.config import paths
+from ddpm.console import echo, say, tell, warn, warn_once
+from ddpm.distributed import cpu_threads
+from ddpm.distributed.consensus import wait_for_all
+from ddpm.distributed.output import agreed, check, writing
+from ddpm.drawing import Trained, label
+from ddpm.errors import Stopped, require
+from ddpm.evaluation import likelihood_metrics, partial_results
+from ddpm.evaluation.evaluator import Evaluator
+from ddpm.evaluation.options import FIDELITY, EvaluationOptions
+from ddpm.evaluation.partial_results import EvaluationRecord
+from ddpm.evaluation.reference_data import (
+    MAX_IMAGES,
+    ReferenceResolver,
+    hash_once,
+    read_images,
+)
+from ddpm.evaluation.results import FILE, EvaluationResult
+from ddpm.named_data import ConfiguredData
+from ddpm.outputs import OutputFolder
+from ddpm.report.pages import Report, write_report
+from ddpm.training import checkpoint
+from ddpm.training.lock import Lock
+from ddpm.training.run import Run
+
+SAMPLES, COMMAND = "samples.png", "evaluate"
+Weights = Literal["ema", "raw"]
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """An evaluation as ``ddpm-evaluate`` runs it, with its output folder.
+
+    Attributes:
+        options: metrics and their options.
+        cache: the folder of reference statistics; None = no cache.
+        out: the output folder; None = a new one.
+        threads: see :func:`ddpm.distributed.cpu_threads.use`.
+    """
+
+    options: EvaluationOptions
+    cache: str | None
+    out: str | None
+    threads: cpu_threads.Threads
+
+    def evaluate_images(self, path: str, accelerator: Accelerator) -> EvaluationResult:
+        """Evaluate existing images and write the results.
+
+        Args:
+            path: a folder of images or an .npz.
+            accelerator: of the command.
+
+        Raises:
+            ConfigError: images, options or a reference that cannot be used.
+        """
+        options = self.options
+        for name in options.metrics:
+            require(name in FIDELITY, "metrics", name, "requires a model; use ckpt= instead")
+        problem = "is missing; set it to the images to compare with"
+        needed = set(options.metrics) != {"isc"}
+        require(not needed or options.reference is not None, "reference", None, problem)
+        check(accelerator, COMMAND, self._files, self.out)
+        images = read_images(path, "samples", options.folder_options)
+        warn_once(accelerator, images.warnings)
+        extractor = instantiate.extractor(options.extractor, images.shape)
+        references = self._references(None)
+        evaluator = Evaluator(
+            options, accelerator, references, images.shape, extractor=extractor, images=images
+        )
+        require(self.out != path, "out", self.out, "must differ from samples=")
+        fidelity = evaluator.fidelity
+        assert fidelity.images is not None
+        cpu_threads.use(self.threads, accelerator, trial=fidelity.trial)
+        hash_once(fidelity.images, accelerator)
+        version = {"ddpm": __version__}
+        compared = evaluator.reference_provenance()
+        request = {**vars(options), **version, "compared": compared}
+        request["samples"] = fidelity.images.provenance()
+        with self._record(accelerator, Path("outputs"), "evaluation", request) as record:
+            folder = record.output_folder
+            result = evaluator.evaluate_images(version, record)
+            if accelerator.is_main_process:
+                near = f"reference={options.reference}"
+                report = Report("Evaluation", folder.path.name, near=near)
+                self._write(folder, result, report, {"request": request})
+        return result
+
+    def use_threads(self, trained: Trained) -> None:
+        """Set the number of threads, before anything is computed for a checkpoint."""
+        options, facts = self.options, trained.facts
+
+        def trial() -> cpu_threads.Trial:
+            pipeline = trained.pipeline(
+                options.sampler,
+                guidance=options.guidance,
+                guidance_rescale=options.guidance_rescale,
+            )
+            calls, count = pipeline.num_calls(), options.num_samples or MAX_IMAGES
+            if not options.fidelity:
+                calls = options.bound_steps or pipeline.diffusion.num_steps
+                calls = calls if "bpd" in options.metrics else likelihood_metrics.NUM_QUARTERS
+                count = options.num_images
+            batches = -(-count // (options.batch_size * trained.accelerator.num_processes))
+            classes = None if facts.num_classes is None else [0]
+            return trained.trial(pipeline, batches * calls, min(options.batch_size, count), classes)
+
+        trained.use_threads(self.threads, trial)
+
+    def evaluator(self, trained: Trained) -> Evaluator:
+        """Return the evaluator of a checkpoint, with its reference computed.
+
+        Raises:
+            ConfigError: options that the model or its data do not support.
+        """
+        check(trained.accelerator, COMMAND, self._files, self.out)
+        source, shape, extractor = trained.checkpoint, trained.facts.shape, None
+        references = self._references(paths.located(source.config, source.run).get("data"))
+        self.options.check_shape(shape)
+        if self.options.fidelity:
+            extractor = instantiate.extractor(self.options.extractor, shape)
+        evaluator = Evaluator(
+            self.options, trained.accelerator, references, shape, extractor=extractor
+        )
+        evaluator.check_model(trained)
+        evaluator.prepare(trained.facts)
+        return evaluator
+
+    def evaluate_model(
+        self, evaluator: Evaluator, trained: Trained, weights: Weights
+    ) -> tuple[Path, EvaluationResult]:
+        """Evaluate a checkpoint and write the results.
+
+        Args:
+            evaluator: of this job.
+            trained: the model.
+            weights: that the model has, for the provenance.
+
+        Returns:
+            The folder of the results, and the results.
+        """
+        source, accelerator = trained.checkpoint, trained.accelerator
+        name = f"step-{source.step:08d}-{label(self.options.sampler)}"
+        provenance = self.provenance(trained, weights)
+        request = self.request(evaluator, trained, provenance)
+        with self._record(accelerator, source.run / "evaluations", name, request) as record:
+            folder = record.output_folder
+            result = evaluator.evaluate_model(trained, provenance, estimate=True, record=record)
+            if accelerator.is_main_process:
+                run, reference = Run(source.run), self.options.reference
+                run.evaluated(source.step, result.numbers, str(folder.path))
+                own = reference in (None, "train")
+                near = "the training data" if own else f"reference={reference}"
+                report = replace(training_report(run, source.step, source.config), near=near)
+                self._write(folder, result, report, {"request": request})
+        return folder.path, result
+
+    def provenance(self, trained: Trained, weights: Weights) -> dict[str, Any]:
+        """Return the provenance that all numbers of a checkpoint share."""
+        source = trained.checkpoint
+        manifest = json.loads((source.folder / checkpoint.MANIFEST).read_text(encoding="utf-8"))
+        return {
+            "ddpm": __version__,
+            "checkpoint": str(source.folder),
+            "step": source.step,
+            "weights": weights,
+            "weights_sha256": manifest["files"][checkpoint.WEIGHTS[weights]]["sha256"],
+            "precision": trained.accelerator.mixed_precision,
+        }
+
+    def request(
+        self, evaluator: Evaluator, trained: Trained, provenance: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return everything that determines the results; equal requests have equal results.
+
+        Args:
+            evaluator: of this job.
+            trained: the model.
+            provenance: of the checkpoint.
+        """
+        defaults = {"image_size", "color", "low", "high"} - self.options.folder_options.keys()
+        options = {k: v for k, v in vars(self.options).items() if k not in defaults}
+        return {
+            **options,
+            "compared": evaluator.reference_provenance(),
+            **evaluator.class_provenance(trained),
+            **{k: provenance[k] for k in ("ddpm", "weights", "weights_sha256", "precision")},
+        }
+
+    def _references(self, node: Mapping[str, Any] | None) -> ReferenceResolver:
+        cache = None if self.cache is None else Path(self.cache)
+        options = self.options
+        resolve = ConfiguredData(node)
+        return ReferenceResolver(options.reference, resolve, cache, options.folder_options)
+
+    @property
+    def _files(self) -> list[str]:
+        """Names of the files that this evaluation may write."""
+        names = [FILE, "report.html"]
+        names += [SAMPLES] if self.options.fidelity else []
+        return names + list(likelihood_metrics.BOUND_FILES if "bpd" in self.options.metrics else ())
+
+    @contextmanager
+    def _record(
+        self, accelerator: Accelerator, parent: Path, name: str, request: Mapping[str, Any]
+    ) -> Iterator[EvaluationRecord]:
+        """Give the record of an unfinished evaluation of this request, or a new one.
+
+        The results are written to ``out``, or to the folder of the unfinished evaluation, or to a
+        new one; see :func:`writing`.
+
+        Raises:
+            ConfigError: the folder cannot be written, or another process writes to it.
+            Stopped: names the folder.
+        """
+        locks: list[Lock] = []  # of the main process
+        request = partial_results.plain(request)
+
+        def choose_folder() -> str | None:
+            unfinished = None if self.out is not None else partial_results.find(parent, request)
+            locks.extend(unfinished[1:] if unfinished else [])
+            return self.out if unfinished is None else str(unfinished[0])
+
+        def claim() -> bool:
+            if not locks:
+                locks.append(Lock(folder.path / partial_results.FOLDER))
+                locks[0].acquire("out", tell)
+            continued = partial_results.is_unfinished(folder.path, request)
+            if not continued:
+                stored = partial_results.PartialResults(folder.path / partial_results.FOLDER)
+                stored.clear(lock=False)
+            return continued
+
+        try:
+            out, default = agreed(accelerator, choose_folder), parent / name
+            with writing(accelerator, COMMAND, self._files, out=out, default=default) as folder:
+                continued = agreed(accelerator, claim)
+                line = "continuing the unfinished evaluation in" if continued else "results go to"
+                say(accelerator, f"{line} {folder.path}")
+                record = EvaluationRecord(folder, request, main=accelerator.is_main_process)
+                with _cleared_at_end(record, accelerator):
+                    yield record
+        finally:
+            for lock in locks:
+                lock.release()
+
+    def _write(
+        self,
+        folder: OutputFolder,
+        result: EvaluationResult,
+        report: Report,
+        entries: Mapping[str, Any],
+    ) -> None:
+        """Write all files, and print the numbers."""
+        for warning in result.warnings:
+            warn(warning)
+        result.write(folder.aside, **entries, seed=self.options.seed)
+        if result.samples is not None:
+            result.samples.save(folder.aside / SAMPLES, format="png")
+        if result.bound is not None:
+            likelihood_metrics.save_bound(folder.aside, result.bound)
+        report = replace(report, provenance=report_provenance(folder.path))
+        report = result.to_report(report, self.options.seed)
+        write_report(folder.aside / "report.html", report)
+        folder.publish()
+        for metric in result.metrics:
+            error = "" if metric.error is None else f" +- {metric.error:.4g}"
+            echo(f"{metric.name:12} {metric.value:.6g}{error}")
+        echo(f"done: {folder.path} (report.html, evaluation.json)")
+
+
+@contextmanager
+def _cleared_at_end(record: EvaluationRecord, accelerator: Accelerator) -> Iterator[None]:
+    """Delete the partial results at the end; after a signal, name the folder that has them.
+
+    Raises:
+        Stopped: names the folder, if it contains anything.
+    """
+    try:
+        yield
+        wait_for_all(accelerator)
+        if record.main:
+            record.partial_results.clear()
+    except Stopped as stopped:
+        if not record.abandon():
+            raise
+        folder = record.output_folder.path
+        hint = f"{folder} contains what is finished; the same command continues the evaluation"
+        raise Stopped(f"{stopped}; {hint}") from None
+    except BaseException:
+        record.abandon()
+        raise
+
+
+def training_report(run: Run, step: int, config: Mapping[str, Any]) -> Report:
+    """Return a report of what a run logged, without the results of an evaluation.
+
+    Args:
+        run: the run.
+        step: of the checkpoint.
+        config: of the run.
+    """
+    curves = run.curves()
+    loss = curves.pop("loss", [])
+    name = run.path.name
+    return Report("Evaluation", name, step=step, config=config, loss=loss, curves=curves)
+
+
+def report_provenance(folder: Path) -> dict[str, str]:
+    """Return the provenance of a report of the evaluation in a folder."""
+    return {"made by": f"ddpm {__version__}", "evaluation": str(folder)}

@@ -1,0 +1,172 @@
+"""Evaluation during training: ``trainer.evaluate_every`` and the options of ``evaluation``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import Accelerator
+
+from ddpm import __version__, instantiate
+from ddpm.console import note, warn
+from ddpm.distributed.stopping import GivenUpError, Stopping
+from ddpm.drawing import Model
+from ddpm.errors import ConfigError, did_you_mean, require
+from ddpm.evaluation.evaluator import Evaluator
+from ddpm.evaluation.options import EvaluationOptions
+from ddpm.evaluation.reference_data import ReferenceResolver
+from ddpm.evaluation.results import EvaluationResult
+from ddpm.instantiate import Facts
+from ddpm.named_data import ConfiguredData
+from ddpm.training import Trainer
+from ddpm.training.loop import Evaluated
+from ddpm.training.meter import LOGGED, QUARTERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ddpm.data.split import Split
+
+_NUMBERS = {  # that trainer.best may follow, by metric, where they differ from its name
+    "prc": ("precision", "recall", "f_score"),
+    "loss": tuple(f"val_{name}" for name in LOGGED),
+    "bpd": ("val_bpd",),
+}
+_WITHOUT_EFFECT = ("metrics", "batch_size")  # on whether two evaluations are comparable
+
+
+class Validation:
+    """Evaluates the averaged weights during training, every time with the same options.
+
+    Args:
+        config: of the training.
+        facts: shape, classes and codec of its data.
+        split: its training data and validation data.
+        accelerator: of the training.
+        best: the number that ``trainer.best`` follows, or None.
+        cache: the folder of reference statistics.
+
+    Raises:
+        ConfigError: metrics that cannot be computed, or a number to follow that none of them has.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        facts: Facts,
+        split: Split,
+        accelerator: Accelerator,
+        *,
+        best: str | None,
+        cache: Path,
+    ) -> None:
+        checked = instantiate.check(config["evaluation"], EvaluationOptions, "evaluation")
+        self.node, self.facts, self.accelerator = config["evaluation"], facts, accelerator
+        with _under_evaluation():
+            options = EvaluationOptions(**checked)
+            _check_best(best, options)
+            possible = not options.likelihood or split.val is not None
+            problem = "no data are held out; add data.val_fraction=0.1, or use metrics=[fid]"
+            require(possible, "metrics", options.metrics, problem)
+            resolve = ConfiguredData(config["data"], lambda: split)
+            folder_options = options.folder_options
+            references = ReferenceResolver(options.reference, resolve, cache, folder_options)
+            options.check_shape(facts.shape)
+            extractor = None
+            if options.fidelity:
+                extractor = instantiate.extractor(options.extractor, facts.shape)
+            self.evaluator = Evaluator(
+                options, accelerator, references, facts.shape, extractor=extractor
+            )
+        self._printed_warnings: set[str] = set()
+
+    def check(self, trainer: Trainer) -> None:
+        """Check guidance, classes and steps.
+
+        Raises:
+            ConfigError: an option that the model does not support.
+        """
+        with _under_evaluation():
+            self.evaluator.check_model(self._model(trainer))
+
+    def prepare(self) -> None:
+        """Compute what all evaluations share, before the training starts.
+
+        Raises:
+            ConfigError: a reference that cannot be computed.
+        """
+        with _under_evaluation():
+            self.evaluator.prepare(self.facts, part="val")
+
+    def _model(self, trainer: Trainer) -> Model:
+        return Model(
+            network=trainer.ema.model,
+            diffusion=trainer.diffusion,
+            facts=self.facts,
+            device=self.accelerator.device,
+            autocast=lambda: self.accelerator.autocast(),
+            checkpoint=None,
+            accelerator=self.accelerator,
+        )
+
+    def __call__(self, trainer: Trainer, stopping: Stopping) -> Evaluated | None:
+        """Evaluate the averaged weights of the trainer's step.
+
+        Args:
+            trainer: has the weights.
+            stopping: the stop check after each network call.
+
+        Returns:
+            The numbers; None if the stop check returned True.
+        """
+        provenance = {
+            "ddpm": __version__,
+            "step": trainer.step,
+            "weights": "ema",
+            "precision": self.accelerator.mixed_precision,
+        }
+        model = self._model(trainer)
+        try:
+            with _under_evaluation():
+                result = self.evaluator.evaluate_model(
+                    model, provenance, stopping=stopping, figures=False
+                )
+        except GivenUpError:
+            return None
+        if self.accelerator.is_main_process:
+            self._print(result, trainer.step)
+        measure = {k: v for k, v in self.node.items() if k not in _WITHOUT_EFFECT}
+        measure |= self.evaluator.class_provenance(model)
+        return Evaluated(result.numbers, partial(result.write, measure=measure))
+
+    def _print(self, result: EvaluationResult, step: int) -> None:
+        """Print new warnings, and the numbers except those of quarters of timesteps."""
+        for warning in result.warnings:
+            if warning not in self._printed_warnings:
+                warn(warning)
+        self._printed_warnings |= set(result.warnings)
+        numbers = {k: v for k, v in result.numbers.items() if not k.endswith(QUARTERS)}
+        note(f"step {step}: {', '.join(f'{k} {v:.5g}' for k, v in numbers.items())}")
+
+
+def _check_best(best: str | None, options: EvaluationOptions) -> None:
+    """Check that ``trainer.best`` names a number that training or evaluation computes."""
+    names = [each for metric in options.metrics for each in _NUMBERS.get(metric, (metric,))]
+    if best is None or best in (*LOGGED, *names):
+        return
+    problem = f"is not computed; evaluation.metrics computes {', '.join(names)}"
+    raise ConfigError("trainer.best", best, f"{problem}{did_you_mean(best, names)}")
+
+
+@contextmanager
+def _under_evaluation() -> Iterator[None]:
+    """Add the prefix ``evaluation.`` to the options that errors name."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.key.startswith(("trainer.", "data.")):
+            raise
+        raise error.under("evaluation") from error
