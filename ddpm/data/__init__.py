@@ -1,12 +1,14 @@
-"""Data sets, and the codecs that carry their items to model space, back, and into files."""
+"""Data sets, and codecs that convert their items to model space, back, and to files."""
 
 from __future__ import annotations
 
 from ddpm.data.cifar import CIFAR10
-from ddpm.data.codec import Codec, ImageCodec, SequenceCodec, codec_from_state
+from ddpm.data.codec import Codec, codec_from_state
 from ddpm.data.dataset import Dataset
 from ddpm.data.folder import Folder
-from ddpm.data.images import UNTOUCHED, Digits
+from ddpm.data.image_codec import ImageCodec
+from ddpm.data.images import UNAUGMENTED_KEY, Digits
+from ddpm.data.sequence_codec import SequenceCodec
 from ddpm.data.sequences import Sequences
 from ddpm.data.video_codec import Condition, VideoCodec
 from ddpm.data.videos import Videos
@@ -21,7 +23,7 @@ __all__ = [
     "ImageCodec",
     "SequenceCodec",
     "Sequences",
-    "UNTOUCHED",
+    "UNAUGMENTED_KEY",
     "VideoCodec",
     "Videos",
     "codec_from_state",

@@ -17,24 +17,33 @@ import numpy as np
 import numpy.typing as npt
 
 from ddpm.console import note, progress
-from ddpm.data.codec import ImageCodec
-from ddpm.data.images import PixelSet, fitted, target_size
+from ddpm.data.image_codec import ImageCodec
+from ddpm.data.images import PixelSet, resize_images, target_size
 from ddpm.errors import ConfigError
 from ddpm.files import locked
 
-EARLIER = Path("data/cifar10")  # where earlier versions looked for it
+LEGACY_FOLDER = Path("data/cifar10")  # default of earlier versions
 _PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _TIMEOUT_SECONDS = 30.0
 _CHUNK = 2**18  # bytes
 
 
 class CIFAR10(PixelSet):
-    """CIFAR-10, 32x32 in colour: 50,000 images to train on or 10,000 to test with.
+    """CIFAR-10: 50,000 training or 10,000 test images ``(3, 32, 32)``, uint8 RGB, of 10 classes.
 
-    ``path`` is the folder that holds cifar-10-batches-py, checked against the published MD5 sums.
-    None is data/cifar10 where that has it, else a folder in the user's cache, which all runs
-    share. ``download`` downloads the files if they are not there. ``flip`` mirrors a random half
-    of the items.
+    The files are verified by the published MD5 sums.
+
+    Args:
+        path: folder that contains cifar-10-batches-py; None = data/cifar10 if it contains the
+            files, otherwise a folder in the user's cache, which all runs share.
+        download: download the files if they are missing.
+        split: "train" or "test".
+        image_size: resize to a side length, or to (height, width), in pixels; None = 32.
+        class_cond: return labels.
+        flip: mirror a random half of the items, left to right.
+
+    Raises:
+        ConfigError: the files are missing or damaged, or cannot be downloaded.
     """
 
     def __init__(
@@ -48,42 +57,42 @@ class CIFAR10(PixelSet):
         flip: bool = False,
     ) -> None:
         target_size(image_size)
-        root = cached() if path is None else Path(path)
+        root = default_folder() if path is None else Path(path)
         images, labels, names = _read(root, split == "train", download)
-        pixels = fitted(images, image_size)
+        pixels = resize_images(images, image_size)
         self._set_up(ImageCodec(pixels.shape[1:]), flip=flip)
         self._set_pixels(pixels)
         if class_cond:
             self._set_labels(labels, names)
-        alike = partial(CIFAR10, path=str(root), image_size=image_size, class_cond=class_cond)
-        test = partial(alike, split="test", download=False)
+        like_this = partial(CIFAR10, path=str(root), image_size=image_size, class_cond=class_cond)
+        test = partial(like_this, split="test", download=False)
         self._test = test if split == "train" else None
 
     def own_split(self) -> CIFAR10 | None:
-        """The test images, never mirrored; None where these are the test images."""
+        """Return the test images, without flips; None if these are the test images."""
         return None if self._test is None else self._test()
 
 
-def cached() -> Path:
-    """Return the folder that holds CIFAR-10, or shall hold it, where no other is named.
+def default_folder() -> Path:
+    """Return the folder of CIFAR-10 for ``path=None``.
 
     Raises:
-        ConfigError: (key ``path``) the home directory is not known.
+        ConfigError: (key ``path``) the home directory is unknown.
     """
-    if (EARLIER / _published().base_folder).is_dir():
-        return EARLIER
+    if (LEGACY_FOLDER / _published().base_folder).is_dir():
+        return LEGACY_FOLDER
     cache = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(cache):
         home = os.path.expanduser("~")
         if home == "~":
-            problem = "the home directory is not known; set data.path to a folder for CIFAR-10"
+            problem = "the home directory is unknown; set data.path to a folder for CIFAR-10"
             raise ConfigError("path", None, problem)
         cache = os.path.join(home, ".cache")
     return Path(cache, "ddpm", "cifar10")
 
 
 def _published() -> Any:
-    """Return torchvision's class, which knows the address and the sums of the files."""
+    """Return torchvision's class, which contains the URL and the MD5 sums of the files."""
     import torchvision.datasets
 
     return torchvision.datasets.CIFAR10
@@ -93,88 +102,88 @@ def _files() -> list[tuple[str, str]]:
     """Return names and MD5 sums of the published files."""
     published = _published()
     meta = (published.meta["filename"], published.meta["md5"])
-    listed = [*published.train_list, *published.test_list, meta]
-    return [(name, md5) for name, md5 in listed]
+    entries = [*published.train_list, *published.test_list, meta]
+    return [(name, md5) for name, md5 in entries]
 
 
 def _read(
     root: Path, train: bool, download: bool
 ) -> tuple[npt.NDArray[np.uint8], list[int], list[str]]:
-    """Images ``(N, 32, 32, 3)``, labels and class names; files are verified, then unpickled."""
+    """Return images ``(N, 32, 32, 3)``, labels and class names; verify files before unpickling."""
     published = _published()
     folder = root / published.base_folder
     if not folder.is_dir():
-        _obtain(root, folder, download)
+        _prepare(root, folder, download)
     for name, md5 in _files():
         file = folder / name
         if not file.is_file() or _md5(file) != md5:
             state = "is damaged (MD5 sum)" if file.is_file() else "is missing"
             problem = f"{state}; remove {folder}, and data.download=true downloads it again"
             raise ConfigError("path", str(file), problem)
-    held = published(str(root), train=train)
-    return np.asarray(held.data), [int(label) for label in held.targets], list(held.classes)
+    data = published(str(root), train=train)
+    return np.asarray(data.data), [int(label) for label in data.targets], list(data.classes)
 
 
-def _obtain(root: Path, folder: Path, download: bool) -> None:
-    """Make the folder of the files: of an archive that lies beside it, or of a downloaded one.
+def _prepare(root: Path, folder: Path, download: bool) -> None:
+    """Create the folder of the files from an archive in ``root``, or from a downloaded one.
 
     Raises:
-        ConfigError: that is not allowed (key ``path``), or fails.
+        ConfigError: a download is necessary but not allowed, or it fails.
     """
     published = _published()
     archive = root / published.filename
     if not download and not archive.is_file():
         remedy = f"set data.download=true, or put {published.base_folder} there"
-        raise ConfigError("path", str(root), f"no CIFAR-10 in {root}", remedy)
+        raise ConfigError("path", str(root), f"CIFAR-10 not found in {root}", remedy)
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = locked(root / ".cifar-10.lock", lambda: note(f"waiting for CIFAR-10 in {root}"))
-        with lock, _aside(root) as aside:
+        with lock, _temporary_folder(root) as temporary:
             if folder.is_dir():  # another process was faster
                 return
             if not (archive.is_file() and _md5(archive) == published.tgz_md5):
                 if not download:
                     remedy = "remove it, or set data.download=true"
                     raise ConfigError("path", str(archive), "is damaged (MD5 sum)", remedy)
-                archive = _downloaded(aside / "archive", root)
-            _extract(archive, aside / "files")
-            os.replace(aside / "files", folder)
+                archive = _download(temporary / "archive", root)
+            _extract(archive, temporary / "files")
+            os.replace(temporary / "files", folder)
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
-        remedy = "set data.path to a folder for CIFAR-10 that can be written"
+        remedy = "set data.path to a writable folder for CIFAR-10"
         raise ConfigError("path", str(root), problem, remedy) from error
 
 
 @contextmanager
-def _aside(root: Path) -> Iterator[Path]:
-    """Give a new folder in ``root`` for unfinished work, and remove it and those of crashes."""
+def _temporary_folder(root: Path) -> Iterator[Path]:
+    """Yield a new folder in ``root`` for unfinished work; remove it, and those left by crashes."""
     for stale in root.glob(".cifar-10-*.tmp"):
         shutil.rmtree(stale, ignore_errors=True)
-    aside = root / f".cifar-10-{os.getpid()}.tmp"
-    aside.mkdir()
+    temporary = root / f".cifar-10-{os.getpid()}.tmp"
+    temporary.mkdir()
     try:
-        yield aside
+        yield temporary
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _downloaded(target: Path, root: Path) -> Path:
-    """Download the archive to ``target``; raises ConfigError (key ``download``)."""
+def _download(target: Path, root: Path) -> Path:
+    """Download the archive to ``target``; raise ConfigError (key ``download``) on failure."""
     published = _published()
     try:
-        with urllib.request.urlopen(published.url, timeout=_TIMEOUT_SECONDS) as answer:
-            size = int(answer.headers.get("Content-Length") or 0)
+        with urllib.request.urlopen(published.url, timeout=_TIMEOUT_SECONDS) as response:
+            size = int(response.headers.get("Content-Length") or 0)
             about = f" ({size / 1e6:.0f} MB)" if size else ""
             note(f"downloading CIFAR-10{about} from {published.url} to {root}")
             digest = hashlib.md5()
             with progress(size, "downloading", "B") as bar, target.open("wb") as file:
-                while chunk := answer.read(_CHUNK):
+                while chunk := response.read(_CHUNK):
                     file.write(chunk)
                     digest.update(chunk)
                     bar.update(len(chunk))
         if digest.hexdigest() != published.tgz_md5:
-            raise ValueError(f"{target.stat().st_size} of {size} bytes, with another MD5 sum")
-    except Exception as error:  # no network, no space, an answer that is cut short: any error
+            raise ValueError(f"{target.stat().st_size} of {size} bytes, with a different MD5 sum")
+    except Exception as error:  # no network, no space, an incomplete response: many types
         reason = " ".join(str(getattr(error, "reason", error)).split())
         remedy = (
             f"download {published.filename} from {_PAGE} on another machine, put it in {root} and "
@@ -185,12 +194,12 @@ def _downloaded(target: Path, root: Path) -> Path:
 
 
 def _extract(archive: Path, target: Path) -> None:
-    """Take the published files, and nothing else, out of the archive."""
+    """Extract the published files, and no others, from the archive."""
     target.mkdir()
     with tarfile.open(archive) as tar:
         for name, _ in _files():
             member = tar.extractfile(f"{_published().base_folder}/{name}")
-            assert member is not None, name  # the sum of the archive is the published one
+            assert member is not None, name  # the MD5 sum of the archive was verified
             with member, (target / name).open("wb") as file:
                 shutil.copyfileobj(member, file)
 

@@ -1,4 +1,4 @@
-"""What training asks of a data set, whoever wrote it."""
+"""Interface of data sets."""
 
 from __future__ import annotations
 
@@ -12,64 +12,69 @@ from ddpm.data.codec import Codec
 
 
 class Dataset(ABC):
-    """A finite, indexable set of items of one shape; the contract between data and training.
+    """Base class of finite, indexable data sets of items of one shape.
 
-    A subclass takes its configuration as keyword-only constructor parameters, whose annotations
-    are the schema of its config node, and sets the attributes below. Nothing here holds state that
-    changes, and nothing draws from a random generator: an item is a function of ``(index, key)``.
+    The options of a subclass are keyword-only constructor parameters, whose annotations are the
+    schema of its config node. The constructor sets the attributes below. A data set has no mutable
+    state and no random generator: an item is a function of ``(index, key)``.
 
-    Every such node takes one more option, ``val_fraction``, which never reaches the constructor:
+    Each config node has one more option, ``val_fraction``, which is not passed to the constructor:
     see :func:`ddpm.data.split.split`.
     """
 
     shape: tuple[int, ...]
-    """Shape of one item, ``(C, *spatial)``."""
+    """Shape of an item, ``(C, *spatial)``."""
     num_classes: int | None
-    """How many classes the labels count; None for a data set without labels."""
+    """Number of classes; None for a data set without labels."""
     class_names: list[str] | None
-    """The name of each class, in the order of the labels; None for a data set without labels."""
+    """Name of each class, in the order of the labels; None for a data set without labels."""
     codec: Codec
-    """What carries raw items to model space and back."""
+    """Conversion of raw items to model space and back."""
     legacy_defaults: ClassVar[Mapping[str, Any]] = {}
-    """Options that did not exist in earlier versions, with the value that does what these did."""
+    """Options that earlier versions lacked, with the values that reproduce their behaviour."""
     warnings: tuple[str, ...] = ()
-    """What a user should know of how the data were read, a line each: files that were skipped."""
+    """Warnings about the data, one per line, such as the number of skipped files."""
     in_memory: bool
-    """Whether :meth:`fetch` is a cheap look-up, so that workers would only cost."""
+    """Whether :meth:`fetch` is a fast look-up, which worker processes would only slow down."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """The number of items."""
+        """Return the number of items."""
 
     @abstractmethod
     def fetch(
         self, indices: Sequence[int], keys: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Items ``indices`` as a new raw batch ``(B, *shape)``, and their labels.
+        """Return raw items and their labels.
 
-        ``keys`` holds one augmentation seed in ``[0, 2**63)`` for each item. Images are uint8,
-        sequences float32; labels are int64 ``(B,)`` in ``[0, num_classes)``, or None.
+        Args:
+            indices: positions of the items, ``(B,)`` in ``[0, len(self))``.
+            keys: augmentation seed of each item, ``(B,)`` in ``[0, 2**63)``.
+
+        Returns:
+            A new raw batch ``(B, *shape)``, such as uint8 images or float32 sequences, and int64
+            labels ``(B,)`` in ``[0, num_classes)``, or None for a data set without labels.
         """
 
     def class_counts(self, indices: Sequence[int] | None = None) -> list[int] | None:
-        """Return the number of items per class, or None if it is unknown.
+        """Return the number of items per class; None if it is unknown.
 
         Evaluation draws samples of the classes in these proportions. A data set with labels in
         memory should implement it; it must not decode items.
 
         Args:
-            indices: the items to count; None = all.
+            indices: positions of the items to count; None = all.
         """
         return None
 
     def own_split(self) -> Dataset | None:
-        """The part of the data that its authors set aside, for validation; None: there is none.
+        """Return the validation split that the authors of the data published, or None.
 
-        It has this one's shape, classes and codec, and does not augment. It is read when it is
-        asked for: a command that does not validate should not pay for it.
+        It has the same shape, classes and codec, without augmentation. It is read by this call, so
+        that commands that do not validate need not read it.
 
         Raises:
-            ConfigError: it cannot be read.
+            ConfigError: the split cannot be read.
         """
         return None
 

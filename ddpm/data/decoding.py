@@ -1,13 +1,13 @@
-"""Image files to arrays: the one place that opens a picture.
+"""Decoding of picture files to arrays; no other module opens pictures.
 
-JPEG, PNG, WebP, BMP and TIFF, whatever the suffix says; of an animation, the first frame, of a
-document, the first page. The picture is turned as its EXIF orientation says (where this stands
-before the pixels; broken EXIF is ignored). Transparency is laid on white, so that the colours
-hidden under it do not show. CMYK and palettes are converted, 16-bit grey becomes what
-:class:`ddpm.data.depth.Levels` say, 16 bits per colour become 8. Colour profiles are ignored.
+The formats are JPEG, PNG, WebP, BMP and TIFF, independent of the suffix. Of animations the first
+frame is read, of documents the first page. The EXIF orientation is applied if it is stored before
+the pixels; invalid EXIF is ignored. Transparent pixels are composed onto white. CMYK and palettes
+are converted to RGB or grey. 16-bit grey is converted by :class:`ddpm.data.depth.Levels`, 16 bits
+per colour are reduced to 8. Colour profiles are ignored.
 
-Of GIFs all frames can be read, composed one after the other as the file says (partial frames,
-disposal, palettes of their own); for their durations see :func:`ddpm.data.gifs.timeline`.
+All frames of GIFs can be read. They are composed as the file specifies, with partial frames,
+disposal and local palettes; for their durations see :func:`ddpm.data.gifs.timeline`.
 """
 
 from __future__ import annotations
@@ -47,25 +47,27 @@ _WHITE_IS_ZERO = (262, 0)  # a tag of TIFF
 
 
 class Header(NamedTuple):
-    """What a file says of its picture before any pixel is decoded."""
+    """Properties of a picture file, known without decoding pixels."""
 
     height: int
+    """Height in pixels, after EXIF orientation."""
     width: int
+    """Width in pixels, after EXIF orientation."""
     grey: bool
-    """Whether it is stored without colour; WebP always stores colour."""
+    """Whether the picture is stored without colour; WebP always stores colour."""
     durations_ms: tuple[float, ...] = ()
-    """Duration of each frame of a GIF, mp4, webm or mov file."""
+    """Duration of each frame of a GIF, mp4, webm or mov file, in ms."""
     bits: int = 8
-    """16 for 16-bit grey."""
+    """16 for 16-bit grey, 8 otherwise."""
     deep_colour: bool = False
-    """Whether there are 16 bits per colour, of which 8 are read."""
+    """Whether the file has 16 bits per colour, which are reduced to 8."""
     timestamps: tuple[int, ...] = ()
     """Presentation timestamps of the frames of an mp4, webm or mov file."""
-    seen: tuple[int, int] | None = None
-    """The least and greatest value of 16-bit grey that was decoded."""
+    value_range: tuple[int, int] | None = None
+    """Minimum and maximum of 16-bit grey, once decoded."""
 
 
-def must_agree(
+def check_consistent(
     first: tuple[str, Header],
     other: tuple[str, Header],
     *,
@@ -73,10 +75,14 @@ def must_agree(
     any_color: bool,
     any_bits: bool,
 ) -> None:
-    """Raise ConfigError if two files, given by name and header, do not belong into one set.
+    """Raise ConfigError if two files differ in a property that a data set must share.
 
-    ``any_size``, ``any_color`` and ``any_bits``: they may differ in that, because the user said
-    what to take.
+    Args:
+        first: name and header of a file.
+        other: name and header of another file.
+        any_size: accept different sizes.
+        any_color: accept both grey and colour.
+        any_bits: accept both 8 and 16 bits.
     """
     (name, one), (other_name, another) = first, other
     if not any_size and one[:2] != another[:2]:
@@ -99,45 +105,59 @@ def _size(header: Header) -> str:
 
 
 def read_header(path: str) -> Header:
-    """Size, as it will be shown, and colour of the picture at ``path``; decodes no pixels."""
-    with _opened(path) as image:
+    """Return the header of the picture at ``path`` without decoding pixels.
+
+    Raises:
+        ConfigError: (key ``path``) the file is not a picture, is damaged or too large.
+    """
+    with _open_image(path) as image:
         return _header(image)
 
 
 def read_pixels(
     path: str, channels: int, size: tuple[int, int] | None = None, levels: Levels = _BYTES
 ) -> tuple[Header, Pixels]:
-    """The picture at ``path`` as ``(channels, height, width)``, fitted to ``size``.
+    """Return the header and the pixels of the picture at ``path``.
 
-    ``channels`` is 1 (grey) or 3 (RGB, always of 8-bit ``levels``); ``size`` is (height, width), or
-    None for the picture's. Raises ConfigError, naming the file, for one that is damaged, too large,
-    beyond the levels or not a picture.
+    Args:
+        path: path of the file.
+        channels: 1 (grey) or 3 (RGB, for 8-bit ``levels``).
+        size: (height, width) to cover and crop to, see :func:`fit`; None = that of the picture.
+        levels: range of 16-bit grey.
+
+    Returns:
+        Header, and pixels ``(channels, height, width)``: uint8, or float32 for 16-bit levels.
+
+    Raises:
+        ConfigError: the file is not a picture, is damaged or too large (key ``path``), or has
+            values outside the levels (key ``low`` or ``high``).
     """
-    with _opened(path) as image:
+    with _open_image(path) as image:
         header = _header(image)
         turn = _TURNS.get(_orientation(image))
         if header.bits == 16:
-            values, clear = _deep(image)
-            plain, seen = levels.of_deep(values, clear, path)
-            plain = plain.convert("RGB") if channels == 3 else plain
-            header = header._replace(seen=seen)
+            values, transparent = _read_16_bit(image)
+            converted, value_range = levels.convert_16_bit(values, transparent, path)
+            converted = converted.convert("RGB") if channels == 3 else converted
+            header = header._replace(value_range=value_range)
         else:
-            plain = levels.of_plain(_plain(image, channels))
+            converted = levels.convert_8_bit(_read_8_bit(image, channels))
         if turn is not None:
-            plain = plain.transpose(turn)
+            converted = converted.transpose(turn)
         size = size or (header.height, header.width)
-        pixels = (
-            levels.fitted(fit(plain, size))[None] if levels.bits == 16 else _pixels(plain, size)
-        )
+        if levels.bits == 16:
+            return header, levels.round_resized(fit(converted, size))[None]
+        pixels = _pixels(converted, size)
     return header, pixels
 
 
 def read_gif_header(path: str) -> Header:
-    """Size, colour and durations of the frames of the GIF at ``path``; decodes no pixels.
+    """Return the header of the GIF at ``path``, with durations, without decoding pixels.
 
-    Raises ConfigError, naming the file, also for one that does not reach its end.
+    Raises:
+        ConfigError: (key ``path``) the file is not a GIF, is truncated or too large.
     """
-    with _opened(path, _GIFS) as image:
+    with _open_image(path, _GIFS) as image:
         frames = read_layout(Path(path).read_bytes())
         grey = all(frame.grey for frame in frames)
         durations_ms = tuple(frame.duration_ms for frame in frames)
@@ -145,43 +165,53 @@ def read_gif_header(path: str) -> Header:
 
 
 def read_gif_frames(
-    path: str, channels: int, wanted: Sequence[int], size: tuple[int, int]
+    path: str, channels: int, indices: Sequence[int], size: tuple[int, int]
 ) -> npt.NDArray[np.uint8]:
-    """The stored frames ``wanted`` of the GIF at ``path``: uint8 ``(channels, F, height, width)``.
+    """Return stored frames of the GIF at ``path``: uint8 ``(channels, F, height, width)``.
 
-    A frame may be wanted several times. They are composed, converted and fitted each like a picture
-    of :func:`read_pixels`.
+    Each frame is composed, converted and resized like a picture of :func:`read_pixels`.
+
+    Args:
+        path: path of the file.
+        channels: 1 (grey) or 3 (RGB).
+        indices: positions of the F frames in the file, with repetition.
+        size: (height, width) to cover and crop to.
+
+    Raises:
+        ConfigError: (key ``path``) the file is not a GIF, is damaged or too large.
     """
-    with _opened(path, _GIFS) as image:
-        frames = read_layout(Path(path).read_bytes())[: max(wanted) + 1]
-        seen = enumerate(compose(frames, image.size))
-        needed = set(wanted)
-        read = {at: _pixels(_plain(each, channels), size) for at, each in seen if at in needed}
-        return np.stack([read[index] for index in wanted], axis=1)
+    with _open_image(path, _GIFS) as image:
+        frames = read_layout(Path(path).read_bytes())[: max(indices) + 1]
+        composed = enumerate(compose(frames, image.size))
+        needed = set(indices)
+        pixels = {
+            at: _pixels(_read_8_bit(each, channels), size) for at, each in composed if at in needed
+        }
+        return np.stack([pixels[index] for index in indices], axis=1)
 
 
 def image_pixels(image: Image.Image, channels: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Return an 8-bit image as ``(channels, height, width)``, fitted to ``size``.
+    """Return an 8-bit image, resized by :func:`fit`, as ``(channels, *size)``.
 
-    Transparency is blended with white; ``channels`` is 1 (grey) or 3 (RGB).
+    Transparent pixels are composed onto white; ``channels`` is 1 (grey) or 3 (RGB).
     """
-    return _pixels(_plain(image, channels), size)
+    return _pixels(_read_8_bit(image, channels), size)
 
 
-def _plain(image: Image.Image, channels: int) -> Image.Image:
+def _read_8_bit(image: Image.Image, channels: int) -> Image.Image:
     return _without_alpha(image).convert("L" if channels == 1 else "RGB")
 
 
-def _pixels(plain: Image.Image, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """An image (L or RGB), fitted to ``size``, as ``(channels, height, width)``."""
-    pixels = np.asarray(fit(plain, size))
-    return pixels[None] if plain.mode == "L" else pixels.transpose(2, 0, 1)
+def _pixels(image: Image.Image, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Return an L or RGB image, resized by :func:`fit`, as ``(channels, height, width)``."""
+    pixels = np.asarray(fit(image, size))
+    return pixels[None] if image.mode == "L" else pixels.transpose(2, 0, 1)
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale ``image`` (L, RGB or F) to cover ``size`` (height, width), and cut to it at the centre.
+    """Scale an image (L, RGB or F) to cover ``size`` (height, width), and crop it at the centre.
 
-    Both directions are scaled alike; bicubic, antialiased.
+    The aspect ratio is preserved; interpolation is bicubic and antialiased.
     """
     height, width = size
     if image.size == (width, height):
@@ -189,7 +219,7 @@ def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     scale = min(image.width / width, image.height / height)
     left = (image.width - scale * width) / 2
     top = (image.height - scale * height) / 2
-    # rounding must not push the box over the edge
+    # Rounding must not move the box beyond the edge.
     box = (
         max(left, 0.0),
         max(top, 0.0),
@@ -200,12 +230,11 @@ def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 @contextmanager
-def quiet_about_size() -> Iterator[None]:
-    """Keep Pillow's warnings to itself.
+def suppress_pillow_warnings() -> Iterator[None]:
+    """Suppress warnings of Pillow.
 
-    Large pictures are refused here anyway, and odd metadata, as TIFF files have, do not matter.
-
-    Changes a process-wide filter, so it is for the main thread, around the threads that decode.
+    Large pictures are rejected here anyway, and unusual TIFF metadata are harmless. The context
+    changes a filter of the process: enter it in the main thread, around the threads that decode.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -214,22 +243,22 @@ def quiet_about_size() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: str, kind: tuple[tuple[str, ...], str] = _PICTURES) -> Iterator[Image.Image]:
-    """An image file, open; whatever goes wrong with it becomes a ConfigError that names it."""
-    formats, called = kind
+def _open_image(path: str, kind: tuple[tuple[str, ...], str] = _PICTURES) -> Iterator[Image.Image]:
+    """Open an image file; convert errors within the context to ConfigError (key ``path``)."""
+    formats, description = kind
     remedy = "remove the file or re-encode it"
     try:
-        if not os.path.isfile(path):  # opening a pipe would wait for ever
+        if not os.path.isfile(path):  # opening a pipe would block
             raise ConfigError("path", path, "no such file")
         with Image.open(path, formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(path, f"{image.width}x{image.height} pixels")
-            _refuse_deep(path, image)
+            _reject_unscaled(path, image)
             yield image
     except ConfigError:
         raise
     except UnidentifiedImageError as error:
-        raise ConfigError("path", path, f"holds no {called}; {remedy}") from error
+        raise ConfigError("path", path, f"is not a {description}; {remedy}") from error
     except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
         problem = f"cannot be opened ({error.strerror}); make it readable or move it away"
         raise ConfigError("path", path, problem) from error
@@ -244,12 +273,14 @@ def _too_large(path: str, size: str) -> ConfigError:
     return ConfigError("path", path, f"has {size}, {limit}; remove the file or scale it down")
 
 
-def _refuse_deep(path: str, image: Image.Image) -> None:
-    """Refuse values that do not say what is black and what is white."""
+def _reject_unscaled(path: str, image: Image.Image) -> None:
+    """Raise ConfigError for types of values without a defined black and white."""
     if image.mode in ("I", "F"):
-        called = {"F": "32-bit floating-point values"}.get(image.mode, "32-bit or signed values")
-        problem = f"holds {called}, whose black and white are unknown"
-        remedy = "convert it to a TIFF or PNG with 8 or 16 bits per channel, scaled as you need"
+        description = {"F": "32-bit floating-point values"}.get(
+            image.mode, "32-bit or signed values"
+        )
+        problem = f"contains {description}, whose black and white are unknown"
+        remedy = "convert it to a TIFF or PNG with 8 or 16 bits per channel"
         raise ConfigError("path", path, f"{problem}; {remedy}")
 
 
@@ -264,9 +295,9 @@ def _header(image: Image.Image) -> Header:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation as far as it stands in the header; 1 (upright) where unreadable."""
+    """Return the EXIF orientation in the header; 1 (upright) if it is missing or invalid."""
     try:
-        # not image.getexif(): that of PNG decodes the pixels to look behind them
+        # Not image.getexif(): for PNG it decodes the pixels to search for EXIF after them.
         return int(Image.Image.getexif(image).get(_ORIENTATION, 1))
     except Exception:
         return 1
@@ -281,7 +312,7 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:
-    """The picture in 8 bits, with what is transparent laid on white."""
+    """Return the picture in 8 bits, with transparent pixels composed onto white."""
     if not image.has_transparency_data:
         return image
     canvas = Image.new("RGBA", image.size, "white")
@@ -289,10 +320,12 @@ def _without_alpha(image: Image.Image) -> Image.Image:
     return canvas
 
 
-def _deep(image: Image.Image) -> tuple[npt.NDArray[np.float64], float | None]:
-    """The values of a 16-bit grey picture, and the one that is transparent, if there is one."""
+def _read_16_bit(image: Image.Image) -> tuple[npt.NDArray[np.float64], float | None]:
+    """Return the values of a 16-bit grey picture, and the value of transparent pixels, if any."""
     values = np.asarray(image).astype(np.float64)
     tag, white_is_zero = _WHITE_IS_ZERO
-    if getattr(image, "tag_v2", {}).get(tag) == white_is_zero:  # which Pillow ignores here
+    if (
+        getattr(image, "tag_v2", {}).get(tag) == white_is_zero
+    ):  # Pillow ignores this tag for 16 bits
         values = WHITE - values
     return values, image.info.get("transparency")

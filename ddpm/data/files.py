@@ -1,4 +1,4 @@
-"""Folders of files: finding them, their classes, and visiting many of them on threads."""
+"""Folders of files: listing them, their classes, and processing them on threads."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ddpm.data.samples import pictures_of_several
+from ddpm.data.samples import overview_pictures
 from ddpm.errors import ConfigError
 from ddpm.outputs import RECORD
 
-_CHUNK = 16  # visits a task: less bookkeeping, still prompt errors
-_MAX_KINDS = 8  # of skipped files that are listed
-_OF_THE_SYSTEM = ("desktop.ini", "thumbs.db", "ehthumbs.db")  # nobody put them there
+_CHUNK = 16  # calls per task: little overhead, and early errors
+_MAX_KINDS = 8  # of skipped files in a message
+_SYSTEM_FILES = ("desktop.ini", "thumbs.db", "ehthumbs.db")  # created by Windows
 _VIDEOS = (".gif", ".mp4", ".webm", ".mov")
-_PARTS = ("train", "training", "val", "valid", "validation", "test", "testing")
-"""Names of folders that are parts of a data set, the one to train on first."""
+_SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
+"""Folder names of the splits of a data set; the preferred one for training is first."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Listing:
     """Files below a folder.
 
     Attributes:
-        root: the folder.
-        files: those with the requested suffixes, relative to ``root``; the order depends on names
-            alone.
-        suffixes: the requested ones.
-        what: what these files are called.
-        skipped: the number of other files per suffix.
+        root: path of the folder.
+        files: files with the requested suffixes, relative to ``root``, in an order that depends
+            only on their names.
+        suffixes: requested suffixes.
+        what: term for these files, for messages.
+        skipped: number of other files per suffix.
     """
 
     root: str
@@ -43,11 +43,11 @@ class Listing:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """A line that counts the skipped files by suffix, unless there are none."""
+        """Warning that counts the skipped files by suffix, if any."""
         if not self.skipped:
             return ()
-        read = f"{self.what} are read from {' '.join(self.suffixes)}"
-        return (f"{self.root}: skipped {self._counts}; {read}",)
+        formats = f"{self.what} are read from {' '.join(self.suffixes)}"
+        return (f"{self.root}: skipped {self._counts}; {formats}",)
 
     @property
     def _counts(self) -> str:
@@ -59,22 +59,29 @@ class Listing:
         rest = sum(count for _, count in ranked[_MAX_KINDS:])
         return ", ".join(counts + ([f"{rest} of other kinds"] if rest else []))
 
-    def refuse_empty(self) -> None:
-        """Raise ConfigError (key ``path``) unless there are files; it counts the skipped ones."""
+    def check_not_empty(self) -> None:
+        """Raise ConfigError (key ``path``) without files; the message counts skipped ones."""
         if self.files:
             return
-        problem = f"holds no {self.what} ({' '.join(self.suffixes)}), nor do the folders in it"
+        problem = f"contains no {self.what} ({' '.join(self.suffixes)}) at any depth"
         if self.skipped:
             problem += f"; skipped {self._counts}"
         raise ConfigError("path", self.root, problem, f"set {{path}} to a folder of {self.what}")
 
 
 def find_files(root: str, suffixes: tuple[str, ...], what: str) -> Listing:
-    """List the files with these suffixes, in either case, below ``root``.
+    """List the files with certain suffixes below ``root``.
 
-    Hidden files (``.name``) and those that operating systems leave behind are ignored; other files
-    are counted as skipped, except the grids beside samples of ours. ``what`` is what the files are
-    called. Raises ConfigError (key ``path``) if there is no such folder, or no such file in it.
+    Hidden files (``.name``), files of operating systems, and the grids that our commands write
+    beside samples are ignored; other files are counted as skipped.
+
+    Args:
+        root: path of the folder.
+        suffixes: in lower case, with the dot; upper case matches too.
+        what: term for the files, for messages.
+
+    Raises:
+        ConfigError: (key ``path``) the folder is not found, or contains no such file.
     """
     if not os.path.isdir(root):
         problem, remedy = _no_folder(root, what)
@@ -82,12 +89,12 @@ def find_files(root: str, suffixes: tuple[str, ...], what: str) -> Listing:
     skipped: Counter[str] = Counter()
     files = list(_walk(root, "", (os.path.realpath(root),), suffixes, skipped))
     listing = Listing(root, files, suffixes, what, skipped)
-    listing.refuse_empty()
+    listing.check_not_empty()
     return listing
 
 
 def _no_folder(root: str, what: str) -> tuple[str, str]:
-    """Why ``root`` is not a folder, and what to do."""
+    """Return the reason why ``root`` is not a folder, and a remedy."""
     remedy = f"set {{path}} to a folder of {what}"
     try:
         os.stat(root)
@@ -100,7 +107,7 @@ def _no_folder(root: str, what: str) -> tuple[str, str]:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """What a skipped file is counted as: its suffix, or the lack of one."""
+    """Return the category by which a skipped file is counted, such as its suffix."""
     if not os.path.isfile(entry.path):
         return "unreadable (broken link, pipe or device)"
     suffix = os.path.splitext(entry.name)[1].lower()
@@ -114,20 +121,20 @@ def _walk(
     suffixes: tuple[str, ...],
     skipped: Counter[str],
 ) -> Iterator[str]:
-    """Files in ``root/below`` and deeper; links to a folder ``above`` are not followed again."""
+    """Yield the files below ``root/below``; links to a folder in ``above`` are not followed."""
     folder = os.path.join(root, below) if below else root
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        os.stat(os.path.join(folder, "."))  # one may list a folder that one may not enter
+        os.stat(os.path.join(folder, "."))  # a folder may be readable, but not searchable
     except OSError as error:
         problem = f"cannot be listed ({error.strerror}); make it readable or move it away"
         raise ConfigError("path", folder, problem) from error
-    beside: frozenset[str] = frozenset()
+    overviews: frozenset[str] = frozenset()
     if any(entry.name == RECORD for entry in entries):
-        beside = pictures_of_several(folder, suffixes)
+        overviews = overview_pictures(folder, suffixes)
     for entry in entries:
         relative = os.path.join(below, entry.name)
-        if entry.name.startswith(".") or entry.name in beside:
+        if entry.name.startswith(".") or entry.name in overviews:
             continue
         if os.path.isdir(entry.path):
             real = os.path.realpath(entry.path)
@@ -135,72 +142,83 @@ def _walk(
                 yield from _walk(root, relative, (*above, real), suffixes, skipped)
         elif entry.name.lower().endswith(suffixes) and os.path.isfile(entry.path):
             yield relative
-        elif entry.name.lower() not in _OF_THE_SYSTEM:
+        elif entry.name.lower() not in _SYSTEM_FILES:
             skipped[_kind(entry)] += 1
 
 
 def folder_classes(files: list[str], root: str) -> tuple[list[int], list[str], tuple[str, ...]]:
-    """Return the label of each file below ``root``, the classes' names, and warnings.
+    """Return the label of each file, the class names, and warnings.
 
-    The class is the first folder in the path. Folders named as the parts of a data set (train, val,
-    test) are refused as classes where they are at least two, or half of all: a single one among
-    others may well be a class, such as the train among vehicles, and is worth a warning.
+    The class is the first folder in the path. Names of splits (train, val, test) are rejected as
+    classes if they are at least two, or half of all folders. A single one among others may be a
+    class, such as the train among vehicles; it causes a warning.
 
-    Raises ConfigError (key ``class_cond``), also for a file that is not in a folder.
+    Args:
+        files: paths relative to ``root``.
+        root: path of the data, for messages.
+
+    Raises:
+        ConfigError: (key ``class_cond``) a file is not in a folder, or folders are splits.
     """
     names = [os.path.dirname(file).split(os.sep)[0] for file in files]
     if "" in names:
-        problem = f"{files[names.index('')]} is in no class folder"
-        remedy = "put it into one, named after its class, or set {class_cond}=false"
+        problem = f"{files[names.index('')]} is not in a class folder"
+        remedy = "move it to a folder named after its class, or set {class_cond}=false"
         raise ConfigError("class_cond", True, problem, remedy)
     classes = sorted(set(names))
-    parts = [name for name in classes if name.lower() in _PARTS]
-    if len(parts) > 1 or 2 * len(parts) >= len(classes):
-        _refuse_parts(sorted(parts, key=_rank), files, root)
+    splits = [name for name in classes if name.lower() in _SPLIT_NAMES]
+    if len(splits) > 1 or 2 * len(splits) >= len(classes):
+        _reject_split_names(sorted(splits, key=_rank), files, root)
     numbers = {name: number for number, name in enumerate(classes)}
     warnings = tuple(
-        f"the folder {os.path.join(root, name)} is one class of {len(classes)}; if it is a part of "
-        "the data set instead, move it elsewhere"
-        for name in parts
+        f"the folder {os.path.join(root, name)} is one class of {len(classes)}; if it is a split "
+        "of the data set instead, move it elsewhere"
+        for name in splits
     )
     return [numbers[name] for name in names], classes, warnings
 
 
-def _rank(part: str) -> int:
-    return _PARTS.index(part.lower())
+def _rank(split: str) -> int:
+    return _SPLIT_NAMES.index(split.lower())
 
 
-def _refuse_parts(parts: list[str], files: list[str], root: str) -> None:
-    """Raise ConfigError for class folders that are ``parts`` of a data set, if there are any."""
-    if not parts:
+def _reject_split_names(splits: list[str], files: list[str], root: str) -> None:
+    """Raise ConfigError for class folders that are splits of a data set, if any."""
+    if not splits:
         return
-    first = parts[0]
+    first = splits[0]
     below = [file for file in files if file.split(os.sep)[0] == first]
-    flat = any(file.count(os.sep) == 1 for file in below)  # no class folders in there
-    problem = f"{', '.join(parts)} in {root} are parts of a data set, not classes"
-    if len(parts) == 1:
-        problem = f"{first} in {root} is a part of a data set, not a class"
-    chosen = f"set {{path}}={os.path.join(root, first).replace('{', '{{').replace('}', '}}')}"
-    remedy = f"{chosen} and {{class_cond}}=false" if flat else chosen
+    flat = any(file.count(os.sep) == 1 for file in below)  # without class folders
+    problem = f"{', '.join(splits)} in {root} are splits of a data set, not classes"
+    if len(splits) == 1:
+        problem = f"{first} in {root} is a split of a data set, not a class"
+    choice = f"set {{path}}={os.path.join(root, first).replace('{', '{{').replace('}', '}}')}"
+    remedy = f"{choice} and {{class_cond}}=false" if flat else choice
     raise ConfigError("class_cond", True, problem, remedy)
 
 
-def visit_all(count: int, visit: Callable[[int], None], what: str) -> None:
-    """Visit 0 to ``count - 1`` on a few threads, with a progress bar; raises the first error."""
+def parallel_for(count: int, function: Callable[[int], None], description: str) -> None:
+    """Call ``function`` with 0 to ``count - 1`` on several threads; raise the first error.
+
+    Args:
+        count: number of calls.
+        function: called with an index.
+        description: text of the progress bar.
+    """
     from tqdm import tqdm
 
-    def visit_chunk(start: int) -> int:
+    def run_chunk(start: int) -> int:
         chunk = range(start, min(start + _CHUNK, count))
         for index in chunk:
-            visit(index)
+            function(index)
         return len(chunk)
 
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 16))
     bar = tqdm(
-        total=count, desc=what, delay=1, mininterval=0.5, leave=False, file=sys.stderr
+        total=count, desc=description, delay=1, mininterval=0.5, leave=False, file=sys.stderr
     )  # fmt: skip
     try:
-        for done in pool.map(visit_chunk, range(0, count, _CHUNK)):
+        for done in pool.map(run_chunk, range(0, count, _CHUNK)):
             bar.update(done)
     finally:
         bar.close()

@@ -1,4 +1,4 @@
-"""GIF files: their frames, composed into pictures, and files with every frame in them.
+"""Reading of GIF files, with frames composed to pictures, and writing of all frames.
 
 Format: https://www.w3.org/Graphics/GIF/spec-gif89a.txt
 """
@@ -21,35 +21,37 @@ from ddpm.errors import ConfigError
 from ddpm.files import replacing
 
 Rate = float | Literal["stored"] | None
-"""Frames per second of a GIF, see :func:`timeline`."""
+"""Frames per second of a GIF; see :func:`timeline`."""
 _EXTENSION, _CONTROL, _IMAGE, _END = 0x21, 0xF9, 0x2C, 0x3B
 _INTERLACED = 0x40
 _CLEAR, _RESTORE = 2, 3
 _GREYS = bytes(np.arange(256, dtype=np.uint8).repeat(3))
-_ROUNDING = 1e-6  # of intervals: a middle that is the end of a frame still shows it
-_UNSPECIFIED_MS = 100  # of a frame that does not say, as browsers show it
+_ROUNDING = 1e-6  # of an interval: a midpoint at the end of a frame belongs to that frame
+_UNSPECIFIED_MS = 100  # duration of a frame without one, as in browsers
 MAX_FRAMES = 10_000
-"""Frames of a GIF once they are repeated for their durations."""
-_FOR_EVER = b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"
+"""Maximum number of frames of a GIF, with repetition for their durations."""
+_LOOP_FOREVER = b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"
 
 
 class Frame(NamedTuple):
-    """What a GIF says of one of its frames, which may be a part of the picture."""
+    """A frame as stored in a GIF; it may cover only a part of the picture."""
 
     left: int
+    """Left edge of the part, in pixels."""
     top: int
+    """Top edge of the part, in pixels."""
     gif: bytes
-    """The part alone, as a GIF of its own."""
+    """The part as a separate GIF file."""
     grey: bool
-    """Whether its palette holds no colours."""
+    """Whether its palette contains only grey."""
     disposal: int
-    """What becomes of the part afterwards: 2 = cleared, 3 = as it was before, else it stays."""
+    """Disposal of the part after display: 2 = clear, 3 = restore the previous, otherwise keep."""
     duration_ms: int
-    """How long it is shown."""
+    """Duration in ms."""
 
 
 def read_layout(data: bytes) -> list[Frame]:
-    """The frames of a GIF, no pixels decoded; raises ValueError if it stops before its end."""
+    """Return the frames of a GIF without decoding pixels; raise ValueError if it is truncated."""
     data, shared, at = data + bytes(12), _palette(data, 13, data[10]), 13
     end, at = len(data) - 12, at + len(shared)
     control, frames = b"", []
@@ -58,28 +60,28 @@ def read_layout(data: bytes) -> list[Frame]:
             left, top, width, height, flags = struct.unpack_from("<HHHHB", data, at + 1)
             palette = _palette(data, at + 10, flags)
             at += 10 + len(palette)
-            pixels, at = at, _behind_blocks(data, at + 1)
+            pixels, at = at, _skip_blocks(data, at + 1)
             palette = palette or shared
             grey = palette[::3] == palette[1::3] == palette[2::3]
             bits = 0x80 | (len(palette) // 6).bit_length() - 1 if palette else 0
             head = b"GIF89a" + struct.pack("<HHBBB", width, height, bits, 0, 0) + palette
             part = struct.pack("<BHHHHB", _IMAGE, 0, 0, width, height, flags & _INTERLACED)
             alone = head + control + part + data[pixels:at] + bytes([_END])
-            disposal, duration_ms = _controlled(control)
+            disposal, duration_ms = _parse_control(control)
             frames.append(Frame(left, top, alone, grey, disposal, duration_ms))
             control = b""
         elif data[at] == _EXTENSION:
-            start, at = at, _behind_blocks(data, at + 2)
+            start, at = at, _skip_blocks(data, at + 2)
             control = data[start:at] if data[start + 1] == _CONTROL else control
         else:
             at += 1
     if at >= end:
-        raise ValueError("it stops before its end")
+        raise ValueError("the file is truncated")
     return frames
 
 
-def _controlled(control: bytes) -> tuple[int, int]:
-    """Disposal and duration in ms of a graphic control extension; b"" if there is none."""
+def _parse_control(control: bytes) -> tuple[int, int]:
+    """Return disposal and duration in ms of a graphic control extension, which may be b""."""
     if len(control) < 6:
         return 0, _UNSPECIFIED_MS
     return control[3] >> 2 & 7, 10 * int.from_bytes(control[4:6], "little") or _UNSPECIFIED_MS
@@ -88,12 +90,17 @@ def _controlled(control: bytes) -> tuple[int, int]:
 def timeline(
     durations_ms: Sequence[float], rate: Rate, path: str, limit: int = MAX_FRAMES
 ) -> list[int]:
-    """The index of the frame that is shown, at equal intervals in time.
+    """Return the index of the stored frame that is visible at the middle of each time interval.
 
-    ``rate`` is a number of frames per second; None for intervals of the shortest duration, which
-    shows every frame at least once; "stored" for each frame once, whatever its duration. Frames
-    are looked up in the middle of the intervals. Raises ConfigError (key ``fps``), naming
-    ``path``, if they become more than ``limit``.
+    Args:
+        durations_ms: duration of each stored frame, in ms.
+        rate: intervals per second; None = intervals of the shortest duration, so that all frames
+            occur; "stored" = all frames once, independent of their durations.
+        path: path of the file, for messages.
+        limit: maximum number of intervals.
+
+    Raises:
+        ConfigError: (key ``fps``) more than ``limit`` intervals.
     """
     if rate == "stored" or not durations_ms:
         return list(range(len(durations_ms)))
@@ -101,8 +108,8 @@ def timeline(
     ends = np.cumsum(durations_ms) / step
     count = max(math.floor(float(ends[-1]) - 0.5 + _ROUNDING) + 1, 1)
     if count > max(limit, len(durations_ms)):
-        told = f"{ends[-1] * step / 1000:.4g} s in intervals of {step:.4g} ms"
-        problem = f"{path} lasts {told}, which are {count} frames, and the limit is {limit}"
+        length = f"{ends[-1] * step / 1000:.4g} s in intervals of {step:.4g} ms"
+        problem = f"{path} has {count} frames ({length}), and the limit is {limit}"
         remedy = "set {fps} to a lower number, or to stored"
         raise ConfigError("fps", rate, problem, remedy)
     middles = np.arange(count) + 0.5 - _ROUNDING
@@ -113,17 +120,17 @@ def _palette(data: bytes, at: int, flags: int) -> bytes:
     return data[at : at + (6 << (flags & 7))] if flags & 0x80 else b""
 
 
-def _behind_blocks(data: bytes, at: int) -> int:
-    """The place after a chain of blocks, each with its length before it; the last has none."""
+def _skip_blocks(data: bytes, at: int) -> int:
+    """Return the position after a chain of length-prefixed blocks, of which the last is empty."""
     while at < len(data) and data[at]:
         at += data[at] + 1
     return at + 1
 
 
 def compose(frames: Iterable[Frame], size: tuple[int, int]) -> Iterator[Image.Image]:
-    """The pictures (RGBA, ``size`` = width and height) that a person sees, one for each frame.
+    """Yield one picture (RGBA) per frame, as a viewer displays it; ``size`` is (width, height).
 
-    Pillow's own reading shows the colour hidden under transparency where a frame is cleared.
+    Unlike here, Pillow shows the colour of transparent pixels after a frame is cleared.
     """
     canvas = Image.new("RGBA", size)
     for frame in frames:
@@ -138,10 +145,11 @@ def compose(frames: Iterable[Frame], size: tuple[int, int]) -> Iterator[Image.Im
             canvas.paste((0, 0, 0, 0), (*corner, frame.left + part.width, frame.top + part.height))
 
 
-def durations(count: int, fps: float) -> list[int]:
-    """Durations in ms of ``count`` frames at ``fps``, which GIFs store in units of 10 ms.
+def frame_durations(count: int, fps: float) -> list[int]:
+    """Return the durations in ms of ``count`` frames at ``fps`` frames per second.
 
-    Each frame ends at the nearest unit, so that errors do not add up.
+    GIFs store multiples of 10 ms. The end of each frame is rounded, so that errors do not
+    accumulate.
     """
     ends = [round(100 * number / fps) for number in range(count + 1)]
     return [10 * max(end - start, 1) for start, end in pairwise(ends)]
@@ -150,18 +158,27 @@ def durations(count: int, fps: float) -> list[int]:
 def write_frames(
     frames: Sequence[Image.Image], path: Path, duration_ms: int | Sequence[int]
 ) -> None:
-    """Write ``frames`` (all L or all RGB, of one size) as a GIF that repeats for ever.
+    """Write a GIF that repeats forever.
 
-    ``duration_ms`` is that of each frame, or of all. Frames that equal the one before are written
-    too; Pillow's own writer merges them. Grey is exact, and so are colours where a
-    frame has at most 256; of more, it shows the nearest of 256. Raises ConfigError (key ``path``).
+    Unlike with Pillow's writer, equal consecutive frames are not merged. Grey is exact, and so are
+    frames of at most 256 colours; others are quantised to 256 colours.
+
+    Args:
+        frames: pictures of one size, all L or all RGB.
+        path: path of the file.
+        duration_ms: duration of each frame, or of all frames, in ms.
+
+    Raises:
+        ConfigError: (key ``path``) the file cannot be written.
     """
     width, height = frames[0].size
     grey = frames[0].mode == "L"
-    flags = 0xF7 if grey else 0x70  # a palette of 256 for all frames, or one each; 8 bits
+    flags = (
+        0xF7 if grey else 0x70
+    )  # a global palette of 256 greys, or one palette per frame; 8 bits
     with replacing(path) as aside, open(aside, "wb") as file:
         file.write(b"GIF89a" + struct.pack("<HHBBB", width, height, flags, 0, 0))
-        file.write((_GREYS if grey else b"") + _FOR_EVER)
+        file.write((_GREYS if grey else b"") + _LOOP_FOREVER)
         times = [duration_ms] * len(frames) if isinstance(duration_ms, int) else duration_ms
         for frame, time_ms in zip(frames, times, strict=True):
             indexed = frame if grey else frame.quantize(256, dither=Image.Dither.NONE)

@@ -1,4 +1,4 @@
-"""Sets of images: what they share, and those that come ready-made."""
+"""Base class of data sets of images and videos, and the digits of scikit-learn."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ddpm.data.codec import Codec, ImageCodec
+from ddpm.data.codec import Codec
 from ddpm.data.dataset import Dataset, count_labels
 from ddpm.data.decoding import fit
+from ddpm.data.image_codec import ImageCodec
 from ddpm.errors import require
 from ddpm.seeding import mix, mix_array
 
-_FLIP = 1  # what the key is mixed with to decide on a flip
+_FLIP = 1  # mixed with the key to decide on a flip
 
-UNTOUCHED: int = next(key for key in count() if mix(key, _FLIP) % 2 == 0)
-"""A key for :meth:`Dataset.fetch` with which our own data sets mirror nothing."""
+UNAUGMENTED_KEY: int = next(key for key in count() if mix(key, _FLIP) % 2 == 0)
+"""A key for :meth:`Dataset.fetch` with which the data sets of this package do not flip."""
 
 
 class PixelSet(Dataset):
-    """Images or videos in memory with labels and flips; a subclass may look them up otherwise."""
+    """Base class of data sets of images or videos in memory, with labels and flips.
+
+    A subclass may override the look-up of items that are not in memory.
+    """
 
     _pixels: torch.Tensor | None
     _labels: torch.Tensor | None
@@ -48,26 +52,29 @@ class PixelSet(Dataset):
     def fetch(
         self, indices: Sequence[int], keys: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Raw ``(B, *shape)``, mirrored left to right where the key says so, and labels."""
-        where = torch.as_tensor(indices, dtype=torch.int64)
-        raw = self._look_up(where)
+        """Return raw items, mirrored left to right for some keys, and labels.
+
+        See :meth:`Dataset.fetch`.
+        """
+        positions = torch.as_tensor(indices, dtype=torch.int64)
+        raw = self._read_items_at(positions)
         if self._flip:
             mirrored = torch.from_numpy((mix_array(np.asarray(keys), _FLIP) & np.uint64(1)) == 1)
             raw[mirrored] = raw[mirrored].flip(-1)
-        return raw, None if self._labels is None else self._labels[where]
+        return raw, None if self._labels is None else self._labels[positions]
 
     def class_counts(self, indices: Sequence[int] | None = None) -> list[int] | None:
         """Return the number of items per class; None without labels."""
         return count_labels(self._labels, self.num_classes, indices)
 
-    def _look_up(self, where: torch.Tensor) -> torch.Tensor:
-        """The pixels of the items ``where``, in a tensor of their own."""
+    def _read_items_at(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the pixels of items in a new tensor."""
         assert self._pixels is not None
-        return self._pixels[where]
+        return self._pixels[positions]
 
 
 def target_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """``image_size`` as (height, width), or None; raises ConfigError where it is not positive."""
+    """Return ``image_size`` as (height, width), or None; raise ConfigError for invalid sizes."""
     if image_size is None:
         return None
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -76,8 +83,18 @@ def target_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | N
     return sides[0], sides[1]
 
 
-def fitted(images: npt.NDArray[np.uint8], image_size: int | tuple[int, int] | None) -> torch.Tensor:
-    """Images ``(N, H, W, C)`` in another size, as a tensor ``(N, C, H, W)``."""
+def resize_images(
+    images: npt.NDArray[np.uint8], image_size: int | tuple[int, int] | None
+) -> torch.Tensor:
+    """Resize images ``(N, H, W, C)``, C = 1 or 3, and return a tensor ``(N, C, *size)``.
+
+    Args:
+        images: uint8.
+        image_size: side length, or (height, width), in pixels; None = unchanged.
+
+    Raises:
+        ConfigError: (key ``image_size``) the size is not positive.
+    """
     size = target_size(image_size)
     if size is not None and size != images.shape[1:3]:
         single = images.shape[3] == 1
@@ -87,9 +104,14 @@ def fitted(images: npt.NDArray[np.uint8], image_size: int | tuple[int, int] | No
 
 
 class Digits(PixelSet):
-    """The 1797 handwritten digits, grey and 8x8, that come with scikit-learn: no download.
+    """The 1797 handwritten digits of scikit-learn, ``(1, 8, 8)``, uint8 grey; no download.
 
-    ``image_size`` resizes them; ``class_cond`` gives the digit as the label.
+    Args:
+        image_size: resize to a side length, or to (height, width), in pixels; None = 8.
+        class_cond: return labels, which are the digits.
+
+    Raises:
+        ConfigError: (key ``image_size``) the size is not positive.
     """
 
     def __init__(
@@ -101,8 +123,8 @@ class Digits(PixelSet):
         from sklearn.datasets import load_digits
 
         values, digits = load_digits(return_X_y=True)
-        images = np.rint(np.asarray(values) * (255 / 16)).astype(np.uint8)  # stored as 0..16
-        pixels = fitted(images.reshape(-1, 8, 8, 1), image_size)
+        images = np.rint(np.asarray(values) * (255 / 16)).astype(np.uint8)  # scikit-learn has 0..16
+        pixels = resize_images(images.reshape(-1, 8, 8, 1), image_size)
         self._set_up(ImageCodec(pixels.shape[1:]), flip=False)
         self._set_pixels(pixels)
         if class_cond:

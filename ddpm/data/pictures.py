@@ -1,4 +1,4 @@
-"""Batches as pictures: grids of images and small line plots of sequences."""
+"""Pictures of batches: grids of images, and line plots of sequences."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ _BACKGROUND = 225
 _PADDING = 2
 _MIN_CELL = 64
 _FONT_SIZE = 14
-_MARGIN = 6  # beside a name
-_LONGEST_NAME = 24  # characters
+_MARGIN = 6  # pixels on each side of a name
+_MAX_NAME_LENGTH = 24
 _MAX_CLASS_PANELS = 8  # rows of plots
 
 
 def grid(
     images: npt.NDArray[np.uint8], columns: int | None = None, rows: Rows = None
 ) -> Image.Image:
-    """Images ``(N, C, H, W)`` side by side, row after row, near to a square.
+    """Return a grid of images, by default nearly square.
 
-    Small ones are enlarged by a whole factor, each pixel to a square. One channel gives a grey
-    picture and three a coloured one; of any other number, the channels stand side by side in grey.
-    ``rows`` arranges them by class instead, with the names at the left and empty cells at the end
-    of rows that are shorter than others.
+    Small images are enlarged by a whole factor, without interpolation.
+
+    Args:
+        images: ``(N, C, H, W)``, uint8. One channel is grey, three are RGB; other numbers are
+            shown as grey images side by side.
+        columns: number of columns; None = the square root of N.
+        rows: items per row, with class names at the left; shorter rows end with empty cells.
     """
     if rows is None:
         return _grid(images, columns)
@@ -39,11 +42,13 @@ def grid(
     cells = np.full((len(rows), columns, *images.shape[1:]), _BACKGROUND, np.uint8)
     for cell, row in zip(cells, rows, strict=True):
         cell[: len(row.items)] = images[list(row.items)]
-    return _beside(_grid(cells.reshape(-1, *images.shape[1:]), columns), [row.name for row in rows])
+    return _add_names(
+        _grid(cells.reshape(-1, *images.shape[1:]), columns), [row.name for row in rows]
+    )
 
 
-def _beside(picture: Image.Image, names: Sequence[str]) -> Image.Image:
-    """A picture of as many rows as there are names, with the names at the left."""
+def _add_names(picture: Image.Image, names: Sequence[str]) -> Image.Image:
+    """Return a picture with one name per row at the left."""
     font = ImageFont.load_default(size=_FONT_SIZE)
     names = [_shortened(name) for name in names]
     margin = math.ceil(max(font.getlength(name) for name in names)) + 2 * _MARGIN
@@ -58,9 +63,9 @@ def _beside(picture: Image.Image, names: Sequence[str]) -> Image.Image:
 
 
 def _shortened(name: str) -> str:
-    """A name on one line that leaves room for the samples."""
+    """Return a name on one line, truncated if it is long."""
     name = " ".join(name.split())
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    return name if len(name) <= _MAX_NAME_LENGTH else f"{name[: _MAX_NAME_LENGTH - 1]}…"
 
 
 def _grid(images: npt.NDArray[np.uint8], columns: int | None) -> Image.Image:
@@ -82,7 +87,7 @@ def _grid(images: npt.NDArray[np.uint8], columns: int | None) -> Image.Image:
 
 
 def visible(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Images ``(N, C, H, W)`` with 1 or 3 channels: of other numbers, all side by side in one."""
+    """Return images ``(N, C, H, W)`` with 1 or 3 channels; others are joined side by side."""
     number, channels, height, width = images.shape
     if channels in (1, 3):
         return images
@@ -90,7 +95,7 @@ def visible(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def as_image(pixels: npt.NDArray[np.uint8]) -> Image.Image:
-    """Pixels ``(C, H, W)`` of 1 or 3 channels as a grey or a coloured image."""
+    """Return pixels ``(C, H, W)`` with 1 or 3 channels as a grey or RGB image."""
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
@@ -101,13 +106,17 @@ def plots(
     columns: int | None = None,
     rows: Rows = None,
 ) -> Image.Image:
-    """Sequences ``(N, C, L)`` as line plots, a panel each, a colour a channel.
+    """Return line plots of sequences, one panel per sequence and one colour per channel.
 
-    Without a number of columns, which a strip of frames has, only the first 16 are shown. ``rows``
-    arranges them by class, at most 8 classes spread evenly over all, with the names at the left.
+    All panels show the same range, so that pictures of the same data are comparable. Values beyond
+    the range and its margin are not visible.
 
-    All panels show the range from ``low`` to ``high`` and a little more, so that pictures of the
-    same data can be compared; what lies further out is cut off.
+    Args:
+        sequences: ``(N, C, L)``.
+        low: lower end of the range.
+        high: upper end of the range.
+        columns: number of columns; None = a nearly square grid of the first 16 sequences.
+        rows: items per row, with class names at the left; at most 8 classes are shown.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -129,7 +138,7 @@ def plots(
             panel.set_ylim(low - margin, high + margin)
             panel.tick_params(labelsize=7, labelbottom=column >= below)
         if line.name:
-            # No mathematics: a class may be named $x$.
+            # No math text: a class may be named $x$.
             name = {"rotation": 0, "ha": "right", "va": "center", "parse_math": False}
             panels[place][0].set_ylabel(_shortened(line.name), fontsize=8, **name)
     figure.supxlabel("position", fontsize=9)
@@ -138,26 +147,26 @@ def plots(
         handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper right", ncols=5, fontsize=7)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # boxes stand for those letters
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # these characters are drawn as boxes
         canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _lines(count: int, columns: int | None, rows: Rows) -> list[Row]:
-    """The panels of plots, row by row."""
+    """Return the rows of panels."""
     if rows is None:
         shown = count if columns else min(count, MAX_PANELS)
         columns = min(columns or math.ceil(math.sqrt(shown)), shown)
         starts = range(0, shown, columns)
         return [Row("", tuple(range(at, min(at + columns, shown)))) for at in starts]
-    named = [row for row in rows if row.name]  # without those that continue a class
-    most = min(len(named), _MAX_CLASS_PANELS)
-    chosen = [named[round(i * (len(named) - 1) / max(most - 1, 1))] for i in range(most)]
+    titled = [row for row in rows if row.name]  # rows that continue a class have no name
+    most = min(len(titled), _MAX_CLASS_PANELS)
+    chosen = [titled[round(i * (len(titled) - 1) / max(most - 1, 1))] for i in range(most)]
     columns = max(MAX_PANELS // most, 2)
     return [Row(row.name, row.items[:columns]) for row in chosen]
 
 
 def _plot(panel: Any, sequence: npt.NDArray[np.float32]) -> None:
-    """A line per channel."""
+    """Plot one line per channel."""
     for channel, values in enumerate(sequence):
         panel.plot(values, color=f"C{channel % 10}", linewidth=1.0, label=f"channel {channel}")

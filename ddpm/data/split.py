@@ -1,4 +1,4 @@
-"""A data set in two: what is trained on, and what is held out of it for validation."""
+"""Split of a data set into a part for training and a part held out for validation."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from ddpm.errors import ConfigError, require
 from ddpm.seeding import RandomStream, mix_array
 
 
-class Part(Dataset):
-    """Some items of another data set, in the order in which that has them.
+class Subset(Dataset):
+    """Subset of the items of a data set, in the order of that data set.
 
-    All it says of itself but its length is what the whole says: parts of one set are scaled alike
-    and agree on what a label means.
+    Scaling, classes and other attributes are those of the data set.
 
     Args:
-        whole: the data set.
-        indices: which of its items, each one once.
+        data: data set.
+        indices: positions of the items, without repetition.
     """
 
-    def __init__(self, whole: Dataset, indices: npt.ArrayLike) -> None:
-        self._whole = whole
+    def __init__(self, data: Dataset, indices: npt.ArrayLike) -> None:
+        self._data = data
         self._indices = np.sort(np.asarray(indices, dtype=np.int64))
-        self.shape, self.codec, self.in_memory = whole.shape, whole.codec, whole.in_memory
-        self.num_classes, self.class_names = whole.num_classes, whole.class_names
-        self.warnings = whole.warnings
+        self.shape, self.codec, self.in_memory = data.shape, data.codec, data.in_memory
+        self.num_classes, self.class_names = data.num_classes, data.class_names
+        self.warnings = data.warnings
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -39,23 +38,23 @@ class Part(Dataset):
     def fetch(
         self, indices: Sequence[int], keys: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the whole gives for those of its items, with these keys."""
-        where = self._indices[np.asarray(indices, dtype=np.int64)]
-        return self._whole.fetch(where.tolist(), keys)
+        """Return items of the data set and their labels; see :meth:`Dataset.fetch`."""
+        positions = self._indices[np.asarray(indices, dtype=np.int64)]
+        return self._data.fetch(positions.tolist(), keys)
 
     def class_counts(self, indices: Sequence[int] | None = None) -> list[int] | None:
-        """Return the counts of the whole for the items of this part."""
-        where = self._indices if indices is None else self._indices[np.asarray(indices)]
-        return self._whole.class_counts(where.tolist())
+        """Return the number of items per class among the items of this subset."""
+        positions = self._indices if indices is None else self._indices[np.asarray(indices)]
+        return self._data.class_counts(positions.tolist())
 
 
 @dataclass(frozen=True)
 class Split:
-    """What is trained on, and what the training is validated with.
+    """Data for training and for validation.
 
     Attributes:
-        train: the items to train on.
-        held_out: the items held out of the same data; None where all are trained on.
+        train: items to train on.
+        held_out: items of the same data that are held out; None if all are used for training.
     """
 
     train: Dataset
@@ -63,13 +62,14 @@ class Split:
 
     @cached_property
     def val(self) -> Dataset | None:
-        """What to validate with: the items held out, else the data's own; None: there is nothing.
+        """Data for validation: the items held out, else the authors' validation split, else None.
 
-        The data's own are read here and not before, see :meth:`Dataset.own_split`. What is held
-        out of training is augmented as training is: fetch it with :data:`ddpm.data.UNTOUCHED`.
+        The authors' split is read on first access, see :meth:`Dataset.own_split`. Items held out
+        have the augmentation of training, unless fetched with
+        :data:`ddpm.data.UNAUGMENTED_KEY`.
 
         Raises:
-            ConfigError: (keys below ``data``) they cannot be read.
+            ConfigError: (keys below ``data``) the authors' split cannot be read.
         """
         if self.held_out is not None:
             return self.held_out
@@ -80,20 +80,20 @@ class Split:
 
 
 def split(data: Dataset, val_fraction: float) -> Split:
-    """Hold a fraction of the items out of training.
+    """Hold out a fraction of the items from training.
 
-    Which ones is a function of their indices alone, not of a run's seed: the runs of a sweep over
-    seeds are judged by the same items. A larger fraction holds out the same ones and some more.
+    The choice depends only on the indices, not on the seed of a run, so that the runs of a sweep
+    over seeds are validated on the same items. A larger fraction holds out a superset.
 
     Args:
-        data: what to divide.
-        val_fraction: the part to hold out, in [0, 1), rounded to whole items; 0 = none.
+        data: data set to split.
+        val_fraction: fraction to hold out, in [0, 1), rounded to whole items; 0 = none.
 
     Raises:
-        ConfigError: a fraction outside of that, or one that leaves either part without items.
+        ConfigError: (key ``val_fraction``) the fraction is outside [0, 1), or a part is empty.
     """
-    possible = 0 <= val_fraction < 1
-    require(possible, "val_fraction", val_fraction, "must be at least 0 and below 1, such as 0.1")
+    valid = 0 <= val_fraction < 1
+    require(valid, "val_fraction", val_fraction, "must be at least 0 and below 1, such as 0.1")
     if val_fraction == 0:
         return Split(data)
     size = len(data)
@@ -102,4 +102,4 @@ def split(data: Dataset, val_fraction: float) -> Split:
     remedy = f"{'raise' if count == 0 else 'lower'} it, or leave it at 0"
     require(0 < count < size, "val_fraction", val_fraction, f"{problem}; {remedy}")
     order = np.argsort(mix_array(RandomStream.SPLIT, np.arange(size)), kind="stable")
-    return Split(Part(data, order[count:]), Part(data, order[:count]))
+    return Split(Subset(data, order[count:]), Subset(data, order[:count]))

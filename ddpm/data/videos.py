@@ -1,4 +1,4 @@
-"""Clips of videos as a data set."""
+"""Data set of clips of videos."""
 
 from __future__ import annotations
 
@@ -8,50 +8,52 @@ from typing import Literal
 
 import torch
 
-from ddpm.data.decoding import SUFFIXES, quiet_about_size
+from ddpm.data.decoding import SUFFIXES, suppress_pillow_warnings
 from ddpm.data.depth import Bits
-from ddpm.data.files import visit_all
+from ddpm.data.files import parallel_for
 from ddpm.data.images import PixelSet, target_size
-from ddpm.data.samples import samples_at
+from ddpm.data.samples import find_samples
+from ddpm.data.video_arrays import Order, VideoArray, check_array_suffix
 from ddpm.data.video_codec import Condition, VideoCodec
-from ddpm.data.video_sources import (
-    VIDEO_FILES,
-    Order,
-    Source,
-    VideoArray,
-    VideoFiles,
-    must_be_array,
-)
+from ddpm.data.video_sources import VIDEO_FILES, VideoFiles, VideoSource
 from ddpm.errors import ConfigError, require
 
 _NO_CONDITION = Condition()
 
 
 class Videos(PixelSet):
-    """Clips ``(C, F, H, W)`` of GIFs, of folders of pictures, or of an array file.
+    """Clips ``(C, F, H, W)`` of video files, of folders of pictures, or of an array file.
 
-    ``path`` is a folder in which, at any depth, every GIF and every folder that directly holds
-    pictures is a video (its frames in natural order of their names), or an .npy, .npz or .pt file
-    of ``(N, C, F, H, W)`` or ``(N, F, C, H, W)``. ``order`` says which of the two; None: told by
-    the shape, if exactly one of the axes can be 1 to 4 channels.
+    Items are uint8, or float32 for 16-bit grey pictures and for arrays of other types. A video is
+    divided into consecutive clips; frames at its end that do not fill a clip are not used.
 
-    Frames of a GIF follow at equal intervals in time, ``fps`` of them per second. ``fps`` None:
-    intervals of the file's shortest duration, so that a frame of 200 ms beside others of 50 ms is
-    four frames. "stored": every frame is one, whatever its duration.
+    Args:
+        path: folder in which, at any depth, each GIF, mp4, webm or mov file is a video, and so is
+            each folder that directly contains pictures, in the natural order of their names; or an
+            .npy, .npz or .pt file of ``(N, C, F, H, W)`` or ``(N, F, C, H, W)``.
+        frames: frames per clip; None = the length of the videos, which must be equal.
+        stride: use every ``stride``-th frame.
+        fps: frame rate to which video files are resampled; None = intervals of the shortest
+            duration in each file, so that a frame of 200 ms beside others of 50 ms counts as four;
+            "stored" = each frame once, independent of its duration.
+        image_size: see :class:`~ddpm.data.Folder`.
+        class_cond: return labels. The class is the first folder below ``path``, or in the array
+            "labels" or "arr_1".
+        color: see :class:`~ddpm.data.Folder`; arrays keep their channels.
+        bits: see :class:`~ddpm.data.Folder`.
+        key: name of the array in an .npz, or in a dict of tensors; None = "arr_0", or the only one.
+        order: order of the axes of an array, "ncfhw" or "nfchw"; None = inferred from the shape if
+            exactly one of axes 1 and 2 has length 1 to 4.
+        low: lower end of the range: black of 16-bit pictures, see :class:`~ddpm.data.Folder`, or
+            the minimum of arrays, see :class:`~ddpm.data.Sequences`.
+        high: upper end of the range, likewise.
+        flip: mirror a random half of the clips, left to right.
+        cache_mb: see :class:`~ddpm.data.Folder`.
+        condition: entries of a clip that are a condition.
 
-    Of every video each ``stride``-th frame is taken, from the first on, and these are cut one
-    after the other into clips of ``frames`` frames; a rest that makes no clip is left out, and a
-    video too short for one is refused. ``frames`` None: each video is one clip; all have as many.
-
-    ``image_size``, ``color``, ``bits`` and ``cache_mb`` are those of :class:`~ddpm.data.Folder`;
-    arrays keep their channels. ``class_cond``: the class is the first folder below ``path``, or
-    stands in the array "labels" or "arr_1". ``key`` names the array of an .npz. Pictures and uint8
-    arrays are uint8; 16-bit grey pictures float32, with ``low`` and ``high`` as in a folder; other
-    arrays float32, with ``low`` and ``high`` as in :class:`~ddpm.data.Sequences`.
-    ``flip`` mirrors a random half of the clips, left to right. ``condition`` says what of a clip is
-    given clean.
-
-    Raises ConfigError for whatever keeps the videos from becoming one set, naming the file.
+    Raises:
+        ConfigError: a file is unreadable, differs from others in a property that must be shared, or
+            is shorter than a clip.
     """
 
     legacy_defaults = {"fps": "stored", "bits": 8}
@@ -76,33 +78,34 @@ class Videos(PixelSet):
         condition: Condition = _NO_CONDITION,
     ) -> None:
         require(cache_mb >= 0, "cache_mb", cache_mb, "must be 0 or more")
-        require(stride >= 1, "stride", stride, "must be at least 1, which takes every frame")
+        require(stride >= 1, "stride", stride, "must be at least 1, which uses every frame")
         good = frames is None or frames >= 1
-        require(good, "frames", frames, "must be at least 1; null takes the whole videos")
+        require(good, "frames", frames, "must be at least 1, or null for whole videos")
         if isinstance(fps, int | float):
-            require(0 < fps < math.inf, "fps", fps, "must be more than 0, such as 20")
+            require(0 < fps < math.inf, "fps", fps, "must be positive and finite, such as 20")
         size = target_size(image_size)
         rate, levels = fps, False
-        pictures = (color, bits, fps) != ("auto", "auto", None)  # options of theirs
-        place = _samples_at(path, pictures)
-        if place != path and not os.path.isdir(place):
+        prefer_pictures = (color, bits, fps) != ("auto", "auto", None)  # their options are set
+        samples = _find_samples(path, prefer_pictures)
+        if samples != path and not os.path.isdir(samples):
             order = order or "ncfhw"
-        path = place
-        with quiet_about_size():
+        path = samples
+        with suppress_pillow_warnings():
             if os.path.isdir(path):
-                _only("arrays", key=key, order=order)
+                _reject_options("arrays", key=key, order=order)
                 source = VideoFiles(path, size, color, fps, bits, low, high)
                 levels = source.levels.bits == 16
-                rate = "shortest" if fps is None and source.uneven else fps
+                varying = source.has_varying_durations
+                rate = "shortest" if fps is None and varying else fps
             else:
-                must_be_array(path, "a folder of videos")
+                check_array_suffix(path, "a folder of videos")
                 options = {"color": color, "bits": bits, "fps": fps}
-                earlier = self.legacy_defaults.items()  # in a config of an earlier version
-                typed = {k: v for k, v in options.items() if v != "auto" and (k, v) not in earlier}
-                _only("pictures", **typed)
+                legacy = self.legacy_defaults.items()  # in configs of earlier versions
+                chosen = {k: v for k, v in options.items() if v != "auto" and (k, v) not in legacy}
+                _reject_options("pictures", **chosen)
                 source = VideoArray(path, key, order, class_cond, size, low, high)
-            self._source: Source | None = source
-            self._cut(source, frames, stride)
+            self._source: VideoSource | None = source
+            self._choose_clips(source, frames, stride)
             shape = (source.channels, self._frames, *source.size)
             low, high = source.limits or (None, None)
             self._set_up(VideoCodec(shape, low, high, condition, rate, levels), flip=flip)
@@ -113,28 +116,28 @@ class Videos(PixelSet):
             self._dtype = torch.uint8 if source.limits is None else torch.float32
             if len(self) * math.prod(shape) * self._dtype.itemsize <= cache_mb * 2**20:
                 self._set_pixels(self._read_all(source))
-                self._source = None  # an .npz would stay in memory a second time
+                self._source = None  # releases the memory of an .npz
 
     def __len__(self) -> int:
         return len(self._clips)
 
-    def _cut(self, source: Source, frames: int | None, stride: int) -> None:
-        """Decide on the clips: each a video and the frame it begins with."""
+    def _choose_clips(self, source: VideoSource, frames: int | None, stride: int) -> None:
+        """Choose the clips, each of which is a video and the index of its first frame."""
         lengths = [len(range(0, length, stride)) for length in source.lengths]
         if frames is None:
             frames = lengths[0]
             other = next((at for at, each in enumerate(lengths) if each != frames), None)
             if other is not None:
                 sizes = f"{source.name(0)} has {frames}, {source.name(other)} has {lengths[other]}"
-                problem = f"the videos differ in frames, taken by data.stride={stride}: {sizes}"
-                remedy = f"say how many make a clip, such as data.frames={min(lengths)}"
+                problem = f"the videos differ in length with data.stride={stride}: {sizes}"
+                remedy = f"set the frames per clip, such as data.frames={min(lengths)}"
                 raise ConfigError("frames", None, f"{problem}; {remedy}")
         for video, length in enumerate(lengths):
             if length < frames:
-                every = f", one of every {stride}" if stride > 1 else ""
-                problem = f"{source.name(video)} has {source.lengths[video]} frames, too few for it"
-                remedy = f"set data.frames={length} or less, or remove it"
-                raise ConfigError("frames", frames, f"{problem}{every}; {remedy}")
+                every = f" with data.stride={stride}" if stride > 1 else ""
+                problem = f"{source.name(video)} has only {source.lengths[video]} frames{every}"
+                remedy = f"set data.frames={length} or less, or remove the video"
+                raise ConfigError("frames", frames, f"{problem}; {remedy}")
         self._frames, self._stride = frames, stride
         self._clips = [
             (video, start * stride)
@@ -142,8 +145,8 @@ class Videos(PixelSet):
             for start in range(0, length - frames + 1, frames)
         ]
 
-    def _read_all(self, source: Source) -> torch.Tensor:
-        """All clips; each video is read once."""
+    def _read_all(self, source: VideoSource) -> torch.Tensor:
+        """Return all clips; each video is read once."""
         pixels = torch.empty((len(self), *self.shape), dtype=self._dtype)
         array = pixels.numpy()
         firsts = [at for at, (_, start) in enumerate(self._clips) if start == 0]
@@ -151,35 +154,35 @@ class Videos(PixelSet):
 
         def read(video: int) -> None:
             first, end = firsts[video], ends[video]
-            wanted = range(0, (end - first) * self._frames * self._stride, self._stride)
+            indices = range(0, (end - first) * self._frames * self._stride, self._stride)
             channels, _, *size = self.shape
-            block = source.read(video, wanted)
+            block = source.read(video, indices)
             block = block.reshape(channels, end - first, self._frames, *size)
             array[first:end] = block.swapaxes(0, 1)
 
-        visit_all(len(firsts), read, "reading videos")
+        parallel_for(len(firsts), read, "reading videos")
         return pixels
 
-    def _look_up(self, where: torch.Tensor) -> torch.Tensor:
+    def _read_items_at(self, positions: torch.Tensor) -> torch.Tensor:
         if self._pixels is not None:
-            return super()._look_up(where)
+            return super()._read_items_at(positions)
         assert self._source is not None
-        raw = torch.empty((len(where), *self.shape), dtype=self._dtype)
-        for place, index in enumerate(where.tolist()):
+        raw = torch.empty((len(positions), *self.shape), dtype=self._dtype)
+        for place, index in enumerate(positions.tolist()):
             video, start = self._clips[index]
-            wanted = range(start, start + self._frames * self._stride, self._stride)
-            raw.numpy()[place] = self._source.read(video, wanted)
+            indices = range(start, start + self._frames * self._stride, self._stride)
+            raw.numpy()[place] = self._source.read(video, indices)
         return raw
 
 
-def _samples_at(path: str, pictures: bool) -> str:
-    """Return the place of the samples in a folder of ours: arrays, which are exact, or pictures."""
+def _find_samples(path: str, prefer_pictures: bool) -> str:
+    """Return the path of the samples in a folder of samples, by default as exact arrays."""
     arrays, files = ["samples.npz", "samples.npy"], ["videos", "images"]
-    wanted = [*files, *arrays] if pictures else [*arrays, *files]
-    return samples_at(path, wanted, (*VIDEO_FILES, *SUFFIXES))
+    readable = [*files, *arrays] if prefer_pictures else [*arrays, *files]
+    return find_samples(path, readable, (*VIDEO_FILES, *SUFFIXES))
 
 
-def _only(kind: str, **options: object) -> None:
-    """Refuse options that go with another kind of files."""
+def _reject_options(kind: str, **options: object) -> None:
+    """Raise ConfigError for options that apply to another kind of files."""
     for name, value in options.items():
-        require(value is None, name, value, f"is for {kind}, which these are not; omit it")
+        require(value is None, name, value, f"only applies to {kind}; omit it")

@@ -13,10 +13,10 @@ import torch
 
 from ddpm import metrics
 from ddpm.console import warn_once
-from ddpm.data import UNTOUCHED, Dataset
+from ddpm.data import UNAUGMENTED_KEY, Dataset
 from ddpm.data.classes import relabel
 from ddpm.data.decoding import SUFFIXES
-from ddpm.data.samples import samples_at
+from ddpm.data.samples import find_samples
 from ddpm.data.split import Split
 from ddpm.distributed.main_process import attended, broadcast, on_main
 from ddpm.distributed.processes import Processes
@@ -145,7 +145,7 @@ class ReferenceResolver:
         require(tuple(data.shape) == tuple(facts.shape), "reference", self.name, problem)
         generator = torch.Generator().manual_seed(seed)
         indices = torch.randperm(len(data), generator=generator)[:count].tolist()
-        raw, labels = data.fetch(indices, [UNTOUCHED] * len(indices))
+        raw, labels = data.fetch(indices, [UNAUGMENTED_KEY] * len(indices))
         problem = "its data have no labels, which a class-conditional model needs"
         conditional = facts.num_classes is not None
         require(labels is not None or not conditional, "reference", self.name, problem)
@@ -303,7 +303,7 @@ def read_images(path: str, key: str, folder_options: Mapping[str, Any]) -> metri
         ConfigError: (key ``key``) a path that contains no images.
     """
     try:
-        path = samples_at(path, ["images", "samples.npz", "samples.npy"], SUFFIXES)
+        path = find_samples(path, ["images", "samples.npz", "samples.npy"], SUFFIXES)
     except ConfigError as error:
         raise error.renamed(key, path) from error
     if path.endswith((".npz", ".npy")):

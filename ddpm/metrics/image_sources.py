@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddpm import files
 from ddpm.console import progress
-from ddpm.data import UNTOUCHED, Dataset, Folder, ImageCodec
+from ddpm.data import UNAUGMENTED_KEY, Dataset, Folder, ImageCodec
 from ddpm.data.depth import Levels, range_warnings
 from ddpm.errors import Advice, ConfigError, require
 from ddpm.seeding import RandomStream, mix_array
@@ -118,7 +118,7 @@ class DatasetImages(Images):
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Raw items as uint8, with the key at which our own data sets mirror nothing."""
-        return self._codec.pixels(self._data.fetch(indices, [UNTOUCHED] * len(indices))[0])
+        return self._codec.pixels(self._data.fetch(indices, [UNAUGMENTED_KEY] * len(indices))[0])
 
     def _named(self) -> dict[str, Any]:
         levels = self._codec.levels
@@ -149,7 +149,7 @@ class RandomSubset(Images):
 class _Pictures(Folder):
     """A folder of which a range may be declared for the pictures of another one."""
 
-    _needs_deep = False
+    _requires_16_bit = False
 
 
 class FolderImages(DatasetImages):
@@ -230,7 +230,7 @@ class NpzImages(InMemoryImages):
         require(good and array.size > 0, key, path, problem)
         if array.dtype == np.uint16:
             try:
-                array = self._in_eight_bits(array, path, Levels.declared(8, low, high))
+                array = self._in_eight_bits(array, path, Levels.from_range(8, low, high))
             except ConfigError as error:
                 raise error.renamed(key, path) from error
         super().__init__(torch.from_numpy(array).permute(0, 3, 1, 2), path)
@@ -238,7 +238,7 @@ class NpzImages(InMemoryImages):
     def _in_eight_bits(
         self, array: np.ndarray[Any, Any], path: str, levels: Levels
     ) -> np.ndarray[Any, Any]:
-        seen = levels.seen_in(array, path)
+        seen = levels.measure(array, path)
         said = range_warnings(path, [seen], levels)
         self.warnings = tuple(each.renamed() for each in said)
         return levels.to_bytes(array.astype(np.float64))

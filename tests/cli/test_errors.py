@@ -151,7 +151,7 @@ def test_folders_that_cannot_be_trained_on(command):
     Path("imgs").mkdir()
     ended = command("train", "data=folder", "data.path=imgs")
     assert ended.status == 1 and ended.line.startswith(
-        "ddpm-train: data.path=imgs: holds no images (.jpg"
+        "ddpm-train: data.path=imgs: contains no images (.jpg"
     )
     picture("imgs/a.png")
     picture("imgs/b.png", mode="L")

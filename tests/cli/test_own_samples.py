@@ -37,7 +37,7 @@ def test_pictures(command, trained, gen, capsys):
     drawn = pixels(*(f"gen/images/0000{n}.png" for n in range(3)))
     assert torch.equal(read(Folder(path=gen)), drawn)
     assert torch.equal(images(gen, "samples", {}).read(range(3)), drawn)
-    with pytest.raises(ConfigError, match=r"00000\.png is in no class folder"):
+    with pytest.raises(ConfigError, match=r"00000\.png is not in a class folder"):
         Folder(path=gen, class_cond=True)
     Path("both").mkdir()
     shutil.copytree(gen, "both/a")
@@ -83,7 +83,7 @@ def test_evaluation_of_samples_against_samples(command, gen):
     assert row["num_samples"] == 3 and row["reference"]["num_images"] == 3
     assert row["samples"]["source"] == row["reference"]["source"] == "gen/images"
     assert abs(row["value"]) < 1e-3
-    with pytest.raises(ConfigError, match="holds no images"):
+    with pytest.raises(ConfigError, match="contains no images"):
         Folder(path="e")  # the picture of samples in an evaluation is not one of them
 
 
@@ -104,7 +104,7 @@ def test_samples_that_are_incomplete_are_read_with_a_warning(gen, capsys):
     Path("gen", RECORD).write_text(json.dumps(record))
     capsys.readouterr()
     assert len(Folder(path=gen)) == 3
-    told = "gen: drawing was interrupted; there may be samples of two calls, or too few"
+    told = "gen: sampling was interrupted; the samples may be incomplete, or of two calls"
     assert capsys.readouterr().err == f"warning: {told}\n"
 
 

@@ -11,14 +11,14 @@ from ddpm.data.video_codec import VideoCodec
 NAMES = [f"class {number}" for number in range(100)]
 
 
-def test_classes_that_come_in_turn_are_rows_of_every_kth_sample():
+def test_cyclic_classes_are_rows_of_every_kth_sample():
     rows = cyclic_class_rows(11, [0, 1, 2, 3], NAMES)
     assert rows is not None
     assert [row.name for row in rows] == ["class 0", "class 1", "class 2", "class 3"]
     assert [row.items for row in rows] == [(0, 4, 8), (1, 5, 9), (2, 6, 10), (3, 7)]
 
 
-def test_rows_are_in_the_order_of_the_classes_and_continue_after_sixteen():
+def test_rows_are_ordered_by_class_and_have_at_most_sixteen_items():
     rows = cyclic_class_rows(40, [7, 2], NAMES)
     assert rows is not None
     assert [(row.name, len(row.items)) for row in rows] == [
@@ -34,7 +34,7 @@ def test_a_single_class_fills_a_square():
     ]  # fmt: skip
 
 
-def test_more_than_sixteen_classes_share_rows_which_hold_every_sample():
+def test_more_than_sixteen_classes_share_rows():
     numbers = [(37 * item) % 100 for item in range(64)]
     rows = class_rows(numbers, NAMES)
     shown = [item for row in rows for item in row.items]
@@ -45,12 +45,12 @@ def test_more_than_sixteen_classes_share_rows_which_hold_every_sample():
 
 
 @pytest.mark.parametrize(("classes", "names"), [(None, NAMES), ([0], None)])
-def test_without_classes_there_are_no_rows(classes, names):
+def test_samples_without_classes_have_no_rows(classes, names):
     assert cyclic_class_rows(5, classes, names) is None
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
-def test_the_grid_has_the_samples_of_a_class_in_its_row(channels, mode):
+def test_the_grid_shows_the_samples_of_a_class_in_its_row(channels, mode):
     raw = torch.randint(0, 200, (7, channels, 8, 8), generator=torch.Generator().manual_seed(0))
     raw = raw.to(torch.uint8)
     rows = cyclic_class_rows(
@@ -72,14 +72,14 @@ def test_the_grid_has_the_samples_of_a_class_in_its_row(channels, mode):
             else:
                 assert np.unique(cell).tolist() == [225]
     names = [pixels[2 + 66 * row : 66 + 66 * row, :margin] for row in range(3)]
-    assert all(name.min() < 60 for name in names)  # dark letters
+    assert all(name.min() < 60 for name in names)  # dark text
     assert not np.array_equal(names[0], names[1])
     assert all(np.unique(name[:, :4]).tolist() == [225] for name in names)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["é", "汉字", "two\nlines", "", "$x$ {y}"])
-def test_names_of_any_letters(name):
+def test_names_with_unusual_characters(name):
     rows = cyclic_class_rows(4, [0, 1], [name, "b"])
     codec = ImageCodec((1, 8, 8))
     assert codec.picture(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), rows=rows).height == 134
@@ -87,7 +87,7 @@ def test_names_of_any_letters(name):
     assert plain.size == (int(2.4 * 200 + 80), int(1.6 * 200 + 80))
 
 
-def test_plots_have_a_row_per_class_of_at_most_eight_classes():
+def test_plots_have_one_row_for_each_of_at_most_eight_classes():
     codec = SequenceCodec((1, 20), -1, 1)
     raw = torch.linspace(-1, 1, 20).repeat(24, 1, 1) * torch.linspace(0, 1, 24)[:, None, None]
     three, twelve = (
@@ -98,7 +98,7 @@ def test_plots_have_a_row_per_class_of_at_most_eight_classes():
     assert codec.picture(raw, rows=twelve).size == (2 * 240 + 80, 8 * 160 + 80)
 
 
-def test_films_and_strips_of_videos_have_rows_too(tmp_path):
+def test_rows_of_videos_in_gifs_and_film_strips(tmp_path):
     codec = VideoCodec((1, 3, 8, 8))
     raw = torch.arange(5, dtype=torch.uint8)[:, None, None, None, None].expand(5, 1, 3, 8, 8) * 40
     rows = cyclic_class_rows(5, [0, 1], ["a", "b"])

@@ -46,27 +46,27 @@ def test_the_classes_are_the_labels_that_occur(tmp_path: Path, kind, labels, nam
         np.array([b"a", b"b", b"a", b"a", b"a", b"a"]),
     ],
 )
-def test_other_labels_are_refused(labels):
+def test_invalid_labels(labels):
     with pytest.raises(ConfigError) as caught:
         array_classes(labels, "a.npz", 6, "sequence")
     assert str(caught.value) == (
-        "class_cond=true: a.npz holds labels that are not whole numbers from 0, nor names; "
+        "class_cond=true: a.npz contains labels that are neither whole numbers from 0 nor names; "
         "save them as integers"
     )
 
 
-def test_labels_of_objects_or_of_another_number_are_refused(tmp_path: Path):
+def test_labels_of_invalid_type_or_shape(tmp_path: Path):
     path = str(tmp_path / "a.npz")
     np.savez(path, arr_0=WAVES, labels=np.array([1, "a", None, 2, 3, 4], dtype=object))
     with pytest.raises(ConfigError, match=r"^path=.*: cannot be read \(Object arrays cannot be"):
         Sequences(path=path, class_cond=True)
     for labels in (np.zeros((6, 1), int), np.zeros(5, int), np.array(3)):
-        with pytest.raises(ConfigError, match=r"holds labels of shape .*; they must be \(6,\)"):
+        with pytest.raises(ConfigError, match=r"contains labels of shape .*; they must be \(6,\)"):
             array_classes(labels, path, 6, "sequence")
 
 
 @pytest.mark.parametrize(
-    ("wanted", "names", "number"),
+    ("requested", "names", "number"),
     [
         (5, ["0", "5", "100"], 1),
         ("5", ["0", "5", "100"], 1),
@@ -88,11 +88,11 @@ def test_labels_of_objects_or_of_another_number_are_refused(tmp_path: Path):
         ("²", ["cat", "dog", "cow"], None),
     ],
 )
-def test_names_win_over_positions(wanted, names, number):
-    assert class_number(wanted, names) == number
+def test_class_names_have_priority_over_class_numbers(requested, names, number):
+    assert class_number(requested, names) == number
 
 
-def test_labels_for_files_and_lists_for_messages():
+def test_label_values_and_formatted_names():
     assert label_values(["1", "5"]) == [1, 5]
     for names in (["1", "05"], ["cat", "1"], [], None, [str(2**63)], ["-1"], ["²"]):
         assert label_values(names) is None
@@ -103,14 +103,14 @@ def test_labels_for_files_and_lists_for_messages():
     assert format_names(many) == "0, 3, 6, 9, 12, 15, 18, 21, 24, 27, ..., 57"
 
 
-def test_labels_keep_the_numbers_of_a_model_that_counts_more(tmp_path: Path):
+def test_labels_are_renumbered_for_a_model_with_more_classes(tmp_path: Path):
     path = str(tmp_path / "a.npz")
     np.savez(path, arr_0=WAVES, labels=np.array([5, 1, 3, 3, 5, 1]))
     data = Sequences(path=path, class_cond=True)
-    counted = [str(number) for number in range(6)]
-    for names in (counted, None):
+    digits = [str(number) for number in range(6)]
+    for names in (digits, None):
         more = relabel(data, 6, names)
-        assert (more.num_classes, more.class_names, len(more)) == (6, counted, 6)
+        assert (more.num_classes, more.class_names, len(more)) == (6, digits, 6)
         raw, labels = more.fetch([0, 2], [0, 0])
         assert labels is not None and labels.tolist() == [5, 3]
         assert more.class_counts() == [0, 2, 0, 2, 0, 2]

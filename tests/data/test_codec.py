@@ -16,7 +16,7 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
 
 
-def test_all_256_values_survive_model_space_and_its_ends_are_the_bounds():
+def test_all_256_values_are_restored_and_span_the_bounds():
     codec = ImageCodec((1, 16, 16))
     x = codec.encode(ALL_VALUES)
     assert x.dtype == torch.float32
@@ -26,7 +26,7 @@ def test_all_256_values_survive_model_space_and_its_ends_are_the_bounds():
     assert codec.decode(x).dtype == torch.uint8
 
 
-def test_decoding_rounds_to_the_nearest_and_clamps_in_any_float_type():
+def test_decoding_rounds_and_clamps_for_all_float_types():
     codec = ImageCodec((1, 1, 4))
     step = 2 / 255
     x = torch.tensor([-1 + 0.4 * step, -1 + 0.6 * step, -7.0, 1.3]).reshape(1, 1, 1, 4)
@@ -40,7 +40,7 @@ def test_decoding_rounds_to_the_nearest_and_clamps_in_any_float_type():
     [ImageCodec((3, 5, 7)), SequenceCodec((2, 9), -0.1, 1e6)],
     ids=["images", "sequences"],
 )
-def test_the_state_is_plain_json_and_gives_the_same_codec(codec: Codec):
+def test_the_state_is_plain_json_and_restores_the_codec(codec: Codec):
     again = codec_from_state(json.loads(json.dumps(codec.state())))
     assert type(again) is type(codec)
     assert again.state() == codec.state()
@@ -48,9 +48,9 @@ def test_the_state_is_plain_json_and_gives_the_same_codec(codec: Codec):
 
 
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("state", "message"),
     [
-        ({}, "codec={}: not the state of a codec: it has no 'kind'"),
+        ({}, "codec={}: is not the state of a codec: 'kind' is missing"),
         ({"kind": "image", "shape": [1, 2, 2]}, "codec=image: unknown kind of data; did you mean"),
         ({"kind": "images"}, "malformed: missing a required argument: 'shape'"),
         ({"kind": "images", "shape": [1, 2]}, "positive whole numbers (channels height width)"),
@@ -61,27 +61,27 @@ def test_the_state_is_plain_json_and_gives_the_same_codec(codec: Codec):
         ({"kind": "sequences", "shape": [1, 2], "low": 0, "high": 3, "x": 1}, "'x'"),
     ],
 )
-def test_a_state_that_makes_no_codec_is_refused(state: dict, said: str):
+def test_invalid_states(state: dict, message: str):
     with pytest.raises(ConfigError) as caught:
         codec_from_state(state)
     assert caught.value.key == "codec"
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_users_codecs_are_found_by_their_kind_and_may_not_take_anothers_place():
-    class Doubled(ImageCodec):
-        kind = "doubled"
+def test_custom_codecs_are_registered_by_a_unique_kind():
+    class Custom(ImageCodec):
+        kind = "custom"
 
     try:
-        assert isinstance(codec_from_state({"kind": "doubled", "shape": [1, 2, 2]}), Doubled)
+        assert isinstance(codec_from_state({"kind": "custom", "shape": [1, 2, 2]}), Custom)
         with pytest.raises(TypeError, match="ImageCodec is already 'images'"):
-            type("Usurper", (ImageCodec,), {"kind": "images"})
+            type("Duplicate", (ImageCodec,), {"kind": "images"})
     finally:
-        Codec._kinds.pop("doubled")
+        Codec._kinds.pop("custom")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_png_files_hold_the_pixels_and_their_numbers_go_on(tmp_path: Path, channels: int):
+def test_png_files_are_exact_and_numbered_consecutively(tmp_path: Path, channels: int):
     raw = noise(3, channels, 4, 6)
     codec = ImageCodec((channels, 4, 6))
     paths = codec.write(raw, tmp_path, format="png", first=7)
@@ -90,14 +90,14 @@ def test_png_files_hold_the_pixels_and_their_numbers_go_on(tmp_path: Path, chann
         "images/00008.png",
         "images/00009.png",
     ]
-    assert len(list(tmp_path.rglob("*.*"))) == 3  # nothing temporary stays
+    assert len(list(tmp_path.rglob("*.*"))) == 3  # temporary files are removed
     for path, item in zip(paths, raw, strict=True):
         with Image.open(path) as image:
             assert image.mode == {1: "L", 3: "RGB"}[channels]
         assert torch.equal(codec.read(str(path)), item)
 
 
-def test_names_of_classes_become_parts_of_file_names_without_leaving_the_folder(tmp_path: Path):
+def test_class_names_in_file_names_cannot_leave_the_folder(tmp_path: Path):
     codec, classes = ImageCodec((1, 4, 6)), ["5", "../naïve cat", "x" * 60]
     paths = codec.write(noise(3, 1, 4, 6), tmp_path, format="png", first=1, classes=classes)
     names = ["images/00001-5.png", "images/00002-.._naïve_cat.png", f"images/00003-{'x' * 40}.png"]
@@ -109,26 +109,26 @@ def test_names_of_classes_become_parts_of_file_names_without_leaving_the_folder(
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_npz_is_what_evaluators_read(tmp_path: Path, channels: int):
+def test_npz_has_the_layout_of_evaluation_programs(tmp_path: Path, channels: int):
     raw = noise(5, channels, 4, 6)
     labels = torch.tensor([3, 1, 4, 1, 5])
     codec = ImageCodec((channels, 4, 6))
     (path,) = codec.write(raw, tmp_path / "new", format="npz", labels=labels)
-    with np.load(path) as held:
-        assert held.files == ["arr_0", "arr_1"]
-        assert held["arr_0"].dtype == np.uint8
-        assert np.array_equal(held["arr_0"], np.moveaxis(raw.numpy(), 1, 3))
-        assert held["arr_1"].dtype == np.int64
-        assert held["arr_1"].tolist() == [3, 1, 4, 1, 5]
+    with np.load(path) as arrays:
+        assert arrays.files == ["arr_0", "arr_1"]
+        assert arrays["arr_0"].dtype == np.uint8
+        assert np.array_equal(arrays["arr_0"], np.moveaxis(raw.numpy(), 1, 3))
+        assert arrays["arr_1"].dtype == np.int64
+        assert arrays["arr_1"].tolist() == [3, 1, 4, 1, 5]
     before = path.read_bytes()
     codec.write(raw, tmp_path / "new", format="npz", labels=labels)
     assert path.read_bytes() == before
     (path,) = codec.write(raw, tmp_path / "new", format="npz")
-    with np.load(path) as held:
-        assert held.files == ["arr_0"]
+    with np.load(path) as arrays:
+        assert arrays.files == ["arr_0"]
 
 
-def test_npy_of_images_has_the_channels_last(tmp_path: Path):
+def test_npy_of_images_has_channels_last(tmp_path: Path):
     raw = noise(2, 3, 4, 6)
     (path,) = ImageCodec((3, 4, 6)).write(raw, tmp_path, format="npy")
     assert path.name == "samples.npy"
@@ -136,31 +136,31 @@ def test_npy_of_images_has_the_channels_last(tmp_path: Path):
 
 
 @pytest.mark.parametrize("format", ["npy", "npz"])
-def test_sequences_are_written_as_they_are(tmp_path: Path, format: str):
+def test_sequences_are_written_unchanged(tmp_path: Path, format: str):
     raw = torch.linspace(-2, 2, 24).reshape(3, 2, 4)
     (path,) = SequenceCodec((2, 4), -2, 2).write(raw, tmp_path, format=format)
-    held = np.load(path)
-    values = held if format == "npy" else held["arr_0"]
+    arrays = np.load(path)
+    values = arrays if format == "npy" else arrays["arr_0"]
     assert values.dtype == np.float32
     assert np.array_equal(values, raw.numpy())
 
 
 @pytest.mark.parametrize(
-    ("codec", "format", "said"),
+    ("codec", "format", "message"),
     [
-        (ImageCodec((2, 4, 4)), "png", "format=png: a picture holds 1 or 3 channels, these images "
+        (ImageCodec((2, 4, 4)), "png", "format=png: pictures have 1 or 3 channels, these images "
          "have 2; use format=npz"),
         (ImageCodec((1, 4, 4)), "jpg", "format=jpg: unknown; did you mean 'png'?"),
         (SequenceCodec((1, 4), 0, 1), "png", "format=png: unknown (there are: npy, npz)"),
     ],
 )  # fmt: skip
-def test_formats_that_do_not_fit_are_refused(tmp_path: Path, codec: Codec, format: str, said: str):
+def test_unsupported_formats(tmp_path: Path, codec: Codec, format: str, message: str):
     with pytest.raises(ConfigError) as caught:
         codec.write(torch.zeros(1, *codec.shape), tmp_path, format=format)
-    assert str(caught.value) == said
+    assert str(caught.value) == message
 
 
-def test_what_the_file_system_refuses_names_the_path(tmp_path: Path, monkeypatch):
+def test_file_system_errors_name_the_path(tmp_path: Path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError) as caught:
         ImageCodec((1, 2, 2)).write(noise(1, 1, 2, 2), tmp_path / "file", format="npz")
@@ -179,9 +179,9 @@ def test_what_the_file_system_refuses_names_the_path(tmp_path: Path, monkeypatch
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "samples.npy"]
 
 
-def test_reading_fits_a_picture_of_any_size_to_the_codec(tmp_path: Path):
+def test_reading_resizes_a_picture_to_the_codec(tmp_path: Path):
     wide = np.zeros((10, 30, 3), np.uint8)
-    wide[:, 5:25] = [200, 100, 50]  # the central square and what a filter takes from beside it
+    wide[:, 5:25] = [200, 100, 50]  # the central square, and the margin that a filter uses
     Image.fromarray(wide).save(tmp_path / "wide.png")
     raw = ImageCodec((3, 10, 10)).read(str(tmp_path / "wide.png"))
     assert raw.shape == (3, 10, 10)
@@ -191,21 +191,21 @@ def test_reading_fits_a_picture_of_any_size_to_the_codec(tmp_path: Path):
     assert grey.unique().tolist() == [luma]
 
 
-def test_reading_needs_a_picture_and_channels_that_pictures_have(tmp_path: Path):
+def test_reading_errors(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"^path=nowhere.png: no such file$"):
         ImageCodec((3, 8, 8)).read("nowhere.png")
     with pytest.raises(ConfigError, match="1 or 3 channels, these images have 4"):
         ImageCodec((4, 8, 8)).read("nowhere.png")
 
 
-def test_sequences_keep_values_beyond_the_range_and_survive_model_space():
+def test_sequences_are_restored_and_not_clamped():
     codec = SequenceCodec((1, 5), -2.0, 6.0)
     raw = torch.tensor([[[-2.0, 0.0, 2.0, 6.0, 10.0]]])
     assert codec.encode(raw).flatten().tolist() == [-1.0, -0.5, 0.0, 1.0, 2.0]
     assert torch.equal(codec.decode(codec.encode(raw)), raw)
 
 
-def test_sequences_are_read_from_files_of_their_shape(tmp_path: Path):
+def test_sequences_are_read_from_files_of_the_same_shape(tmp_path: Path):
     values = np.arange(6, dtype=np.float64)
     np.save(tmp_path / "one.npy", values)
     torch.save(torch.from_numpy(values).reshape(2, 3), tmp_path / "two.pt")

@@ -1,4 +1,4 @@
-"""16-bit pictures: read, trained on, written and compared at the levels that they have."""
+"""16-bit pictures: reading, model space, writing and comparison with all levels."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def save(path: Path, values: Any, **options: Any) -> Path:
     return path
 
 
-def only(folder: Path, **options: Any) -> torch.Tensor:
+def read_single(folder: Path, **options: Any) -> torch.Tensor:
     data = Folder(path=str(folder), **options)
     assert len(data) == 1
     return data.fetch([0], [0])[0][0]
@@ -39,7 +39,7 @@ def line(call: Any, *arguments: Any, **options: Any) -> str:
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
 @pytest.mark.parametrize("cache_mb", [0, 64])
-def test_twelve_bits_keep_all_their_levels(tmp_path: Path, name: str, cache_mb: int):
+def test_12_bit_pictures_keep_all_levels(tmp_path: Path, name: str, cache_mb: int):
     save(tmp_path / name, RAMP)
     data = Folder(path=str(tmp_path), cache_mb=cache_mb)
     raw = data.fetch([0], [0])[0]
@@ -57,12 +57,12 @@ def test_twelve_bits_keep_all_their_levels(tmp_path: Path, name: str, cache_mb: 
 
 
 @pytest.mark.parametrize("order", ["<u2", ">u2"])
-def test_tiffs_of_either_byte_order(tmp_path: Path, order: str):
+def test_tiffs_of_both_byte_orders(tmp_path: Path, order: str):
     image = Image.fromarray(RAMP)
     if order == ">u2":
         image = Image.frombytes("I;16B", (8, 8), RAMP.astype(">u2").tobytes())
     image.save(tmp_path / "a.tif")
-    assert np.array_equal(only(tmp_path, high=4095)[0], RAMP)
+    assert np.array_equal(read_single(tmp_path, high=4095)[0], RAMP)
 
 
 def test_a_tiff_whose_white_is_zero(tmp_path: Path):
@@ -70,11 +70,11 @@ def test_a_tiff_whose_white_is_zero(tmp_path: Path):
     black_is_zero = bytes.fromhex("060103000100000001000000")  # tag 262, one short: 1
     assert data.count(black_is_zero) == 1
     (tmp_path / "a.tif").write_bytes(data.replace(black_is_zero, black_is_zero[:8] + bytes(4)))
-    assert np.array_equal(only(tmp_path)[0], 65535 - RAMP.astype(int))
+    assert np.array_equal(read_single(tmp_path)[0], 65535 - RAMP.astype(int))
 
 
 @pytest.mark.parametrize(
-    ("values", "options", "said"),
+    ("values", "options", "message"),
     [
         ([[0, 16383]], {}, "lie between 0 and 16383, a small part of the range from 0 to 65535; "
          "set data.high=16383 to use all of it"),
@@ -87,24 +87,26 @@ def test_a_tiff_whose_white_is_zero(tmp_path: Path):
         ([[0, 4095]], {"color": "rgb"}, "set data.high=4095 to use all of it"),
     ],
 )  # fmt: skip
-def test_a_range_that_is_hardly_used_is_a_warning(tmp_path: Path, values, options, said):
+def test_warnings_about_a_small_part_of_the_range(tmp_path: Path, values, options, message):
     save(tmp_path / "a.png", np.array(values, np.uint16))
     warnings = [x for x in Folder(path=str(tmp_path), **options).warnings if "lie between" in x]
-    assert len(warnings) == (said is not None)
-    assert said is None or said in warnings[0]
+    assert len(warnings) == (message is not None)
+    assert message is None or message in warnings[0]
 
 
-def test_eight_bits_of_sixteen(tmp_path: Path):
+def test_16_bit_pictures_read_in_8_bits(tmp_path: Path):
     save(tmp_path / "a.png", RAMP)
-    raw = only(tmp_path, bits=8, high=4095)
+    raw = read_single(tmp_path, bits=8, high=4095)
     assert raw.dtype == torch.uint8
     assert np.array_equal(raw[0], np.rint(RAMP / (4095 / 255)))
     data = Folder(path=str(tmp_path), bits=8, high=4095)
-    assert data.warnings == (f"{tmp_path}: 1 of 1 pictures are 16-bit grey, and read in 8 bits",)
-    assert torch.equal(only(tmp_path, color="rgb", high=4095), raw.expand(3, 8, 8))
+    assert data.warnings == (
+        f"{tmp_path}: 1 of 1 pictures are 16-bit grey; they are read in 8 bits",
+    )
+    assert torch.equal(read_single(tmp_path, color="rgb", high=4095), raw.expand(3, 8, 8))
 
 
-def test_eight_bit_sets_are_as_ever(tmp_path: Path):
+def test_8_bit_pictures(tmp_path: Path):
     values = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
     save(tmp_path / "a.png", values)
     data = Folder(path=str(tmp_path))
@@ -114,7 +116,7 @@ def test_eight_bit_sets_are_as_ever(tmp_path: Path):
     assert data.warnings == ()
 
 
-def test_sets_of_both_depths(tmp_path: Path):
+def test_folders_of_both_depths(tmp_path: Path):
     save(tmp_path / "a.png", np.array([[0, 128, 255]], np.uint8))
     save(tmp_path / "b.png", np.array([[0, 2056, 4095]], np.uint16))
     for cache_mb in (0, 64):
@@ -131,7 +133,7 @@ def test_sets_of_both_depths(tmp_path: Path):
     )
 
 
-def test_sixteen_bits_per_colour_become_eight_with_a_warning(tmp_path: Path):
+def test_16_bits_per_colour_are_reduced_to_8_with_a_warning(tmp_path: Path):
     import struct
     import zlib
 
@@ -153,42 +155,43 @@ def test_sixteen_bits_per_colour_become_eight_with_a_warning(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({"high": 4000}, "high=4000: ROOT/a.png holds values up to 4095; set data.high=4095 or "
+        ({"high": 4000}, "high=4000: ROOT/a.png contains values up to 4095; set data.high=4095 or "
          "more"),
-        ({"low": 1}, "low=1: ROOT/a.png holds values down to 0; set data.low=0 or less"),
-        ({"low": 9, "high": 9}, "high=9: black is 9 and white 9, which must be greater"),
+        ({"low": 1}, "low=1: ROOT/a.png contains values down to 0; set data.low=0 or less"),
+        ({"low": 9, "high": 9}, "high=9: white must be greater than black, but black is 9 and "
+         "white is 9"),
         ({"high": 7e4}, "high=70000.0: must be a whole number from 0 to 65535, for 16-bit "
          "pictures"),
         ({"low": 0.5}, "low=0.5: must be a whole number from 0 to 65535, for 16-bit pictures"),
-        ({"bits": 16, "color": "rgb"}, "bits=16: is for grey pictures; those in colour have 8; set "
-         "data.color=grey, or omit data.bits"),
+        ({"bits": 16, "color": "rgb"}, "bits=16: only applies to grey pictures; those in colour "
+         "have 8 bits; set data.color=grey, or omit data.bits"),
     ],
 )  # fmt: skip
-def test_ranges_that_do_not_fit_are_told_in_a_line(tmp_path: Path, options: Any, said: str):
+def test_errors_of_invalid_ranges(tmp_path: Path, options: Any, message: str):
     save(tmp_path / "a.png", RAMP)
-    assert line(Folder, path=str(tmp_path), **options) == said.replace("ROOT", str(tmp_path))
+    assert line(Folder, path=str(tmp_path), **options) == message.replace("ROOT", str(tmp_path))
 
 
-def test_a_range_without_such_pictures_is_refused(tmp_path: Path):
+def test_a_range_requires_16_bit_pictures(tmp_path: Path):
     save(tmp_path / "a.png", np.zeros((4, 4), np.uint8))
-    said = "high=4095: is for 16-bit grey pictures, and there are none; omit it"
-    assert line(Folder, path=str(tmp_path), high=4095) == said
-    assert line(Videos, path=str(tmp_path), high=4095) == said
-    assert FolderImages(str(tmp_path), high=4095).warnings == ()  # it may be for the other folder
+    message = "high=4095: only applies to 16-bit grey pictures, but all have 8 bits; omit it"
+    assert line(Folder, path=str(tmp_path), high=4095) == message
+    assert line(Videos, path=str(tmp_path), high=4095) == message
+    assert FolderImages(str(tmp_path), high=4095).warnings == ()  # may apply to the other folder
 
 
-def test_deep_pictures_are_resized_within_their_range(tmp_path: Path):
+def test_resizing_preserves_the_range_of_16_bit_pictures(tmp_path: Path):
     edge = np.zeros((16, 16), np.uint16)
     edge[:, 8:] = 4095
     save(tmp_path / "a.png", edge)
-    raw = only(tmp_path, high=4095, image_size=5)
+    raw = read_single(tmp_path, high=4095, image_size=5)
     assert (raw.dtype, float(raw.min()), float(raw.max())) == (torch.float32, 0, 4095)
     assert torch.equal(raw, raw.round()) and len(raw.unique()) > 2
 
 
-def test_transparent_pixels_are_white_and_no_part_of_the_range(tmp_path: Path):
+def test_transparent_pixels_are_white_and_ignored_in_the_range(tmp_path: Path):
     save(tmp_path / "a.png", np.array([[7, 300, 4000]], np.uint16), transparency=7)
     data = Folder(path=str(tmp_path), low=300, high=4000)
     assert data.fetch([0], [0])[0].tolist() == [[[[4000, 300, 4000]]]]
@@ -206,14 +209,14 @@ def test_samples_are_written_with_the_levels_of_the_data(tmp_path: Path):
     assert torch.equal(codec.read(str(path)), raw[0])
     for format in ("npz", "npy"):
         (path,) = codec.write(raw, tmp_path, format=format)
-        held = np.load(path)
-        array = held["arr_0"] if format == "npz" else held
+        content = np.load(path)
+        array = content["arr_0"] if format == "npz" else content
         assert array.dtype == np.uint16 and np.array_equal(array, RAMP[None, :, :, None])
     grid = np.asarray(codec.picture(raw))
     assert (grid.dtype, grid[2, 2], grid[65, 65]) == (np.uint8, 0, 255)
 
 
-def test_the_state_has_the_range_and_older_states_have_none():
+def test_the_state_contains_the_range_only_for_16_bits():
     codec = ImageCodec((1, 8, 8), 10, 4095)
     state = {"kind": "images", "shape": [1, 8, 8], "low": 10, "high": 4095}
     assert codec.state() == state
@@ -227,7 +230,7 @@ def test_the_state_has_the_range_and_older_states_have_none():
         assert "malformed" in line(codec_from_state, {**state, **wrong})
 
 
-def test_other_pictures_are_read_with_the_white_of_the_model(tmp_path: Path):
+def test_8_bit_pictures_are_read_with_the_white_of_the_model(tmp_path: Path):
     codec = ImageCodec((1, 1, 3), 0, 4095)
     path = str(save(tmp_path / "a.png", np.array([[0, 128, 255]], np.uint8)))
     assert codec.read(path).tolist() == [[[0, 2056, 4095]]]
@@ -236,12 +239,12 @@ def test_other_pictures_are_read_with_the_white_of_the_model(tmp_path: Path):
     assert codec.file_warnings(path) == ()
     assert codec.file_warnings(dark) == (
         f"{dark}: the values of the 16-bit pictures lie between 0 and 500, a small part of the "
-        "range from 0 to 4095; scale them to that range if it is to be brighter",
+        "range from 0 to 4095; scale the values to that range if the picture is too dark",
     )
     assert len(ImageCodec((3, 1, 3)).file_warnings(dark)) == 1
 
 
-def test_runs_of_versions_that_read_eight_bits_go_on(tmp_path: Path):
+def test_runs_of_versions_without_16_bits_can_be_resumed(tmp_path: Path):
     save(tmp_path / "a.png", RAMP)
     old = {"data": {"codec": ImageCodec((1, 8, 8)).state()}}
 
@@ -251,11 +254,11 @@ def test_runs_of_versions_that_read_eight_bits_go_on(tmp_path: Path):
     node = {"data": {"_target_": "ddpm.data.Folder", "path": str(tmp_path)}}
     assert completed(node)["data"]["bits"] == 8
     check_same(old, facts(bits=8), "name", tmp_path)
-    said = "data.codec.high (null there, 65535 here), data.codec.low (null there, 0 here)"
-    assert said in line(check_same, old, facts(), "name", tmp_path)
+    message = "data.codec.high (null there, 65535 here), data.codec.low (null there, 0 here)"
+    assert message in line(check_same, old, facts(), "name", tmp_path)
 
 
-def test_what_is_compared_is_the_range_in_eight_bits(tmp_path: Path):
+def test_evaluation_compares_the_range_in_8_bits(tmp_path: Path):
     save(tmp_path / "a.png", RAMP)
     data = Folder(path=str(tmp_path), high=4095)
     images = DatasetImages(data, {"path": "x"})
@@ -266,7 +269,7 @@ def test_what_is_compared_is_the_range_in_eight_bits(tmp_path: Path):
     assert same.provenance()["high"] == 4095 and "levels_as_uint8" not in same.provenance()
 
 
-def test_written_arrays_are_compared_in_eight_bits(tmp_path: Path):
+def test_evaluation_reads_written_arrays_in_8_bits(tmp_path: Path):
     codec = ImageCodec((1, 8, 8), 0, 4095)
     raw = torch.from_numpy(RAMP.astype(np.float32))[None, None]
     (path,) = codec.write(raw, tmp_path, format="npz")
@@ -274,14 +277,14 @@ def test_written_arrays_are_compared_in_eight_bits(tmp_path: Path):
     assert torch.equal(images.read([0]), codec.pixels(raw)) and images.warnings == ()
     assert "set high=4095 to use all of it" in NpzImages(str(path)).warnings[0]
     assert line(NpzImages, str(path), high=4000) == (
-        f"samples={path}: {path} holds values up to 4095; set high=4095 or more"
+        f"samples={path}: {path} contains values up to 4095; set high=4095 or more"
     )
 
 
 # videos
 
 
-def test_frames_of_videos_keep_their_levels(tmp_path: Path):
+def test_frames_of_videos_keep_all_levels(tmp_path: Path):
     for number in range(3):
         save(tmp_path / "v" / f"{number}.png", RAMP // (number + 1))
     for cache_mb in (0, 64):

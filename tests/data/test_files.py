@@ -1,4 +1,4 @@
-"""Folders of files: which are read, which are counted as skipped, and what their classes are."""
+"""Folders of files: supported and skipped files, and classes."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ def touch(root: Path, *names: str) -> None:
 
 
 def pictures(root: Path, *names: str, value: int = 7) -> Path:
-    """Grey pictures 4x4 with these names; GIFs too."""
+    """Write grey 4x4 pictures or GIFs with these names."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((4, 4), value, np.uint8)).save(root / name)
@@ -36,7 +36,7 @@ def line(call, *arguments, **options) -> str:
 
 
 @pytest.mark.parametrize("suffix", ["tif", "tiff", "jfif", "jpe", "TIF", "Jfif"])
-def test_each_suffix_is_read(tmp_path: Path, suffix: str):
+def test_supported_suffixes(tmp_path: Path, suffix: str):
     image = Image.fromarray(np.full((4, 6, 3), 200, np.uint8))
     image.save(tmp_path / f"a.{suffix}", "TIFF" if suffix.lower() in ("tif", "tiff") else "JPEG")
     for data in (Folder(path=str(tmp_path)), Videos(path=str(tmp_path))):
@@ -47,7 +47,7 @@ def test_each_suffix_is_read(tmp_path: Path, suffix: str):
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
 @pytest.mark.filterwarnings("error")
-def test_compressed_tiffs_and_only_their_first_page(tmp_path: Path, compression: str | None):
+def test_the_first_page_of_compressed_tiffs_is_read(tmp_path: Path, compression: str | None):
     first = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     pages = [Image.fromarray(page) for page in (first, 255 - first)]
     pages[0].save(
@@ -59,18 +59,19 @@ def test_compressed_tiffs_and_only_their_first_page(tmp_path: Path, compression:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "called"),
+    ("dtype", "description"),
     [(np.float32, "32-bit floating-point values"), (np.int32, "32-bit or signed values")],
 )
-def test_tiffs_without_a_known_white_are_refused(tmp_path: Path, dtype: type, called: str):
+def test_tiffs_without_a_defined_white(tmp_path: Path, dtype: type, description: str):
     Image.fromarray(np.zeros((4, 4), dtype)).save(tmp_path / "a.tif")
-    said = (
-        f"path={tmp_path / 'a.tif'}: holds {called}, whose black and white are unknown; convert it "
-        "to a TIFF or PNG with 8 or 16 bits per channel, scaled as you need"
+    message = (
+        f"path={tmp_path / 'a.tif'}: contains {description}, whose black and white are unknown; "
+        f"convert it "
+        "to a TIFF or PNG with 8 or 16 bits per channel"
     )
-    assert line(Folder, path=str(tmp_path)) == said
-    assert line(Videos, path=str(tmp_path)).replace("/./", "/") == said
-    assert line(FolderImages, str(tmp_path)) == f"samples={said.removeprefix('path=')}"
+    assert line(Folder, path=str(tmp_path)) == message
+    assert line(Videos, path=str(tmp_path)).replace("/./", "/") == message
+    assert line(FolderImages, str(tmp_path)) == f"samples={message.removeprefix('path=')}"
 
 
 def test_skipped_files_are_counted_by_suffix(tmp_path: Path):
@@ -95,27 +96,27 @@ def test_skipped_files_are_counted_by_suffix(tmp_path: Path):
     )
 
 
-def test_of_many_kinds_of_skipped_files_the_most_frequent_are_named(tmp_path: Path):
+def test_only_the_most_frequent_kinds_of_skipped_files_are_named(tmp_path: Path):
     pictures(tmp_path, "a.png")
     touch(tmp_path, *(f"{n}.x{n % 12}" for n in range(15)))
     (warning,) = Folder(path=str(tmp_path)).warnings
     assert "skipped 2 .x0, 2 .x1, 2 .x2, 1 .x10, 1 .x11, 1 .x3, 1 .x4, 1 .x5, 4 of other" in warning
 
 
-def test_a_folder_of_skipped_files_alone_is_an_error_with_their_counts(tmp_path: Path):
+def test_the_error_of_a_folder_without_readable_files_counts_skipped_files(tmp_path: Path):
     touch(tmp_path, *(f"{n}.gif" for n in range(11)), "a.heic")
-    said = f"holds no images ({READ}), nor do the folders in it; skipped 11 .gif (data=video reads "
+    message = f"contains no images ({READ}) at any depth; skipped 11 .gif (data=video reads "
     assert line(Folder, path=str(tmp_path)) == (
-        f"path={tmp_path}: {said}them), 1 .heic; set data.path to a folder of images"
+        f"path={tmp_path}: {message}them), 1 .heic; set data.path to a folder of images"
     )
     assert line(FolderImages, str(tmp_path), key="reference") == (
-        f"reference={tmp_path}: {said}them), 1 .heic; set reference to a folder of images"
+        f"reference={tmp_path}: {message}them), 1 .heic; set reference to a folder of images"
     )
     (tmp_path / "v").mkdir()
     touch(tmp_path / "v", "a.avi")
     assert line(Videos, path=str(tmp_path / "v")) == (
-        f"path={tmp_path / 'v'}: holds no videos (.gif .mp4 .webm .mov {READ}), nor do the "
-        "folders in it; skipped 1 .avi; set data.path to a folder of videos"
+        f"path={tmp_path / 'v'}: contains no videos (.gif .mp4 .webm .mov {READ}) at any depth; "
+        "skipped 1 .avi; set data.path to a folder of videos"
     )
 
 
@@ -123,44 +124,44 @@ def test_a_folder_of_skipped_files_alone_is_an_error_with_their_counts(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
-        ("train/cat/1 train/dog/1 val/cat/1", "train, val in ROOT are parts of a data set, not "
+        ("train/cat/1 train/dog/1 val/cat/1", "train, val in ROOT are splits of a data set, not "
          "classes; set data.path=ROOT/train"),
-        ("Test/cat/1 TRAIN/cat/1", "TRAIN, Test in ROOT are parts of a data set, not classes; set "
+        ("Test/cat/1 TRAIN/cat/1", "TRAIN, Test in ROOT are splits of a data set, not classes; set "
          "data.path=ROOT/TRAIN"),
-        ("validation/a/1 testing/a/1", "validation, testing in ROOT are parts of a data set, not "
+        ("validation/a/1 testing/a/1", "validation, testing in ROOT are splits of a data set, not "
          "classes; set data.path=ROOT/validation"),
-        ("train/cat/1", "train in ROOT is a part of a data set, not a class; set "
+        ("train/cat/1", "train in ROOT is a split of a data set, not a class; set "
          "data.path=ROOT/train"),
-        ("train/1 extra/1", "train in ROOT is a part of a data set, not a class; set "
+        ("train/1 extra/1", "train in ROOT is a split of a data set, not a class; set "
          "data.path=ROOT/train and data.class_cond=false"),
-        ("cat/1 dog/1 train/cat/1 test/cat/1", "train, test in ROOT are parts of a data set, not "
+        ("cat/1 dog/1 train/cat/1 test/cat/1", "train, test in ROOT are splits of a data set, not "
          "classes; set data.path=ROOT/train"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", [Folder, Videos])
-def test_parts_of_a_data_set_are_not_classes(tmp_path: Path, names: str, said: str, kind: type):
+def test_splits_of_a_data_set_are_not_classes(tmp_path: Path, names: str, message: str, kind: type):
     suffix = {Folder: ".png", Videos: ".gif"}[kind]
     pictures(tmp_path, *(f"{name}{suffix}" for name in names.split()))
-    told = line(kind, path=str(tmp_path), class_cond=True)
-    assert told == f"class_cond=true: {said}".replace("ROOT", str(tmp_path))
+    error = line(kind, path=str(tmp_path), class_cond=True)
+    assert error == f"class_cond=true: {message}".replace("ROOT", str(tmp_path))
     assert kind(path=str(tmp_path)).num_classes is None
 
 
 @pytest.mark.parametrize("kind", [Folder, Videos])
-def test_one_such_name_among_other_classes_is_a_class_with_a_warning(tmp_path: Path, kind: type):
+def test_a_single_split_name_among_classes_is_a_class_with_a_warning(tmp_path: Path, kind: type):
     suffix = {Folder: ".png", Videos: ".gif"}[kind]
     pictures(tmp_path, *(f"{name}/1{suffix}" for name in ("bus", "car", "train")))
     data = kind(path=str(tmp_path), class_cond=True)
     assert data.class_names == ["bus", "car", "train"]
     assert data.warnings == (
-        f"the folder {tmp_path / 'train'} is one class of 3; if it is a part of the data set "
+        f"the folder {tmp_path / 'train'} is one class of 3; if it is a split of the data set "
         "instead, move it elsewhere",
     )
 
 
-def test_names_that_only_begin_like_a_part_are_classes(tmp_path: Path):
+def test_names_that_start_like_those_of_splits_are_classes(tmp_path: Path):
     pictures(tmp_path, "trains/1.png", "tests/1.png", "valve/1.png")
     data = Folder(path=str(tmp_path), class_cond=True)
     assert (data.class_names, data.warnings) == (["tests", "trains", "valve"], ())

@@ -14,7 +14,7 @@ from ddpm.errors import ConfigError
 
 
 def save(path: Path, values: Any, mode: str | None = None, **options: Any) -> Path:
-    """An image file at ``path`` of ``(H, W)`` or ``(H, W, C)`` values."""
+    """Write an image file of ``(H, W)`` or ``(H, W, C)`` values."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.asarray(values, np.uint8))
     (image.convert(mode) if mode else image).save(path, **options)
@@ -25,14 +25,14 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def only(folder: Path, **options: Any) -> torch.Tensor:
+def read_single(folder: Path, **options: Any) -> torch.Tensor:
     data = Folder(path=str(folder), **options)
     assert len(data) == 1
     return data.fetch([0], [0])[0][0]
 
 
 def ihdr(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds nothing of it."""
+    """Return a PNG whose header has this size, and whose pixels are missing."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -44,10 +44,10 @@ def ihdr(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body + chunk(b"IEND", b"")
 
 
-# which files
+# files
 
 
-def test_all_suffixes_in_either_case_at_any_depth_in_a_fixed_order(tmp_path: Path, capsys):
+def test_all_suffixes_in_any_case_and_depth_in_a_fixed_order(tmp_path: Path, capsys):
     names = ["a.JPG", "b.jpeg", "c/d/e.PNG", "c/f.webp", "g.BMP", "h.Jpg", "Z.png", "c.png"]
     for number, name in enumerate(names):
         save(tmp_path / name, np.full((4, 4, 3), 20 * number))
@@ -60,10 +60,10 @@ def test_all_suffixes_in_either_case_at_any_depth_in_a_fixed_order(tmp_path: Pat
     assert shades.round().tolist() == [names.index(name) for name in order]
     assert labels is None
     assert len(data.warnings) == 1
-    assert capsys.readouterr() == ("", "")  # no progress bar for what takes no time
+    assert capsys.readouterr() == ("", "")  # no progress bar for short operations
 
 
-def test_hidden_and_irregular_files_are_left_out(tmp_path: Path):
+def test_hidden_and_irregular_files_are_ignored(tmp_path: Path):
     save(tmp_path / "good.png", noise(4, 4))
     save(tmp_path / "._z.png", noise(5, 5))
     save(tmp_path / ".cache" / "x.png", noise(5, 5))
@@ -72,7 +72,7 @@ def test_hidden_and_irregular_files_are_left_out(tmp_path: Path):
     (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "itself.png").symlink_to(tmp_path / "itself.png")
     (tmp_path / "round").symlink_to(tmp_path)
-    assert only(tmp_path).shape == (1, 4, 4)
+    assert read_single(tmp_path).shape == (1, 4, 4)
 
 
 def test_linked_files_and_folders_are_followed(tmp_path: Path):
@@ -84,15 +84,15 @@ def test_linked_files_and_folders_are_followed(tmp_path: Path):
     assert len(Folder(path=str(data))) == 2
 
 
-# how they become pixels
+# conversion to pixels
 
 
-def test_a_palette_becomes_its_colours(tmp_path: Path):
+def test_palettes_are_converted_to_rgb(tmp_path: Path):
     image = Image.new("P", (2, 1))
     image.putpalette([0, 0, 0, 250, 10, 20])
     image.putdata([0, 1])
     image.save(tmp_path / "a.png")
-    assert only(tmp_path).flatten(1).T.tolist() == [[0, 0, 0], [250, 10, 20]]
+    assert read_single(tmp_path).flatten(1).T.tolist() == [[0, 0, 0], [250, 10, 20]]
 
 
 def test_a_palette_of_greys_is_grey(tmp_path: Path):
@@ -100,56 +100,56 @@ def test_a_palette_of_greys_is_grey(tmp_path: Path):
     image.putpalette([7, 7, 7, 250, 250, 250])
     image.putdata([0, 1])
     image.save(tmp_path / "a.png")
-    assert only(tmp_path).tolist() == [[[7, 250]]]
+    assert read_single(tmp_path).tolist() == [[[7, 250]]]
 
 
-def test_transparency_is_laid_on_white_and_hides_its_colour(tmp_path: Path):
+def test_transparent_pixels_are_composed_onto_white(tmp_path: Path):
     save(tmp_path / "a" / "a.png", [[[255, 0, 0, 0], [0, 0, 255, 255], [0, 100, 0, 51]]])
-    assert only(tmp_path / "a").flatten(1).T.tolist() == [
+    assert read_single(tmp_path / "a").flatten(1).T.tolist() == [
         [255, 255, 255],
         [0, 0, 255],
-        [204, 224, 204],  # a fifth of (0, 100, 0), four of white
+        [204, 224, 204],  # one fifth of (0, 100, 0), four fifths of white
     ]
     save(tmp_path / "b" / "a.png", [[[0, 0], [9, 255], [0, 51]]])
-    assert only(tmp_path / "b").tolist() == [[[255, 9, 204]]]
+    assert read_single(tmp_path / "b").tolist() == [[[255, 9, 204]]]
     image = Image.new("P", (2, 1))
     image.putpalette([1, 2, 3, 4, 5, 6])
     image.putdata([0, 1])
     (tmp_path / "c").mkdir()
     image.save(tmp_path / "c" / "a.png", transparency=0)
-    assert only(tmp_path / "c").flatten(1).T.tolist() == [[255, 255, 255], [4, 5, 6]]
+    assert read_single(tmp_path / "c").flatten(1).T.tolist() == [[255, 255, 255], [4, 5, 6]]
     save(tmp_path / "d" / "a.png", [[3, 4]], transparency=3)
-    assert only(tmp_path / "d").tolist() == [[[255, 4]]]
+    assert read_single(tmp_path / "d").tolist() == [[[255, 4]]]
 
 
 def test_cmyk_is_converted(tmp_path: Path):
     image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     image.save(tmp_path / "a.jpg", quality=100)
-    red = only(tmp_path).flatten(1).float().mean(1)
+    red = read_single(tmp_path).flatten(1).float().mean(1)
     assert torch.allclose(red, torch.tensor([255.0, 0, 0]), atol=3)
 
 
-def test_sixteen_bits_are_kept_or_scaled_never_clipped(tmp_path: Path):
+def test_16_bits_are_kept_or_scaled_but_not_clipped(tmp_path: Path):
     values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
-    assert only(tmp_path).tolist() == [values.tolist()]
-    assert only(tmp_path, bits=8).tolist() == [[[0, 0, 1, 1, 128, 255]]]
+    assert read_single(tmp_path).tolist() == [values.tolist()]
+    assert read_single(tmp_path, bits=8).tolist() == [[[0, 0, 1, 1, 128, 255]]]
     Image.fromarray(values).save(tmp_path / "a.png", transparency=257)
-    assert only(tmp_path).tolist() == [[[0, 128, 129, 65535, 32768, 65535]]]
-    assert only(tmp_path, bits=8).tolist() == [[[0, 0, 1, 255, 128, 255]]]
+    assert read_single(tmp_path).tolist() == [[[0, 128, 129, 65535, 32768, 65535]]]
+    assert read_single(tmp_path, bits=8).tolist() == [[[0, 0, 1, 255, 128, 255]]]
 
 
-def test_one_bit_is_black_and_white(tmp_path: Path):
+def test_1_bit_pictures_are_black_and_white(tmp_path: Path):
     Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1").save(tmp_path / "a.png")
-    assert only(tmp_path).tolist() == [[[0, 255]]]
+    assert read_single(tmp_path).tolist() == [[[0, 255]]]
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_heeded(tmp_path: Path, suffix: str, orientation: int):
+def test_exif_orientation_is_applied(tmp_path: Path, suffix: str, orientation: int):
     upright = np.zeros((16, 24), np.uint8)
     upright[:8, :8], upright[:8, 16:] = 100, 200
-    # how the camera stored it, for the picture to be upright after the turn
+    # as stored by the camera, so that the rotated picture is upright
     stored = {
         1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
         5: upright.T, 6: np.rot90(upright, 1), 7: upright[::-1, ::-1].T, 8: np.rot90(upright, -1),
@@ -157,68 +157,68 @@ def test_exif_orientation_is_heeded(tmp_path: Path, suffix: str, orientation: in
     exif = Image.Exif()
     exif[0x0112] = orientation
     save(tmp_path / f"a.{suffix}", stored, exif=exif)
-    pixels = only(tmp_path)
+    pixels = read_single(tmp_path)
     assert pixels.shape == (1, 16, 24)
     assert torch.allclose(pixels[0].float(), torch.from_numpy(upright).float(), atol=3)
 
 
-def test_unreadable_exif_counts_as_none(tmp_path: Path):
+def test_invalid_exif_is_ignored(tmp_path: Path):
     values = noise(4, 6)
     save(tmp_path / "a.png", values, exif=b"Exif\0\0nonsense")
-    assert np.array_equal(only(tmp_path)[0], values)
+    assert np.array_equal(read_single(tmp_path)[0], values)
 
 
-def test_a_single_pixel_grows_to_any_size(tmp_path: Path):
+def test_a_single_pixel_is_resized(tmp_path: Path):
     save(tmp_path / "a.png", [[77]])
-    assert only(tmp_path).tolist() == [[[77]]]
-    assert only(tmp_path, image_size=5).unique().tolist() == [77]
+    assert read_single(tmp_path).tolist() == [[[77]]]
+    assert read_single(tmp_path, image_size=5).unique().tolist() == [77]
 
 
 # sizes
 
 
 def gradient(height: int, width: int) -> np.ndarray:
-    """Red grows to the right and green downwards, by 2 a pixel; blue is 9."""
+    """Return an image with red = 2 x, green = 2 y and blue = 9."""
     down, right = np.mgrid[:height, :width] * 2
     return np.stack([right, down, np.full_like(down, 9)], axis=2)
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 120), (120, 40), (40, 40), (41, 97)])
 @pytest.mark.parametrize("image_size", [10, (20, 10), (10, 20), (30, 30)])
-def test_images_cover_the_size_are_cut_at_the_centre_and_never_stretched(
+def test_images_are_scaled_to_cover_and_cropped_at_the_centre(
     tmp_path: Path, height: int, width: int, image_size: Any
 ):
     save(tmp_path / "a.png", gradient(height, width))
-    pixels = only(tmp_path, image_size=image_size).double()
+    pixels = read_single(tmp_path, image_size=image_size).double()
     out_height, out_width = (10, 10) if image_size == 10 else image_size
     assert pixels.shape == (3, out_height, out_width)
     scale = min(height / out_height, width / out_width)
     x, y = np.arange(out_width), np.arange(out_height)
     red = 2 * (width / 2 + (x + 0.5 - out_width / 2) * scale - 0.5)
     green = 2 * (height / 2 + (y + 0.5 - out_height / 2) * scale - 0.5)
-    inner = slice(2, -2)  # filters end at the edge of the picture
+    inner = slice(2, -2)  # filters are truncated at the edge of the picture
     assert np.abs(pixels[0].numpy() - red)[:, inner].max() <= 1
     assert np.abs(pixels[1].numpy().T - green)[:, inner].max() <= 1
     assert pixels[2].unique().tolist() == [9]
 
 
-def test_scaling_down_averages(tmp_path: Path):
+def test_downscaling_is_antialiased(tmp_path: Path):
     board = np.indices((64, 64)).sum(0) % 2 * 255
     save(tmp_path / "a.png", board)
-    assert set(only(tmp_path, image_size=8).flatten().tolist()) <= {126, 127, 128, 129}
+    assert set(read_single(tmp_path, image_size=8).flatten().tolist()) <= {126, 127, 128, 129}
 
 
-def test_a_size_of_its_own_leaves_an_image_alone(tmp_path: Path):
+def test_images_of_the_requested_size_are_unchanged(tmp_path: Path):
     values = noise(6, 9, 3)
     save(tmp_path / "a.png", values)
     for size in (None, (6, 9)):
-        assert np.array_equal(only(tmp_path, image_size=size).permute(1, 2, 0), values)
+        assert np.array_equal(read_single(tmp_path, image_size=size).permute(1, 2, 0), values)
 
 
 # colour
 
 
-def test_colour_follows_the_files_or_the_option(tmp_path: Path):
+def test_color_is_that_of_the_files_or_of_the_option(tmp_path: Path):
     save(tmp_path / "grey" / "a.png", [[50, 60]])
     save(tmp_path / "rgb" / "b.png", [[[50, 60, 70], [10, 10, 10]]])
     assert Folder(path=str(tmp_path / "grey")).shape == (1, 1, 2)
@@ -233,7 +233,7 @@ def test_colour_follows_the_files_or_the_option(tmp_path: Path):
 # classes, flips, memory
 
 
-def test_classes_are_the_first_folders_that_hold_images(tmp_path: Path):
+def test_classes_are_the_first_folders_that_contain_images(tmp_path: Path):
     for name in ("b/1.png", "a/deep/er/2.png", "a/3.png", "c d/4.png"):
         save(tmp_path / name, [[int(Path(name).stem)]])
     (tmp_path / "aa").mkdir()
@@ -247,27 +247,27 @@ def test_classes_are_the_first_folders_that_hold_images(tmp_path: Path):
     assert Folder(path=str(tmp_path)).num_classes is None
 
 
-def test_in_memory_and_on_the_fly_are_the_same(tmp_path: Path):
+def test_data_in_memory_equal_data_decoded_as_needed(tmp_path: Path):
     for number in range(40):
         save(tmp_path / "ab"[number % 2] / f"{number}.jpg", noise(20, 30, 3, seed=number))
     options: dict[str, Any] = {
         "path": str(tmp_path), "image_size": 12, "class_cond": True, "flip": True,
     }  # fmt: skip
-    kept = Folder(**options)
-    read = Folder(**options, cache_mb=0)
-    assert (kept.in_memory, read.in_memory) == (True, False)
+    cached = Folder(**options)
+    lazy = Folder(**options, cache_mb=0)
+    assert (cached.in_memory, lazy.in_memory) == (True, False)
     indices, keys = list(range(39, -1, -1)), [n * 7919 for n in range(40)]
-    for ours, theirs in zip(kept.fetch(indices, keys), read.fetch(indices, keys), strict=True):
+    for ours, theirs in zip(cached.fetch(indices, keys), lazy.fetch(indices, keys), strict=True):
         assert ours is not None and theirs is not None
         assert torch.equal(ours, theirs)
     plain = Folder(**{**options, "flip": False}).fetch(indices, keys)[0]
-    raw = kept.fetch(indices, keys)[0]
+    raw = cached.fetch(indices, keys)[0]
     flipped = sum(torch.equal(a, b.flip(-1)) for a, b in zip(raw, plain, strict=True))
     assert 8 < flipped < 32
     assert sum(torch.equal(a, b) for a, b in zip(raw, plain, strict=True)) == 40 - flipped
 
 
-def test_the_limit_of_memory_counts_the_pixels_after_resizing(tmp_path: Path):
+def test_the_memory_limit_applies_to_resized_pixels(tmp_path: Path):
     for number in range(3):
         save(tmp_path / f"{number}.png", noise(600, 600, seed=number))
     assert Folder(path=str(tmp_path), cache_mb=2).in_memory
@@ -275,7 +275,7 @@ def test_the_limit_of_memory_counts_the_pixels_after_resizing(tmp_path: Path):
     assert Folder(path=str(tmp_path), cache_mb=1, image_size=64).in_memory
 
 
-# what is refused
+# errors
 
 
 def error_of(**options: Any) -> ConfigError:
@@ -289,28 +289,28 @@ SUFFIXES = "(.jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff)"
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("none", "path=ROOT/none: no such folder; set data.path to a folder of images"),
         ("f.png", "path=ROOT/f.png: is a file, not a folder; set data.path to a folder of images"),
-        ("empty", f"path=ROOT/empty: holds no images {SUFFIXES}, nor do the folders in it; set "
+        ("empty", f"path=ROOT/empty: contains no images {SUFFIXES} at any depth; set "
          "data.path to a folder of images"),
     ],
 )  # fmt: skip
-def test_a_folder_without_images_is_told_in_a_line(tmp_path: Path, path: str, said: str):
+def test_errors_of_folders_without_images(tmp_path: Path, path: str, message: str):
     save(tmp_path / "f.png", [[1]])
     (tmp_path / "empty" / "too").mkdir(parents=True)
     error = error_of(path=str(tmp_path / path))
-    assert str(error) == said.replace("ROOT", str(tmp_path))
+    assert str(error) == message.replace("ROOT", str(tmp_path))
 
 
-def test_no_path_is_not_the_current_folder():
+def test_an_empty_path_is_not_the_current_folder():
     assert str(error_of(path="")).startswith("path=: no such folder")
 
 
 @pytest.mark.parametrize("cache_mb", [0, 2048])
 @pytest.mark.parametrize(
-    ("other", "options", "said"),
+    ("other", "options", "message"),
     [
         (noise(9, 12), {}, "image_size: the images differ in size: a/a.png is 6 wide and 8 high, b/"
          "b.png is 12 wide and 9 high; resize them to one size, such as data.image_size=6"),
@@ -322,27 +322,25 @@ def test_no_path_is_not_the_current_folder():
         (noise(8, 6), {"image_size": 0}, "image_size=0: must be a positive number of pixels"),
     ],
 )  # fmt: skip
-def test_images_that_do_not_go_together_are_told_in_a_line(
-    tmp_path, cache_mb, other, options, said
-):
+def test_errors_of_inconsistent_images(tmp_path, cache_mb, other, options, message):
     save(tmp_path / "a" / "a.png", noise(8, 6))
     save(tmp_path / "b" / "b.png", other)
     error = error_of(**{"path": str(tmp_path), "cache_mb": cache_mb, **options})
-    assert str(error).startswith(said)
+    assert str(error).startswith(message)
 
 
-def test_the_colour_error_names_each_by_what_it_is(tmp_path: Path):
+def test_the_color_error_names_the_grey_and_the_coloured_file(tmp_path: Path):
     save(tmp_path / "a.png", noise(4, 4, 3))
     save(tmp_path / "b.png", noise(4, 4))
     assert str(error_of(path=str(tmp_path))).startswith("color=auto: b.png is grey but a.png is")
 
 
-def test_images_outside_the_class_folders_are_told_in_a_line(tmp_path: Path):
+def test_the_error_of_images_outside_class_folders(tmp_path: Path):
     save(tmp_path / "a" / "a.png", noise(4, 4))
     save(tmp_path / "b.png", noise(4, 4))
     assert str(error_of(path=str(tmp_path), class_cond=True)) == (
-        "class_cond=true: b.png is in no class folder; put it into one, named after its class, "
-        "or set data.class_cond=false"
+        "class_cond=true: b.png is not in a class folder; move it to a folder named after its "
+        "class, or set data.class_cond=false"
     )
 
 
@@ -350,12 +348,12 @@ REMEDY = "; remove the file or re-encode it"
 
 
 @pytest.mark.parametrize(
-    ("content", "said", "remedy"),
+    ("content", "message", "remedy"),
     [
-        (b"", "holds no JPEG, PNG, WebP, BMP or TIFF picture", REMEDY),
-        (b"<html>404</html>", "holds no JPEG, PNG, WebP, BMP or TIFF picture", REMEDY),
+        (b"", "is not a JPEG, PNG, WebP, BMP or TIFF picture", REMEDY),
+        (b"<html>404</html>", "is not a JPEG, PNG, WebP, BMP or TIFF picture", REMEDY),
         ("truncated", "is damaged (image file is truncated", REMEDY),
-        ("gif", "holds no JPEG, PNG, WebP, BMP or TIFF picture", REMEDY),
+        ("gif", "is not a JPEG, PNG, WebP, BMP or TIFF picture", REMEDY),
         (ihdr(1, 1)[:40], "", REMEDY),
         (ihdr(9000, 9000), "has 9000x9000 pixels, the limit is 64 million", "or scale it down"),
         (ihdr(11000, 11000), "has 11000x11000 pixels, the limit is 64 million", "or scale it down"),
@@ -364,8 +362,8 @@ REMEDY = "; remove the file or re-encode it"
 )  # fmt: skip
 @pytest.mark.parametrize("where", ["a.png", "z.png"])
 @pytest.mark.filterwarnings("error")
-def test_a_bad_file_is_named_with_what_is_wrong_and_what_to_do(
-    tmp_path: Path, content: Any, said: str, remedy: str, where: str
+def test_errors_of_invalid_files(
+    tmp_path: Path, content: Any, message: str, remedy: str, where: str
 ):
     good = save(tmp_path / "m.png", noise(50, 50))
     bad = tmp_path / where
@@ -376,7 +374,7 @@ def test_a_bad_file_is_named_with_what_is_wrong_and_what_to_do(
     else:
         bad.write_bytes(content)
     for error in (error_of(path=str(tmp_path)), read_error(bad)):
-        assert str(error).startswith(f"path={bad}: {said}")
+        assert str(error).startswith(f"path={bad}: {message}")
         assert str(error).endswith(remedy)
 
 
@@ -386,7 +384,7 @@ def read_error(path: Path) -> ConfigError:
     return caught.value
 
 
-def test_a_file_that_vanishes_or_breaks_later_is_named_when_it_is_fetched(tmp_path: Path):
+def test_errors_of_files_that_are_removed_or_damaged_later(tmp_path: Path):
     first, second = (save(tmp_path / name, noise(50, 50)) for name in ("a.png", "b.png"))
     data = Folder(path=str(tmp_path), cache_mb=0)
     first.unlink()
@@ -397,12 +395,12 @@ def test_a_file_that_vanishes_or_breaks_later_is_named_when_it_is_fetched(tmp_pa
         data.fetch([1], [0])
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read_is_named(tmp_path: Path):
+@pytest.mark.skipif(os.geteuid() == 0, reason="root has all permissions")
+def test_errors_of_missing_permissions(tmp_path: Path):
     file = save(tmp_path / "a" / "a.png", noise(4, 4))
     file.chmod(0)
-    said = "cannot be opened (Permission denied); make it readable or move it away"
-    assert str(error_of(path=str(tmp_path))) == f"path={file}: {said}"
+    message = "cannot be opened (Permission denied); make it readable or move it away"
+    assert str(error_of(path=str(tmp_path))) == f"path={file}: {message}"
     file.parent.chmod(0)
     try:
         assert str(error_of(path=str(tmp_path))).startswith(f"path={file.parent}: cannot be listed")

@@ -1,4 +1,4 @@
-"""GIFs: durations are honoured, and every frame is written."""
+"""GIFs: durations of frames in reading, and writing of all frames."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ import torch
 from PIL import Image, ImageSequence
 
 from ddpm.data import ImageCodec, VideoCodec, Videos, codec_from_state
-from ddpm.data.gifs import MAX_FRAMES, durations, timeline, write_frames
+from ddpm.data.gifs import MAX_FRAMES, frame_durations, timeline, write_frames
 from ddpm.errors import ConfigError
 from ddpm.instantiate import completed
 from ddpm.training.compatibility import check_same
 
-CONTROL = b"\x21\xf9\x04"  # before the flags and the duration of a frame
+CONTROL = b"\x21\xf9\x04"  # precedes the flags and the duration of a frame
 RED, BLUE = (200, 0, 0), (0, 0, 90)
 
 
@@ -23,18 +23,18 @@ def colours(*frames: tuple[int, int, int]) -> list[Image.Image]:
 
 
 def merged(path: Path, frames: list[Image.Image], duration_ms: Any) -> None:
-    """A GIF as Pillow writes it: equal frames become one of their summed duration."""
+    """Write a GIF with Pillow, which merges equal frames and adds their durations."""
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=duration_ms)
 
 
 def written(path: Path) -> list[int]:
-    """The durations of the frames in a file."""
+    """Return the durations of the frames in a file, in ms."""
     with Image.open(path) as gif:
         return [frame.info["duration"] for frame in ImageSequence.Iterator(gif)]
 
 
-def shown(data: Videos) -> list[int]:
-    """The red value of each frame of the only clip."""
+def red_values(data: Videos) -> list[int]:
+    """Return the red value of each frame of a single clip."""
     (clip,) = data.fetch([0], [0])[0]
     return clip[0, :, 0, 0].tolist()
 
@@ -46,25 +46,25 @@ def line(call: Any, *arguments: Any, **options: Any) -> str:
     return str(caught.value)
 
 
-def test_merged_frames_come_back_at_the_rate_that_is_set(tmp_path: Path):
+def test_merged_frames_are_restored_by_a_frame_rate(tmp_path: Path):
     merged(tmp_path / "a.gif", colours(*[RED] * 4, *[BLUE] * 4), 50)
     assert written(tmp_path / "a.gif") == [200, 200]
-    assert shown(Videos(path=str(tmp_path))) == [200, 0]
+    assert red_values(Videos(path=str(tmp_path))) == [200, 0]
     for cache_mb in (0, 2048):
         data = Videos(path=str(tmp_path), fps=20, cache_mb=cache_mb)
-        assert (data.shape, shown(data)) == ((3, 8, 4, 4), [200] * 4 + [0] * 4)
-    assert shown(Videos(path=str(tmp_path), fps=20, frames=4, stride=2)) == [200] * 2 + [0] * 2
+        assert (data.shape, red_values(data)) == ((3, 8, 4, 4), [200] * 4 + [0] * 4)
+    assert red_values(Videos(path=str(tmp_path), fps=20, frames=4, stride=2)) == [200] * 2 + [0] * 2
     assert len(Videos(path=str(tmp_path), fps=20, frames=2)) == 4
-    assert shown(Videos(path=str(tmp_path), fps=5)) == [200, 0]
-    assert shown(Videos(path=str(tmp_path), fps="stored")) == [200, 0]
+    assert red_values(Videos(path=str(tmp_path), fps=5)) == [200, 0]
+    assert red_values(Videos(path=str(tmp_path), fps="stored")) == [200, 0]
 
 
-def test_the_shortest_duration_of_a_file_is_the_interval(tmp_path: Path):
+def test_the_shortest_duration_of_a_file_is_the_default_interval(tmp_path: Path):
     frames = [Image.new("L", (4, 4), shade) for shade in (10, 20, 30)]
     write_frames(frames, tmp_path / "a.gif", [200, 50, 50])
-    assert shown(Videos(path=str(tmp_path))) == [10, 10, 10, 10, 20, 30]
-    assert shown(Videos(path=str(tmp_path), fps="stored")) == [10, 20, 30]
-    assert shown(Videos(path=str(tmp_path), fps=10)) == [10, 10, 20]  # at 50, 150 and 250 ms
+    assert red_values(Videos(path=str(tmp_path))) == [10, 10, 10, 10, 20, 30]
+    assert red_values(Videos(path=str(tmp_path), fps="stored")) == [10, 20, 30]
+    assert red_values(Videos(path=str(tmp_path), fps=10)) == [10, 10, 20]  # at 50, 150 and 250 ms
 
 
 @pytest.mark.parametrize(
@@ -81,63 +81,65 @@ def test_the_shortest_duration_of_a_file_is_the_interval(tmp_path: Path):
         ([], None, []),
     ],
 )
-def test_the_timeline(durations_ms: list[int], fps: Any, expected: list[int]):
+def test_timeline(durations_ms: list[int], fps: Any, expected: list[int]):
     assert timeline(durations_ms, fps, "a.gif") == expected
 
 
 @pytest.mark.parametrize("fps", [1, 7, 12.5, 20, 24, 29.97, 30, 60, 100])
-def test_frames_that_are_written_at_a_rate_are_read_back_at_it(fps: float):
+def test_frames_are_written_and_read_at_the_same_rate(fps: float):
     for count in (1, 2, 8, 97, 1000):
-        assert timeline(durations(count, fps), fps, "a.gif") == list(range(count))
+        assert timeline(frame_durations(count, fps), fps, "a.gif") == list(range(count))
 
 
-def test_frames_without_a_duration_take_as_long_as_in_a_browser(tmp_path: Path):
+def test_frames_without_a_duration_have_that_of_browsers(tmp_path: Path):
     frames = [Image.new("L", (4, 4), shade) for shade in (10, 20)]
     write_frames(frames, tmp_path / "a.gif", [0, 50])
     data = (tmp_path / "a.gif").read_bytes()
     assert data.count(CONTROL) == 1  # of the second frame
-    assert shown(Videos(path=str(tmp_path))) == [10, 10, 20]
+    assert red_values(Videos(path=str(tmp_path))) == [10, 10, 20]
     write_frames(frames, tmp_path / "a.gif", [70, 50])
     data = (tmp_path / "a.gif").read_bytes()
     seven, zero = (CONTROL + bytes([0, duration, 0]) for duration in (7, 0))
     assert data.count(seven) == 1
     (tmp_path / "a.gif").write_bytes(data.replace(seven, zero))
-    assert shown(Videos(path=str(tmp_path))) == [10, 10, 20]
+    assert red_values(Videos(path=str(tmp_path))) == [10, 10, 20]
 
 
-def test_a_duration_that_becomes_too_many_frames_is_refused(tmp_path: Path):
+def test_the_error_of_too_many_frames(tmp_path: Path):
     frames = [Image.new("L", (4, 4), shade) for shade in (10, 20)]
     write_frames(frames, tmp_path / "a.gif", [655350, 10])
     assert line(Videos, path=str(tmp_path)) == (
-        "fps: a.gif lasts 655.4 s in intervals of 10 ms, which are 65536 frames, and the limit is "
+        "fps: a.gif has 65536 frames (655.4 s in intervals of 10 ms), and the limit is "
         "10000; set data.fps to a lower number, or to stored"
     )
-    assert line(Videos, path=str(tmp_path), fps=1e300).startswith("fps=1e+300: a.gif lasts ")
+    assert line(Videos, path=str(tmp_path), fps=1e300).startswith("fps=1e+300: a.gif has ")
     codec = VideoCodec((1, 2, 4, 4), fps=None)
     assert line(codec.read, str(tmp_path / "a.gif")).endswith(
-        "which are 65536 frames, and the limit is 10000; save a shorter one"
+        "65536 frames (655.4 s in intervals of 10 ms), and the limit is 10000; use a shorter one"
     )
     assert Videos(path=str(tmp_path), fps=1).shape[1] == 655
     assert timeline([10] * (MAX_FRAMES + 5), None, "a.gif") == list(range(MAX_FRAMES + 5))
 
 
-def test_rates_that_make_no_sense_are_refused(tmp_path: Path):
+def test_errors_of_invalid_frame_rates(tmp_path: Path):
     for fps in (0, -1, float("inf"), float("nan")):
-        assert line(Videos, path=str(tmp_path), fps=fps).endswith("must be more than 0, such as 20")
+        assert line(Videos, path=str(tmp_path), fps=fps).endswith(
+            "must be positive and finite, such as 20"
+        )
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     assert line(Videos, path=str(tmp_path), fps=20) == (
-        "fps=20: is for GIF, mp4, webm and mov files, and there are none; omit it"
+        "fps=20: only applies to GIF, mp4, webm and mov files, but none were found; omit it"
     )
     np.save(tmp_path / "a.npy", np.zeros((1, 1, 2, 4, 4), np.uint8))
     assert line(Videos, path=str(tmp_path / "a.npy"), fps=20) == (
-        "fps=20: is for pictures, which these are not; omit it"
+        "fps=20: only applies to pictures; omit it"
     )
 
 
-# what a checkpoint keeps of it
+# state of the codec
 
 
-def test_the_rate_is_kept_for_what_is_read_and_written_later(tmp_path: Path):
+def test_the_codec_stores_the_frame_rate(tmp_path: Path):
     merged(tmp_path / "a.gif", colours(*[RED] * 4, *[BLUE] * 4), 50)
     codec = codec_from_state(Videos(path=str(tmp_path), fps=20).codec.state())
     raw = codec.read(str(tmp_path / "a.gif"))
@@ -149,8 +151,8 @@ def test_the_rate_is_kept_for_what_is_read_and_written_later(tmp_path: Path):
     assert written(tmp_path / "film.gif") == [50] * 8
 
 
-def test_runs_of_versions_that_ignored_durations_go_on(tmp_path: Path):
-    """With GIFs of equal durations as they are; with others only at fps=stored."""
+def test_runs_of_versions_without_frame_rates_can_be_resumed(tmp_path: Path):
+    """GIFs with frames of different durations require fps=stored."""
     frames = [Image.new("L", (4, 4), shade) for shade in (10, 20, 30)]
 
     def facts(**options: Any) -> dict[str, Any]:
@@ -174,7 +176,7 @@ def test_runs_of_versions_that_ignored_durations_go_on(tmp_path: Path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_equal_frames_are_all_written(tmp_path: Path, channels: int):
+def test_equal_frames_are_not_merged(tmp_path: Path, channels: int):
     raw = torch.full((2, channels, 8, 6, 6), 77, dtype=torch.uint8)
     codec = VideoCodec((channels, 8, 6, 6))
     for path in codec.write(raw, tmp_path, format="gif"):

@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar", "folder", "sequence"])
-def test_each_config_lists_every_option_at_its_default(name: str):
+def test_each_config_lists_all_options_with_their_defaults(name: str):
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     target = config.pop("_target_").removeprefix("ddpm.data.")
     assert target in ddpm.data.__all__
@@ -24,11 +24,11 @@ def test_each_config_lists_every_option_at_its_default(name: str):
         key: "???" if parameter.default is parameter.empty else parameter.default
         for key, parameter in parameters.items()
     }
-    assert config.pop("val_fraction") == 0.0  # of every data node, not of its class
+    assert config.pop("val_fraction") == 0.0  # an option of all data nodes, not of the class
     assert list(config.items()) == list(defaults.items())
 
 
-def test_digits_are_those_of_scikit_learn_in_256_steps():
+def test_digits_equal_those_of_scikit_learn_scaled_to_uint8():
     values, labels = load_digits(return_X_y=True)
     data = Digits(class_cond=True)
     assert (len(data), data.shape, data.in_memory) == (1797, (1, 8, 8), True)
@@ -45,7 +45,7 @@ def test_digits_are_those_of_scikit_learn_in_256_steps():
 
 def test_digits_can_be_resized():
     assert Digits(image_size=8).shape == (1, 8, 8)
-    data = Digits(image_size=(16, 32))  # twice as wide as high: the upper and lower quarter go
+    data = Digits(image_size=(16, 32))  # crops the upper and the lower quarter
     raw, _ = data.fetch([0], [0])
     assert raw.shape == (1, 1, 16, 32)
     middle = Digits().fetch([0], [0])[0][0, 0, 2:6].float()
@@ -54,12 +54,12 @@ def test_digits_can_be_resized():
 
 
 @pytest.mark.parametrize("size", [0, -3, (8, 0)])
-def test_a_size_without_pixels_is_refused(size):
+def test_errors_of_invalid_sizes(size):
     with pytest.raises(ConfigError, match=r"^image_size=.*: must be a positive number of pixels"):
         Digits(image_size=size)
 
 
-def test_a_fetched_batch_may_be_changed_without_changing_the_data():
+def test_fetched_batches_are_copies():
     data = Digits()
     before = data.fetch([5], [0])[0].clone()
     data.fetch([5], [0])[0].zero_()

@@ -8,7 +8,7 @@ from PIL import Image, ImageSequence
 from ddpm.data import Digits, ImageCodec, SequenceCodec
 
 
-def test_the_grid_is_near_square_enlarged_and_holds_every_image_in_order():
+def test_the_grid_is_nearly_square_and_shows_enlarged_images_in_order():
     raw, _ = Digits().fetch(range(5), range(5))
     picture = ImageCodec((1, 8, 8)).picture(raw)
     assert picture.mode == "L"
@@ -18,7 +18,7 @@ def test_the_grid_is_near_square_enlarged_and_holds_every_image_in_order():
         top, left = 2 + place // 3 * 66, 2 + place % 3 * 66
         cell = pixels[top : top + 64, left : left + 64]
         assert np.array_equal(cell, np.kron(image[0].numpy(), np.ones((8, 8), np.uint8)))
-    assert np.unique(pixels[68:, 134:]).tolist() == [225]  # the empty sixth place
+    assert np.unique(pixels[68:, 134:]).tolist() == [225]  # the empty sixth cell
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_the_size_of_a_grid(shape, columns, mode, size):
     assert (picture.mode, picture.size) == (mode, size)
 
 
-def test_plots_show_up_to_sixteen_sequences_and_stay_the_same():
+def test_plots_show_at_most_sixteen_sequences_and_are_reproducible():
     codec = SequenceCodec((2, 50), -1, 1)
     x = torch.linspace(0, 6, 50)
     raw = torch.stack([torch.stack([(x + k).sin(), (x * k).cos()]) for k in range(20)])
@@ -48,7 +48,7 @@ def test_plots_show_up_to_sixteen_sequences_and_stay_the_same():
 
 
 @pytest.mark.parametrize("codec", [ImageCodec((1, 8, 8)), SequenceCodec((1, 8), 0, 255)])
-def test_an_animation_has_all_frames_and_holds_the_last(tmp_path: Path, codec):
+def test_an_animation_has_all_frames_and_a_longer_last_frame(tmp_path: Path, codec):
     frames = [torch.full((2, *codec.shape), 40 * k, dtype=torch.uint8) for k in range(6)]
     path = codec.animate(iter(frames), tmp_path / "new" / "way.gif", duration_ms=50, hold_ms=900)
     with Image.open(path) as gif:

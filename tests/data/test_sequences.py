@@ -19,7 +19,7 @@ def save(path: Path, **arrays: np.ndarray) -> str:
     return str(path)
 
 
-def test_the_measured_range_is_that_of_the_values_and_becomes_the_bounds(tmp_path: Path):
+def test_the_measured_range_is_mapped_to_the_bounds(tmp_path: Path):
     np.save(tmp_path / "a.npy", VALUES)
     data = Sequences(path=str(tmp_path / "a.npy"))
     assert (len(data), data.shape, data.in_memory) == (7, (2, 10), True)
@@ -34,7 +34,7 @@ def test_the_measured_range_is_that_of_the_values_and_becomes_the_bounds(tmp_pat
     assert torch.allclose(data.codec.decode(x), torch.from_numpy(VALUES), atol=1e-5)
 
 
-def test_the_declared_range_is_kept(tmp_path: Path):
+def test_a_declared_range(tmp_path: Path):
     np.save(tmp_path / "a.npy", VALUES)
     data = Sequences(path=str(tmp_path / "a.npy"), low=-100, high=60)
     state = data.codec.state()
@@ -44,7 +44,7 @@ def test_the_declared_range_is_kept(tmp_path: Path):
     assert (half["low"], half["high"]) == (-100.0, float(VALUES.max()))
 
 
-def test_two_axes_are_one_channel_and_integers_become_floats(tmp_path: Path):
+def test_arrays_of_two_axes_have_one_channel_and_become_float32(tmp_path: Path):
     np.save(tmp_path / "a.npy", np.arange(12).reshape(3, 4))
     data = Sequences(path=str(tmp_path / "a.npy"))
     assert data.shape == (1, 4)
@@ -58,14 +58,14 @@ def test_two_axes_are_one_channel_and_integers_become_floats(tmp_path: Path):
     ("names", "key"),
     [(["arr_0"], None), (["waves"], None), (["arr_0", "other"], None), (["b", "a"], "a")],
 )
-def test_the_array_is_the_named_one_or_the_first_or_the_only_one(tmp_path, suffix, names, key):
-    wanted = key or names[0]
-    arrays = {name: VALUES if name == wanted else VALUES * 2 for name in names}
+def test_the_array_is_that_of_the_key_or_arr_0_or_the_only_one(tmp_path, suffix, names, key):
+    selected = key or names[0]
+    arrays = {name: VALUES if name == selected else VALUES * 2 for name in names}
     data = Sequences(path=save(tmp_path / f"a{suffix}", **arrays), key=key)
     assert np.array_equal(data.fetch(range(7), range(7))[0].numpy(), VALUES)
 
 
-def test_a_bare_tensor_is_read_in_any_float_type(tmp_path: Path):
+def test_tensors_of_other_float_types(tmp_path: Path):
     torch.save(torch.from_numpy(VALUES).to(torch.bfloat16).requires_grad_(), tmp_path / "a.PT")
     data = Sequences(path=str(tmp_path / "a.PT"))
     assert np.allclose(data.fetch([0], [0])[0], VALUES[:1], rtol=0.01)
@@ -73,7 +73,7 @@ def test_a_bare_tensor_is_read_in_any_float_type(tmp_path: Path):
 
 @pytest.mark.parametrize("suffix", [".npz", ".pt"])
 @pytest.mark.parametrize("name", ["labels", "arr_1"])
-def test_labels_come_from_the_array_beside(tmp_path: Path, suffix: str, name: str):
+def test_labels_are_read_from_the_same_file(tmp_path: Path, suffix: str, name: str):
     numbers = np.array([2, 0, 1, 2, 3, 3, 0])
     path = save(tmp_path / f"a{suffix}", arr_0=VALUES, **{name: numbers})
     data = Sequences(path=path, class_cond=True)
@@ -98,48 +98,48 @@ SEVEN = np.zeros(7, np.int64)
 
 
 @pytest.mark.parametrize(
-    ("arrays", "options", "said"),
+    ("arrays", "options", "message"),
     [
         ({"x": VALUES[0, 0]}, {}, "path=FILE: has the shape (10,); it must be (N, channels,"),
         ({"x": VALUES[None]}, {}, "path=FILE: has the shape (1, 7, 2, 10); it must be"),
         ({"x": VALUES[:0]}, {}, "path=FILE: has the shape (0, 2, 10); it must be"),
         ({"x": BROKEN}, {}, "path=FILE: 3 of its 140 values are NaN or infinite; remove or"),
-        ({"x": VALUES * 1j}, {}, "path=FILE: holds values of type complex64; save real numbers"),
-        ({"x": np.full((2, 3), 4.0)}, {}, "low: there is no range from 4 to 4 for the values"),
-        ({"x": VALUES}, {"low": -1.0}, "low=-1.0: FILE holds values down to -8.82652; lower"),
-        ({"x": VALUES}, {"high": 2.0}, "high=2.0: FILE holds values up to 13.012; raise"),
-        ({"a": VALUES, "b": VALUES}, {}, "key: which array of FILE? set data.key to one of: a, b"),
-        ({"a": VALUES}, {"key": "b"}, "key=b: not in FILE (there are: a)"),
-        ({"a": VALUES}, {"class_cond": True}, "class_cond=true: FILE holds no labels; name them"),
-        ({"a": VALUES, "labels": SEVEN[:3]}, {"class_cond": True}, "class_cond=true: FILE holds "
+        ({"x": VALUES * 1j}, {}, "path=FILE: contains values of type complex64; save real numbers"),
+        ({"x": np.full((2, 3), 4.0)}, {}, "low: the range from 4 to 4 for the values"),
+        ({"x": VALUES}, {"low": -1.0}, "low=-1.0: FILE contains values down to -8.82652; lower"),
+        ({"x": VALUES}, {"high": 2.0}, "high=2.0: FILE contains values up to 13.012; raise"),
+        ({"a": VALUES, "b": VALUES}, {}, "key: FILE has neither arr_0 nor a single array; set "
+         "data.key to one of: a, b"),
+        ({"a": VALUES}, {"key": "b"}, "key=b: not found in FILE; use one of: a"),
+        ({"a": VALUES}, {"class_cond": True}, "class_cond=true: FILE contains no labels; add an "
+         "array"),
+        ({"a": VALUES, "labels": SEVEN[:3]}, {"class_cond": True}, "class_cond=true: FILE contains "
          "labels of shape (3,); they must be (7,)"),
-        ({"a": VALUES, "labels": SEVEN - 1}, {"class_cond": True}, "class_cond=true: FILE holds "
-         "labels that are not whole numbers from 0"),
-        ({"a": VALUES, "labels": SEVEN + 0.5}, {"class_cond": True}, "class_cond=true: FILE holds "
-         "labels that are not whole numbers from 0"),
+        ({"a": VALUES, "labels": SEVEN - 1}, {"class_cond": True}, "class_cond=true: FILE contains "
+         "labels that are neither whole numbers from 0"),
+        ({"a": VALUES, "labels": SEVEN + 0.5}, {"class_cond": True}, "class_cond=true: FILE "
+         "contains labels that are neither whole numbers from 0"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("suffix", [".npz", ".pt"])
-def test_a_file_that_is_no_set_of_sequences_is_told_in_a_line(
-    tmp_path, arrays, options, said, suffix
-):
+def test_errors_of_invalid_arrays(tmp_path, arrays, options, message, suffix):
     path = save(tmp_path / f"a{suffix}", **arrays)
     with pytest.raises(ConfigError) as caught:
         Sequences(path=path, **options)
-    assert str(caught.value).replace(path, "FILE").startswith(said)
+    assert str(caught.value).replace(path, "FILE").startswith(message)
 
 
-def test_a_file_of_one_array_has_no_names_and_no_labels(tmp_path: Path):
+def test_errors_of_keys_and_labels_for_a_file_of_one_array(tmp_path: Path):
     np.save(tmp_path / "a.npy", VALUES)
     path = str(tmp_path / "a.npy")
-    with pytest.raises(ConfigError, match="holds one array without a name; omit"):
+    with pytest.raises(ConfigError, match="contains one array without a name; omit"):
         Sequences(path=path, key="x")
-    with pytest.raises(ConfigError, match="holds no labels; save an "):
+    with pytest.raises(ConfigError, match="contains no labels; save an "):
         Sequences(path=path, class_cond=True)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("none.npy", None, "no such file"),
         ("a.csv", b"1,2", "unknown kind of file; save it as one of .npy, .npz, .pt"),
@@ -149,17 +149,17 @@ def test_a_file_of_one_array_has_no_names_and_no_labels(tmp_path: Path):
         ("a.pt", b"PK\x03\x04 and no more", "cannot be read ("),
     ],
 )
-def test_files_that_cannot_be_read_are_told_in_a_line(tmp_path: Path, name, content, said):
+def test_errors_of_unreadable_files(tmp_path: Path, name, content, message):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         Sequences(path=str(path))
-    assert str(caught.value).startswith(f"path={path}: {said}")
+    assert str(caught.value).startswith(f"path={path}: {message}")
     assert "\n" not in str(caught.value)
 
 
-class Malice:
+class Malicious:
     def __init__(self, mark: Path) -> None:
         self.mark = mark
 
@@ -169,9 +169,9 @@ class Malice:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("name", ["a.pt", "zip.pt", "a.npy", "pickle.npy", "a.npz"])
-def test_nothing_in_a_file_is_run(tmp_path: Path, name: str):
-    mark, path = tmp_path / "ran", tmp_path / name
-    malice = Malice(mark)
+def test_code_in_files_is_not_executed(tmp_path: Path, name: str):
+    mark, path = tmp_path / "executed", tmp_path / name
+    malice = Malicious(mark)
     if name == "zip.pt":
         torch.save({"x": malice}, path)
     elif name == "a.npy":
@@ -184,7 +184,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, name: str):
         Sequences(path=str(path))
     assert caught.value.key == "path"
     assert not mark.exists()
-    pickle.loads(pickle.dumps(malice))  # it would have
+    pickle.loads(pickle.dumps(malice))  # executes the code
     assert mark.exists()
 
 
@@ -208,7 +208,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, name: str):
         ),
     ],
 )
-def test_axes_that_are_in_doubt_have_to_be_named(tmp_path: Path, shape, problem):
+def test_ambiguous_axes_must_be_set(tmp_path: Path, shape, problem):
     values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     np.save(tmp_path / "a.npy", values)
     path = str(tmp_path / "a.npy")
@@ -223,7 +223,7 @@ def test_axes_that_are_in_doubt_have_to_be_named(tmp_path: Path, shape, problem)
 
 
 @pytest.mark.parametrize("shape", [(7, 2, 128), (7, 4, 4), (7, 1, 1), (7, 9)])
-def test_other_axes_are_channels_and_length(tmp_path: Path, shape):
+def test_unambiguous_axes_are_channels_and_length(tmp_path: Path, shape):
     np.save(tmp_path / "a.npy", np.arange(np.prod(shape)).reshape(shape))
     data = Sequences(path=str(tmp_path / "a.npy"))
     assert data.shape == (shape[1:] if len(shape) == 3 else (1, 9))
@@ -232,7 +232,7 @@ def test_other_axes_are_channels_and_length(tmp_path: Path, shape):
     assert again.codec.state() == data.codec.state()
 
 
-def test_files_have_the_axes_of_the_data(tmp_path: Path):
+def test_written_files_have_the_axes_of_the_data(tmp_path: Path):
     values = VALUES.swapaxes(1, 2)
     np.save(tmp_path / "a.npy", values)
     data = Sequences(path=str(tmp_path / "a.npy"), axes="NLC")

@@ -216,7 +216,7 @@ def test_a_model_reads_and_is_conditioned_on_files(tmp_path: Path):
     assert torch.equal(codec.read_condition(path)[0, :, :2], codec.read(path)[:, :2])
     longer = VideoCodec((3, 7, 32, 48), fps=None)
     assert error_of(longer.read, path).endswith(
-        "a.mp4: has 6 frames, but 7 are needed; give a longer one"
+        "a.mp4: has 6 frames, but 7 are required; use a longer video"
     )
 
 

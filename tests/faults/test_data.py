@@ -88,9 +88,7 @@ def other_files():
     Path("imgs/b.png").symlink_to("nowhere.png")
 
 
-NO_IMAGES = (
-    "holds no images (.jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff), nor do the folders in it"
-)
+NO_IMAGES = "contains no images (.jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff) at any depth"
 INSTEAD = "set data.path to a folder of images"
 
 
@@ -152,7 +150,7 @@ def test_a_picture_that_may_not_be_read(command, imgs, permissions):
 # one bad file among a hundred good ones
 
 REMEDY = "remove the file or re-encode it"
-NONE = f"holds no JPEG, PNG, WebP, BMP or TIFF picture; {REMEDY}"
+NONE = f"is not a JPEG, PNG, WebP, BMP or TIFF picture; {REMEDY}"
 LIMIT = "the limit is 64 million; remove the file or scale it down"
 TEXT_BOMB = (b"zTXt", b"a\0\0" + zlib.compress(bytes(50_000_000), 9))
 BAD = [

@@ -128,8 +128,9 @@ def test_what_is_wrong_with_a_folder_is_told_with_its_own_option(tmp_path):
     )
     (tmp_path / "empty").mkdir()
     assert told(lambda: FolderImages(str(tmp_path / "empty"), key="reference")) == (
-        f"reference={tmp_path / 'empty'}: holds no images (.jpg .jpeg .jpe .jfif .png .webp .bmp "
-        ".tif .tiff), nor do the folders in it; set reference to a folder of images"
+        f"reference={tmp_path / 'empty'}: contains no images (.jpg .jpeg .jpe .jfif .png .webp "
+        f".bmp "
+        ".tif .tiff) at any depth; set reference to a folder of images"
     )
     mixed = tmp_path / "mixed"
     lay_out(pictures(1, 1, 4, 6), mixed, ["a.png"])
@@ -144,7 +145,7 @@ def test_what_is_wrong_with_a_folder_is_told_with_its_own_option(tmp_path):
     )
     (mixed / "b.png").write_bytes(b"<html>")
     assert told(lambda: FolderImages(str(mixed))).startswith(
-        f"samples={mixed / 'b.png'}: holds no JPEG, PNG, WebP, BMP or TIFF picture"
+        f"samples={mixed / 'b.png'}: is not a JPEG, PNG, WebP, BMP or TIFF picture"
     )
 
 
