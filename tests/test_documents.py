@@ -83,6 +83,12 @@ def cases():
             parsed = ddpm_arguments(words) if "$" not in " ".join(words) else None
             if parsed is not None:
                 found.setdefault((parsed[0], *parsed[1]), str(block))
+    for path in PAGES:
+        text = FENCE.sub("", path.read_text(encoding="utf-8"))
+        for line in re.findall(r"`(ddpm-[a-z]+ [^`]*)`", text):
+            name, *arguments = shlex.split(line)
+            if "..." not in line and all("=" in each or each[0] == "-" for each in arguments):
+                found.setdefault((name.removeprefix("ddpm-"), *arguments), path.name)
     return [
         pytest.param(name, arguments, id=f"{place} {' '.join([name, *arguments])[:60]}")
         for (name, *arguments), place in found.items()
