@@ -160,7 +160,7 @@ def comparability_warnings(reports: Sequence[Report]) -> list[str]:
 
 
 def _run(report: Report, prefix: str) -> dict[str, Any]:
-    """Return a report with what the template needs beside it; ``prefix`` makes ids unique."""
+    """Return the variables of the template for one run; ``prefix`` makes ids unique."""
     neighbours = sorted(report.neighbours or (), key=lambda pair: pair.distance)
     bound = report.bound if report.bound is not None and len(report.bound.steps) else None
     return {
