@@ -85,9 +85,9 @@ class VideoCodec(Codec):
         low: raw value of -1; None for uint8.
         high: raw value of 1; None for uint8.
         condition: a :class:`Condition`, or its fields.
-        fps: frame rate at which GIFs are read and written: frames per second; None for the shortest
-            duration in each file; "shortest" for the same if the training data had frames of
-            different durations; "stored" for all stored frames once.
+        fps: frame rate at which video files are read and GIFs written: frames per second; None for
+            the shortest duration in each file; "shortest" for the same if the training data had
+            frames of different durations; "stored" for all stored frames once.
         levels: ``low`` and ``high`` are black and white of 16-bit pictures.
 
     Raises:
@@ -149,7 +149,7 @@ class VideoCodec(Codec):
         return {"kind": self.kind, "shape": shape, **limits, "condition": condition, **rate}
 
     def read(self, path: str) -> torch.Tensor:
-        """Read a raw video ``(C, F, H, W)`` from a GIF, a folder of frames, or an array file.
+        """Read a raw video ``(C, F, H, W)`` from a video file, a folder of frames or an array.
 
         Pictures are scaled to cover the size and cropped at the centre. Arrays must have the size,
         with channels and frames in either order. Of longer videos the first frames are used.
@@ -165,8 +165,8 @@ class VideoCodec(Codec):
     def read_condition(self, path: str) -> torch.Tensor:
         """Read raw items ``(N, C, F, H, W)`` with the condition; other entries are the minimum.
 
-        A GIF or a folder of frames is one item; an array file may contain several. A file needs
-        only the frames of the condition. For whole channels it needs all frames; without frames in
+        A video file or a folder of frames is one item; an array file may contain several. A file
+        needs only the frames of the condition. For whole channels it needs all frames; without frames in
         the condition, an array may contain only these channels.
 
         Raises:

@@ -112,8 +112,9 @@ class VideoFile:
             ConfigError: (key ``path``) the path is not a readable video.
         """
         if not os.path.isdir(path):
+            header = _read_header(path)
             try:
-                return cls(path).with_timeline(_read_header(path), fps, path)
+                return cls(path).with_timeline(header, fps, path)
             except ConfigError as error:
                 raise ConfigError("path", path, error.problem, "use a shorter one") from error
         names = [
@@ -205,7 +206,7 @@ class VideoFiles:
     limits: tuple[float, float] | None = None
     """See :attr:`VideoSource.limits`."""
     has_varying_durations: bool
-    """Whether some GIF has frames of different durations."""
+    """Whether some file has frames of different durations."""
 
     def __init__(
         self,

@@ -30,7 +30,8 @@ class Videos(PixelSet):
     Args:
         path: folder in which, at any depth, each GIF, mp4, webm or mov file is a video, and so is
             each folder that directly contains pictures, in the natural order of their names; or an
-            .npy, .npz or .pt file of ``(N, C, F, H, W)`` or ``(N, F, C, H, W)``.
+            .npy, .npz or .pt file of ``(N, C, F, H, W)`` or ``(N, F, C, H, W)``. mp4, webm and mov
+            files need PyAV: ``pip install 'ddpm[video]'``.
         frames: frames per clip; None = the length of the videos, which must be equal.
         stride: use every ``stride``-th frame.
         fps: frame rate to which video files are resampled; None = intervals of the shortest

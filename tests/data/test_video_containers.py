@@ -214,6 +214,7 @@ def test_a_model_reads_and_is_conditioned_on_files(tmp_path: Path):
     codec = VideoCodec((3, 4, 32, 48), fps=None, condition={"cond_frames": 2})
     assert order(codec.read(path).permute(1, 2, 3, 0).numpy(), frames) == [0, 1, 2, 3]
     assert torch.equal(codec.read_condition(path)[0, :, :2], codec.read(path)[:, :2])
+    assert error_of(codec.read, "none.mp4") == "path=none.mp4: no such file"
     longer = VideoCodec((3, 7, 32, 48), fps=None)
     assert error_of(longer.read, path).endswith(
         "a.mp4: has 6 frames, but 7 are required; use a longer video"
