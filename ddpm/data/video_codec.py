@@ -166,8 +166,8 @@ class VideoCodec(Codec):
         """Read raw items ``(N, C, F, H, W)`` with the condition; other entries are the minimum.
 
         A video file or a folder of frames is one item; an array file may contain several. A file
-        needs only the frames of the condition. For whole channels it needs all frames; without frames in
-        the condition, an array may contain only these channels.
+        needs only the frames of the condition. For whole channels it needs all frames; without
+        frames in the condition, an array may contain only these channels.
 
         Raises:
             ConfigError: (key ``path``) the file cannot be read, or does not match the model.
