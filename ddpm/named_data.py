@@ -8,6 +8,8 @@ from typing import Any
 
 from ddpm import instantiate
 from ddpm.config.location import config_dir
+from ddpm.config.registry import config_with_defaults
+from ddpm.config.text import from_yaml
 from ddpm.data.split import Split
 from ddpm.evaluation.reference_data import Load, NamedData
 
@@ -45,13 +47,13 @@ class ConfiguredData:
         assert self.node is not None
         if self._read is not None:
             return NamedData(self._read(), _provenance(self.node))
-        config = instantiate.completed({"data": self.node})  # of versions with fewer options
+        config = config_with_defaults({"data": self.node})  # of versions with fewer options
         return NamedData(instantiate.splits(config), _provenance(self.node))
 
 
 def _load_group(file: Path) -> NamedData:
     """Return the data of a group with its default options, with classes if it has classes."""
-    node = instantiate.from_yaml(file.read_text(encoding="utf-8"), str(file))
+    node = from_yaml(file.read_text(encoding="utf-8"), str(file))
     node |= {"class_cond": True} if "class_cond" in node else {}
     return NamedData(instantiate.splits({"data": node}), _provenance(node))
 

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ddpm import generation, instantiate, samplers
+from ddpm.config.registry import load_plugins
+from ddpm.config.schema import typed
 from ddpm.console import warn
 from ddpm.data import Codec
 from ddpm.data.classes import class_number, format_names
+from ddpm.data.spec import DataSpec
 from ddpm.diffusion import DenoiserProtocol, GaussianDiffusion, Schedule
 from ddpm.distributed import devices
 from ddpm.errors import ConfigError, did_you_mean, reported_as, require
@@ -43,7 +46,7 @@ def _checked(function: Function) -> Function:
         for name in bound.arguments.keys() - {"self"}:
             value = _plain(bound.arguments[name])
             try:
-                bound.arguments[name] = instantiate.typed(value, hints[name], name)
+                bound.arguments[name] = typed(value, hints[name], name)
             except ConfigError as error:
                 if isinstance(value, str | int | float | list | tuple | None):
                     raise
@@ -88,7 +91,7 @@ class TrainedModel:
 
     network: nn.Module
     diffusion: GaussianDiffusion
-    facts: instantiate.Facts
+    facts: DataSpec
     device: torch.device
     autocast: Autocast = nullcontext
     checkpoint: Checkpoint | None
@@ -416,7 +419,7 @@ def load(
     """Read a model from a run folder or a checkpoint; see :func:`ddpm.load`."""
     place = devices.device_of(device, precision, key="precision")
     if plugins:
-        instantiate.load_plugins([plugins] if isinstance(plugins, str) else list(plugins))
+        load_plugins([plugins] if isinstance(plugins, str) else list(plugins))
     found = find(expand("path", str(path)), warn)
     network, diffusion, facts = instantiate.trained(found, weights)
     autocast: Autocast = nullcontext
@@ -433,7 +436,7 @@ def load(
     )
 
 
-def placed(network: nn.Module, device: torch.device, facts: instantiate.Facts) -> nn.Module:
+def placed(network: nn.Module, device: torch.device, facts: DataSpec) -> nn.Module:
     """Move a network to the device on which it draws, with the memory layout that is fast there."""
     network = network.to(device)
     if device.type == "cpu" and len(facts.shape) == 3:  # scripts/sampling_speed.py

@@ -13,6 +13,10 @@ from hydra.core.global_hydra import GlobalHydra
 
 from ddpm import generation, instantiate
 from ddpm.cli.app import config_dir
+from ddpm.config.registry import exported, options_of
+from ddpm.config.schema import typed
+from ddpm.config.text import plain
+from ddpm.data.spec import DataSpec
 from ddpm.distributed import devices
 from ddpm.training.loop import TrainingLoop
 from ddpm.training.run import Run
@@ -40,7 +44,7 @@ def names(group):
 def composed(*overrides):
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
-        return instantiate.plain(compose("train", overrides=list(overrides)))
+        return plain(compose("train", overrides=list(overrides)))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +71,7 @@ def built(config):
         accumulate=options.accumulate,
     )
     data = instantiate.dataset(config)
-    facts = instantiate.Facts.of(data)
+    facts = DataSpec.from_dataset(data)
     process = instantiate.diffusion(config, facts)
     network = instantiate.network(config, facts, process)
     return instantiate.trainer(config, network, process, data, accelerator), facts, process
@@ -183,8 +187,8 @@ def test_yamls_list_every_option_at_its_default(path):
     node.pop("defaults", None)
     if path.parent.name == "data":
         assert node.pop("val_fraction") == 0.0  # of every data node, not of its class
-    target = instantiate._exported(node.pop("_target_"), path.parent.name)
-    schema = instantiate.options_of(target)
+    target = exported(node.pop("_target_"), f"{path.parent.name}._target_")
+    schema = options_of(target)
     init = inspect.isclass(schema) and not is_dataclass(schema)
     hints = get_type_hints(schema.__init__ if init else schema)
     parameters = inspect.signature(schema).parameters.values()
@@ -196,5 +200,5 @@ def test_yamls_list_every_option_at_its_default(path):
         elif name in getattr(target, "cpu_defaults", {}):
             assert node[name] is None, name  # the default depends on the device
         else:
-            value = instantiate.typed(node[name], hints[name], name)
+            value = typed(node[name], hints[name], name)
             assert value == default or (path.stem, name) in OWN_VALUES, name

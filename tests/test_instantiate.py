@@ -8,9 +8,12 @@ import torch
 from omegaconf import OmegaConf
 
 from ddpm import instantiate
+from ddpm.config.registry import build, config_with_defaults, load_plugins, with_defaults
+from ddpm.config.schema import check, typed
+from ddpm.config.text import from_yaml, plain, to_yaml
+from ddpm.data.spec import DataSpec
 from ddpm.diffusion import GaussianDiffusion, PredV, cosine
 from ddpm.errors import ConfigError
-from ddpm.instantiate import build, check, typed
 from ddpm.training.compatibility import check_same
 
 Choice = Literal["no", "fp16", "yes"]
@@ -180,7 +183,10 @@ def test_a_node_without_a_target(node):
 )
 def test_a_target_of_another_kind(name, runtime):
     line = refusal(build, {"_target_": name}, "data", *runtime)
-    assert line == f"data._target_={name}: cannot stand here; choose one with data=..."
+    assert (
+        line
+        == f"data._target_={name}: is not a valid target for this option; choose one with data=..."
+    )
 
 
 def test_a_refusal_of_the_constructor_names_its_place():
@@ -205,20 +211,20 @@ def plugin(tmp_path, monkeypatch):
     (tmp_path / "bare_for_a_test.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     yield "mine_for_a_test"
-    instantiate.load_plugins([])
+    load_plugins([])
 
 
 def test_plugins_export_as_packages_do(plugin):
     node = {"_target_": f"{plugin}.Mine", "size": 1e1}
     assert "is not among what ddpm exports" in refusal(build, node, "data")
-    instantiate.load_plugins([plugin])
+    load_plugins([plugin])
     assert build(node, "data").size == 10
     for name in ("Hidden", "number", "__all__"):
         line = refusal(build, {"_target_": f"{plugin}.{name}"}, "data")
         assert "is not among what ddpm exports" in line
-    instantiate.load_plugins([])
+    load_plugins([])
     assert "is not among what ddpm exports" in refusal(build, node, "data")
-    line = refusal(instantiate.load_plugins, ["bare_for_a_test"])
+    line = refusal(load_plugins, ["bare_for_a_test"])
     assert line.startswith("plugins=[bare_for_a_test]: bare_for_a_test has no __all__")
 
 
@@ -229,17 +235,17 @@ def test_a_config_survives_yaml_and_nothing_in_it_is_evaluated():
         "data": {"path": "${oc.env:HOME}", "flip": False, "key": "1e5", "name": "yes"},
         "model": {"empty": "", "dims": ["${seed}", 2], "deep": {"a": {"b": "12"}}},
     }
-    again = instantiate.from_yaml(instantiate.to_yaml(config), "c.yaml")
+    again = from_yaml(to_yaml(config), "c.yaml")
     assert again == config
     assert type(again["data"]["key"]) is str and type(again["trainer"]["lr"]) is float
 
 
 def test_plain_resolves_and_refuses_what_is_missing():
     config = OmegaConf.create({"a": 1, "b": {"c": "${a}"}})
-    assert instantiate.plain(config) == {"a": 1, "b": {"c": 1}}
+    assert plain(config) == {"a": 1, "b": {"c": 1}}
     missing = OmegaConf.create({"b": {"c": "???"}, "a": "???"})
-    assert refusal(instantiate.plain, missing) == "a: is missing (so are b.c); add a=..."
-    line = refusal(instantiate.plain, OmegaConf.create({"b": {"c": "${nowhere}"}}))
+    assert refusal(plain, missing) == "a: is missing (so are b.c); add a=..."
+    line = refusal(plain, OmegaConf.create({"b": {"c": "${nowhere}"}}))
     assert line.startswith("b.c: cannot be resolved: ") and "nowhere" in line
 
 
@@ -250,7 +256,7 @@ def facts(num_classes=None):
     from ddpm.data import ImageCodec
 
     names = None if num_classes is None else [str(n) for n in range(num_classes)]
-    return instantiate.Facts((1, 8, 8), num_classes, names, ImageCodec((1, 8, 8)))
+    return DataSpec((1, 8, 8), num_classes, names, ImageCodec((1, 8, 8)))
 
 
 def weights(seed, before=0):
@@ -315,7 +321,7 @@ def test_trainer_options_have_the_defaults_of_those_not_given():
 
 def test_facts_are_restored_from_their_state():
     for known in (facts(), facts(3)):
-        again = instantiate.Facts.restored(known.state())
+        again = DataSpec.from_metadata(known.state())
         assert (again.shape, again.num_classes, again.class_names) == (
             known.shape,
             known.num_classes,
@@ -324,12 +330,12 @@ def test_facts_are_restored_from_their_state():
         assert again.codec.state() == known.codec.state()
     state = facts().state()
     del state["num_classes"]
-    assert "has no 'num_classes'" in refusal(instantiate.Facts.restored, state)
+    assert "has no 'num_classes'" in refusal(DataSpec.from_metadata, state)
 
 
 def test_a_config_of_fewer_options_is_completed_with_their_defaults():
     short = {"seed": 3, "schedule": {"_target_": "ddpm.diffusion.cosine", "num_steps": 5}}
-    assert instantiate.completed(short) == {
+    assert config_with_defaults(short) == {
         "seed": 3,
         "schedule": {
             "_target_": "ddpm.diffusion.cosine",
@@ -389,7 +395,7 @@ def test_data_that_are_refused(node, line):
 
 
 def test_a_plugin_s_data_can_be_divided_and_may_have_a_split_of_their_own(plugin):
-    instantiate.load_plugins([plugin])
+    load_plugins([plugin])
     node = {"_target_": f"{plugin}.Few", "count": 10}
     parts = instantiate.splits({"data": {**node, "val_fraction": 0.3}})
     assert (len(parts.train), parts.val and len(parts.val)) == (7, 3)
@@ -398,7 +404,7 @@ def test_a_plugin_s_data_can_be_divided_and_may_have_a_split_of_their_own(plugin
     assert torch.equal(parts.val.fetch([0, 1, 2], [0] * 3)[0], expected)
     own = instantiate.splits({"data": node})
     assert (len(own.train), own.val and len(own.val)) == (10, 3)
-    assert instantiate.complete({"_target_": f"{plugin}.Few"}, "data") == {
+    assert with_defaults({"_target_": f"{plugin}.Few"}, "data") == {
         "_target_": f"{plugin}.Few",
         "count": 20,
         "val_fraction": 0.0,
@@ -407,11 +413,11 @@ def test_a_plugin_s_data_can_be_divided_and_may_have_a_split_of_their_own(plugin
 
 def test_a_run_of_a_version_without_val_fraction_is_one_that_holds_nothing_out(tmp_path):
     old, new = data(image_size=None, class_cond=False), data(val_fraction=0.0)
-    assert instantiate.completed(old) == instantiate.completed(new)
-    assert instantiate.completed(old)["data"]["val_fraction"] == 0.0
-    kept = instantiate.completed(data(val_fraction=0.2))
+    assert config_with_defaults(old) == config_with_defaults(new)
+    assert config_with_defaults(old)["data"]["val_fraction"] == 0.0
+    kept = config_with_defaults(data(val_fraction=0.2))
     assert kept["data"]["val_fraction"] == 0.2
-    assert "val_fraction" not in instantiate.complete(MODEL, "model")
-    check_same(instantiate.completed(old), instantiate.completed(new), "resume", tmp_path)
-    line = refusal(check_same, instantiate.completed(old), kept, "resume", tmp_path)
+    assert "val_fraction" not in with_defaults(MODEL, "model")
+    check_same(config_with_defaults(old), config_with_defaults(new), "resume", tmp_path)
+    line = refusal(check_same, config_with_defaults(old), kept, "resume", tmp_path)
     assert "data.val_fraction (0.0 there, 0.2 here)" in line

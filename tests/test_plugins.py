@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from ddpm import instantiate, plugins
+from ddpm import plugins
+from ddpm.config.registry import build, load_plugins, retargeted
 from ddpm.errors import ConfigError
 
 
@@ -15,7 +16,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
     yield tmp_path
-    instantiate.load_plugins([])
+    load_plugins([])
     for name in set(sys.modules) - before:
         if name.partition(".")[0].endswith("_for_a_plugin_test"):
             del sys.modules[name]
@@ -86,14 +87,14 @@ def test_a_typed_class_has_no_options_of_the_one_that_it_replaces(folder):
     )
     node = {"_target_": f"{name}.Own", "steps": 3, "eta": 0.0, "clip": "static"}
     with pytest.raises(ConfigError, match=rf"what ddpm exports; add plugins=\[{name}\]$"):
-        instantiate.fitted(node, "sampler", {"sampler._target_"})
-    instantiate.load_plugins([name])
-    fitted = instantiate.fitted(node, "sampler", {"sampler._target_"})
+        retargeted(node, "sampler", {"sampler._target_"})
+    load_plugins([name])
+    fitted = retargeted(node, "sampler", {"sampler._target_"})
     assert fitted == {"_target_": f"{name}.Own", "steps": 3}
-    assert type(instantiate.build(fitted, "sampler")).__name__ == "Own"
-    fitted = instantiate.fitted(node, "sampler", {"sampler._target_", "sampler.eta"})
+    assert type(build(fitted, "sampler")).__name__ == "Own"
+    fitted = retargeted(node, "sampler", {"sampler._target_", "sampler.eta"})
     with pytest.raises(ConfigError, match=r"^sampler.eta=0.0: there is no such option"):
-        instantiate.build(fitted, "sampler")
+        build(fitted, "sampler")
     node["_target_"] = f"{name}.Hidden"
     with pytest.raises(ConfigError, match=f"is not in the __all__ of {name}; add it there"):
-        instantiate.fitted(node, "sampler", set())
+        retargeted(node, "sampler", set())

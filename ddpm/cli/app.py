@@ -176,7 +176,9 @@ def _obeying() -> Iterator[None]:
 def _run(config: Any, command: Command) -> float | None:
     from ddpm.cli import workers
     from ddpm.cli.memory import shortage
-    from ddpm.instantiate import check, load_plugins, plain, typed
+    from ddpm.config.registry import load_plugins
+    from ddpm.config.schema import check, typed
+    from ddpm.config.text import plain
     from ddpm.memory import is_out_of_memory
 
     options, typed_as = invocation.resolved(values.expanded(plain(config)))
@@ -210,11 +212,11 @@ def _retargeted(options: dict[str, Any], aliased: Iterable[str]) -> dict[str, An
         options: of the command.
         aliased: options that were typed by other names.
     """
-    from ddpm.instantiate import fitted
+    from ddpm.config.registry import retargeted
 
     typed = {*aliased, *(key for key, _ in invocation.typed_options())}
     groups = [key.removesuffix("._target_") for key in typed if key.endswith("._target_")]
-    return {key: fitted(options[key], key, typed) for key in groups if key in options}
+    return {key: retargeted(options[key], key, typed) for key in groups if key in options}
 
 
 def _hint(key: str, value: object) -> str:

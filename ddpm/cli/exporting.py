@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli import app
+from ddpm.config.registry import with_defaults
+from ddpm.config.schema import check
 from ddpm.errors import require
 
 if TYPE_CHECKING:
@@ -112,15 +114,14 @@ def _taken(
 
 def _described(found: Checkpoint, network: nn.Module, size: tuple[int, ...]) -> Described:
     """The network of a checkpoint, with all of its options."""
-    from ddpm import instantiate
     from ddpm.interop.original import Described
     from ddpm.models.layers import Network
 
     problem = "is a network of a plugin, which no other system has"
     require(isinstance(network, Network), "format", None, problem)
     assert isinstance(network, Network)
-    node = instantiate.complete(found.config["model"], "model")
-    options = instantiate.check({k: v for k, v in node.items() if k != "_target_"}, type(network))
+    node = with_defaults(found.config["model"], "model")
+    options = check({k: v for k, v in node.items() if k != "_target_"}, type(network))
     return Described(
         type(network),
         network.channels,

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm.cli import app
 from ddpm.config import paths, values
+from ddpm.config.registry import config_with_defaults, node
+from ddpm.config.text import to_yaml
+from ddpm.data.spec import DataSpec
 from ddpm.errors import ConfigError, render, require
 
 if TYPE_CHECKING:
-    from ddpm.instantiate import Facts
+    from ddpm.data.spec import DataSpec
     from ddpm.interop.bring import Brought
 
 Node = dict[str, Any]
@@ -45,7 +48,7 @@ def bring(
     data: Node | None = None,
 ) -> None:
     """Read the checkpoint, say what it is, and write a run with one checkpoint."""
-    from ddpm import __version__, instantiate
+    from ddpm import __version__
     from ddpm.interop.bring import bring as read
     from ddpm.training import checkpoint
     from ddpm.training.run import Run, appearing
@@ -62,12 +65,12 @@ def bring(
     found = read(source, file, ema, recipe, version, network, said)
     taken = found.step if step is None else step
     config: Node = {
-        "model": instantiate.node(found.described.target, found.described.options),
+        "model": node(found.described.target, found.described.options),
         **found.process.nodes(),
     }
     if data is not None:
         config["data"] = data
-    config = {"seed": 0, **paths.stored(instantiate.completed(config))}
+    config = {"seed": 0, **paths.stored(config_with_defaults(config))}
     facts = _facts(found, config, size, given_channels, cond_frames, data)
     _check(config, facts, found)
     print("\n".join(_told(found, config, facts, source)), flush=True)
@@ -83,7 +86,7 @@ def bring(
     }
     wanted = f"{time.strftime('%Y%m%d-%H%M%S')}-{source}" if name is None else name
     with appearing(Path(out)) as place:
-        Run(place).create(instantiate.to_yaml(config))
+        Run(place).create(to_yaml(config))
         weights = {"raw": found.raw, "ema": found.ema}
         checkpoint.save(place / checkpoint.FOLDER, header, **weights, state=state)
         folder = _settle(place, Path(out, wanted), name is None)
@@ -97,7 +100,7 @@ def _facts(
     given_channels: list[int] | None,
     cond_frames: int,
     data: Node | None,
-) -> Facts:
+) -> DataSpec:
     """Shape, classes and codec: of the data if they are named, else of what the network takes."""
     from ddpm import instantiate
     from ddpm.data import Codec, Condition, ImageCodec, SequenceCodec, VideoCodec
@@ -106,7 +109,7 @@ def _facts(
     described = found.described
     if data is not None:
         own = instantiate.dataset({"data": data})
-        return instantiate.Facts.of(relabel(own, _classes(found, config), None))
+        return DataSpec.from_dataset(relabel(own, _classes(found, config), None))
     axes = len(described.size)
     spatial = [size] * min(axes, 2) if isinstance(size, int) else size or found.size
     what = AXES[axes]
@@ -127,7 +130,7 @@ def _facts(
         codec = ImageCodec(shape)
     else:
         codec = SequenceCodec(shape, *(found.values or (-1.0, 1.0)))
-    return instantiate.Facts(shape, _classes(found, config), None, codec)
+    return DataSpec(shape, _classes(found, config), None, codec)
 
 
 def _classes(found: Brought, config: Node) -> int | None:
@@ -139,7 +142,7 @@ def _classes(found: Brought, config: Node) -> int | None:
     return known if known is None or not dropped else known - 1
 
 
-def _check(config: Node, facts: Facts, found: Brought) -> None:
+def _check(config: Node, facts: DataSpec, found: Brought) -> None:
     """Refuse a process or data that the network is not for."""
     from ddpm import instantiate
 
@@ -194,7 +197,7 @@ def _settle(place: Path, folder: Path, numbered: bool) -> Path:
     return free
 
 
-def _told(found: Brought, config: Node, facts: Facts, source: str) -> list[str]:
+def _told(found: Brought, config: Node, facts: DataSpec, source: str) -> list[str]:
     """What was found, and what had to be assumed."""
     described = found.described
     weights = sum(value.numel() for value in found.raw.values())

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ddpm.instantiate import Facts
+    from ddpm.data.spec import DataSpec
     from ddpm.trajectory import Trajectory
 
 
@@ -106,7 +106,7 @@ def sample(
 
 
 def _draw(
-    facts: Facts, raw: Tensor, classes: list[int] | None, film: Trajectory | None, folder: Path
+    facts: DataSpec, raw: Tensor, classes: list[int] | None, film: Trajectory | None, folder: Path
 ) -> None:
     """Write the pictures beside the samples."""
     from ddpm.data.class_rows import cyclic_class_rows

@@ -22,7 +22,6 @@ from ddpm.evaluation import results
 from ddpm.evaluation.options import matches_metric
 from ddpm.evaluation.partial_results import plain, stored_request
 from ddpm.files import UNREADABLE
-from ddpm.instantiate import completed_if_known
 from ddpm.outputs import JOB_RECORD, OutputFolder
 from ddpm.report.pages import Report, comparability_warnings, write_comparison
 from ddpm.report.run_table import Column, as_text, metric_columns
@@ -174,7 +173,7 @@ def _read_report(folder: Path, trained: Trained) -> Report:
     except OSError:  # without metrics of samples, or damaged
         picture = None
     return replace(
-        training_report(Run(source.run), source.step, completed_if_known(source.config)),
+        training_report(Run(source.run), source.step, config_with_defaults_if_known(source.config)),
         metrics=metrics,
         warnings=warnings,
         provenance=report_provenance(folder),

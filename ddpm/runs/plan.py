@@ -11,8 +11,10 @@ from accelerate.utils import broadcast_object_list
 
 from ddpm import __version__, instantiate
 from ddpm.config import paths
+from ddpm.config.registry import config_with_defaults
 from ddpm.console import warn
 from ddpm.data.classes import relabel
+from ddpm.data.spec import DataSpec
 from ddpm.data.split import Split
 from ddpm.errors import ConfigError, require
 from ddpm.runs import stored_config
@@ -74,7 +76,7 @@ class Plan:
         """
         for folder in checkpoint.listed(self.path) if self.exists and self.path else []:
             try:
-                facts = instantiate.Facts.restored(checkpoint.read_json(folder / checkpoint.CONFIG))
+                facts = DataSpec.from_metadata(checkpoint.read_json(folder / checkpoint.CONFIG))
             except (ConfigError, OSError, ValueError, TypeError, RecursionError):
                 continue  # damaged: checkpoint() reports it
             held_out, count, names = data.held_out, facts.num_classes, facts.class_names
@@ -84,7 +86,7 @@ class Plan:
         return data
 
     def checkpoint(
-        self, accelerator: Accelerator, facts: instantiate.Facts, num_samples: int
+        self, accelerator: Accelerator, facts: DataSpec, num_samples: int
     ) -> Checkpoint | None:
         """Return the checkpoint to resume from, the same on every process; None for a new run.
 
@@ -104,7 +106,7 @@ class Plan:
         if newest is None:
             newest = checkpoint.load(folder)
         self._check_data(newest, {**facts.state(), "num_samples": num_samples})
-        stored = paths.without(instantiate.completed(newest.config), set(paths.KEYS))
+        stored = paths.without(config_with_defaults(newest.config), set(paths.KEYS))
         here = {key: node for key, node in self.config.items() if key in stored}
         check_same(stored, here, self.key, newest.run, override=True)  # plan() has checked that
         if accelerator.is_main_process:

@@ -8,10 +8,10 @@ from torch import Tensor
 from ddpm import generation
 from ddpm.console import progress
 from ddpm.data.class_rows import cyclic_class_rows
+from ddpm.data.spec import DataSpec
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.distributed.sharding import Shard, gather_samples
 from ddpm.distributed.stopping import Stopping
-from ddpm.instantiate import Facts
 from ddpm.samplers import Sampler
 from ddpm.training import Trainer
 from ddpm.training.run import Run
@@ -35,7 +35,7 @@ class Previews:
         self,
         sampler: Sampler,
         diffusion: GaussianDiffusion,
-        facts: Facts,
+        facts: DataSpec,
         accelerator: Accelerator,
         *,
         seed: int,

@@ -10,6 +10,8 @@ from typing import Any
 from ddpm import instantiate, synonyms
 from ddpm.config import paths, values
 from ddpm.config.migration import migrate
+from ddpm.config.registry import config_with_defaults
+from ddpm.config.text import from_yaml
 from ddpm.errors import ConfigError, require
 from ddpm.evaluation.options import EvaluationOptions
 from ddpm.runs.request import Request
@@ -28,7 +30,7 @@ def read(path: Path) -> Node | None:
     """
     file = path / CONFIG
     if file.exists():
-        stored = migrate(instantiate.from_yaml(file.read_text(encoding="utf-8"), str(file)))
+        stored = migrate(from_yaml(file.read_text(encoding="utf-8"), str(file)))
         model = stored.get("model")
         problem = "is not the config of a run; choose another folder, or move it away"
         require(isinstance(model, dict) and "_target_" in model, "out", str(file), problem)
@@ -42,7 +44,7 @@ def read(path: Path) -> Node | None:
 
 def completed(stored: Node) -> Node:
     """Return a stored config with every option, also those of evaluations, at their defaults."""
-    stored = instantiate.completed(stored)
+    stored = config_with_defaults(stored)
     if isinstance(stored.get("evaluation"), dict):
         options = fields(EvaluationOptions)
         defaults = {each.name: each.default for each in options if each.default != MISSING}

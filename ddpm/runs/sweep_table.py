@@ -168,10 +168,11 @@ def _job(record: Path, content: dict[str, Any], options: dict[str, str]) -> Job:
 
 def _config(file: Path) -> dict[str, Any]:
     """Return the complete config of a run; empty if it cannot be read."""
-    from ddpm.instantiate import completed_if_known, from_yaml
+    from ddpm.config.registry import config_with_defaults_if_known
+    from ddpm.config.text import from_yaml
 
     try:
-        return completed_if_known(from_yaml(file.read_text(encoding="utf-8"), str(file)))
+        return config_with_defaults_if_known(from_yaml(file.read_text(encoding="utf-8"), str(file)))
     except (ConfigError, OSError, ValueError):
         return {}
 

@@ -15,12 +15,13 @@ from accelerate.utils import broadcast_object_list
 
 from ddpm import __version__, instantiate
 from ddpm.config import paths
+from ddpm.config.text import to_yaml
 from ddpm.console import recording, say, tell, warn_once
+from ddpm.data.spec import DataSpec
 from ddpm.distributed import cpu_threads, devices
 from ddpm.distributed.consensus import main_first, wait_for_all
 from ddpm.errors import Stopped, shortened
 from ddpm.generation import check_steps
-from ddpm.instantiate import Facts
 from ddpm.outputs import new_folder
 from ddpm.runs.plan import Plan, plan, warn_of_threads
 from ddpm.runs.previews import Previews
@@ -59,7 +60,7 @@ class Objects(NamedTuple):
 
     trainer: Trainer
     sampler: Sampler  # of the previews
-    facts: Facts
+    facts: DataSpec
     validation: Validation | None
 
 
@@ -201,7 +202,7 @@ def build(planned: Plan, accelerator: Accelerator, out: Path) -> Objects:
     with main_first(accelerator) if fetching else nullcontext():
         data = planned.relabelled(instantiate.splits(config))
     warn_once(accelerator, data.train.warnings)
-    facts = Facts.of(data.train)
+    facts = DataSpec.from_dataset(data.train)
     process = instantiate.diffusion(config, facts)
     sampler = instantiate.sampler(config["sampler"])
     network = instantiate.network(config, facts, process)
@@ -232,7 +233,7 @@ def _begin(run: Run, planned: Plan, trainer: Trainer, latest: Path) -> None:
     for key, (old, new) in planned.changed.items():
         say(accelerator, f"{key}: {old} until step {trainer.step}, from now on {new}")
     if accelerator.is_main_process:
-        run.create(instantiate.to_yaml(paths.stored(planned.config)), latest)
+        run.create(to_yaml(paths.stored(planned.config)), latest)
         run.rewind(trainer.step)
         sweep_up(run.path)
         run.event(
@@ -300,7 +301,7 @@ def _events(run: Run, trainer: Trainer) -> Iterator[None]:
             run.trackers.finish()
 
 
-def _summary(trainer: Trainer, facts: Facts, run: Run, chosen: dict[str, Any]) -> str:
+def _summary(trainer: Trainer, facts: DataSpec, run: Run, chosen: dict[str, Any]) -> str:
     """Return a few lines about the training that begins."""
     weights = sum(parameter.numel() for parameter in trainer.network.parameters())
     classes, names = "", ""

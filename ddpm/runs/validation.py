@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 
 from ddpm import __version__, instantiate
+from ddpm.config.schema import check
 from ddpm.console import note, warn
+from ddpm.data.spec import DataSpec
 from ddpm.distributed.stopping import GivenUpError, Stopping
 from ddpm.drawing import Model
 from ddpm.errors import ConfigError, did_you_mean, require
@@ -19,7 +21,6 @@ from ddpm.evaluation.evaluator import Evaluator
 from ddpm.evaluation.options import EvaluationOptions
 from ddpm.evaluation.reference_data import ReferenceResolver
 from ddpm.evaluation.results import EvaluationResult
-from ddpm.instantiate import Facts
 from ddpm.named_data import ConfiguredData
 from ddpm.training import Trainer
 from ddpm.training.loop import Evaluated
@@ -56,14 +57,14 @@ class Validation:
     def __init__(
         self,
         config: Mapping[str, Any],
-        facts: Facts,
+        facts: DataSpec,
         split: Split,
         accelerator: Accelerator,
         *,
         best: str | None,
         cache: Path,
     ) -> None:
-        checked = instantiate.check(config["evaluation"], EvaluationOptions, "evaluation")
+        checked = check(config["evaluation"], EvaluationOptions, "evaluation")
         self.node, self.facts, self.accelerator = config["evaluation"], facts, accelerator
         with _under_evaluation():
             options = EvaluationOptions(**checked)

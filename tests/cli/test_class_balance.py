@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from ddpm.data import Digits, Sequences
+from ddpm.data.spec import DataSpec
 from ddpm.data.split import split
 from ddpm.errors import ConfigError
 from ddpm.evaluation import sample_metrics
 from ddpm.evaluation.class_balance import BY_FREQUENCY, IN_TURN, balanced
-from ddpm.instantiate import Facts
 
 COUNTS = [9, 1, 4, 0, 30]
 
@@ -49,13 +49,13 @@ def test_data_sets_count_labels_and_parts_their_own(tmp_path):
 
 
 def test_they_are_kept_and_checkpoints_without_them_are_read():
-    state = Facts.of(Digits(class_cond=True)).state()
-    assert Facts.restored(state).class_counts == state["class_counts"]
+    state = DataSpec.from_dataset(Digits(class_cond=True)).state()
+    assert DataSpec.from_metadata(state).class_counts == state["class_counts"]
     del state["class_counts"]
-    assert Facts.restored(state).class_counts is None
+    assert DataSpec.from_metadata(state).class_counts is None
     for wrong in ([1, 2], [0] * 10, [-1, *[1] * 9]):
         with pytest.raises(ConfigError, match="has no valid class_counts"):
-            Facts.restored({**state, "class_counts": wrong})
+            DataSpec.from_metadata({**state, "class_counts": wrong})
 
 
 def test_evaluations_draw_by_them_and_say_so(command, tiny, monkeypatch):

@@ -10,9 +10,11 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from ddpm import instantiate, synonyms
+from ddpm import synonyms
 from ddpm.cli import explaining
 from ddpm.config.location import config_dir
+from ddpm.config.registry import build, exported, options_of
+from ddpm.config.schema import check, typed
 from ddpm.errors import ConfigError
 from ddpm.interop.take import take
 from ddpm.training.checkpoint import nearest_run
@@ -295,7 +297,7 @@ def check_that_it_works(command, typed, use):
         if not option:
             module, name = COMMANDS[command]
             hints = get_type_hints(getattr(importlib.import_module(f"ddpm.cli.{module}"), name))
-            instantiate.typed("x" if read is None else read, hints[key], key)
+            typed("x" if read is None else read, hints[key], key)
         elif group == "launch":
             assert read == "auto" or isinstance(read, int)
         elif group == "evaluation":
@@ -303,10 +305,10 @@ def check_that_it_works(command, typed, use):
         else:
             assert option in config[group], key
             node = {name: "x" if each == "???" else each for name, each in config[group].items()}
-            target = instantiate._exported(node.pop("_target_"), key)
+            target = exported(node.pop("_target_"), key)
             node.pop("val_fraction", None)
             if option != "val_fraction" and value != "..." and "..." not in value:
-                instantiate.check({**node, option: read}, instantiate.options_of(target), group)
+                check({**node, option: read}, options_of(target), group)
 
 
 def told(command, typed, error):
@@ -350,16 +352,16 @@ def test_unknown_values(option, use):
     key, _, value = option.partition("=")
     group, _, name = key.rpartition(".")
     if group:
-        target = instantiate._exported(composed("train", ())[group]["_target_"], key)
-        schema = instantiate.options_of(target)
+        target = exported(composed("train", ())[group]["_target_"], key)
+        schema = options_of(target)
         hint = get_type_hints(schema.__init__ if schema is target else schema)[name]
     else:
         hint = get_type_hints(importlib.import_module("ddpm.cli.train").train)[name]
     with pytest.raises(ConfigError) as raised:
-        instantiate.typed(yaml.safe_load(value), hint, key)
+        typed(yaml.safe_load(value), hint, key)
     assert str(raised.value) == f"{option}: there is no such choice; use {use}"
     meant = yaml.safe_load(use.partition(" (")[0].partition("=")[2])
-    assert instantiate.typed(meant, hint, key) == meant
+    assert typed(meant, hint, key) == meant
 
 
 @pytest.mark.parametrize(("command", "arguments", "shown", "use"), FLAGS, ids=[f[1] for f in FLAGS])
@@ -447,7 +449,7 @@ def test_rows_name_options_that_exist(command, rows):
 def test_a_group_of_an_unknown_option_in_a_stored_config_is_answered_too():
     node = {"_target_": "ddpm.samplers.DDIM", "num_inference_steps": 5}
     with pytest.raises(ConfigError) as raised:
-        instantiate.build(node, "sampler")
+        build(node, "sampler")
     assert str(raised.value).startswith(
         "sampler.num_inference_steps=5: there is no such option; use sampler.steps=5"
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddpm.config import paths
-from ddpm.instantiate import from_yaml
+from ddpm.config.text import from_yaml
 
 NET = ("model=unet1d", "model.dim_mults=[1,2]")
 DATA = ("data=sequence", "data.path=in/a.npy", "data.axes=NLC", *NET)

@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 
 from ddpm import instantiate, models
+from ddpm.config.registry import with_defaults
 from ddpm.runs.stored_config import with_numbers
 from ddpm.training import checkpoint
 
@@ -75,7 +76,7 @@ def test_padded_networks_sample_and_are_not_exported_to_systems_that_do_not_pad(
     ],
 )
 def test_configs_of_earlier_versions_keep_their_networks(node, earlier):
-    complete = instantiate.complete(node, "model")
+    complete = with_defaults(node, "model")
     assert {name: complete[name] for name in earlier} == earlier
     # What is null in a new command is compared once the size of the data is known.
     asked = {**complete, **dict.fromkeys(earlier)}
@@ -186,7 +187,7 @@ def test_a_stored_option_that_a_class_of_the_user_s_now_has_by_default_is_kept()
     asked = {"trainer": {}, "model": {"_target_": "mine.Own"}}
     stored_run = {"model": {"_target_": "mine.Own", "dim": 64}, "trainer": {"lr": 1e-4}}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(instantiate, "_exported", lambda target, key: models.SimpleUNet)
+        patched.setattr(instantiate, "exported", lambda target, key: models.SimpleUNet)
         assert with_numbers(asked, stored_run) == {
             "trainer": {"lr": 1e-4}, "model": {**stored_run["model"], "width": 64}
         }  # fmt: skip

@@ -9,9 +9,10 @@ from typing import get_type_hints
 import pytest
 from PIL import Image
 
-from ddpm import instantiate
 from ddpm.cli import evaluate, exporting, importing, interpolate, sample, train
 from ddpm.config import values
+from ddpm.config.registry import PACKAGES
+from ddpm.config.schema import _kinds
 from ddpm.errors import ConfigError
 from ddpm.evaluation.options import EvaluationOptions
 from ddpm.files import expand
@@ -159,11 +160,11 @@ def text_options():
         hints = get_type_hints(owner.__init__ if init else owner)
         for name, parameter in inspect.signature(owner).parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name in hints:
-                if str in instantiate._kinds(hints[name]):
+                if str in _kinds(hints[name]):
                     yield f"{prefix}{name}"
 
 
 def test_every_option_that_takes_text_is_known_as_such():
     words = {"source", "format", "steps", "extractor.key", "evaluation.extractor.key"}
     assert set(text_options()) - words <= values.TEXT
-    assert "ddpm.data" in instantiate.PACKAGES
+    assert "ddpm.data" in PACKAGES

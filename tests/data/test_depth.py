@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpm.config.registry import config_with_defaults
 from ddpm.data import Folder, ImageCodec, VideoCodec, Videos, codec_from_state
 from ddpm.data.decoding import read_header
 from ddpm.errors import ConfigError
-from ddpm.instantiate import completed
 from ddpm.metrics import DatasetImages, FolderImages, NpzImages
 from ddpm.training.compatibility import check_same
 
@@ -252,7 +252,7 @@ def test_runs_of_versions_without_16_bits_can_be_resumed(tmp_path: Path):
         return {"data": {"codec": Folder(path=str(tmp_path), **options).codec.state()}}
 
     node = {"data": {"_target_": "ddpm.data.Folder", "path": str(tmp_path)}}
-    assert completed(node)["data"]["bits"] == 8
+    assert config_with_defaults(node)["data"]["bits"] == 8
     check_same(old, facts(bits=8), "name", tmp_path)
     message = "data.codec.high (null there, 65535 here), data.codec.low (null there, 0 here)"
     assert message in line(check_same, old, facts(), "name", tmp_path)

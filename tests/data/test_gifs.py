@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+from ddpm.config.registry import config_with_defaults
 from ddpm.data import ImageCodec, VideoCodec, Videos, codec_from_state
 from ddpm.data.gifs import MAX_FRAMES, frame_durations, timeline, write_frames
 from ddpm.errors import ConfigError
-from ddpm.instantiate import completed
 from ddpm.training.compatibility import check_same
 
 CONTROL = b"\x21\xf9\x04"  # precedes the flags and the duration of a frame
@@ -168,7 +168,7 @@ def test_runs_of_versions_without_frame_rates_can_be_resumed(tmp_path: Path):
         check_same, old, facts(), "name", tmp_path
     )
     node = {"data": {"_target_": "ddpm.data.Videos", "path": "x"}}
-    assert completed(node)["data"]["fps"] == "stored"
+    assert config_with_defaults(node)["data"]["fps"] == "stored"
     check_same(node, {"data": {**node["data"], "fps": None}}, "name", tmp_path)
 
 

@@ -9,10 +9,10 @@ import yaml
 from PIL import Image
 from PIL.GifImagePlugin import getdata
 
+from ddpm.config.registry import build
 from ddpm.data import Condition, Videos
 from ddpm.data.gifs import write_frames
 from ddpm.errors import ConfigError
-from ddpm.instantiate import build
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 import pytest
 
-from ddpm import instantiate, models
+from ddpm import models
+from ddpm.config.registry import with_defaults
+from ddpm.config.schema import check
 from ddpm.diffusion import GaussianDiffusion, PredV, cosine
 from ddpm.errors import ConfigError
 from ddpm.interop.original import Described
@@ -28,10 +30,10 @@ def described(format: str, size: int, pad: bool) -> Described:
     """A network as a checkpoint describes it, whose model node has every option."""
     name, options = MODELS[format]
     node = {"_target_": f"ddpm.models.{name}", **options, "pad": pad}
-    complete = {k: v for k, v in instantiate.complete(node, "model").items() if k != "_target_"}
+    complete = {k: v for k, v in with_defaults(node, "model").items() if k != "_target_"}
     target = getattr(models, name)
     sizes = (size,) * (3 if name == "UNet3D" else 2)
-    return Described(target, 1, 1, sizes, None, False, instantiate.check(complete, target))
+    return Described(target, 1, 1, sizes, None, False, check(complete, target))
 
 
 @pytest.mark.parametrize("format", MODELS)

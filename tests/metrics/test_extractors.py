@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from ddpm.config.schema import check
 from ddpm.errors import ConfigError
-from ddpm.instantiate import check
 from ddpm.metrics import CLIP, Custom, DINOv2, Inception, Pixels
 from tests.metrics.torch_fidelity_reference import Convolutions, custom, pictures, save
 

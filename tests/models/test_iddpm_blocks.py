@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm.config.registry import build
 from ddpm.errors import ConfigError
-from ddpm.instantiate import build
 from ddpm.models import IDDPMUNet
 from ddpm.models.iddpm_blocks import AttentionBlock, ResBlock
 from tests.reference_cases import filled, relative_error

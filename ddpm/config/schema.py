@@ -1,0 +1,130 @@
+"""Types of options: values compared with the annotations of constructors and functions."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ddpm import synonyms
+from ddpm.errors import ConfigError, did_you_mean, render, require
+
+Config = Mapping[str, Any]
+
+
+def check(
+    options: Config,
+    target: Callable[..., Any],
+    key: str = "",
+    *,
+    hint: Callable[[str, object], str] | None = None,
+) -> dict[str, Any]:
+    """Options compared with the keyword-only parameters of ``target``, in their types.
+
+    Args:
+        options: by name.
+        target: a function or a class.
+        key: of the group in the config; empty for the root.
+        hint: gives the end of the message about an unknown option from its key and value;
+            default :func:`ddpm.synonyms.hint`.
+
+    Raises:
+        ConfigError: the first that is unknown, missing or of the wrong type.
+    """
+    prefix = f"{key}." if key else ""
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    for name, value in options.items():
+        if name not in parameters:
+            known = [f"{prefix}{parameter}" for parameter in parameters]
+            full = f"{prefix}{name}"
+            end = synonyms.hint(full, render(value), known) if hint is None else hint(full, value)
+            raise ConfigError(full, value, f"there is no such option{end}")
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and options.get(name, "???") == "???":
+            raise ConfigError(f"{prefix}{name}", None, f"is missing; add {prefix}{name}=...")
+    init = inspect.isclass(target) and not is_dataclass(target)  # those may inherit fields
+    hints = get_type_hints(target.__init__ if init else target)
+    return {name: typed(value, hints[name], f"{prefix}{name}") for name, value in options.items()}
+
+
+def typed(value: Any, annotation: Any, key: str) -> Any:
+    """``value`` as the annotation's type: 1e5 is a whole number, a list a tuple.
+
+    A dataclass with keyword-only fields is made of a group of options, see :func:`check`.
+
+    Raises:
+        ConfigError: it is of another type, or not one of the choices.
+    """
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        if isinstance(value, Mapping):
+            return annotation(**check(value, annotation, key))
+        require(isinstance(value, annotation), key, render(value), "must be a group of options")
+        return value
+    kinds = _kinds(annotation)
+    literals = [
+        choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)
+    ]
+    confused = isinstance(value, bool) and bool not in kinds and Any not in kinds
+    # YAML reads a bare no, yes, on or off as a boolean: as a choice it is the word.
+    if confused and literals:
+        value, confused = next((c for c in literals if c in _WORDS[value]), value), False
+    try:
+        if confused:
+            raise ValueError
+        config = ConfigDict(coerce_numbers_to_str=True, arbitrary_types_allowed=True)
+        return TypeAdapter(annotation, config=config).validate_python(value)
+    except (ValidationError, ValueError) as error:
+        words = all(get_origin(kind) is Literal or kind is type(None) for kind in kinds)
+        use = synonyms.value(key, render(value), [*map(str, literals)])
+        if use is not None:
+            problem = f"there is no such choice; {use}"
+        elif literals and words and isinstance(value, str):
+            problem = f"there is no such choice{did_you_mean(value, map(str, literals))}"
+            if "did you mean" in problem:
+                problem += f" (there are: {', '.join(map(str, literals))})"
+        else:
+            problem = f"must be {' or '.join(_describe(kind) for kind in kinds)}"
+        raise ConfigError(key, render(value), problem) from error
+
+
+_WORDS = {False: ("no", "off", "none", "false"), True: ("yes", "on", "true")}
+_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The members of a union, or the annotation itself."""
+    union = get_origin(annotation) in (Union, types.UnionType)
+    return list(get_args(annotation)) if union else [annotation]
+
+
+def _describe(kind: Any) -> str:
+    """A type in words."""
+    if get_origin(kind) is Literal:
+        choices = ", ".join(map(str, get_args(kind)))
+        return f"one of {choices}" if len(get_args(kind)) > 1 else choices
+    if get_origin(kind) in (tuple, list):
+        members = [member for member in get_args(kind) if member is not Ellipsis]
+        many = (
+            f"{len(members)} entries"
+            if get_origin(kind) is tuple and ... not in get_args(kind)
+            else "a list"
+        )
+        example = "[a,b]" if members[0] is str else "[1,2]"
+        return f"{many}, each {_describe(members[0])}, like {example}"
+    if get_origin(kind) in (dict, Mapping) or kind is dict:
+        return "a group of options"
+    return _NAMES.get(kind, getattr(kind, "__name__", str(kind)))
