@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from PIL import Image
 
+from ddpm.config.registry import config_with_defaults_if_known
 from ddpm.console import echo, say, warn
 from ddpm.distributed import devices
 from ddpm.distributed.consensus import wait_for_all
