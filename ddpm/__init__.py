@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ddpm.version import __version__
+
 if TYPE_CHECKING:
     from ddpm.trained import Samples, TrainedModel
 
-__version__ = "0.1.0"
 __all__ = ["Samples", "TrainedModel", "__version__", "load"]
 
 

@@ -99,6 +99,7 @@ class Trained(Model):
             device=accelerator.device,
             autocast=lambda: accelerator.autocast(),
             checkpoint=found,
+            weights=weights,
             accelerator=accelerator,
         )
 

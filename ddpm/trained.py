@@ -24,8 +24,10 @@ from ddpm.data.spec import DataSpec
 from ddpm.diffusion import DenoiserProtocol, GaussianDiffusion, Schedule
 from ddpm.distributed import devices
 from ddpm.errors import ConfigError, did_you_mean, reported_as, require
+from ddpm.evaluation.results import EvaluationResult
 from ddpm.files import expand
 from ddpm.generation import Autocast, Mode, SamplingPipeline
+from ddpm.metrics import Extractor
 from ddpm.outputs import OutputFolder
 from ddpm.samplers import Sampler
 from ddpm.samplers.base import Steps
@@ -87,6 +89,7 @@ class TrainedModel:
         device: of the network.
         autocast: returns the context in which the network runs in half precision.
         checkpoint: that the weights are from; None for a network that is still being trained.
+        weights: ``ema`` or ``raw``, those of the checkpoint that the network has.
     """
 
     network: nn.Module
@@ -95,6 +98,7 @@ class TrainedModel:
     device: torch.device
     autocast: Autocast = nullcontext
     checkpoint: Checkpoint | None
+    weights: Weights = "ema"
 
     @property
     def codec(self) -> Codec:
@@ -247,6 +251,96 @@ class TrainedModel:
             batch_size=batch_size,
             classes=pair,
         )
+
+    @_checked
+    def evaluate(
+        self,
+        metrics: Sequence[str] | str = ("fid",),
+        *,
+        reference: str | Path | None = None,
+        num_samples: int | None = None,
+        num_images: int = 256,
+        bound_steps: int | None = None,
+        sampler: str | Sampler = "ddim",
+        steps: Steps = None,
+        seed: int = 0,
+        classes: Classes | Tensor = None,
+        guidance: float = 1.0,
+        guidance_rescale: float = 0.0,
+        extractor: str | Extractor = "auto",
+        batch_size: int = 64,
+        cache: str | Path | None = "outputs/references",
+    ) -> EvaluationResult:
+        """Return metrics with their provenance, with the numbers of ``ddpm-evaluate``.
+
+        ``result.numbers`` has the values by name, such as ``fid_5k``, ``result.metrics`` also their
+        standard errors and everything that they depend on. The samples are drawn by this process
+        alone.
+
+        Args:
+            metrics: ``fid``, ``kid``, ``isc`` and ``prc`` of samples of images; ``bpd`` (bits per
+                dimension) and ``loss`` of clean data.
+            reference: ``train`` or ``val``, parts of the model's data; a data group, such as
+                ``cifar``; a folder or an .npz of images; a file of statistics. None = ``train`` for
+                samples, ``val`` for clean data if it exists.
+            num_samples: number of samples; None = as many as the reference has, at most 50000.
+            num_images: number of clean data.
+            bound_steps: terms of the bound for ``bpd``, 1 to T; None = all T.
+            sampler: see :meth:`sample`.
+            steps: see :meth:`sample`.
+            seed: of samples and noise.
+            classes: see :meth:`sample`; None = by the frequencies of the training data.
+            guidance: see :meth:`sample`.
+            guidance_rescale: see :meth:`sample`.
+            extractor: ``auto``, ``clip``, ``dinov2``, ``inception``, ``pixels``, or an instance.
+            batch_size: samples at once.
+            cache: the folder of reference statistics; None = no cache.
+
+        Raises:
+            ConfigError: an option that the model or its data do not support.
+        """
+        from ddpm import model_evaluation
+        from ddpm.evaluation.options import FIDELITY, EvaluationOptions
+
+        names = [metrics] if isinstance(metrics, str) else list(metrics)
+        drawn_by = _sampler(sampler, steps)
+        images = bool(set(names) & set(FIDELITY)) and len(self.facts.shape) == 3
+        extracted_by, node = None, {}
+        if images:
+            extracted_by, node = model_evaluation.build_extractor(extractor, self.facts.shape)
+        options = EvaluationOptions(
+            metrics=names,
+            extractor=node,
+            reference=None if reference is None else expand("reference", str(reference)),
+            sampler=model_evaluation.describe_sampler(drawn_by),
+            num_samples=num_samples,
+            num_images=num_images,
+            bound_steps=bound_steps,
+            classes=classes.tolist() if isinstance(classes, Tensor) else _as_list(classes),
+            batch_size=batch_size,
+            seed=seed,
+            guidance=guidance,
+            guidance_rescale=guidance_rescale,
+        )
+        return model_evaluation.evaluate(
+            self,
+            self.checkpoint,
+            options,
+            sampler=drawn_by,
+            extractor=extracted_by,
+            weights=self.weights,
+            precision=self._precision(),
+            device=self.device,
+            cache=None if cache is None else expand("cache", str(cache)),
+        )
+
+    def _precision(self) -> str:
+        """Return the precision of the network's arithmetic: ``no``, ``fp16`` or ``bf16``."""
+        with self.autocast():
+            if not torch.is_autocast_enabled(self.device.type):
+                return "no"
+            dtype = torch.get_autocast_dtype(self.device.type)
+        return "bf16" if dtype == torch.bfloat16 else "fp16"
 
     @_checked
     def save_images(self, data: Tensor, folder: str | Path) -> Path:
@@ -433,6 +527,7 @@ def load(
         device=place,
         autocast=autocast,
         checkpoint=found,
+        weights=weights,
     )
 
 
@@ -442,6 +537,11 @@ def placed(network: nn.Module, device: torch.device, facts: DataSpec) -> nn.Modu
     if device.type == "cpu" and len(facts.shape) == 3:  # scripts/sampling_speed.py
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore
     return network
+
+
+def _as_list(classes: Classes) -> list[int | str] | int | str | None:
+    """Return several classes as a list."""
+    return classes if isinstance(classes, int | str | None) else list(classes)
 
 
 def _sampler(sampler: str | Sampler | Mapping[str, Any], steps: Steps | list[int]) -> Sampler:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ from typing import Any, Literal
 from accelerate import Accelerator
 
 from ddpm import __version__, instantiate
-from ddpm.config import paths
 from ddpm.console import echo, say, tell, warn, warn_once
 from ddpm.distributed import cpu_threads
 from ddpm.distributed.consensus import wait_for_all
@@ -30,10 +28,10 @@ from ddpm.evaluation.reference_data import (
     read_images,
 )
 from ddpm.evaluation.results import FILE, EvaluationResult
+from ddpm.model_evaluation import checkpoint_data, checkpoint_provenance
 from ddpm.named_data import ConfiguredData
 from ddpm.outputs import OutputFolder
 from ddpm.report.pages import Report, write_report
-from ddpm.training import checkpoint
 from ddpm.training.lock import Lock
 from ddpm.training.run import Run
 
@@ -77,7 +75,7 @@ class EvaluationJob:
         images = read_images(path, "samples", options.folder_options)
         warn_once(accelerator, images.warnings)
         extractor = instantiate.extractor(options.extractor, images.shape)
-        references = self._references(None)
+        references = self._references(ConfiguredData(None))
         evaluator = Evaluator(
             options, accelerator, references, images.shape, extractor=extractor, images=images
         )
@@ -127,8 +125,8 @@ class EvaluationJob:
             ConfigError: options that the model or its data do not support.
         """
         check(trained.accelerator, COMMAND, self._files, self.out)
-        source, shape, extractor = trained.checkpoint, trained.facts.shape, None
-        references = self._references(paths.located(source.config, source.run).get("data"))
+        shape, extractor = trained.facts.shape, None
+        references = self._references(checkpoint_data(trained.checkpoint))
         self.options.check_shape(shape)
         if self.options.fidelity:
             extractor = instantiate.extractor(self.options.extractor, shape)
@@ -170,16 +168,8 @@ class EvaluationJob:
 
     def provenance(self, trained: Trained, weights: Weights) -> dict[str, Any]:
         """Return the provenance that all numbers of a checkpoint share."""
-        source = trained.checkpoint
-        manifest = json.loads((source.folder / checkpoint.MANIFEST).read_text(encoding="utf-8"))
-        return {
-            "ddpm": __version__,
-            "checkpoint": str(source.folder),
-            "step": source.step,
-            "weights": weights,
-            "weights_sha256": manifest["files"][checkpoint.WEIGHTS[weights]]["sha256"],
-            "precision": trained.accelerator.mixed_precision,
-        }
+        precision = trained.accelerator.mixed_precision
+        return checkpoint_provenance(trained.checkpoint, weights, precision)
 
     def request(
         self, evaluator: Evaluator, trained: Trained, provenance: Mapping[str, Any]
@@ -200,10 +190,8 @@ class EvaluationJob:
             **{k: provenance[k] for k in ("ddpm", "weights", "weights_sha256", "precision")},
         }
 
-    def _references(self, node: Mapping[str, Any] | None) -> ReferenceResolver:
-        cache = None if self.cache is None else Path(self.cache)
-        options = self.options
-        resolve = ConfiguredData(node)
+    def _references(self, resolve: ConfiguredData) -> ReferenceResolver:
+        cache, options = None if self.cache is None else Path(self.cache), self.options
         return ReferenceResolver(options.reference, resolve, cache, options.folder_options)
 
     @property

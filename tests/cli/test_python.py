@@ -1,5 +1,6 @@
 """The Python interface gives what the commands write."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -181,3 +182,34 @@ def test_importing_the_package_does_not_import_torch(trained):
     code = "import sys, ddpm; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert isinstance(ddpm.load(trained), ddpm.TrainedModel)
+
+
+def test_metrics_are_those_of_the_command(command, trained):
+    options = ("num_samples=6", "num_images=3", "bound_steps=2", "batch_size=4")
+    options += ("extractor=pixels", "steps=2", "metrics=[fid,bpd,loss]", "seed=3", "out=e")
+    ended = command("evaluate", f"ckpt={trained}", *options)
+    assert ended.status == 0, ended.err
+    rows = json.loads(Path("e/evaluation.json").read_text())["metrics"]
+    result = ddpm.load(trained).evaluate(
+        ["fid", "bpd", "loss"], num_samples=6, num_images=3, bound_steps=2, batch_size=4,
+        extractor="pixels", steps=2, seed=3,
+    )  # fmt: skip
+    assert result.numbers == {row["name"]: row["value"] for row in rows}
+    for row in rows:
+        computed = row.keys() - {"name", "value", "error", "higher_is_better"}
+        provenance = json.loads(json.dumps(result.provenance[row["name"]]))
+        assert provenance == {name: row[name] for name in computed}
+
+
+def test_errors_of_an_evaluation_name_the_option(trained):
+    model = ddpm.load(trained)
+    for options, line in (
+        ({"metrics": "fidd"}, "metrics=fidd: unknown metric; did you mean 'fid'?"),
+        ({"extractor": "pixel"}, "extractor=pixel: unknown extractor; did you mean 'pixels'?"),
+        ({"num_samples": 1}, "num_samples=1: fid needs at least 2 samples"),
+        ({"bound_steps": 0, "metrics": "bpd"},
+         "bound_steps=0: the process has 1000 steps; use 1 to 1000, or null for all"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError) as caught:
+            model.evaluate(**{"extractor": "pixels", **options})
+        assert str(caught.value) == line
