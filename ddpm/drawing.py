@@ -107,7 +107,7 @@ class Trained(Model):
         self, threads: cpu_threads.Threads, trial: Callable[[], cpu_threads.Trial]
     ) -> None:
         """Set the number of threads: that of the training, so that bits are as they were."""
-        cpu_threads.use(threads, self.accelerator, trial=trial, header=self.checkpoint.header)
+        cpu_threads.use(threads, self.accelerator, trial=trial, stored=self.checkpoint.metadata)
 
     @contextmanager
     def writing(

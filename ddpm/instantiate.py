@@ -178,7 +178,7 @@ def trained(
     Raises:
         ConfigError: the config names what is not exported, or the weights do not fit it.
     """
-    facts = DataSpec.from_metadata(found.header)
+    facts = DataSpec.from_metadata(found.metadata.data)
     try:
         process = diffusion(found.config, facts)
         model = network(found.config, facts, process)

@@ -22,6 +22,7 @@ from accelerate.utils import recursively_apply
 
 from ddpm.models import IDDPMUNet
 from ddpm.training import checkpoint
+from ddpm.training.checkpoint import CheckpointMetadata
 from ddpm.training.saving import Saver
 
 
@@ -45,14 +46,14 @@ def seconds(work: Callable[[], object]) -> float:
 
 def one_round(place: Path, held: dict[str, Any]) -> dict[str, float]:
     """Seconds that training waits for each of the three; ``place`` is removed after."""
-    saver, header = Saver(place, lambda _: None, print), {"step": 0, "config": {}}
+    saver, metadata = Saver(place, lambda _: None, print), CheckpointMetadata(config={})
     try:
         copy = seconds(lambda: recursively_apply(_copy, held))
-        thread = seconds(lambda: saver.start(header, **held))
+        thread = seconds(lambda: saver.start(metadata, **held))
         failure = saver.error(last=True)
         if failure is not None:
             raise failure
-        spot = seconds(lambda: checkpoint.save(place / "spot", header, **held))
+        spot = seconds(lambda: checkpoint.save(place / "spot", metadata, **held))
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return {"copy": copy, "on a thread": thread, "on the spot": spot}

@@ -18,6 +18,7 @@ from ddpm.config.schema import typed
 from ddpm.config.text import plain
 from ddpm.data.spec import DataSpec
 from ddpm.distributed import devices
+from ddpm.training.checkpoint import CheckpointMetadata
 from ddpm.training.loop import TrainingLoop
 from ddpm.training.run import Run
 
@@ -105,7 +106,7 @@ def test_two_steps_and_samples(tmp_path, files, model, objective, schedule):
     before = [p.clone() for p in trainer.network.parameters()]
     run = Run(tmp_path / "run")
     run.create("")
-    loss = TrainingLoop(trainer, run, {"config": config, **facts.state()}).train()
+    loss = TrainingLoop(trainer, run, CheckpointMetadata(config=config, data=facts.state())).train()
     assert np.isfinite(loss) and trainer.step == 2
     assert any(
         not torch.equal(p, q) for p, q in zip(before, trainer.network.parameters(), strict=True)
@@ -164,7 +165,9 @@ def test_every_option_trains(tmp_path, options, model):
     trainer, facts, _ = built(config)
     run = Run(tmp_path / "run")
     run.create("")
-    assert np.isfinite(TrainingLoop(trainer, run, {"config": config, **facts.state()}).train())
+    assert np.isfinite(
+        TrainingLoop(trainer, run, CheckpointMetadata(config=config, data=facts.state())).train()
+    )
 
 
 # A choice that is a variant of another one's class.

@@ -51,6 +51,7 @@ def bring(
     from ddpm import __version__
     from ddpm.interop.bring import bring as read
     from ddpm.training import checkpoint
+    from ddpm.training.checkpoint import CheckpointMetadata
     from ddpm.training.run import Run, appearing
 
     require(step is None or step >= 0, "step", step, "must be 0 or above")
@@ -75,7 +76,9 @@ def bring(
     _check(config, facts, found)
     print("\n".join(_told(found, config, facts, source)), flush=True)
     came = {"source": source, "file": Path(file).name, "recipe": recipe}
-    header = {"ddpm": __version__, "config": config, **facts.state(), "step": taken, "came": came}
+    metadata = CheckpointMetadata(
+        ddpm=__version__, config=config, data=facts.state(), step=taken, came=came
+    )
     state = {
         "step": taken,
         "num_updates": 0,  # the optimizer is new: its learning rate warms up
@@ -88,7 +91,7 @@ def bring(
     with appearing(Path(out)) as place:
         Run(place).create(to_yaml(config))
         weights = {"raw": found.raw, "ema": found.ema}
-        checkpoint.save(place / checkpoint.FOLDER, header, **weights, state=state)
+        checkpoint.save(place / checkpoint.FOLDER, metadata, **weights, state=state)
         folder = _settle(place, Path(out, wanted), name is None)
     print(f"done: {folder}\nsample it with: ddpm-sample ckpt={folder}", flush=True)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import psutil
 import torch
@@ -40,6 +40,20 @@ class Choice(NamedTuple):
     seconds: float | None = None
 
 
+class StoredThreads(Protocol):
+    """Threads of a training, in the metadata of its checkpoints."""
+
+    @property
+    def threads(self) -> int | None:
+        """Threads per process."""
+        ...
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Duration of a step with them."""
+        ...
+
+
 @dataclass(frozen=True)
 class Trial:
     """Work to be tried with several numbers of threads.
@@ -60,11 +74,11 @@ def use(
     accelerator: Accelerator,
     *,
     trial: Callable[[], Trial],
-    header: Mapping[str, Any] | None = None,
+    stored: StoredThreads | None = None,
 ) -> Choice:
     """Set the number of threads of this process, the same in all, and return it.
 
-    The first of these decides: a typed number; ``OMP_NUM_THREADS``; the number in the header of a
+    The first of these decides: a typed number; ``OMP_NUM_THREADS``; the number in the metadata of a
     checkpoint, if the machine has so many, since other sums would be rounded otherwise; a trial.
     With a GPU, one core, or little to do there is no trial, and torch's number is used.
 
@@ -72,7 +86,7 @@ def use(
         threads: the option.
         accelerator: of the command; called on every process.
         trial: makes the trial if it is needed.
-        header: of the checkpoint that the command reads.
+        stored: metadata of the checkpoint that the command reads.
 
     Raises:
         ConfigError: a number that is out of range.
@@ -84,7 +98,7 @@ def use(
     elif accelerator.device.type != "cpu" or is_given():
         choice = Choice(most)
     else:
-        choice = _automatic(accelerator, most, trial, header or {})
+        choice = _automatic(accelerator, most, trial, stored)
     torch.set_num_threads(choice.threads)
     return choice
 
@@ -101,18 +115,21 @@ def is_given() -> bool:
 
 
 def _automatic(
-    accelerator: Accelerator, most: int, trial: Callable[[], Trial], header: Mapping[str, Any]
+    accelerator: Accelerator,
+    most: int,
+    trial: Callable[[], Trial],
+    metadata: StoredThreads | None,
 ) -> Choice:
     """Return the stored number, or that of a trial; the same on every process."""
     (most,) = broadcast_object_list([most])
     assert isinstance(most, int)
-    stored = header.get("threads")
-    if isinstance(stored, int) and 1 <= stored <= most:
+    stored = None if metadata is None else metadata.threads
+    if metadata is not None and isinstance(stored, int) and 1 <= stored <= most:
         alone = stored == 1 or not _others_are_busy(accelerator)
         slow = "" if alone else "; other processes are busy: threads=1 may be faster"
         if stored < most or not alone:
             say(accelerator, f"threads: {stored} of {most}, as in training{slow}")
-        return Choice(stored, header.get("seconds_per_step"))
+        return Choice(stored, metadata.seconds_per_step)
     if most == 1:
         return Choice(1)
     tried = trial()

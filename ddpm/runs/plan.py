@@ -76,8 +76,8 @@ class Plan:
         """
         for folder in checkpoint.listed(self.path) if self.exists and self.path else []:
             try:
-                facts = DataSpec.from_metadata(checkpoint.read_json(folder / checkpoint.CONFIG))
-            except (ConfigError, OSError, ValueError, TypeError, RecursionError):
+                facts = DataSpec.from_metadata(checkpoint.read_metadata(folder).data)
+            except (ConfigError, ValueError, TypeError):
                 continue  # damaged: checkpoint() reports it
             held_out, count, names = data.held_out, facts.num_classes, facts.class_names
             if held_out is not None:
@@ -105,7 +105,7 @@ class Plan:
         assert isinstance(folder, Path)
         if newest is None:
             newest = checkpoint.load(folder)
-        self._check_data(newest, {**facts.state(), "num_samples": num_samples})
+        self._check_data(newest, facts.state(), num_samples)
         stored = paths.without(config_with_defaults(newest.config), set(paths.KEYS))
         here = {key: node for key, node in self.config.items() if key in stored}
         check_same(stored, here, self.key, newest.run, override=True)  # plan() has checked that
@@ -113,12 +113,14 @@ class Plan:
             _warn_of_other_bits(newest, accelerator.num_processes)
         return newest
 
-    def _check_data(self, checkpoint: Checkpoint, data: Node) -> None:
+    def _check_data(self, checkpoint: Checkpoint, data: Node, num_samples: int) -> None:
         """Raise unless the data of a checkpoint are those of the run."""
-        stored = {name: checkpoint.header[name] for name in data if name in checkpoint.header}
-        if "came" in checkpoint.header:  # imported: the classes have numbers but no names
-            stored["class_names"] = data["class_names"]
-        here = {name: data[name] for name in stored}
+        metadata = checkpoint.metadata
+        stored, here = dict(metadata.data), {name: data[name] for name in metadata.data}
+        if metadata.num_samples is not None:
+            stored["num_samples"], here["num_samples"] = metadata.num_samples, num_samples
+        if metadata.came is not None:  # imported: the classes have numbers but no names
+            stored["class_names"] = here["class_names"] = data["class_names"]
         check_same({"data": stored}, {"data": here}, self.key, checkpoint.run)
 
 
@@ -189,21 +191,21 @@ def _refuse_foreign_files(path: Path, key: str) -> None:
 
 def _warn_of_other_bits(checkpoint: Checkpoint, processes: int) -> None:
     """Warn if the resumed run cannot have the same bits."""
-    before = checkpoint.header.get("processes", processes)
-    if before != processes:
+    before = checkpoint.metadata.processes
+    if before not in (None, processes):
         warn(
             f"{checkpoint.folder} was made by {before} processes, this is {processes}: the data "
             "come in the same order, the noise is other noise"
         )
-    version = checkpoint.header.get("ddpm", __version__)
-    if version != __version__:
+    version = checkpoint.metadata.ddpm
+    if version not in (None, __version__):
         warn(f"{checkpoint.folder} was made by ddpm {version}, this is {__version__}")
 
 
 def warn_of_threads(checkpoint: Checkpoint, threads: int) -> None:
     """Warn if the run continues with another number of threads than its checkpoint has."""
-    stored = checkpoint.header.get("threads", threads)
-    if stored != threads:
+    stored = checkpoint.metadata.threads
+    if stored not in (None, threads):
         warn(
             f"{checkpoint.folder} was made with threads={stored}, this is threads={threads}: sums "
             f"are rounded otherwise; threads={stored} keeps the bits"

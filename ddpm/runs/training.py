@@ -31,7 +31,7 @@ from ddpm.runs.validation import Validation
 from ddpm.samplers import Sampler
 from ddpm.signals import StopSignal
 from ddpm.training import Trainer
-from ddpm.training.checkpoint import Checkpoint, listed
+from ddpm.training.checkpoint import Checkpoint, CheckpointMetadata, listed
 from ddpm.training.due import missing, scheduled
 from ddpm.training.lock import Lock
 from ddpm.training.loop import TrainingLoop
@@ -176,18 +176,18 @@ class _Training:
             seed=config["seed"],
             run=run,
         )
-        header = {
-            "ddpm": __version__,
-            "config": paths.stored(config),
-            **facts.state(),
-            "num_samples": len(trainer.data),
-            "processes": self.accelerator.num_processes,
-            "threads": choice.threads,
-            **({} if choice.seconds is None else {"seconds_per_step": choice.seconds}),
-        }
+        metadata = CheckpointMetadata(
+            ddpm=__version__,
+            config=paths.stored(config),
+            data=facts.state(),
+            num_samples=len(trainer.data),
+            processes=self.accelerator.num_processes,
+            threads=choice.threads,
+            seconds_per_step=choice.seconds,
+        )
         if objects.validation is not None:
             objects.validation.prepare()
-        loop = TrainingLoop(trainer, run, header, previews, objects.validation, stop=self.stop)
+        loop = TrainingLoop(trainer, run, metadata, previews, objects.validation, stop=self.stop)
         loop.train()
 
 
@@ -262,8 +262,8 @@ def _choose_threads(
     def trial() -> cpu_threads.Trial:
         return cpu_threads.Trial(measure, trainer.max_steps - trainer.step, "step")
 
-    header = None if found is None else found.header
-    choice = cpu_threads.use(threads, trainer.accelerator, trial=trial, header=header)
+    metadata = None if found is None else found.metadata
+    choice = cpu_threads.use(threads, trainer.accelerator, trial=trial, stored=metadata)
     if found is not None and trainer.accelerator.is_main_process:
         warn_of_threads(found, choice.threads)
     return choice._replace(seconds=None) if trainer.options.compile else choice

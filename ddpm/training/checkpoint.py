@@ -5,8 +5,7 @@ A checkpoint ``step-00001000/`` holds
 - ``config.json``: the resolved config, the data's shape, classes and codec, the step;
 - ``model.safetensors``, ``ema.safetensors``: the weights and their average;
 - ``state.pt``: what only resuming needs (optimizer, counters), read with ``weights_only=True``;
-- ``manifest.json``: the format's version, size and sha256 of each file, the versions of what wrote
-  it and the sha256 of its config; written last;
+- ``manifest.json``: the format's version, size and sha256 of each file; written last;
 - ``evaluation.json``: what training measured of it, where it did; written afterwards.
 
 It is written under another name in the same folder, synced to the disk and renamed. Weights that
@@ -15,16 +14,14 @@ are not finite are never written.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
-import platform
 import re
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +39,57 @@ FOLDER = "checkpoints"
 MANIFEST, CONFIG, STATE = "manifest.json", "config.json", "state.pt"
 EVALUATION = "evaluation.json"
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
+_DATA = ("shape", "num_classes", "class_names", "codec", "class_counts")
 _NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointMetadata:
+    """Content of ``config.json`` in a checkpoint; fields that are None are left out of the file.
+
+    Attributes:
+        config: resolved config of the run, as plain data: nothing in it is evaluated.
+        step: number of optimizer steps.
+        data: shape, classes and codec of the data, see :class:`ddpm.instantiate.Facts`.
+        num_samples: number of training samples.
+        processes: number of processes.
+        threads: CPU threads per process.
+        seconds_per_step: duration of a step in the trial at the start of the run.
+        metrics: metrics that were logged last.
+        ddpm: version of ddpm that wrote the checkpoint.
+        came: origin of an imported checkpoint.
+    """
+
+    config: dict[str, Any]
+    step: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+    num_samples: int | None = None
+    processes: int | None = None
+    threads: int | None = None
+    seconds_per_step: float | None = None
+    metrics: dict[str, Any] | None = None
+    ddpm: str | None = None
+    came: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``config.json``."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        data = values.pop("data")
+        return {**{name: v for name, v in values.items() if v is not None}, **data}
+
+    @classmethod
+    def from_json(cls, content: Any) -> CheckpointMetadata:
+        """Return the metadata of a file, whose config is migrated; unknown keys are ignored.
+
+        Raises:
+            KeyError, TypeError, ValueError: the content is not the metadata of a checkpoint.
+        """
+        names = {each.name for each in fields(cls)} - {"data"}
+        values = {name: content[name] for name in names if name in content}
+        values["data"] = {name: content[name] for name in _DATA if name in content}
+        if not isinstance(content["config"], dict) or not isinstance(content["step"], int):
+            raise ValueError("config and step are not a mapping and an integer")
+        return cls(**{**values, "config": migrate(content["config"])})
 
 
 @dataclass(frozen=True)
@@ -51,21 +98,21 @@ class Checkpoint:
 
     Attributes:
         folder: where it lies.
-        header: the content of ``config.json``.
+        metadata: content of ``config.json``.
     """
 
     folder: Path
-    header: dict[str, Any]
+    metadata: CheckpointMetadata
 
     @property
     def step(self) -> int:
         """Optimizer steps taken."""
-        return int(self.header["step"])
+        return self.metadata.step
 
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config of the run, as plain data: nothing in it is evaluated."""
-        return migrate(self.header["config"])
+        return self.metadata.config
 
     @property
     def run(self) -> Path:
@@ -106,13 +153,13 @@ class Checkpoint:
 
 def save(
     folder: Path,
-    header: dict[str, Any],
+    metadata: CheckpointMetadata,
     *,
     raw: dict[str, Tensor],
     ema: dict[str, Tensor],
     state: dict[str, Any],
 ) -> Path:
-    """Write a checkpoint of ``header["step"]`` into ``folder`` and return its path.
+    """Write a checkpoint of ``metadata.step`` into ``folder`` and return its path.
 
     What stood under its name is replaced only when the new one is complete.
 
@@ -120,26 +167,22 @@ def save(
         NotFiniteError: weights that are not; nothing is written.
         ConfigError: the disk refuses; nothing is left behind.
     """
-    final = place(folder, header["step"])
+    final = place(folder, metadata.step)
     for which, tensors in (("raw", raw), ("ema", ema)):
         _require_finite(tensors, which, final)
     aside = folder / f".tmp-{final.name}-{os.getpid()}"
     try:
         shutil.rmtree(aside, ignore_errors=True)  # of a crash: in a container, ids come again
         aside.mkdir(parents=True)
-        (aside / CONFIG).write_text(json.dumps(header, indent=1), encoding="utf-8")
+        text = json.dumps(metadata.to_json(), indent=1)
+        (aside / CONFIG).write_text(text, encoding="utf-8")
         for which, tensors in (("raw", raw), ("ema", ema)):
             flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
             safetensors.torch.save_file(flat, aside / WEIGHTS[which])
             _usual_mode(aside / WEIGHTS[which])
         torch.save(state, aside / STATE)
         files = {path.name: _fingerprint(path) for path in sorted(aside.iterdir())}
-        manifest = {
-            "format": FORMAT,
-            "files": files,
-            "config_sha256": config_hash(header["config"]),
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        }
+        manifest = {"format": FORMAT, "files": files}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in [*aside.iterdir(), aside]:
             sync(path)
@@ -163,12 +206,6 @@ def _require_finite(tensors: dict[str, Tensor], which: str, final: Path) -> None
                 "checkpoint before with a lower trainer.lr or trainer.precision=bf16 or no"
             )
             raise NotFiniteError("out", str(final), problem)
-
-
-def config_hash(config: dict[str, Any]) -> str:
-    """The sha256 of a config, whatever the order of its keys."""
-    text = json.dumps(config, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load(folder: Path, *, whole: bool = True) -> Checkpoint:
@@ -196,14 +233,19 @@ def load(folder: Path, *, whole: bool = True) -> Checkpoint:
             raise damaged(folder, f"{name} is missing")
         if _fingerprint(folder / name) != files[name]:
             raise damaged(folder, f"{name} is not what was written")
+    return Checkpoint(folder, read_metadata(folder))
+
+
+def read_metadata(folder: Path) -> CheckpointMetadata:
+    """Return the metadata of a checkpoint folder, without a comparison with the manifest.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
     try:
-        header = read_json(folder / CONFIG)
-        known = isinstance(header["config"], dict) and isinstance(header["step"], int)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        header, known = {}, False
-    if not known:
-        raise damaged(folder, f"{CONFIG} cannot be read")
-    return Checkpoint(folder, header)
+        return CheckpointMetadata.from_json(read_json(folder / CONFIG))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(folder, f"{CONFIG} cannot be read") from error
 
 
 def newest(run: Path, warn: Callable[[str], None], *, whole: bool = True) -> Checkpoint | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from ddpm.distributed.stopping import AgreedStopping, GivenUpError, Stopping
 from ddpm.errors import ConfigError, Stopped
 from ddpm.signals import StopSignal
 from ddpm.training import checkpoint, gradient_check
+from ddpm.training.checkpoint import CheckpointMetadata
 from ddpm.training.due import (
     PREVIEW_EVERY,
     Shown,
@@ -61,7 +63,7 @@ class TrainingLoop:
     Args:
         trainer: computes and applies the gradients.
         run: run folder for the results; only the main process writes.
-        header: metadata of the checkpoints, without their step.
+        metadata: metadata of the checkpoints; step and metrics are filled in.
         preview: see :data:`Preview`; called on every process.
         evaluate: see :data:`Evaluate`; called on every process.
         stop: checked after each step; a checkpoint is written before training stops.
@@ -71,13 +73,13 @@ class TrainingLoop:
         self,
         trainer: Trainer,
         run: Run,
-        header: dict[str, Any],
+        metadata: CheckpointMetadata,
         preview: Preview | None = None,
         evaluate: Evaluate | None = None,
         *,
         stop: StopSignal | None = None,
     ) -> None:
-        self.trainer, self.run, self.header = trainer, run, header
+        self.trainer, self.run, self.metadata = trainer, run, metadata
         self.options = trainer.options
         self.preview = preview if self.options.preview_interval else None
         self.evaluate = evaluate if self.options.evaluate_every else None
@@ -150,8 +152,8 @@ class TrainingLoop:
         main, cpu = self.accelerator.is_main_process, self.accelerator.device.type == "cpu"
         # Neither reading by other processes nor exchanges between them are in the trial.
         alone = self.trainer.feed.num_workers == 0 and self.accelerator.num_processes == 1
-        expected = self.header.get("seconds_per_step") if alone else None
-        return Slowdown(expected, self.header.get("threads", 1), watched=main and cpu)
+        expected = self.metadata.seconds_per_step if alone else None
+        return Slowdown(expected, self.metadata.threads or 1, watched=main and cpu)
 
     def _restart_clock(self) -> None:
         """Leave the time until now out of the speed of training."""
@@ -322,7 +324,7 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             trainer = self.trainer
             self.saver.start(
-                {**self.header, "step": trainer.step, "metrics": self.metrics},
+                replace(self.metadata, step=trainer.step, metrics=self.metrics),
                 raw=trainer.network.state_dict(),
                 ema=trainer.ema.model.state_dict(),
                 state=trainer.state(),

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm.config.migration import migrate
-from ddpm.training.checkpoint import CONFIG, EVALUATION, FOLDER, listed, read_json, step_of
+from ddpm.training.checkpoint import (
+    CONFIG,
+    EVALUATION,
+    FOLDER,
+    CheckpointMetadata,
+    listed,
+    read_json,
+    step_of,
+)
 
 # What a file that is not as it was written may raise.
 _DAMAGED = (
@@ -103,7 +111,7 @@ def _reached(folder: Path, metric: str) -> Reached | None:
 
 def _logged(folder: Path, metric: str) -> tuple[float, int, Any] | None:
     """A metric of the training itself."""
-    metrics = read_json(folder / CONFIG).get("metrics", {})
+    metrics = CheckpointMetadata.from_json(read_json(folder / CONFIG)).metrics or {}
     return (float(metrics[metric]), 1, None) if metric in metrics else None
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddpm.errors import ConfigError, require
 from ddpm.training import checkpoint
+from ddpm.training.checkpoint import CheckpointMetadata
 from ddpm.training.options import ABOVE_0, Options, option
 
 _TRIES = 3
@@ -70,11 +71,11 @@ class Saver:
         self._failure: Exception | None = None  # of the thread
         self._error: Exception | None = None
 
-    def start(self, header: dict[str, Any], **content: Any) -> None:
+    def start(self, metadata: CheckpointMetadata, **content: Any) -> None:
         """Copy what :func:`ddpm.training.checkpoint.save` takes, and begin to write it."""
         self.wait()
         copy = recursively_apply(_copy, content)
-        self._thread = threading.Thread(target=self._write, args=(header, copy), name=_THREAD)
+        self._thread = threading.Thread(target=self._write, args=(metadata, copy), name=_THREAD)
         self._thread.start()
 
     def wait(self) -> None:
@@ -108,11 +109,11 @@ class Saver:
         else:
             self.warn(f"{failure}; training goes on, the next checkpoint is another try")
 
-    def _write(self, header: dict[str, Any], content: dict[str, Any]) -> None:
+    def _write(self, metadata: CheckpointMetadata, content: dict[str, Any]) -> None:
         try:
-            checkpoint.save(self.run / checkpoint.FOLDER, header, **content)
+            checkpoint.save(self.run / checkpoint.FOLDER, metadata, **content)
             try:
-                self.prune(header["step"])
+                self.prune(metadata.step)
             except OSError as error:  # the new one is there; the next prunes as well
                 self.warn(f"{self.run}: older checkpoints cannot be deleted: {error}")
         except Exception as failure:  # reported by error(), in the thread that can act on it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from ddpm import data, models
 from ddpm import diffusion as d
 from ddpm.distributed import devices
 from ddpm.training import Trainer
+from ddpm.training.checkpoint import CheckpointMetadata
 from ddpm.training.loop import TrainingLoop
 from ddpm.training.run import Run
 from ddpm.training.trainer import TrainerOptions
@@ -41,7 +41,7 @@ def overflow(setting: Setting) -> Result:
     shutil.rmtree(folder, ignore_errors=True)
     run = Run(folder)
     run.create("{}")
-    TrainingLoop(training, run, _header()).train()
+    TrainingLoop(training, run, CheckpointMetadata(config={"made_by": "gpu_check"})).train()
     records = [r for r in run.metrics() if "loss_scale" in r]
     skipped, scale = training.num_skipped, records[-1]["loss_scale"]
     detail = (
@@ -80,10 +80,6 @@ def _trainer(setting: Setting, scaler: torch.amp.GradScaler) -> Trainer:
         training.optimizer = AcceleratedOptimizer(inner.optimizer, scaler=scaler)
         accelerator._optimizers = [training.optimizer]
     return training
-
-
-def _header() -> dict[str, Any]:
-    return {"config": {"made_by": "gpu_check", "at": time.time()}}
 
 
 CHECKS = [Check(2, "fp16 overflow: the scaler skips, and the run goes on", overflow, 5.0)]

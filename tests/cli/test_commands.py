@@ -40,7 +40,10 @@ def test_a_run_folder_holds_everything(command, tiny):
     assert grids == ["step-00000002.png", "step-00000003.png"]
     assert Image.open(run / "loss.png").size == (840, 480)
     found = load(run / "checkpoints/step-00000003")
-    assert found.header["shape"] == [1, 8, 8] and found.header["codec"]["kind"] == "images"
+    assert (
+        found.metadata.data["shape"] == [1, 8, 8]
+        and found.metadata.data["codec"]["kind"] == "images"
+    )
     assert found.config == config
     names = {"config.json", "manifest.json", "model.safetensors", "ema.safetensors", "state.pt"}
     assert {path.name for path in found.folder.iterdir()} == names

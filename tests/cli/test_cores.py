@@ -10,12 +10,17 @@ from ddpm.distributed import cpu_threads
 from ddpm.distributed.cpu_threads import Choice, Load, Trial, candidates, described, fastest, use
 from ddpm.errors import ConfigError
 from ddpm.lifetime import THREADS_SHARED
+from ddpm.training.checkpoint import CheckpointMetadata
 
 CPU = SimpleNamespace(
     device=torch.device("cpu"), num_processes=1, is_main_process=True, process_index=0
 )
 GPU = SimpleNamespace(**{**vars(CPU), "device": torch.device("cuda", 0)})
 QUIET, BUSY, FULL = Load(0.1, 1, 1), Load(1.5, 0.4, 1), Load(1.5, 0.0, 1)
+
+
+def metadata(threads, seconds=None):
+    return CheckpointMetadata(config={}, threads=threads, seconds_per_step=seconds)
 
 
 @pytest.fixture
@@ -110,31 +115,31 @@ def test_what_was_chosen_is_said(trial, capsys):
 
 
 @pytest.mark.parametrize(
-    ("typed", "device", "variables", "header", "number"),
+    ("typed", "device", "variables", "stored", "number"),
     [
-        (3, CPU, {"OMP_NUM_THREADS": "4"}, {"threads": 2}, 3),  # a typed number before all
-        (3, GPU, {}, {}, 3),
-        ("auto", CPU, {"OMP_NUM_THREADS": "4"}, {"threads": 2}, 4),  # then the variable
-        ("auto", GPU, {}, {"threads": 2}, 4),
-        ("auto", CPU, {}, {"threads": 2}, 2),  # then the checkpoint
-        ("auto", CPU, {"OMP_NUM_THREADS": ""}, {"threads": 2}, 2),
-        ("auto", CPU, {"OMP_NUM_THREADS": "4", THREADS_SHARED: "1"}, {"threads": 2}, 2),
-        ("auto", CPU, {}, {"threads": 4}, 4),
+        (3, CPU, {"OMP_NUM_THREADS": "4"}, metadata(2), 3),  # a typed number before all
+        (3, GPU, {}, None, 3),
+        ("auto", CPU, {"OMP_NUM_THREADS": "4"}, metadata(2), 4),  # then the variable
+        ("auto", GPU, {}, metadata(2), 4),
+        ("auto", CPU, {}, metadata(2), 2),  # then the checkpoint
+        ("auto", CPU, {"OMP_NUM_THREADS": ""}, metadata(2), 2),
+        ("auto", CPU, {"OMP_NUM_THREADS": "4", THREADS_SHARED: "1"}, metadata(2), 2),
+        ("auto", CPU, {}, metadata(4), 4),
     ],
 )
 def test_what_decides_without_a_trial(
-    monkeypatch, threads, typed, device, variables, header, number
+    monkeypatch, threads, typed, device, variables, stored, number
 ):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert use(typed, device, trial=no_trial, header=header).threads == number
+    assert use(typed, device, trial=no_trial, stored=stored).threads == number
     assert threads == [number]
 
 
-@pytest.mark.parametrize("header", [None, {}, {"threads": 5}, {"threads": 0}, {"threads": None}])
-def test_a_number_that_the_machine_does_not_have_is_tried(trial, header):
+@pytest.mark.parametrize("stored", [None, metadata(None), metadata(5), metadata(0), metadata("2")])
+def test_a_number_that_the_machine_does_not_have_is_tried(trial, stored):
     seconds = {1: 4.0, 2: 2.0, 4: 1.0}
-    assert use("auto", CPU, trial=trial(seconds), header=header) == (4, 1.0)
+    assert use("auto", CPU, trial=trial(seconds), stored=stored) == (4, 1.0)
 
 
 def test_short_work_and_one_core_have_no_trial(monkeypatch, threads, trial):
@@ -146,11 +151,11 @@ def test_short_work_and_one_core_have_no_trial(monkeypatch, threads, trial):
 
 
 def test_a_stored_number_has_its_seconds_and_is_said(monkeypatch, threads, capsys):
-    header = {"threads": 2, "seconds_per_step": 0.125}
-    assert use("auto", CPU, trial=no_trial, header=header) == Choice(2, 0.125)
+    stored = metadata(2, 0.125)
+    assert use("auto", CPU, trial=no_trial, stored=stored) == Choice(2, 0.125)
     monkeypatch.setattr(cpu_threads, "_others_are_busy", lambda _: True)
-    use("auto", CPU, trial=no_trial, header=header)
-    use("auto", CPU, trial=no_trial, header={"threads": 1})
+    use("auto", CPU, trial=no_trial, stored=stored)
+    use("auto", CPU, trial=no_trial, stored=metadata(1))
     assert capsys.readouterr().out.splitlines() == [
         "threads: 2 of 4, as in training",
         "threads: 2 of 4, as in training; other processes are busy: threads=1 may be faster",
@@ -225,8 +230,8 @@ def test_a_run_keeps_its_threads(command, tiny, monkeypatch, threads):
     ended = command("train", "trainer.max_steps=3", *options)
     assert "threads: 4 of 8, as in training" in ended.out and "rounded" not in ended.err
     assert threads[-1] == 4
-    header = checkpoint.find("outputs/a", pytest.fail).header
-    assert (header["threads"], header["seconds_per_step"]) == (4, 0.4)
+    metadata = checkpoint.find("outputs/a", pytest.fail).metadata
+    assert (metadata.threads, metadata.seconds_per_step) == (4, 0.4)
     ended = command("train", "trainer.max_steps=4", "threads=2", *options)
     assert "with threads=4, this is threads=2: sums" in ended.err
     assert "threads=4 keeps the bits" in ended.err

@@ -13,7 +13,7 @@ from PIL import Image
 from ddpm.training import checkpoint
 from tests.cli.conftest import TINY
 from tests.faults.processes import Shell, assert_as, reference, shell
-from tests.training.test_trainer import HEADER, Fit, fit, folder, trainer
+from tests.training.test_trainer import METADATA, Fit, fit, folder, trainer
 
 __all__ = ["reference", "shell"]
 
@@ -120,7 +120,7 @@ def test_a_sweep_with_two_processes_a_job(shell):
     place = shell.folder / "outputs/multirun/s"
     assert sorted(path.name for path in place.iterdir() if path.is_dir()) == ["0", "1"]
     found = [checkpoint.newest(place / job, pytest.fail) for job in "01"]
-    assert [each and (each.step, each.config["seed"], each.header["processes"]) for each in found] \
+    assert [each and (each.step, each.config["seed"], each.metadata.processes) for each in found] \
         == [(3, 0, 2), (3, 1, 2)]  # fmt: skip
     assert started.out.count("training to step 3 on 2 processes, each on cpu") == 2
     assert (place / "sweep.csv").is_file()
@@ -165,7 +165,7 @@ def five_steps(place, accumulate):
     options = {"batch_size": 16, "max_steps": 5, "lr": 1e-2, "lr_warmup": 3}
     training = trainer(Fit(), accumulate=accumulate, log_every=1, **options)
     run = folder(Path(place))
-    fit(training, run, HEADER)
+    fit(training, run, METADATA)
     # Two processes rehearse a step, so that gradients are added up in the same order ever after.
     seen = [call["x0"] for call in training.loss.calls[-5 * accumulate :]]
     found = {"values": training.network.values(), "ema": training.ema.model.values(), "x0": seen}

@@ -13,6 +13,7 @@ import torch
 
 from ddpm.errors import ConfigError
 from ddpm.training import checkpoint
+from ddpm.training.checkpoint import CheckpointMetadata
 from ddpm.training.retention import prune
 
 
@@ -26,9 +27,9 @@ def content(step):
     }
 
 
-def write(run, step, **header):
-    header = {"step": step, "config": {"seed": 1}, **header}
-    return checkpoint.save(run / checkpoint.FOLDER, header, **content(step))
+def write(run, step, **metadata):
+    written = CheckpointMetadata(step=step, config={"seed": 1}, **metadata)
+    return checkpoint.save(run / checkpoint.FOLDER, written, **content(step))
 
 
 def hidden(run):
@@ -40,11 +41,11 @@ def same(one, other):
 
 
 def test_what_was_saved_is_read(tmp_path):
-    folder = write(tmp_path, 7, shape=[1, 8, 8])
+    folder = write(tmp_path, 7, data={"shape": [1, 8, 8]})
     assert folder == tmp_path / "checkpoints/step-00000007"
     found = checkpoint.load(folder)
     assert found.step == 7 and found.config == {"seed": 1} and found.run == tmp_path
-    assert found.header["shape"] == [1, 8, 8]
+    assert found.metadata.data == {"shape": [1, 8, 8]}
     expected = content(7)
     assert same(found.weights("raw"), expected["raw"])
     assert same(found.weights("ema"), expected["ema"])
@@ -52,12 +53,33 @@ def test_what_was_saved_is_read(tmp_path):
     assert hidden(tmp_path) == []
 
 
+def test_metadata_are_flat_json_without_what_is_not_set():
+    data = {"shape": [1, 8, 8], "num_classes": None, "class_names": None, "codec": {}}
+    metadata = CheckpointMetadata(config={"seed": 1}, step=3, data=data, threads=2, ddpm="1")
+    written = metadata.to_json()
+    assert written == {"config": {"seed": 1}, "step": 3, "threads": 2, "ddpm": "1", **data}
+    assert CheckpointMetadata.from_json(written) == metadata
+    assert CheckpointMetadata.from_json({**written, "of": "a later version"}) == metadata
+
+
+def test_metadata_of_an_earlier_version_are_migrated():
+    config = {"extractor": {"_target_": "ddpm.fidelity.Auto"}}
+    metadata = CheckpointMetadata.from_json({"config": config, "step": 3})
+    assert metadata.config == {"extractor": {"_target_": "ddpm.metrics.Auto"}}
+
+
+@pytest.mark.parametrize("content", [[], {}, {"config": {}}, {"config": 1, "step": 2}, {"step": 2}])
+def test_other_content_is_not_metadata(content):
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        CheckpointMetadata.from_json(content)
+
+
 def test_tensors_with_channels_last_are_saved(tmp_path):
     image = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     assert not image.is_contiguous()
     weights = {"w": image}
-    header = {"step": 1, "config": {}}
-    folder = checkpoint.save(tmp_path, header, raw=weights, ema=weights, state={})
+    metadata = CheckpointMetadata(step=1, config={})
+    folder = checkpoint.save(tmp_path, metadata, raw=weights, ema=weights, state={})
     assert torch.equal(checkpoint.load(folder).weights("raw")["w"], image)
 
 
@@ -110,15 +132,15 @@ def test_a_disk_that_fails_leaves_the_older_ones_and_nothing_else(
 
 @pytest.mark.parametrize("call", [1, 2])
 def test_what_stood_there_stays_when_it_cannot_be_replaced(tmp_path, monkeypatch, call):
-    write(tmp_path, 1, note="old")
+    write(tmp_path, 1, num_samples=1)
     with monkeypatch.context() as patch:
         fails_at(patch, os, "rename", call)
         with pytest.raises(ConfigError):
-            write(tmp_path, 1, note="new")
-    assert checkpoint.load(tmp_path / "checkpoints/step-00000001").header["note"] == "old"
+            write(tmp_path, 1, num_samples=2)
+    assert checkpoint.load(tmp_path / "checkpoints/step-00000001").metadata.num_samples == 1
     assert hidden(tmp_path) == []
-    write(tmp_path, 1, note="new")
-    assert checkpoint.load(tmp_path / "checkpoints/step-00000001").header["note"] == "new"
+    write(tmp_path, 1, num_samples=2)
+    assert checkpoint.load(tmp_path / "checkpoints/step-00000001").metadata.num_samples == 2
     assert hidden(tmp_path) == []
 
 
@@ -218,8 +240,9 @@ def test_a_state_that_would_run_code_is_refused(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
 
-    header = {"step": 1, "config": {}}
-    found = checkpoint.load(checkpoint.save(tmp_path, header, raw={}, ema={}, state={"x": Evil()}))
+    metadata = CheckpointMetadata(step=1, config={})
+    folder = checkpoint.save(tmp_path, metadata, raw={}, ema={}, state={"x": Evil()})
+    found = checkpoint.load(folder)
     with pytest.raises(ConfigError, match=r"state.pt holds what is not safe to read"):
         found.state()
     assert not (tmp_path / "ran").exists()

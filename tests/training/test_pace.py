@@ -7,7 +7,7 @@ import torch
 
 from ddpm.training import checkpoint, due
 from ddpm.training.pace import Pace, SaveTimer
-from tests.training.test_trainer import HEADER, Fit, fit, folder, trainer
+from tests.training.test_trainer import METADATA, Fit, fit, folder, trainer
 
 
 @pytest.fixture
@@ -54,10 +54,10 @@ def test_checkpoints_come_at_the_latest_after_minutes(tmp_path, clock, minutes, 
     options = {"max_steps": 10, "checkpoint_every": every, "keep_last": 99, "lr": 0.1}
     training = trainer(Slow(clock, 20.0), checkpoint_minutes=minutes, **options)
     run = folder(tmp_path / "a")
-    fit(training, run, HEADER)
+    fit(training, run, METADATA)
     assert sorted(checkpoint.step_of(path) for path in checkpoint.listed(run.path)) == expected
     plain = trainer(checkpoint_minutes=None, **options)
-    fit(plain, folder(tmp_path / "b"), HEADER)
+    fit(plain, folder(tmp_path / "b"), METADATA)
     assert torch.equal(training.network.values(), plain.network.values())
 
 
@@ -126,7 +126,7 @@ def test_previews_by_themselves_and_as_typed(
 ):
     run = folder(tmp_path / "a")
     steps, training, preview = drawn(run, clock, seconds, max_steps=55, **options)
-    fit(training, run, HEADER, preview)
+    fit(training, run, METADATA, preview)
     assert steps == expected
     assert capsys.readouterr().err.count("skipped") == lines
 
@@ -136,7 +136,7 @@ def test_a_preview_that_was_skipped_stays_so_and_one_that_was_cut_off_is_drawn(
 ):
     run = folder(tmp_path / "a")
     _, training, preview = drawn(run, clock, 1.0, max_steps=55, preview_every=None)
-    fit(training, run, HEADER, preview)
+    fit(training, run, METADATA, preview)
     # The checkpoint of step 40 is older than the preview of step 40, and does not count it.
     for step, expected in ((20, [40, 55]), (40, [50, 55])):
         found = checkpoint.load(checkpoint.place(run.path / "checkpoints", step))
@@ -145,10 +145,10 @@ def test_a_preview_that_was_skipped_stays_so_and_one_that_was_cut_off_is_drawn(
         for path in run.samples.iterdir():
             if checkpoint.step_of(path.with_suffix("")) > step:
                 path.unlink()
-        fit(again, run, HEADER, preview)
+        fit(again, run, METADATA, preview)
         assert more == expected
     run.picture("samples", 40).unlink()  # as after a kill in the preview of step 40
     more, again, preview = drawn(run, clock, 1.0, max_steps=55, preview_every=None)
     again.resume(found)
-    fit(again, run, HEADER, preview)
+    fit(again, run, METADATA, preview)
     assert more[0] == 40

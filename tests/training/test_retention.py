@@ -10,13 +10,17 @@ from ddpm.training.retention import best_of, prune
 LOSSES = {1: 0.5, 2: 0.1, 3: 0.4, 4: 0.1, 5: 0.9, 6: None, 7: float("nan")}
 
 
+def write_metadata(folder, step, metrics):
+    metadata = checkpoint.CheckpointMetadata(config={}, step=step, metrics=metrics)
+    (folder / checkpoint.CONFIG).write_text(json.dumps(metadata.to_json()))
+
+
 @pytest.fixture
 def run(tmp_path):
     for step, loss in LOSSES.items():
         folder = tmp_path / checkpoint.FOLDER / f"step-{step:08d}"
         folder.mkdir(parents=True)
-        metrics = {} if loss is None else {"metrics": {"loss": loss}}
-        (folder / checkpoint.CONFIG).write_text(json.dumps({"step": step, **metrics}))
+        write_metadata(folder, step, None if loss is None else {"loss": loss})
     return tmp_path
 
 
@@ -51,7 +55,7 @@ def test_a_better_one_takes_the_link_and_the_old_best_goes(run):
     prune(run, 2, best="loss")
     folder = run / checkpoint.FOLDER / "step-00000008"
     folder.mkdir()
-    (folder / checkpoint.CONFIG).write_text(json.dumps({"metrics": {"loss": 0.05}}))
+    write_metadata(folder, 8, {"loss": 0.05})
     prune(run, 2, best="loss")
     assert kept(run) == [8, 7]
     assert (run / checkpoint.FOLDER / "best").resolve() == folder.resolve()

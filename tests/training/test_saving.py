@@ -9,6 +9,7 @@ import torch
 
 from ddpm.errors import ConfigError
 from ddpm.training import checkpoint, saving
+from ddpm.training.checkpoint import CheckpointMetadata
 from ddpm.training.saving import Saver
 
 
@@ -28,7 +29,7 @@ def content(value):
 
 
 def begin(saver, step, value=0):
-    saver.start({"step": step, "config": {}}, **content(value))
+    saver.start(CheckpointMetadata(step=step, config={}), **content(value))
 
 
 def full(*_, **__):
@@ -45,7 +46,7 @@ def test_training_may_change_the_weights_while_they_are_written(saver, tmp_path,
 
     monkeypatch.setattr(saving.checkpoint, "save", slow)
     given = content(1.0)
-    saver.start({"step": 1, "config": {}}, **given)
+    saver.start(CheckpointMetadata(step=1, config={}), **given)
     assert saver.error() is None, "it waited"
     for tensors in given.values():
         for tensor in tensors.values():
@@ -112,7 +113,7 @@ def test_weights_that_are_not_finite_are_never_written_nor_forgiven(
 ):
     begin(saver, 1)
     bad = {**content(0), which: {"w": torch.tensor([0.0, value])}}
-    saver.start({"step": 2, "config": {}}, **bad)
+    saver.start(CheckpointMetadata(step=2, config={}), **bad)
     saver.wait()
     assert str(saver.error()) == (
         f"out={tmp_path}/checkpoints/step-00000002: is not written: w of the {which} weights is "

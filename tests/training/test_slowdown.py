@@ -1,10 +1,12 @@
 """The warning of a run that becomes several times slower."""
 
+from dataclasses import replace
+
 import pytest
 
 from ddpm.training import slowdown
 from ddpm.training.slowdown import Slowdown
-from tests.training.test_trainer import HEADER, fit, folder, trainer
+from tests.training.test_trainer import METADATA, fit, folder, trainer
 
 
 class Clock:
@@ -114,8 +116,8 @@ def test_the_loop_leaves_out_what_is_no_step(monkeypatch, clock, said, tmp_path,
             step(*a),
         )[1]
         training.state = lambda: (hour(), state())[1]
-        header = {**HEADER, "threads": 2, "seconds_per_step": 0.1}
-        fit(training, folder(tmp_path / name), header, hour)
+        metadata = replace(METADATA, threads=2, seconds_per_step=0.1)
+        fit(training, folder(tmp_path / name), metadata, hour)
 
     run("a", 2)
     assert said == []

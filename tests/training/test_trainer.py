@@ -13,6 +13,7 @@ from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, PredNoise, cosine
 from ddpm.distributed import devices
 from ddpm.errors import ConfigError
 from ddpm.training import Trainer, checkpoint
+from ddpm.training.checkpoint import CheckpointMetadata
 from ddpm.training.loop import TrainingLoop
 from ddpm.training.run import Run
 from ddpm.training.trainer import TrainerOptions
@@ -99,7 +100,7 @@ def run(tmp_path):
     return folder(tmp_path / "a")
 
 
-HEADER = {"config": {}}
+METADATA = CheckpointMetadata(config={})
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_the_warm_up_scales_with_the_run(max_steps, typed, expected):
 
 
 def test_a_resumed_run_keeps_the_warm_up_that_it_began_with(run):
-    fit(trainer(lr_warmup=None, max_steps=40), run, HEADER)
+    fit(trainer(lr_warmup=None, max_steps=40), run, METADATA)
     (newest, *_) = checkpoint.listed(run.path)
     for typed, expected in ((None, 2), (7, 7)):
         again = trainer(lr_warmup=typed, max_steps=4000)
@@ -152,7 +153,7 @@ def test_the_optimizer_takes_the_rate_of_its_step(run):
         used.append(training.optimizer.param_groups[0]["lr"]),
         real(),
     )
-    fit(training, run, HEADER)
+    fit(training, run, METADATA)
     assert used == [training.learning_rate(update) for update in range(6)]
     assert used == pytest.approx([record["lr"] for record in run.metrics()])
     assert used[0] == pytest.approx(1e-2 / 3) and used[5] < used[3]
@@ -171,7 +172,7 @@ def gradients(run, **options):
         real()
 
     training.optimizer.step = step
-    fit(training, run, HEADER)
+    fit(training, run, METADATA)
     return training, seen
 
 
@@ -228,7 +229,7 @@ def test_a_gradient_that_is_not_finite_reaches_nothing(run, value, clip):
         Breaks(2, value), max_steps=9, lr=0.1, checkpoint_every=1, clip_grad_norm=clip
     )
     with pytest.raises(ConfigError) as caught:
-        fit(training, run, HEADER)
+        fit(training, run, METADATA)
     (good, *_) = checkpoint.listed(run.path)
     wanted = [index for index, _ in training.feed.order.items(16, 8)]
     told = json.loads((run.path / "nonfinite-step-00000003.json").read_text())
@@ -255,7 +256,7 @@ def test_a_gradient_that_is_not_finite_reaches_nothing(run, value, clip):
 
 def test_without_a_checkpoint_the_line_says_so(run):
     with pytest.raises(ConfigError, match=r"of step 1 is not finite.*there is no checkpoint yet"):
-        fit(trainer(Breaks(0)), run, HEADER)
+        fit(trainer(Breaks(0)), run, METADATA)
 
 
 def with_scaler(loss, **options):
@@ -288,12 +289,12 @@ def test_the_scaler_of_fp16_skips_and_nothing_follows_the_skipped(run, tmp_path)
     """Weights, average and rate are those of a run without the two steps that overflowed."""
     options = {"lr": 0.05, "lr_warmup": 3, "batch_size": 64, "clip_grad_norm": 1.0, "log_every": 1}
     training = with_scaler(Overflows({0, 3}), max_steps=6, **options)
-    fit(training, run, HEADER)
+    fit(training, run, METADATA)
     assert training.step == 6 and training.num_updates == 4 == training.ema.state()["step"]
     assert training.skipped == 0
     assert [record["loss_scale"] for record in run.metrics()] == [512, 512, 512, 256, 256, 256]
     clean = trainer(max_steps=4, **options)  # the batch is all of the data: its order is no matter
-    fit(clean, folder(tmp_path / "b"), HEADER)
+    fit(clean, folder(tmp_path / "b"), METADATA)
     torch.testing.assert_close(training.network.values(), clean.network.values(), rtol=1e-5, atol=0)
     torch.testing.assert_close(
         training.ema.model.values(), clean.ema.model.values(), rtol=1e-5, atol=0
@@ -304,7 +305,7 @@ def test_a_scaler_that_does_not_help_is_stopped(run):
     training = with_scaler(Overflows(range(200)), max_steps=200)
     before = training.network.values().clone()
     with pytest.raises(ConfigError, match="the gradient of step 101 is not finite"):
-        fit(training, run, HEADER)
+        fit(training, run, METADATA)
     assert torch.equal(training.network.values(), before) and training.num_updates == 0
 
 
@@ -313,12 +314,12 @@ def test_steps_that_may_be_skipped_leave_nothing_behind(run, tmp_path):
     options = {"lr": 0.05, "lr_warmup": 3, "batch_size": 64, "clip_grad_norm": 1.0, "log_every": 1}
     options |= {"on_nonfinite": "skip", "max_skips": 1}
     training = trainer(Overflows({0, 3}), max_steps=6, **options)
-    fit(training, run, HEADER)
+    fit(training, run, METADATA)
     assert (training.step, training.num_updates, training.num_skipped) == (6, 4, 2)
     assert [record["skipped"] for record in run.metrics()] == [1, 1, 1, 2, 2, 2]
     assert [record["loss"] is None for record in run.metrics()] == [True, False, False] * 2
     clean = trainer(max_steps=4, **options)  # the batch is all of the data: its order is no matter
-    fit(clean, folder(tmp_path / "b"), HEADER)
+    fit(clean, folder(tmp_path / "b"), METADATA)
     torch.testing.assert_close(training.network.values(), clean.network.values(), rtol=1e-5, atol=0)
     torch.testing.assert_close(
         training.ema.model.values(), clean.ema.model.values(), rtol=1e-5, atol=0
@@ -335,7 +336,7 @@ def test_more_skips_in_a_row_than_allowed_stop(run):
     with pytest.raises(
         ConfigError, match="of step 7 is not finite after 2 steps that were skipped"
     ):
-        fit(training, run, HEADER)
+        fit(training, run, METADATA)
     (newest, *_) = checkpoint.listed(run.path)
     again = trainer(Overflows(set()), **options)
     again.resume(checkpoint.load(newest))
@@ -345,7 +346,7 @@ def test_more_skips_in_a_row_than_allowed_stop(run):
     with pytest.raises(
         ConfigError, match="of step 7 is not finite after 2 steps that were skipped"
     ):
-        fit(broken, run, HEADER)
+        fit(broken, run, METADATA)
 
 
 class Constant(Fit):
@@ -359,7 +360,7 @@ class Constant(Fit):
 def test_the_loss_by_quarter(run):
     loss = Constant(num_steps=8)
     training = trainer(loss, batch_size=32, accumulate=2, max_steps=5, log_every=2)
-    returned = fit(training, run, HEADER)
+    returned = fit(training, run, METADATA)
     records = run.metrics()
     assert [record["step"] for record in records] == [2, 4, 5]
     drawn = [call["t"] for call in loss.calls]
@@ -385,13 +386,13 @@ def test_the_loss_by_quarter(run):
 
 
 def test_without_a_window_the_average_is_that_of_earlier_versions(run):
-    fit(trainer(max_steps=5, log_every=1, ema_window=None), run, HEADER)
+    fit(trainer(max_steps=5, log_every=1, ema_window=None), run, METADATA)
     expected = [1 - n ** (-2 / 3) for n in range(1, 6)]
     assert [record["ema_decay"] for record in run.metrics()] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_quarter_without_a_step_is_null(run):
-    fit(trainer(Constant(num_steps=1), max_steps=1), run, HEADER)
+    fit(trainer(Constant(num_steps=1), max_steps=1), run, METADATA)
     (record,) = run.metrics()
     assert record["loss_q0"] == 1 and record["loss_q1"] is None
     assert '"loss_q3": null' in run.metrics_file.read_text()
@@ -399,7 +400,7 @@ def test_a_quarter_without_a_step_is_null(run):
 
 def test_steps_are_drawn_evenly_from_0_to_the_last(run):
     loss = Fit(num_steps=4)
-    fit(trainer(loss, batch_size=512, max_steps=8), run, HEADER)
+    fit(trainer(loss, batch_size=512, max_steps=8), run, METADATA)
     counts = torch.cat([call["t"] for call in loss.calls]).bincount(minlength=4)
     assert len(counts) == 4 and (counts - 1024).abs().max() < 5 * (4096 * 0.25 * 0.75) ** 0.5
 
@@ -417,7 +418,7 @@ def test_the_speed_leaves_previews_out(run, monkeypatch):
         clock[0] += 1000.0
 
     training = trainer(Slow(), batch_size=8, max_steps=6, log_every=3, preview_every=2)
-    fit(training, run, HEADER, preview)
+    fit(training, run, METADATA, preview)
     assert clock[0] == 6 * 2 + 3 * 1000
     assert [record["samples_per_second"] for record in run.metrics()] == [4.0, 4.0]
 
@@ -432,7 +433,7 @@ def test_previews_come_at_their_steps_and_leave_the_network_training(run, every,
         training.network.eval()
 
     training = trainer(max_steps=5, preview_every=every)
-    fit(training, run, HEADER, preview)
+    fit(training, run, METADATA, preview)
     assert steps == expected and training.network.training
 
 
@@ -440,7 +441,7 @@ def test_previews_come_at_their_steps_and_leave_the_network_training(run, every,
 def test_label_dropout(run, share):
     loss = Fit(label_dropout=share)
     training = trainer(loss, data=Points(num_classes=3), batch_size=512, max_steps=8)
-    fit(training, run, HEADER)
+    fit(training, run, METADATA)
     labels = torch.cat([call["y"] for call in loss.calls])
     null = (labels == 3).sum().item()
     assert abs(null - share * 4096) <= 5 * (4096 * share * (1 - share)) ** 0.5
@@ -449,7 +450,7 @@ def test_label_dropout(run, share):
 
 def test_labels_that_are_kept_are_those_of_their_samples(run):
     data, loss = Points(num_classes=3), Fit(label_dropout=0.5)
-    fit(trainer(loss, data=data, max_steps=2), run, HEADER)
+    fit(trainer(loss, data=data, max_steps=2), run, METADATA)
     for call in loss.calls:
         for x0, y in zip(call["x0"], call["y"], strict=True):
             index = int((data.values == x0).flatten(1).all(1).nonzero())
@@ -458,7 +459,7 @@ def test_labels_that_are_kept_are_those_of_their_samples(run):
 
 def test_without_labels_there_is_no_y(run):
     loss = Fit()
-    fit(trainer(loss, max_steps=1), run, HEADER)
+    fit(trainer(loss, max_steps=1), run, METADATA)
     assert all("y" not in call and call["estimator"] is None for call in loss.calls)
 
 
@@ -489,7 +490,7 @@ def test_the_randomness_of_a_step_is_a_function_of_seed_step_and_micro_step(tmp_
         torch.manual_seed(before)
         loss = Fit(num_steps=1000)
         place = folder(tmp_path / f"{seed}-{before}")
-        fit(trainer(loss, seed=seed, accumulate=2), place, HEADER)
+        fit(trainer(loss, seed=seed, accumulate=2), place, METADATA)
         return [(call["t"].tolist(), call["noise"].tolist()) for call in loss.calls]
 
     first = drawn(0, 1)
@@ -539,7 +540,7 @@ def test_checkpoints_that_are_kept(run):
         max_steps=9, checkpoint_every=1, keep_last=2, keep_every=4, best="loss", log_every=1,
         lr=0.2, ema_decay=0.5,
     )  # fmt: skip
-    fit(training, run, HEADER)
+    fit(training, run, METADATA)
     losses = {record["step"]: record["loss"] for record in run.metrics()}
     best = min(losses, key=lambda step: losses[step])
     kept = {checkpoint.step_of(path) for path in checkpoint.listed(run.path)}
@@ -549,6 +550,6 @@ def test_checkpoints_that_are_kept(run):
 
 
 def test_checkpoints_come_at_their_steps_and_at_the_end(run):
-    fit(trainer(max_steps=7, checkpoint_every=3, keep_last=9), run, HEADER)
+    fit(trainer(max_steps=7, checkpoint_every=3, keep_last=9), run, METADATA)
     assert [path.name[-1] for path in checkpoint.listed(run.path)] == ["7", "6", "3"]
     assert json.loads((run.path / "checkpoints/step-00000003/config.json").read_text())["step"] == 3

@@ -9,7 +9,7 @@ from ddpm.errors import ConfigError
 from ddpm.training import checkpoint, trial
 from ddpm.training.trainer import GradientDecision
 from ddpm.training.trial import median_seconds, seconds_per_step
-from tests.training.test_trainer import HEADER, Fit, Points, fit, folder, trainer
+from tests.training.test_trainer import METADATA, Fit, Points, fit, folder, trainer
 
 CPU = torch.device("cpu")
 
@@ -111,7 +111,7 @@ def test_a_run_with_a_trial_has_the_bits_of_one_without(tmp_path):
         training = trainer(loss, Noisy(), lr=0.1)
         if name == "tried":
             seconds_per_step(training, seconds=0.05)
-        fit(training, folder(tmp_path / name), HEADER)
+        fit(training, folder(tmp_path / name), METADATA)
         weights.append(checkpoint.load(checkpoint.listed(tmp_path / name)[0]).weights("ema"))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
