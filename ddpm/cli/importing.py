@@ -10,7 +10,6 @@ from ddpm.cli import app
 from ddpm.config import paths, values
 from ddpm.config.registry import config_with_defaults, node
 from ddpm.config.text import to_yaml
-from ddpm.data.spec import DataSpec
 from ddpm.errors import ConfigError, render, require
 
 if TYPE_CHECKING:
@@ -108,6 +107,7 @@ def _facts(
     from ddpm import instantiate
     from ddpm.data import Codec, Condition, ImageCodec, SequenceCodec, VideoCodec
     from ddpm.data.classes import relabel
+    from ddpm.data.spec import DataSpec
 
     described = found.described
     if data is not None:
