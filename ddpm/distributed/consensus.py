@@ -1,4 +1,4 @@
-"""What the processes agree on at each step, in one exchange."""
+"""Status of all processes, exchanged once per step, and barriers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ddpm.distributed.processes import Processes
 
 
 class Agreed(NamedTuple):
-    """What holds for all processes.
+    """Status of all processes together.
 
     Attributes:
-        finite: the gradient is, everywhere.
-        stop: some process was told to stop.
-        failed: some process cannot go on.
-        save: the main process wants a checkpoint by its clock.
+        finite: the gradients of all processes are finite.
+        stop: some process received a request to stop.
+        failed: some process failed.
+        save: a checkpoint is due by the clock of the main process.
     """
 
     finite: bool
@@ -32,16 +32,16 @@ class Agreed(NamedTuple):
 def agree(
     accelerator: Accelerator, norm: Tensor, *, stop: bool, failed: bool, save: bool = False
 ) -> Agreed:
-    """Tell the others how this process stands, and hear how they do.
+    """All-reduce the status of the processes.
 
-    It is the one place of a step where the device is waited for.
+    This is the only synchronization with the device in a step.
 
     Args:
-        accelerator: whose processes; with one there is no exchange.
-        norm: of the gradient.
-        stop: whether this process was told to stop.
-        failed: whether it cannot go on.
-        save: whether a checkpoint is due by the clock; that of the main process decides.
+        accelerator: of the processes; nothing is exchanged for a single one.
+        norm: of the gradient, a scalar.
+        stop: True if this process received a request to stop.
+        failed: True if this process failed.
+        save: True if a checkpoint is due by the clock; the main process decides.
     """
     save = save and accelerator.is_main_process
     if accelerator.num_processes == 1:
@@ -55,7 +55,7 @@ def agree(
 
 
 def wait_for_all(accelerator: Processes) -> None:
-    """Wait until every process has come here.
+    """Wait until every process has called this.
 
     ``accelerator.wait_for_everyone`` names the device by the number of the process on its machine.
     That device does not exist where processes share a GPU, where each of them sees one GPU alone,
@@ -68,7 +68,7 @@ def wait_for_all(accelerator: Processes) -> None:
 
 @contextmanager
 def main_first(accelerator: Processes) -> Iterator[None]:
-    """Inside, the main process is alone; the others come after it, see :func:`wait_for_all`."""
+    """Run the block on the main process first, then on the others."""
     if not accelerator.is_main_process:
         wait_for_all(accelerator)
     yield

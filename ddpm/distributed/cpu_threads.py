@@ -80,7 +80,7 @@ def use(
 
     The first of these decides: a typed number; ``OMP_NUM_THREADS``; the number in the metadata of a
     checkpoint, if the machine has so many, since other sums would be rounded otherwise; a trial.
-    With a GPU, one core, or little to do there is no trial, and torch's number is used.
+    With a GPU, one core, or little work, torch's number is used without a trial.
 
     Args:
         threads: the option.
@@ -214,12 +214,12 @@ class Load(NamedTuple):
 
     @property
     def is_busy(self) -> bool:
-        """Whether other processes take time that more threads would need."""
+        """True if other processes use time that more threads would need."""
         return self.others > 0.5
 
     @property
     def is_full(self) -> bool:
-        """Whether no core was idle, in a time that is long enough to know."""
+        """True if no core was idle during a sufficiently long time."""
         return self.idle < 0.25 and self.others > 0.5 and self.seconds > _GLANCE_SECONDS
 
 

@@ -34,7 +34,7 @@ _TIMEOUT = timedelta(minutes=30)
 
 
 def world_size() -> int:
-    """How many processes a launcher says it has started, or 1."""
+    """Return the number of processes that the launcher has started, or 1."""
     for name in (*_LAUNCHERS, _SLURM):
         if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
@@ -50,7 +50,7 @@ def device_of(device: Device, precision: Precision, *, key: str) -> torch.device
         key: the option that names the precision, for the error.
 
     Raises:
-        ConfigError: no GPU where one was asked for; fp16 on a CPU.
+        ConfigError: no GPU although one was requested; fp16 on a CPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         problem = "this machine has no GPU that torch can use; take device=auto or device=cpu"
@@ -70,17 +70,17 @@ def accelerator(
     accumulate: int = 1,
     deterministic: bool = False,
 ) -> Accelerator:
-    """Accelerate set up as asked for, or a refusal where it would silently do something else.
+    """Return an Accelerator with exactly these options.
 
     Args:
         device: ``auto`` takes a GPU where there is one.
         precision: of the networks' arithmetic; the weights stay float32.
         key: the option that names the precision, for the error.
-        accumulate: micro-batches an optimizer step.
+        accumulate: micro-batches per optimizer step.
         deterministic: algorithms that give the same bits each time, in this process from now on.
 
     Raises:
-        ConfigError: no GPU where one was asked for; fp16 on a CPU; a launcher's processes that
+        ConfigError: no GPU although one was requested; fp16 on a CPU; a launcher's processes that
             do not know of each other; a way to share a network among GPUs that is not supported.
     """
     on_cpu = device_of(device, precision, key=key).type == "cpu"
@@ -93,11 +93,13 @@ def accelerator(
     for kind in _SHARDED:  # as 'accelerate launch' says it; without GPUs Accelerate does not care
         if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("true", "1"):
             raise _unsupported(kind)
-    _be_deterministic(deterministic)
+    _set_deterministic(deterministic)
     world = world_size()
     meant = device == "cpu" or OWN_WORKERS in os.environ or parse_flag_from_env(_USE_CPU)
     if on_cpu and not meant and "WORLD_SIZE" in os.environ and world > 1:
-        problem = f"the launcher started {world} processes but there is no GPU; add device=cpu"
+        problem = (
+            f"the launcher started {world} processes on a machine without a GPU; add device=cpu"
+        )
         raise ConfigError("device", device, problem)
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     made = Accelerator(
@@ -138,12 +140,12 @@ def _unsupported(kind: str) -> ConfigError:
     return ConfigError("launch", None, problem)
 
 
-def _be_deterministic(wanted: bool) -> None:
-    """For https://docs.pytorch.org/docs/stable/notes/randomness.html; of no effect on a CPU."""
-    if wanted:
+def _set_deterministic(deterministic: bool) -> None:
+    """Follow https://docs.pytorch.org/docs/stable/notes/randomness.html on a GPU."""
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(wanted)
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def _check(made: Accelerator, world: int, accumulate: int) -> None:
@@ -151,7 +153,7 @@ def _check(made: Accelerator, world: int, accumulate: int) -> None:
     if world != made.num_processes:
         problem = (
             f"the launcher started {world} processes but they found {made.num_processes}; have it "
-            "start one torchrun a node, which starts the processes"
+            "start one torchrun per node, which starts the processes"
         )
         raise ConfigError("launch", None, problem)
     if made.distributed_type not in _KINDS:

@@ -77,10 +77,10 @@ def agreed(accelerator: Accelerator, choose: Callable[[], T]) -> T:
             chosen = [choose()]
         except ConfigError as error:
             chosen = [error]
-    (found,) = broadcast_object_list(chosen)
-    if isinstance(found, ConfigError):
-        raise found
-    return cast(T, found)
+    (result,) = broadcast_object_list(chosen)
+    if isinstance(result, ConfigError):
+        raise result
+    return cast(T, result)
 
 
 def _prepared(

@@ -293,7 +293,7 @@ class Evaluator:
         pipeline: generation.SamplingPipeline,
         record: EvaluationRecord | None,
     ) -> Estimate:
-        """Print the estimated durations of the stages; without a record there are no estimates."""
+        """Print the estimated durations of the stages; without a record, print nothing."""
         options, stages = self.options, []
         if record is None:
             return Estimate(main=False)

@@ -79,14 +79,14 @@ class FidelityMetrics:
         if reference.images is None:
             return
         device = self.processes.device
-        found, _ = self.extractor.output_sizes(reference.images.shape, device)
-        problem = f"has {found} features per image, the samples have {num_features}"
+        reference_features, _ = self.extractor.output_sizes(reference.images.shape, device)
+        problem = f"has {reference_features} features per image, the samples have {num_features}"
         remedy = "use images of the same size and colour"
         if self.references.is_folder:
             color, size = "grey" if shape[0] == 1 else "rgb", list(shape[1:])
             remedy = f"set image_size={render(size)} color={color}"
         name = self.options.reference
-        require(found == num_features, "reference", name, f"{problem}; {remedy}")
+        require(reference_features == num_features, "reference", name, f"{problem}; {remedy}")
 
     def _count_samples(self, reference_size: int | None) -> int:
         """Return the number of samples to evaluate."""

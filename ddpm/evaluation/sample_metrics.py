@@ -144,6 +144,7 @@ def generate_samples(
         GivenUpError: the stop check returned True.
     """
     calls, stored = pipeline.num_calls(), partial_results or PartialResults()
+    options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "classes": classes}
     shard = Shard(processes, count, batch_size, calls=calls, stopping=stopping)
     record = record_trajectory and 0 in shard.indices
     trajectory = Trajectory(pipeline.codec, calls) if record else None
@@ -158,16 +159,10 @@ def generate_samples(
             shard.tick()
 
         def compute(batch: list[int]) -> dict[str, Tensor]:
-            options: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
-            ((raw, _),) = generate(pipeline, batch, classes=classes, on_step=after, **options)
+            ((raw, _),) = generate(pipeline, batch, on_step=after, **options)
             raw = pipeline.codec.pixels(raw)
             tensors = _extract(extractor, raw.to(processes.device), batch)
-            if batch[0] < GRID:
-                tensors["raw"] = raw
-            if trajectory is not None and batch[0] == 0:
-                frames = [pipeline.codec.pixels(frame) for frame in trajectory.frames]
-                tensors["frames"] = _select_snapshots(frames)
-            return tensors
+            return {**tensors, **_figure_tensors(pipeline, raw, batch, trajectory)}
 
         for batch in shard.batches():
             tensors = stored.load_or_compute(SAMPLES, batch, compute)
@@ -180,6 +175,17 @@ def generate_samples(
     snapshots = to_main(processes, snapshots)
     raw = torch.zeros(0, *pipeline.codec.shape, dtype=torch.uint8) if raw is None else raw[:GRID]
     return GeneratedSamples(collector.collect(), raw, [] if snapshots is None else list(snapshots))
+
+
+def _figure_tensors(
+    pipeline: SamplingPipeline, raw: Tensor, batch: list[int], trajectory: Trajectory | None
+) -> dict[str, Tensor]:
+    """Return the tensors of a batch that the figures of a report show."""
+    tensors = {"raw": raw} if batch[0] < GRID else {}
+    if trajectory is not None and batch[0] == 0:
+        frames = [pipeline.codec.pixels(frame) for frame in trajectory.frames]
+        tensors["frames"] = _select_snapshots(frames)
+    return tensors
 
 
 def _select_snapshots(frames: Sequence[Tensor]) -> Tensor:

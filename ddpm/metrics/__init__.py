@@ -1,4 +1,4 @@
-"""How near samples come to data: extractors, features, scores, and what to compare with."""
+"""Distances between samples and data: extractors, features, reference data and scores."""
 
 from __future__ import annotations
 

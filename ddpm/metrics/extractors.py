@@ -1,4 +1,4 @@
-"""Extractors: what turns images into the features that fidelity is measured in."""
+"""Feature extractors: images to feature vectors and class logits."""
 
 from __future__ import annotations
 
@@ -17,96 +17,95 @@ from ddpm.metrics.image_sources import file_sha256
 
 
 class Extractor(ABC):
-    """Uint8 images (B, C, H, W) to features (B, D), and to class logits (B, K) where it has them.
+    """Maps uint8 images (B, C, H, W) to features (B, D) and, optionally, class logits (B, K).
 
-    What can be refused without the weights is refused when it is made; :meth:`prepare` loads
-    them, and is called before anything else. The features of an image must not depend on the
-    batch that it is in.
+    The constructor checks everything that does not need the weights. :meth:`prepare` loads them and
+    is called first. The features of an image must not depend on the other images of its batch.
     """
 
     name: str
-    """What it is called beside a number."""
+    """Name in the provenance of numbers."""
     resize: str
-    """What it does to the sizes of images, in words."""
+    """Description of the resizing of images."""
     sha256: str
-    """Of what determines the features, mostly the file of weights; known once prepared."""
+    """Hash of everything that determines the features, mostly the weights; set when prepared."""
 
     @abstractmethod
     def prepare(self, device: torch.device | str) -> None:
-        """Load what is needed onto ``device``.
+        """Load the weights onto ``device``.
 
         Raises:
-            ConfigError: weights that cannot be had.
+            ConfigError: weights that cannot be loaded or downloaded.
         """
 
     @abstractmethod
     def _extract(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features and logits of images on the device."""
+        """Return features (B, D) and logits (B, K) or None of images on the device."""
 
     @torch.inference_mode()
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """``features`` (B, D), and ``logits`` (B, K) where there are, as float32 or float64.
+        """Return ``features`` (B, D) and, if available, ``logits`` (B, K), as float32 or float64.
 
         Args:
             images: uint8 (B, C, H, W) on the device of :meth:`prepare`.
 
         Raises:
-            ConfigError: images that it cannot take, or what it gives is no such thing.
+            ConfigError: images that are not supported, or outputs of another shape or type.
         """
         assert images.dtype == torch.uint8 and images.ndim == 4, (images.dtype, images.shape)
         features, logits = self._extract(images)
-        found = {"features": features} | ({} if logits is None else {"logits": logits})
-        for what, values in found.items():
+        outputs = {"features": features} | ({} if logits is None else {"logits": logits})
+        for what, values in outputs.items():
             good = values.ndim == 2 and len(values) == len(images) and values.is_floating_point()
             if not good:
                 shape = f"{values.dtype} of shape {tuple(values.shape)}".removeprefix("torch.")
                 problem = f"gives {what} in {shape} for {len(images)} images; they must be floats"
                 raise ConfigError("extractor", self.name, f"{problem} of shape (images, {what})")
         double = torch.float64
-        return {k: v if v.dtype == double else v.float() for k, v in found.items()}
+        return {k: v if v.dtype == double else v.float() for k, v in outputs.items()}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The features alone; see :meth:`outputs`."""
+        """Return the features (B, D) only; see :meth:`outputs`."""
         return self.outputs(images)["features"]
 
     def output_sizes(
         self, shape: tuple[int, ...], device: torch.device | str
     ) -> tuple[int, int | None]:
-        """How many features and how many logits, if any, it has for images (C, H, W).
+        """Return the numbers of features and of logits (or None) for images (C, H, W).
 
-        It tries a black image, so what it cannot take is told before there is any work.
+        A black image is tried, so that unsupported images raise an error before any work.
         """
-        found = self.outputs(torch.zeros(1, *shape, dtype=torch.uint8, device=device))
-        logits = found.get("logits")
-        return found["features"].shape[1], None if logits is None else logits.shape[1]
+        outputs = self.outputs(torch.zeros(1, *shape, dtype=torch.uint8, device=device))
+        logits = outputs.get("logits")
+        return outputs["features"].shape[1], None if logits is None else logits.shape[1]
 
     def provenance(self) -> dict[str, Any]:
-        """Name and hash."""
+        """Return name and hash, as plain JSON."""
         return {"name": self.name, "sha256": self.sha256}
 
 
 class Pixels(Extractor):
-    """The pixels themselves, divided by 255: for small images, and without any download."""
+    """Pixels divided by 255 as features, for small images; needs no download."""
 
     name = "pixels"
     resize = "none"
     sha256 = hashlib.sha256(b"pixels: channels, rows, columns; divided by 255").hexdigest()
 
     def prepare(self, device: torch.device | str) -> None:
-        """There is nothing to load."""
+        """Do nothing: it does not have weights."""
 
     def _extract(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         return images.flatten(1).float() / 255, None
 
 
 class Custom(Extractor):
-    """A TorchScript file of the user's own, from uint8 (B, C, H, W) to features (B, D).
+    """A TorchScript file that maps uint8 images (B, C, H, W) to features (B, D).
 
-    It may give a tuple of features and class logits (B, K) instead. Such a file is code that is
-    run, so it is trusted as the command line is: use none that came from elsewhere.
+    It may return a tuple of features and class logits (B, K) instead. Loading such a file runs its
+    code: use only files that you trust.
 
     Args:
-        path: what ``torch.jit.save`` wrote.
+        path: written by ``torch.jit.save``.
     """
 
     name = "custom"
@@ -114,32 +113,36 @@ class Custom(Extractor):
 
     def __init__(self, *, path: str) -> None:
         self._path = Path(path)
-        problem = "there is no such file; save a TorchScript module there, with torch.jit.save"
+        problem = "file not found; save a TorchScript module there with torch.jit.save"
         require(self._path.is_file(), "path", path, problem)
         self.sha256 = file_sha256(self._path, "path")
 
     def prepare(self, device: torch.device | str) -> None:
-        """Load the file."""
+        """Load the file onto ``device``.
+
+        Raises:
+            ConfigError: a file that is not TorchScript.
+        """
         try:
             with warnings.catch_warnings(action="ignore"):
                 self._module = torch.jit.load(str(self._path), map_location=device).eval()
-        except Exception as error:  # what is no archive, or one of another kind
+        except Exception as error:  # not an archive, or one of another kind
             if is_out_of_memory(error):
                 raise
-            problem = f"cannot be loaded as TorchScript ({reason(error)}); write it anew with"
+            problem = f"cannot be loaded as TorchScript ({reason(error)}); write it again with"
             where = str(self._path)
             raise ConfigError("extractor.path", where, f"{problem} torch.jit.save") from error
 
     def _extract(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         try:
-            found = self._module(images)
+            outputs = self._module(images)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             shape = tuple(images.shape)
             problem = f"fails on uint8 images of shape {shape}: {reason(error)}"
             raise ConfigError("extractor.path", str(self._path), problem) from error
-        parts = found if isinstance(found, tuple) else (found,)
+        parts = outputs if isinstance(outputs, tuple) else (outputs,)
         if len(parts) not in (1, 2) or not all(isinstance(part, Tensor) for part in parts):
             problem = "must give a tensor of features, or a tuple of features and logits"
             raise ConfigError("extractor.path", str(self._path), problem)
@@ -147,6 +150,6 @@ class Custom(Extractor):
 
 
 def reason(error: BaseException) -> str:
-    """The last line of what an error says: TorchScript puts a trace before it."""
+    """Return the last line of an error; TorchScript puts a trace before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

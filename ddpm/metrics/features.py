@@ -1,4 +1,4 @@
-"""Features of many images: in batches, shared among processes by whole batches, put together."""
+"""Features of images: extraction in batches, and concatenation."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ddpm.metrics.image_sources import Images
 
 @dataclass(frozen=True)
 class Features:
-    """The features of some of the images, on the CPU.
+    """Features of some images, on the CPU.
 
     Attributes:
-        indices: int64 (n,), which images they are of.
+        indices: int64 (n,) indices of the images.
         features: (n, D).
-        logits: (n, K), of an extractor that has them.
+        logits: (n, K) class logits; None if the extractor does not have them.
     """
 
     indices: Tensor
@@ -40,15 +40,15 @@ def extract(
     device: torch.device | str,
     on_batch: Callable[[int], object] | None = None,
 ) -> Features:
-    """The features of the images ``mine``, in that order.
+    """Return the features of the images ``mine``, in that order.
 
     Args:
         extractor: prepared on ``device``.
-        images: where they come from.
-        mine: which of them; for several processes, see
+        images: source of the images.
+        mine: their indices; for several processes, see
             :func:`ddpm.distributed.sharding.shard_range`.
-        batch_size: images at once.
-        device: where to.
+        batch_size: images per batch.
+        device: of the extractor.
         on_batch: called after each batch with the number of images in it.
 
     Raises:
@@ -64,33 +64,42 @@ def extract(
 
 
 def extract_batch(extractor: Extractor, images: Tensor, indices: Sequence[int]) -> Features:
-    """The features of uint8 images (B, C, H, W) on the extractor's device, known as ``indices``."""
+    """Return the features of uint8 images (B, C, H, W) on the extractor's device.
+
+    Args:
+        extractor: must be prepared.
+        images: the images.
+        indices: B indices that the images have in the result.
+
+    Raises:
+        ConfigError: features that are NaN or infinite.
+    """
     assert len(images) == len(indices)
-    found = {name: values.cpu() for name, values in extractor.outputs(images).items()}
-    for name, values in found.items():
+    outputs = {name: values.cpu() for name, values in extractor.outputs(images).items()}
+    for name, values in outputs.items():
         bad = int((~torch.isfinite(values)).any(1).sum())
         if bad:
             problem = f"gives {name} that are NaN or infinite, of {bad} of {len(images)} images"
             raise ConfigError("extractor", extractor.name, f"{problem}; repair it")
     where = torch.tensor(indices, dtype=torch.int64)
-    return Features(where, found["features"], found.get("logits"))
+    return Features(where, outputs["features"], outputs.get("logits"))
 
 
 def concatenate(parts: Sequence[Features], count: int | None = None) -> Features:
-    """Several parts as one.
+    """Concatenate features.
 
     Args:
-        parts: those of batches, or those gathered from processes; some may be empty.
-        count: given, the result is in the order of the indices 0 to ``count - 1``; of those that
-            several parts have, as padding brings about, one is kept.
+        parts: features of batches or of processes; some may be empty.
+        count: sort the result by the indices 0 to ``count - 1`` and drop duplicates, which padding
+            creates; None = keep the order.
     """
-    held = [part for part in parts if len(part)]
-    if not held:
+    filled = [part for part in parts if len(part)]
+    if not filled:
         return Features(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0))
-    indices = torch.cat([part.indices for part in held])
-    values = torch.cat([part.features for part in held])
-    logits = [part.logits for part in held if part.logits is not None]
-    whole = torch.cat(logits) if len(logits) == len(held) else None
+    indices = torch.cat([part.indices for part in filled])
+    values = torch.cat([part.features for part in filled])
+    logits = [part.logits for part in filled if part.logits is not None]
+    whole = torch.cat(logits) if len(logits) == len(filled) else None
     if count is None:
         return Features(indices, values, whole)
     order = indices.argsort(stable=True)

@@ -1,4 +1,4 @@
-"""Where images come from that are to be compared: a folder, an .npz, a data set, the memory."""
+"""Sources of images for metrics: folders, .npz files, data sets and memory."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from ddpm.data.depth import Levels, range_warnings
 from ddpm.errors import Advice, ConfigError, require
 from ddpm.seeding import RandomStream, mix_array
 
-_CHUNK = 256  # images that are hashed at once
+_CHUNK = 256  # images per update of the hash
 
 
 class Images(ABC):
-    """Finitely many uint8 images of one shape, (C, H, W)."""
+    """A finite sequence of uint8 images (C, H, W) of one shape."""
 
     shape: tuple[int, ...]
-    """(C, H, W)."""
+    """Shape (C, H, W) of an image."""
     warnings: tuple[str, ...] = ()
-    """As :attr:`ddpm.data.Dataset.warnings`."""
+    """Warnings about the files, one line each."""
     shown: bool = True
-    """Whether hashing shows a bar; one process of several does."""
+    """True if hashing shows a progress bar, as on the main process."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many."""
+        """Return the number of images."""
 
     @abstractmethod
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Those images as uint8 (n, C, H, W) on the CPU."""
+        """Return the images of these indices as uint8 (n, C, H, W) on the CPU."""
 
     @abstractmethod
-    def _named(self) -> dict[str, Any]:
-        """Where they come from, in words that a reader can follow."""
+    def _origin(self) -> dict[str, Any]:
+        """Return the provenance without count, shape and hash."""
 
     _sha256: str | None = None
 
     @property
     def sha256(self) -> str:
-        """Of count, shape and pixels in their order; names and kinds of files do not enter."""
+        """Hash of count, shape and pixels in their order, whatever the files are."""
         if self._sha256 is not None:
             return self._sha256
         digest = hashlib.sha256(repr((len(self), *self.shape)).encode())
@@ -62,17 +62,22 @@ class Images(ABC):
         return self._sha256
 
     def set_sha256(self, sha256: str) -> None:
-        """Take the hash that another process has computed of the same images."""
+        """Set the hash that another process has computed."""
         self._sha256 = sha256
 
     def provenance(self) -> dict[str, Any]:
-        """Provenance: where from, count, shape (C, H, W) and hash, as plain JSON."""
-        told = {"num_images": len(self), "shape": list(self.shape), "sha256": self.sha256}
-        return {**self._named(), **told}
+        """Return source, count, shape (C, H, W) and hash, as plain JSON."""
+        content = {"num_images": len(self), "shape": list(self.shape), "sha256": self.sha256}
+        return {**self._origin(), **content}
 
 
 class InMemoryImages(Images):
-    """Images in memory, uint8 (N, C, H, W): samples as they were drawn."""
+    """Images in memory.
+
+    Args:
+        pixels: uint8 (N, C, H, W).
+        source: for the provenance.
+    """
 
     def __init__(self, pixels: Tensor, source: str = "memory") -> None:
         assert pixels.dtype == torch.uint8 and pixels.ndim == 4, (pixels.dtype, pixels.shape)
@@ -83,29 +88,29 @@ class InMemoryImages(Images):
         return len(self._pixels)
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """A copy of them."""
+        """Return a copy of these images."""
         return self._pixels[torch.as_tensor(indices, dtype=torch.int64)].contiguous()
 
-    def _named(self) -> dict[str, Any]:
+    def _origin(self) -> dict[str, Any]:
         return {"source": self._source}
 
 
 class DatasetImages(Images):
-    """The images of a data set, without labels and unmirrored."""
+    """Images of a data set, without labels and without augmentation."""
 
-    def __init__(self, data: Dataset, named: dict[str, Any], *, key: str = "data") -> None:
-        """Refuse what holds no images.
+    def __init__(self, data: Dataset, provenance: dict[str, Any], *, key: str = "data") -> None:
+        """Create the source.
 
         Args:
             data: of images (C, H, W); levels of 16 bits become uint8, see
                 :meth:`ddpm.data.ImageCodec.pixels`.
-            named: what provenance says of it: its class, split, path.
-            key: where the config names it.
+            provenance: class, split and path of the data.
+            key: the option that names the data.
 
         Raises:
-            ConfigError: sequences, videos.
+            ConfigError: data of sequences or videos.
         """
-        self._data, self._names = data, dict(named)
+        self._data, self._provenance = data, dict(provenance)
         self.shape = tuple(data.shape)
         kind = data.codec.kind
         problem = f"holds {kind}, and fidelity is of images; leave fid, kid, isc and prc out"
@@ -117,20 +122,24 @@ class DatasetImages(Images):
         return len(self._data)
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Raw items as uint8, with the key at which our own data sets mirror nothing."""
+        """Return raw items as uint8, without augmentation."""
         return self._codec.pixels(self._data.fetch(indices, [UNAUGMENTED_KEY] * len(indices))[0])
 
-    def _named(self) -> dict[str, Any]:
+    def _origin(self) -> dict[str, Any]:
         levels = self._codec.levels
         read = {} if levels.bits == 8 else {"levels_as_uint8": [levels.low, levels.high]}
-        return {**self._names, **read}
+        return {**self._provenance, **read}
 
 
 class RandomSubset(Images):
-    """So many of other images, chosen at random: always the same ones."""
+    """A fixed random subset of other images.
+
+    Args:
+        whole: the other images.
+        count: size of the subset, at most ``len(whole)``.
+    """
 
     def __init__(self, whole: Images, count: int) -> None:
-        """Choose ``count``, at most as many as there are."""
         ranks = mix_array(RandomStream.IMAGE_SUBSET, np.arange(len(whole)))
         self._whole, self._indices = whole, np.sort(np.argsort(ranks, kind="stable")[:count])
         self.shape, self.shown = whole.shape, whole.shown
@@ -139,21 +148,21 @@ class RandomSubset(Images):
         return len(self._indices)
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Those of the whole."""
+        """Return these images of the subset."""
         return self._whole.read(self._indices[np.asarray(indices, dtype=np.int64)].tolist())
 
-    def _named(self) -> dict[str, Any]:
-        return {**self._whole._named(), "chosen_at_random_from": len(self._whole)}
+    def _origin(self) -> dict[str, Any]:
+        return {**self._whole._origin(), "chosen_at_random_from": len(self._whole)}
 
 
 class _Pictures(Folder):
-    """A folder of which a range may be declared for the pictures of another one."""
+    """A folder whose ``low`` and ``high`` may be set for the images of another folder."""
 
     _requires_16_bit = False
 
 
 class FolderImages(DatasetImages):
-    """The pictures in a folder and the folders below it; see :class:`ddpm.data.Folder`."""
+    """Images of a folder and its subfolders; see :class:`ddpm.data.Folder`."""
 
     def __init__(
         self,
@@ -165,7 +174,7 @@ class FolderImages(DatasetImages):
         low: float | None = None,
         high: float | None = None,
     ) -> None:
-        """Read them, in 8 bits.
+        """Read the images, in 8 bits.
 
         Args:
             path: the folder.
@@ -176,7 +185,7 @@ class FolderImages(DatasetImages):
             high: white in 16-bit pictures.
 
         Raises:
-            ConfigError: (key ``key``) what keeps them from becoming one set.
+            ConfigError: (key ``key``) images that differ in size or colour, or that cannot be read.
         """
         try:
             options: dict[str, Any] = {"color": color, "low": low, "high": high}
@@ -185,18 +194,19 @@ class FolderImages(DatasetImages):
             where = str(error.value) if error.key == "path" else path
             raise error.renamed(key, where) from error
         resize = "none" if image_size is None else "scaled to cover, then cut at the centre"
-        named: dict[str, Any] = {"source": str(path), "resize": resize}
-        named |= {} if image_size is None else {"image_size": image_size}
-        named |= {k: v for k, v in options.items() if v not in (None, "auto")}
-        super().__init__(data, named, key=key)
-        said = data.warnings
-        self.warnings = tuple(x.renamed() if isinstance(x, Advice) else x for x in said)
+        provenance: dict[str, Any] = {"source": str(path), "resize": resize}
+        provenance |= {} if image_size is None else {"image_size": image_size}
+        provenance |= {k: v for k, v in options.items() if v not in (None, "auto")}
+        super().__init__(data, provenance, key=key)
+        self.warnings = tuple(
+            each.renamed() if isinstance(each, Advice) else each for each in data.warnings
+        )
 
 
 class NpzImages(InMemoryImages):
-    """The array ``arr_0`` of an .npz, (N, H, W, C), as programs that sample write it.
+    """The array ``arr_0`` of an .npz, (N, H, W, C), the format of other sampling programs.
 
-    An .npy holds that array alone. It is uint8 with 1 or 3 channels, or the 16-bit levels that
+    An .npy contains only that array. It is uint8 with 1 or 3 channels, or the 16-bit levels that
     :class:`ddpm.data.ImageCodec` writes, uint16 with 1 channel, which become uint8.
     """
 
@@ -208,7 +218,7 @@ class NpzImages(InMemoryImages):
         low: float | None = None,
         high: float | None = None,
     ) -> None:
-        """Read it; labels beside it are ignored.
+        """Read the array; labels in the file are ignored.
 
         Args:
             path: the file.
@@ -217,7 +227,7 @@ class NpzImages(InMemoryImages):
             high: white in uint16 images; None = 65535.
 
         Raises:
-            ConfigError: (key ``key``) there is no such array, or none of images.
+            ConfigError: (key ``key``) the array is missing, or does not contain images.
         """
         single = path.endswith(".npy")
         array = read_npy(path, key) if single else read_npz(path, key, "arr_0")["arr_0"]
@@ -239,42 +249,41 @@ class NpzImages(InMemoryImages):
         self, array: np.ndarray[Any, Any], path: str, levels: Levels
     ) -> np.ndarray[Any, Any]:
         seen = levels.measure(array, path)
-        said = range_warnings(path, [seen], levels)
-        self.warnings = tuple(each.renamed() for each in said)
+        self.warnings = tuple(each.renamed() for each in range_warnings(path, [seen], levels))
         return levels.to_bytes(array.astype(np.float64))
 
 
 def read_npz(path: str, key: str, *names: str) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays ``names`` of an .npz; pickled objects are refused.
+    """Return the arrays ``names`` of an .npz; pickled objects are rejected.
 
     Raises:
-        ConfigError: (key ``key``) it is not there, damaged, or lacks one of them.
+        ConfigError: (key ``key``) the file is missing or damaged, or lacks an array.
     """
     place = Path(path)
-    require(place.is_file(), key, path, "there is no such file")
+    require(place.is_file(), key, path, "file not found")
     try:
         if not is_zipfile(place):
-            raise ValueError("it is no zip archive")
+            raise ValueError("it is not a zip archive")
         with np.load(place, allow_pickle=False) as held:
             there = list(held.keys())
             if set(names) <= set(there):
                 return {name: held[name] for name in names}
     except Exception as error:  # damaged zip, header or pickle: each has errors of its own
         reason = str(error).split("\n")[0]
-        problem = f"cannot be read as an .npz ({reason}); save it anew"
+        problem = f"cannot be read as an .npz ({reason}); save it again"
         raise ConfigError(key, path, problem) from error
     problem = f"holds no {' and '.join(names)} (there are: {', '.join(there) or 'none'})"
     raise ConfigError(key, path, problem)
 
 
 def read_npy(path: str, key: str) -> np.ndarray[Any, Any]:
-    """Return the array of an .npy; pickled objects are refused.
+    """Return the array of an .npy; pickled objects are rejected.
 
     Raises:
-        ConfigError: (key ``key``) it is not there, or damaged.
+        ConfigError: (key ``key``) the file is missing or damaged.
     """
     place = Path(path).expanduser()
-    require(place.is_file(), key, path, "there is no such file")
+    require(place.is_file(), key, path, "file not found")
     try:
         return np.load(place, allow_pickle=False)
     except Exception as error:  # damaged headers or pickles: each has errors of its own
@@ -284,7 +293,11 @@ def read_npy(path: str, key: str) -> np.ndarray[Any, Any]:
 
 
 def file_sha256(path: Path, key: str) -> str:
-    """The sha256 of a file; raises ConfigError (key ``key``) where it cannot be read."""
+    """Return the sha256 of a file.
+
+    Raises:
+        ConfigError: (key ``key``) the file cannot be read.
+    """
     try:
         return files.file_sha256(path)
     except OSError as error:
@@ -293,9 +306,9 @@ def file_sha256(path: Path, key: str) -> str:
 
 
 def contains_statistics(path: str) -> bool:
-    """Whether a file is one of statistics: ours, or an .npz with ``mu`` and ``sigma``.
+    """Return True for a file of statistics: .safetensors, or an .npz with ``mu`` and ``sigma``.
 
-    It reads names only; what is damaged or no such file at all gives False.
+    Only names are read. False for damaged and missing files.
     """
     place = Path(path)
     if place.suffix == ".safetensors":

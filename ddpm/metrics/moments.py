@@ -1,4 +1,4 @@
-"""Mean and covariance of features that are never in memory together."""
+"""Mean and covariance of features, accumulated batch by batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ddpm.metrics.scores import Statistics, require_size
 
-_ROWS = 1024  # features that are added at once
+_ROWS = 1024  # features that are combined at once
 
 
 class Moments:
@@ -21,7 +21,7 @@ class Moments:
         dim: features per image.
 
     Raises:
-        ConfigError: more features than a covariance can be of.
+        ConfigError: more features than :data:`ddpm.metrics.scores.LARGEST`.
     """
 
     def __init__(self, dim: int) -> None:
@@ -39,7 +39,7 @@ class Moments:
             self.settle()
 
     def settle(self) -> None:
-        """Bring all that was added into the moments."""
+        """Combine all added features into the moments."""
         rows = [each for each in self._waiting if len(each)]
         self._waiting = []
         if rows:
@@ -59,7 +59,7 @@ class Moments:
         self.count = total
 
     def statistics(self) -> Statistics:
-        """Return mean and covariance; of at least 2 images."""
+        """Return mean (D,) and covariance (D, D) of at least 2 images."""
         self.settle()
         assert self.count >= 2, self.count
         mean = self.mean.to(self.dtype).numpy()

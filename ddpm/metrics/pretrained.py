@@ -1,4 +1,4 @@
-"""Extractors that others have trained: torch-fidelity's networks, by their published weights."""
+"""Pretrained extractors: the networks of torch-fidelity with their published weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ClipModel = Literal[
 
 
 class _Network(Extractor):
-    """A network of torch-fidelity's, which sees colour: grey is repeated to three channels."""
+    """A network of torch-fidelity for colour images; grey is repeated to three channels."""
 
     _layers: tuple[str, ...]
     _module: nn.Module
@@ -41,29 +41,29 @@ class _Network(Extractor):
         channels = images.shape[1]
         problem = f"takes images of 1 or 3 channels, these have {channels}; use extractor=pixels"
         require(channels in (1, 3), "extractor", self.name, problem)
-        found = self._module(images.expand(-1, 3, -1, -1))
-        return found[0], found[1] if len(found) == 2 else None
+        outputs = self._module(images.expand(-1, 3, -1, -1))
+        return outputs[0], outputs[1] if len(outputs) == 2 else None
 
 
 class _Published(_Network):
-    """A network whose one file of weights is known by its sha256.
+    """A network with a single file of weights, whose sha256 is published.
 
-    torch-fidelity unpickles such files without any safeguard, so none is handed over, neither
-    the user's nor one found where downloads lie, before its hash was compared.
+    torch-fidelity unpickles such files without any safeguard, so the hash is compared first, both
+    of files of the user and of downloads.
     """
 
     def __init__(self, weights: str | None) -> None:
         self._weights = None if weights is None else Path(weights)
         if self._weights is not None:
-            require(self._weights.is_file(), "weights", weights, "there is no such file")
+            require(self._weights.is_file(), "weights", weights, "file not found")
             self._verify(self._weights, "weights", f"fetch it from {self._source()[0]}")
 
     @abstractmethod
     def _source(self) -> tuple[str, str]:
-        """The URL of the weights, and the name under which torch-fidelity keeps them."""
+        """Return the URL of the weights, and their file name in torch-fidelity."""
 
     def prepare(self, device: torch.device | str) -> None:
-        """Download the weights, if they are neither given nor there yet, and load them."""
+        """Load the weights, after a download if there is neither a path nor an earlier download."""
         path, remedy = self._weights, f"fetch it from {self._source()[0]}"
         if path is None:
             path, remedy = self._downloaded(), "remove it: it is downloaded anew"
@@ -86,12 +86,12 @@ class _Published(_Network):
         return path
 
     def _verify(self, path: Path, key: str, remedy: str) -> None:
-        found = file_sha256(path, key)
+        sha256 = file_sha256(path, key)
         problem = (
-            f"is not the published file of {self.name}: its sha256 is {found[:12]}..., not "
+            f"is not the published file of {self.name}: its sha256 is {sha256[:12]}..., not "
             f"{self.sha256[:12]}...; {remedy}"
         )
-        require(found == self.sha256, key, str(path), problem)
+        require(sha256 == self.sha256, key, str(path), problem)
 
 
 class Inception(_Published):
@@ -116,11 +116,11 @@ class Inception(_Published):
 
 
 class CLIP(_Published):
-    """The image half of CLIP (Radford et al. 2021, arXiv 2103.00020), as torch-fidelity has it.
+    """Image encoder of CLIP (Radford et al. 2021, arXiv 2103.00020), as in torch-fidelity.
 
     Args:
-        model: which of the published networks.
-        weights: its file; null = it is downloaded.
+        model: name of the published network.
+        weights: path of the file; null = it is downloaded.
     """
 
     resize = _TF1.format("the size that the network was trained at")
@@ -140,10 +140,10 @@ class CLIP(_Published):
 
 
 class DINOv2(_Network):
-    """DINOv2 (Oquab et al. 2023, arXiv 2304.07193), as torch-fidelity has it.
+    """DINOv2 (Oquab et al. 2023, arXiv 2304.07193), as in torch-fidelity.
 
-    torch.hub fetches the network's code and its weights from their authors, and runs that code:
-    neither is pinned. The hash is that of the weights which came.
+    torch.hub downloads code and weights from their authors and runs the code; neither is pinned.
+    The hash is that of the downloaded weights.
 
     Args:
         size: small, base, large or giant.
@@ -156,15 +156,17 @@ class DINOv2(_Network):
         self.name = f"dinov2-vit-{size}-14"
 
     def prepare(self, device: torch.device | str) -> None:
-        """Have torch.hub fetch what is not there yet, and load it."""
+        """Load code and weights through torch.hub, which downloads them if necessary."""
         try:
             with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
                 self._load(device)
         except Exception as error:  # no network, no space, a changed repository: any error at all
             if is_out_of_memory(error):
                 raise
-            problem = f"cannot be had from torch.hub ({reason(error)}); copy {torch.hub.get_dir()}"
-            remedy = "from a machine that has it, or take another extractor"
+            problem = (
+                f"cannot be loaded from torch.hub ({reason(error)}); copy {torch.hub.get_dir()}"
+            )
+            remedy = "from a machine that has it, or use another extractor"
             raise ConfigError("extractor", self.name, f"{problem} {remedy}") from error
         digest = hashlib.sha256()
         for name, values in sorted(self._module.state_dict().items()):
@@ -174,15 +176,15 @@ class DINOv2(_Network):
 
 
 class Auto:
-    """No extractor, but the choice of one: what suits the images.
+    """Selects an extractor from the shape of the images.
 
-    Inception sees objects in photographs; of tiny grey images it says little.
+    Inception recognizes objects in photographs and is not informative for tiny grey images.
     """
 
-    _TINY = 32  # pixels a side
+    _TINY = 32  # pixels per side
 
     def choose(self, shape: tuple[int, ...]) -> Extractor:
-        """:class:`Pixels` for grey images (C, H, W) of up to 32x32, else :class:`Inception`."""
+        """Return :class:`Pixels` for grey (C, H, W) up to 32x32, else :class:`Inception`."""
         channels, *sides = shape
         tiny = channels == 1 and max(sides) <= self._TINY
         return Pixels() if tiny else Inception()

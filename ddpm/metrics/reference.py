@@ -1,8 +1,8 @@
-"""What samples are compared with: computed once, kept in a file that says of what it is.
+"""Reference features and statistics, cached in files that record their provenance.
 
-A file is named by a hash of all that determines it, holds that as its provenance, and a hash of
-its content: one that is damaged or of something else is not used, but computed anew. A file that
-the user names is refused instead.
+The name of a file is a hash of everything that determines its content. It contains its provenance
+and a hash of its content. A cached file that is damaged or has another provenance is ignored and
+computed again; a file that the user names raises an error instead.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from ddpm.metrics.image_sources import Images, file_sha256, read_npz
 from ddpm.metrics.scores import Statistics
 
 LARGEST_CACHED = 2**29
-"""Bytes of features that a file keeps beside mean and covariance; of more only those."""
-_NAME = "reference"  # under which a file tells of what it is
-_VERSION = 1  # of the file; another one is computed anew
+"""Bytes of features up to which a cache file contains them beside mean and covariance."""
+_NAME = "reference"  # key of the provenance in the metadata of a file
+_VERSION = 1  # of the file format; files of other versions are ignored
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with.
+    """Reference that samples are compared with.
 
-    Of several processes, the main one alone has more than the provenance.
+    Only the main process has more than the provenance.
 
     Attributes:
         statistics: for fid.
-        features: (n, D), for kid and prc; None where a file has none.
-        provenance: ``reference`` (what images, how many, their hash), ``extractor`` (name, hash,
+        features: (n, D), for kid and prc; None if a file lacks them.
+        provenance: ``reference`` (source, number, hash of the images), ``extractor`` (name, hash,
             number of features) and ``resize``, as plain JSON.
     """
 
@@ -58,30 +58,30 @@ class Reference:
 
 
 def provenance(extractor: Extractor, images: Images, count: int | None = None) -> dict[str, Any]:
-    """What the features of the first ``count`` images, or of all, are of.
+    """Return the provenance of the features of the first ``count`` images, or of all.
 
     Raises:
-        ConfigError: (key ``reference``) there are not so many.
+        ConfigError: (key ``reference``) there are fewer images.
     """
-    taken = len(images) if count is None else count
-    problem = f"has {len(images)} images, not {taken}; ask for fewer"
-    require(taken <= len(images), "reference", None, problem)
+    used = len(images) if count is None else count
+    problem = f"has {len(images)} images, not {used}; request fewer"
+    require(used <= len(images), "reference", None, problem)
     return {
-        "reference": {**images.provenance(), "num_images": taken},
+        "reference": {**images.provenance(), "num_images": used},
         "extractor": extractor.provenance(),
         "resize": extractor.resize,
     }
 
 
-def key_of(wanted: Mapping[str, Any]) -> str:
-    """The hash of all in a provenance that determines the features: no names, no paths."""
-    return hashlib.sha256(json.dumps([_VERSION, *_determining(wanted)]).encode()).hexdigest()
+def key_of(requested: Mapping[str, Any]) -> str:
+    """Return the hash of everything in a provenance that determines the features, without paths."""
+    return hashlib.sha256(json.dumps([_VERSION, *_determining(requested)]).encode()).hexdigest()
 
 
-def _determining(told: Mapping[str, Any]) -> list[Any]:
-    images, extractor = told["reference"], told["extractor"]
+def _determining(record: Mapping[str, Any]) -> list[Any]:
+    images, extractor = record["reference"], record["extractor"]
     what = [images[name] for name in ("sha256", "num_images", "shape")]
-    return [*what, extractor["name"], extractor["sha256"], told["resize"]]
+    return [*what, extractor["name"], extractor["sha256"], record["resize"]]
 
 
 def cached_reference(
@@ -96,78 +96,79 @@ def cached_reference(
     broadcast: Callable[[dict[str, Any] | None], dict[str, Any] | None] = lambda value: value,
     attend: Callable[[Callable[[], Reference]], Reference] = lambda work: work(),
 ) -> Reference:
-    """What the cache has, else what ``compute`` gives, which is then kept.
+    """Return the reference of images, from the cache or computed and then cached.
 
     Args:
         extractor: prepared.
         images: those to compare with.
-        compute: gives the features of the first so many images, in their order, or their
-            statistics; on other processes than the main one None.
-        cache: the folder of files; None = nothing is looked up or kept.
-        count: how many of the images; None = all.
-        need_features: a file with statistics alone does not do.
-        main: of several processes, the one that looks into the cache and writes to it.
+        compute: returns the features of the first images, in their order, or their statistics; None
+            on other processes than the main one. Its argument is the number of images.
+        cache: the folder of files; None = no cache.
+        count: number of images; None = all.
+        need_features: True if statistics are not enough.
+        main: True on the process that reads and writes the cache.
         broadcast: returns the value of the main process on every process.
-        attend: calls what takes long, on the main process.
+        attend: calls a function that takes long, on the main process.
 
     Raises:
         ConfigError: too few images, or the cache cannot be written.
     """
-    wanted = provenance(extractor, images, count)
+    requested = provenance(extractor, images, count)
     place = cache if main else None
-    found = None if place is None else find(place, wanted, need_features=need_features)
-    known = broadcast(None if found is None else found.provenance)
-    if known is not None:
-        return found or Reference(None, None, known)
-    num_images = wanted["reference"]["num_images"]
-    require(num_images >= 2, "reference", None, f"holds {num_images} images; there must be 2")
+    cached = None if place is None else find(place, requested, need_features=need_features)
+    shared = broadcast(None if cached is None else cached.provenance)
+    if shared is not None:
+        return cached or Reference(None, None, shared)
+    num_images = requested["reference"]["num_images"]
+    require(
+        num_images >= 2, "reference", None, f"contains {num_images} images; at least 2 are required"
+    )
     computed = compute(num_images)
-    made = attend(partial(make, computed, wanted)) if main and computed is not None else None
+    made = attend(partial(make, computed, requested)) if main and computed is not None else None
     if place is not None and made is not None:
         keep(place, made)
-    known = broadcast(None if made is None else made.provenance)
-    assert known is not None
-    return made or Reference(None, None, known)
+    shared = broadcast(None if made is None else made.provenance)
+    assert shared is not None
+    return made or Reference(None, None, shared)
 
 
-def make(computed: Features | Statistics, wanted: Mapping[str, Any]) -> Reference:
-    """The reference of the features of all images that a provenance tells of, in any order."""
+def make(computed: Features | Statistics, requested: Mapping[str, Any]) -> Reference:
+    """Return the reference of the features of all images of a provenance, in any order."""
     values = None
     if isinstance(computed, Features):
-        values = concatenate([computed], wanted["reference"]["num_images"]).features
+        values = concatenate([computed], requested["reference"]["num_images"]).features
         computed = Statistics.from_features(values)
-    extractor = {**wanted["extractor"], "features": len(computed.mu)}
-    return Reference(computed, values, {**wanted, "extractor": extractor})
+    extractor = {**requested["extractor"], "features": len(computed.mu)}
+    return Reference(computed, values, {**requested, "extractor": extractor})
 
 
 def find(
-    cache: Path, wanted: Mapping[str, Any], *, need_features: bool = False
+    cache: Path, requested: Mapping[str, Any], *, need_features: bool = False
 ) -> Reference | None:
-    """What the cache has of this provenance; None if nothing.
+    """Return the cached reference of a provenance; None if it is not cached.
 
-    A file that is damaged, or of something else than its name says, counts as nothing and is
-    told as a warning.
+    A file that is damaged, or whose provenance does not match its name, is ignored with a warning.
     """
-    path = cache / f"{key_of(wanted)}.safetensors"
+    path = cache / f"{key_of(requested)}.safetensors"
     if not path.exists():
         return None
     try:
-        found = _read(path)
-        if _determining(found.provenance) != _determining(wanted):
-            raise ValueError("it is of something else than its name says")
+        reference = _read(path)
+        if _determining(reference.provenance) != _determining(requested):
+            raise ValueError("its provenance does not match its name")
     except Exception as error:  # damaged files fail in many ways
-        warn(f"{path} cannot be used ({_reason(error)}); computing the reference anew")
+        warn(f"{path} cannot be used ({_reason(error)}); computing the reference again")
         return None
-    told = {**found.provenance, "reference": wanted["reference"]}  # where the images lie now
-    usable = found.features is not None or not need_features
-    return Reference(found.statistics, found.features, told) if usable else None
+    current = {**reference.provenance, "reference": requested["reference"]}  # the current path
+    usable = reference.features is not None or not need_features
+    return Reference(reference.statistics, reference.features, current) if usable else None
 
 
 def keep(cache: Path, made: Reference) -> Path:
-    """Write a reference into the cache, whole or not at all; features only if they are not many.
+    """Write a reference into the cache atomically; features only up to :data:`LARGEST_CACHED`.
 
     Raises:
-        ConfigError: the file system refuses.
+        ConfigError: the file cannot be written.
     """
     import safetensors.torch
 
@@ -175,11 +176,11 @@ def keep(cache: Path, made: Reference) -> Path:
     tensors = {"mu": torch.from_numpy(statistics.mu), "sigma": torch.from_numpy(statistics.sigma)}
     if features is not None and features.numel() * features.element_size() <= LARGEST_CACHED:
         tensors["features"] = features.contiguous()
-    # under a single name: of several, safetensors mixes the order
-    told = {_NAME: json.dumps({"provenance": made.provenance, "sha256": _digest(tensors)})}
+    # a single entry: safetensors does not keep the order of several
+    record = {_NAME: json.dumps({"provenance": made.provenance, "sha256": _digest(tensors)})}
     path = cache / f"{key_of(made.provenance)}.safetensors"
     with replacing(path) as aside:
-        aside.write_bytes(safetensors.torch.save(tensors, told))
+        aside.write_bytes(safetensors.torch.save(tensors, record))
     return path
 
 
@@ -193,71 +194,72 @@ def load_reference(
 ) -> tuple[Reference, tuple[str, ...]]:
     """A file of statistics that the user names: ours, or an .npz of the field; and warnings.
 
-    An .npz holds ``mu`` (D,) and ``sigma`` (D, D), and does not say of what.
+    An .npz contains ``mu`` (D,) and ``sigma`` (D, D) without provenance.
 
     Args:
         path: the file.
-        extractor: prepared, that of the samples.
-        dim: its features an image.
-        need_features: kid or prc are asked for.
+        extractor: of the samples; must be prepared.
+        dim: features per image of the extractor.
+        need_features: True if kid or prc are requested.
         key: the option that names it.
 
     Raises:
         ConfigError: (key ``key``) it is damaged, of another extractor, or lacks what is needed.
     """
     place = Path(path)
-    require(place.is_file(), key, path, "there is no such file")
+    require(place.is_file(), key, path, "file not found")
     ours = place.suffix == ".safetensors"
-    found = _ours(place, path, extractor, key) if ours else _of_the_field(path, extractor, key)
-    _check_shape(found.require_statistics(), dim, path, key)
-    problem = "holds no features, which kid and prc need; give the images, or metrics=[fid]"
-    require(found.features is not None or not need_features, key, path, problem)
-    guess = f"{path} does not say of which extractor and images it is; {extractor.name} is assumed"
-    return found, () if ours else (guess,)
+    load = _load_cached if ours else _load_pytorch_fid_npz
+    reference = load(path, extractor, key)
+    _check_shape(reference.require_statistics(), dim, path, key)
+    problem = "contains no features, which kid and prc need; use the images, or metrics=[fid]"
+    require(reference.features is not None or not need_features, key, path, problem)
+    guess = f"{path} does not record its extractor and images; {extractor.name} is assumed"
+    return reference, () if ours else (guess,)
 
 
-def _ours(place: Path, path: str, extractor: Extractor, key: str) -> Reference:
+def _load_cached(path: str, extractor: Extractor, key: str) -> Reference:
     try:
-        found = _read(place)
-        there, resize = found.provenance["extractor"], found.provenance["resize"]
-        theirs = [there["name"], there["sha256"], resize]
+        reference = _read(Path(path))
+        used, resize = reference.provenance["extractor"], reference.provenance["resize"]
+        theirs = [used["name"], used["sha256"], resize]
     except Exception as error:  # damaged files fail in many ways
-        problem = f"cannot be used ({_reason(error)}); give another file, or the images"
+        problem = f"cannot be used ({_reason(error)}); use another file, or the images"
         raise ConfigError(key, path, problem) from error
     pairs = zip(theirs, [extractor.name, extractor.sha256, extractor.resize], strict=True)
-    for what, (its, wanted) in zip(("extractor", "weights", "resizing"), pairs, strict=True):
-        said = [str(each)[:12] if what == "weights" else each for each in (its, wanted)]
-        problem = f"was made with the {what} {said[0]}, and the samples' is {said[1]}"
-        require(its == wanted, key, path, f"{problem}; give the images instead")
-    return found
+    for what, (its, requested) in zip(("extractor", "weights", "resizing"), pairs, strict=True):
+        first, second = (str(x)[:12] if what == "weights" else x for x in (its, requested))
+        problem = f"was made with the {what} {first}, the samples with {second}"
+        require(its == requested, key, path, f"{problem}; use the images instead")
+    return reference
 
 
-def _of_the_field(path: str, extractor: Extractor, key: str) -> Reference:
+def _load_pytorch_fid_npz(path: str, extractor: Extractor, key: str) -> Reference:
     arrays = read_npz(path, key, "mu", "sigma")
     mu, sigma = (arrays[name] for name in ("mu", "sigma"))
-    problem = "its mu and sigma are no real numbers; give another file, or the images"
+    problem = "its mu and sigma are not real numbers; use another file, or the images"
     require({mu.dtype.kind, sigma.dtype.kind} == {"f"}, key, path, problem)
-    told = {
+    provenance = {
         "reference": {"source": path, "sha256": file_sha256(Path(path), key)},
         "extractor": {**extractor.provenance(), "features": len(np.atleast_1d(mu))},
-        "resize": "not known: the file does not say",
+        "resize": "not shared: the file does not say",
     }
     statistics = Statistics(mu.astype(np.float64), sigma.astype(np.float64), None)
-    return Reference(statistics, None, told)
+    return Reference(statistics, None, provenance)
 
 
 def _read(path: Path) -> Reference:
-    """A file of ours; what is wrong with it raises anything."""
+    """Read a cache file; a damaged one raises errors of any kind."""
     from safetensors import safe_open
 
     tensors = load_tensors(path)
     with safe_open(path, framework="pt") as file:
-        told = json.loads((file.metadata() or {}).get(_NAME, "{}"))
-    if told.get("sha256") != _digest(tensors):
-        raise ValueError("its content is not that of its hash")
-    provenance = {name: told["provenance"][name] for name in ("reference", "extractor", "resize")}
+        record = json.loads((file.metadata() or {}).get(_NAME, "{}"))
+    if record.get("sha256") != _digest(tensors):
+        raise ValueError("its content does not match its hash")
+    provenance = {name: record["provenance"][name] for name in ("reference", "extractor", "resize")}
     if not all(isinstance(provenance[name], dict) for name in ("reference", "extractor")):
-        raise ValueError("it does not say of what it is")
+        raise ValueError("it does not record its provenance")
     statistics = Statistics(
         tensors["mu"].numpy(),
         tensors["sigma"].numpy(),
@@ -266,21 +268,21 @@ def _read(path: Path) -> Reference:
     features = tensors.get("features")
     whole = features is None or features.shape == (statistics.num_images, len(statistics.mu))
     if not whole:
-        raise ValueError("its features are not of so many images")
+        raise ValueError("its features are of another number of images")
     return Reference(statistics, features, provenance)
 
 
 def _check_shape(held: Statistics, dim: int, path: str, key: str) -> None:
-    """Refuse what cannot be mean and covariance of ``dim`` features."""
+    """Check that the statistics are mean and covariance of ``dim`` features."""
     shapes = (held.mu.shape, held.sigma.shape)
     problem = f"its mu is {_size(shapes[0])} and its sigma {_size(shapes[1])}, and the extractor"
-    remedy = f"has {dim} features; take the extractor that it was made with"
+    remedy = f"has {dim} features; use the extractor that it was made with"
     require(shapes == ((dim,), (dim, dim)), key, path, f"{problem} {remedy}")
     finite = bool(np.isfinite(held.mu).all() and np.isfinite(held.sigma).all())
-    require(finite, key, path, "its mu or sigma holds NaN or infinite values; make it anew")
+    require(finite, key, path, "its mu or sigma contains NaN or infinite values; create it again")
     skew = np.abs(held.sigma - held.sigma.T).max()
     good = skew <= 1e-6 * np.abs(held.sigma).max() and held.sigma.diagonal().min() >= 0
-    require(bool(good), key, path, "its sigma is no covariance: not symmetric, or negative")
+    require(bool(good), key, path, "its sigma is not a covariance: not symmetric, or negative")
 
 
 def _size(shape: tuple[int, ...]) -> str:

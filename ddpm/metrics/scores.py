@@ -1,4 +1,4 @@
-"""From features to numbers, each by torch-fidelity's own code, with its defaults and seeds."""
+"""Metrics of features, computed by torch-fidelity with its defaults and seeds."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from ddpm.errors import require
 
 SEED = 2020
-"""torch-fidelity's, which draws the subsets of KID and shuffles for the Inception score."""
+"""Seed of torch-fidelity for the subsets of KID and the shuffling of the Inception score."""
 SPLITS, SUBSETS, SUBSET_SIZE, NEIGHBOURS = 10, 100, 1000, 3
 WHOLE = 50_000
-"""How many samples a number has that bears its bare name."""
+"""Number of samples from which on the name of a metric has no suffix."""
 LARGEST = 10_000
 """Features of the largest covariance: 0.8 GB, and many minutes for its eigenvalues."""
-_FULL = 10_000  # up to so many, torch-fidelity's default has all distances in memory
+_FULL = 10_000  # largest number of images whose distances are all in memory
 METRICS = ("fid", "kid", "isc", "prc")
 
 
@@ -29,7 +29,7 @@ class Statistics:
     Attributes:
         mu: (D,), of the features' own type.
         sigma: (D, D) in float64.
-        num_images: of how many; None where a file does not say.
+        num_images: number of images; None if a file does not record it.
     """
 
     mu: npt.NDArray[np.floating[Any]]
@@ -38,32 +38,32 @@ class Statistics:
 
     @classmethod
     def from_features(cls, features: Tensor) -> Statistics:
-        """Of features (n, D) on the CPU, n at least 2.
+        """Return the statistics of features (n, D) on the CPU, n at least 2.
 
         Raises:
-            ConfigError: more features than a covariance can be of.
+            ConfigError: more than :data:`LARGEST` features.
         """
         from torch_fidelity.metric_fid import fid_features_to_statistics
 
         count, dim = features.shape
         assert count >= 2, count
         require_size(dim)
-        found = fid_features_to_statistics(features)
-        sigma = np.asarray(found["sigma"]).reshape(dim, dim)  # of one feature it is a number
-        return cls(found["mu"], sigma, count)
+        statistics = fid_features_to_statistics(features)
+        sigma = np.asarray(statistics["sigma"]).reshape(dim, dim)  # of one feature it is a number
+        return cls(statistics["mu"], sigma, count)
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's numbers, and what has to be known to compare them.
+    """The numbers of a metric, with the settings that make them comparable.
 
     Attributes:
         values: by name; ``kid`` and ``isc`` have a ``_std`` beside them, ``prc`` is ``precision``,
             ``recall`` and ``f_score``.
-        num_samples: how many samples were judged; None where statistics do not say.
-        num_reference: against how many; None also where there is no reference.
-        settings: the choices of the metric.
-        warnings: why not to trust it, a line each.
+        num_samples: number of samples; None if unknown.
+        num_reference: number of reference images; None if unknown or without a reference.
+        settings: parameters of the metric.
+        warnings: reasons to distrust the numbers, one line each.
     """
 
     values: dict[str, float]
@@ -74,7 +74,7 @@ class Score:
 
 
 def metric_name(metric: str, num_samples: int) -> str:
-    """``fid`` of 50,000 samples and more, else ``fid_5k`` or ``fid_1797``: it depends on them."""
+    """Return ``fid`` for 50,000 samples and more, else ``fid_5k`` or ``fid_1797``."""
     if num_samples >= WHOLE:
         return metric
     thousands, rest = divmod(num_samples, 1000)
@@ -84,17 +84,17 @@ def metric_name(metric: str, num_samples: int) -> str:
 def check_metric(
     metric: str, num_samples: int | None, num_reference: int | None, dim: int, classes: int | None
 ) -> tuple[str, ...]:
-    """What can be said of a metric before any work: warnings, a line each.
+    """Return the warnings about a metric before it is computed, one line each.
 
     Args:
         metric: ``fid``, ``kid``, ``isc`` or ``prc``.
-        num_samples: how many are to be judged; None where that is not known.
-        num_reference: against how many; None where that is not known, or there is none.
-        dim: features an image.
-        classes: logits an image; None without.
+        num_samples: number of samples; None if unknown.
+        num_reference: number of reference images; None if unknown or without a reference.
+        dim: features per image.
+        classes: logits per image; None without logits.
 
     Raises:
-        ConfigError: it cannot be computed of so many.
+        ConfigError: too few images, or an extractor without logits for ``isc``.
     """
     least = NEIGHBOURS + 1 if metric == "prc" else 2
     if num_samples is not None:
@@ -108,8 +108,8 @@ def check_metric(
         problem = f"the extractor gives no logits; {remedy}"
         require(classes is not None, "metrics", "isc", problem)
         few = num_samples is not None and num_samples < SPLITS * (classes or 0)
-        said = f"a tenth of {num_samples} samples is fewer than the {classes} classes"
-        return (f"isc: {said}, so it comes out too low",) if few else ()
+        problem = f"a tenth of {num_samples} samples is fewer than the {classes} classes"
+        return (f"isc: {problem}, so it comes out too low",) if few else ()
     if metric != "fid":
         return ()
     require_size(dim)
@@ -123,7 +123,7 @@ def check_metric(
 
 
 def fid(samples: Tensor | Statistics, reference: Tensor | Statistics) -> Score:
-    """The Fréchet distance of Gaussians (Heusel et al. 2017, arXiv 1706.08500).
+    """Return the Fréchet distance of Gaussians (Heusel et al. 2017, arXiv 1706.08500).
 
     Args:
         samples: features (n, D) on the CPU, or their statistics.
@@ -151,9 +151,10 @@ def fid(samples: Tensor | Statistics, reference: Tensor | Statistics) -> Score:
 
 
 def kid(samples: Tensor, reference: Tensor, *, seed: int = SEED) -> Score:
-    """The kernel distance (Bińkowski et al. 2018, arXiv 1801.01401), mean and spread of subsets.
+    """Return the kernel distance (Bińkowski et al. 2018, arXiv 1801.01401).
 
-    A subset is of 1000 images, or of all where there are fewer.
+    The numbers are the mean and the standard deviation over subsets. A subset has 1000 images, or
+    all if there are fewer.
 
     Args:
         samples: features (n, D) on the CPU.
@@ -173,7 +174,7 @@ def kid(samples: Tensor, reference: Tensor, *, seed: int = SEED) -> Score:
     _same_dim(samples, reference)
     warnings = check_metric("kid", *counts, _dim(samples), None)
     size = min(SUBSET_SIZE, *counts)
-    found = kid_features_to_metric(
+    computed = kid_features_to_metric(
         samples,
         reference,
         kid_subsets=SUBSETS,
@@ -181,20 +182,22 @@ def kid(samples: Tensor, reference: Tensor, *, seed: int = SEED) -> Score:
         rng_seed=seed,
         verbose=False,
     )
-    values = {"kid": found[KEY_METRIC_KID_MEAN], "kid_std": found[KEY_METRIC_KID_STD]}
+    values = {"kid": computed[KEY_METRIC_KID_MEAN], "kid_std": computed[KEY_METRIC_KID_STD]}
     settings = {"subsets": SUBSETS, "subset_size": size, "seed": seed}
     return Score(values, *counts, settings, warnings)
 
 
 def isc(logits: Tensor | None, *, seed: int = SEED) -> Score:
-    """The Inception score (Salimans et al. 2016, arXiv 1606.03498), mean and spread of ten splits.
+    """Return the Inception score (Salimans et al. 2016, arXiv 1606.03498).
+
+    The numbers are the mean and the standard deviation over ten splits.
 
     Args:
         logits: (n, K) on the CPU; fewer than ten images make as many splits.
         seed: shuffles the images.
 
     Raises:
-        ConfigError: there are no logits, or fewer than 2 images.
+        ConfigError: missing logits, or fewer than 2 images.
     """
     from torch_fidelity.metric_isc import (
         KEY_METRIC_ISC_MEAN,
@@ -206,13 +209,15 @@ def isc(logits: Tensor | None, *, seed: int = SEED) -> Score:
     warnings = check_metric("isc", count, None, 0, None if logits is None else logits.shape[1])
     assert logits is not None and count is not None
     splits = min(SPLITS, count)
-    found = isc_features_to_metric(logits, splits, True, seed)
-    values = {"isc": found[KEY_METRIC_ISC_MEAN], "isc_std": found[KEY_METRIC_ISC_STD]}
+    computed = isc_features_to_metric(logits, splits, True, seed)
+    values = {"isc": computed[KEY_METRIC_ISC_MEAN], "isc_std": computed[KEY_METRIC_ISC_STD]}
     return Score(values, count, None, {"splits": splits, "seed": seed}, warnings)
 
 
 def prc(samples: Tensor, reference: Tensor) -> Score:
-    """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991), 3 neighbours.
+    """Return improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991).
+
+    Manifolds are estimated with 3 neighbours.
 
     Args:
         samples: features (n, D) on the CPU.
@@ -231,7 +236,7 @@ def prc(samples: Tensor, reference: Tensor) -> Score:
     counts = len(samples), len(reference)
     _same_dim(samples, reference)
     warnings = check_metric("prc", *counts, _dim(samples), None)
-    found = prc_features_to_metric(
+    computed = prc_features_to_metric(
         samples,
         reference,
         prc_neighborhood=NEIGHBOURS,
@@ -243,25 +248,25 @@ def prc(samples: Tensor, reference: Tensor) -> Score:
         "recall": KEY_METRIC_RECALL,
         "f_score": KEY_METRIC_F_SCORE,
     }
-    values = {ours: found[theirs] for ours, theirs in names.items()}
+    values = {ours: computed[theirs] for ours, theirs in names.items()}
     return Score(values, *counts, {"neighbours": NEIGHBOURS}, warnings)
 
 
-def _count(given: Tensor | Statistics) -> int | None:
-    return given.num_images if isinstance(given, Statistics) else len(given)
+def _count(values: Tensor | Statistics) -> int | None:
+    return values.num_images if isinstance(values, Statistics) else len(values)
 
 
-def _dim(given: Tensor | Statistics) -> int:
-    return len(given.mu) if isinstance(given, Statistics) else given.shape[1]
+def _dim(values: Tensor | Statistics) -> int:
+    return len(values.mu) if isinstance(values, Statistics) else values.shape[1]
 
 
 def _same_dim(samples: Tensor | Statistics, reference: Tensor | Statistics) -> None:
     ours, theirs = _dim(samples), _dim(reference)
-    problem = f"has {theirs} features an image, the samples have {ours}; take images of one size"
+    problem = f"has {theirs} features per image, the samples have {ours}; use images of one size"
     require(ours == theirs, "reference", None, f"{problem} and one extractor")
 
 
 def require_size(dim: int) -> None:
-    """Refuse more features than a covariance can be of, with ConfigError."""
-    problem = f"gives {dim} features an image; fid is of {LARGEST} at most, kid and prc of any"
+    """Raise ConfigError for more features than :data:`LARGEST`."""
+    problem = f"gives {dim} features per image; fid supports at most {LARGEST}, kid and prc any"
     require(dim <= LARGEST, "extractor", None, f"{problem}, and extractor=inception has 2048")

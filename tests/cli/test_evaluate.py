@@ -104,7 +104,7 @@ def test_statistics_of_the_field(command):
     np.savez("stats.npz", mu=x.mean(0).double().numpy(), sigma=torch.cov(x.T.double()).numpy())
     options = ("samples=half.npz", "extractor=pixels", "metrics=[fid]")
     ended = command("evaluate", "reference=stats.npz", "out=a", *options)
-    assert ended.status == 0 and "does not say of which extractor" in ended.err
+    assert ended.status == 0 and "does not record its extractor" in ended.err
     assert command("evaluate", "reference=digits", "out=b", *options).status == 0
     assert values("a")["fid_899"] == pytest.approx(values("b")["fid_899"], abs=1e-3)
 

@@ -49,7 +49,7 @@ def test_each_job_of_a_sweep_has_its_own_precision_and_accumulation():
 def test_processes_that_do_not_know_of_each_other(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert refusal("auto", "no") == (
-        "device=auto: the launcher started 2 processes but there is no GPU; add device=cpu"
+        "device=auto: the launcher started 2 processes on a machine without a GPU; add device=cpu"
     )
 
 
@@ -81,7 +81,7 @@ def test_networks_that_are_cut_up_among_gpus_are_refused(monkeypatch, kind):
 def test_tasks_of_srun_without_torchrun(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     assert refusal("auto", "no") == (
-        "launch: the launcher started 8 processes but they found 1; have it start one torchrun a "
+        "launch: the launcher started 8 processes but they found 1; have it start one torchrun per "
         "node, which starts the processes"
     )
 

@@ -43,7 +43,7 @@ def test_a_process_of_two_without_a_gpu(shell):
     place = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29511", "LOCAL_RANK": "0"}
     started = refused(shell, WORLD_SIZE="2", RANK="0", **place)
     assert started.err == (
-        "ddpm-train: device=auto: the launcher started 2 processes but there is no GPU; add "
+        "ddpm-train: device=auto: the launcher started 2 processes on a machine without a GPU; add "
         "device=cpu\n"
     )
 
@@ -81,7 +81,8 @@ def test_torchrun_is_the_same_as_the_launcher_of_our_own(shell, reference):
     [
         pytest.param(
             (),
-            "device=auto: the launcher started 2 processes but there is no GPU; add device=cpu",
+            "device=auto: the launcher started 2 processes on a machine without a GPU; add "
+            "device=cpu",
             marks=without_gpu,
         ),
         (

@@ -137,12 +137,12 @@ def test_a_custom_extractor_does_not_train(tmp_path):
 def test_what_is_wrong_with_a_custom_file_is_told_in_a_line(tmp_path):
     path = tmp_path / "a.pt"
     assert told(lambda: Custom(path=str(path))) == (
-        f"path={path}: there is no such file; save a TorchScript module there, with torch.jit.save"
+        f"path={path}: file not found; save a TorchScript module there with torch.jit.save"
     )
     path.write_bytes(b"not an archive")
     said = told(lambda: Custom(path=str(path)).prepare("cpu"))
     assert said.startswith(f"extractor.path={path}: cannot be loaded as TorchScript (")
-    assert said.endswith("); write it anew with torch.jit.save")
+    assert said.endswith("); write it again with torch.jit.save")
     extractor = custom(path, 3)
     said = told(lambda: extractor.output_sizes((1, 9, 9), "cpu"))
     assert said.startswith(f"extractor.path={path}: fails on uint8 images of shape (1, 1, 9, 9): ")
@@ -231,8 +231,8 @@ def test_dinov2_that_cannot_be_had_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load", refuse)
     assert told(lambda: DINOv2(size="s").prepare("cpu")) == (
-        "extractor=dinov2-vit-s-14: cannot be had from torch.hub (no network); copy "
-        f"{torch.hub.get_dir()} from a machine that has it, or take another extractor"
+        "extractor=dinov2-vit-s-14: cannot be loaded from torch.hub (no network); copy "
+        f"{torch.hub.get_dir()} from a machine that has it, or use another extractor"
     )
 
 

@@ -175,7 +175,7 @@ class Bomb:
 
 def test_a_file_that_is_no_npz_is_told_in_a_line(tmp_path):
     path = str(tmp_path / "s.npz")
-    assert told(lambda: NpzImages(path)) == f"samples={path}: there is no such file"
+    assert told(lambda: NpzImages(path)) == f"samples={path}: file not found"
     np.savez(path, images=np.zeros(3), labels=np.zeros(3))
     assert told(lambda: NpzImages(path, key="reference")) == (
         f"reference={path}: holds no arr_0 (there are: images, labels)"
@@ -183,7 +183,7 @@ def test_a_file_that_is_no_npz_is_told_in_a_line(tmp_path):
     np.savez(path, arr_0=np.array([Bomb(str(tmp_path / "ran"))], dtype=object))
     assert told(lambda: NpzImages(path)) == (
         f"samples={path}: cannot be read as an .npz (Object arrays cannot be loaded when "
-        "allow_pickle=False); save it anew"
+        "allow_pickle=False); save it again"
     )
     whole = Path(as_npz(pictures(9, 3, 8, 8), path)).read_bytes()
     for end in (0, 1, 100, len(whole) // 2, len(whole) - 1):
@@ -192,7 +192,7 @@ def test_a_file_that_is_no_npz_is_told_in_a_line(tmp_path):
     with open(path, "wb") as file:
         np.save(file, np.zeros((2, 4, 4, 3), np.uint8))
     assert told(lambda: NpzImages(path)) == (
-        f"samples={path}: cannot be read as an .npz (it is no zip archive); save it anew"
+        f"samples={path}: cannot be read as an .npz (it is not a zip archive); save it again"
     )
     assert not (tmp_path / "ran").exists()
 

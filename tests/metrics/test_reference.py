@@ -184,9 +184,9 @@ def test_a_damaged_file_is_told_and_computed_anew(made, damage, capsys):
     found = cached_reference(extractor, images, compute, cache=cache)
     said = capsys.readouterr().err
     assert said.startswith(f"warning: {path} cannot be used (")
-    assert said.endswith("); computing the reference anew\n") and said.count("\n") == 1
+    assert said.endswith("); computing the reference again\n") and said.count("\n") == 1
     if damage == "bit":
-        assert "(its content is not that of its hash)" in said
+        assert "(its content does not match its hash)" in said
     assert compute.calls == 1
     same(found, first)
     assert path.read_bytes() == whole
@@ -202,18 +202,18 @@ def test_a_file_under_the_name_of_another_is_not_used(made, capsys):
     cached_reference(extractor, other, compute, cache=cache)
     assert compute.calls == 1
     assert capsys.readouterr().err == (
-        f"warning: {wrong} cannot be used (it is of something else than its name says); computing "
-        "the reference anew\n"
+        f"warning: {wrong} cannot be used (its provenance does not match its name); computing "
+        "the reference again\n"
     )
 
 
 def test_too_few_images_are_refused_before_any_work(tmp_path):
     one = InMemoryImages(pictures(1, 1, 4, 4))
     assert told(lambda: cached_reference(Pixels(), one, never, cache=tmp_path)) == (
-        "reference: holds 1 images; there must be 2"
+        "reference: contains 1 images; at least 2 are required"
     )
     assert told(lambda: cached_reference(Pixels(), one, never, cache=tmp_path, count=5)) == (
-        "reference: has 1 images, not 5; ask for fewer"
+        "reference: has 1 images, not 5; request fewer"
     )
 
 
@@ -242,29 +242,29 @@ def test_our_own_file_of_another_extractor_is_refused(made, tmp_path):
     path = file_of(cache)
     net = custom(tmp_path / "a.pt", 1)
     assert told(lambda: load_reference(str(path), net, 48)) == (
-        f"reference={path}: was made with the extractor pixels, and the samples' is custom; give "
+        f"reference={path}: was made with the extractor pixels, the samples with custom; use "
         "the images instead"
     )
     retrained = Pixels()
     retrained.sha256 = "0" * 64
     assert told(lambda: load_reference(str(path), retrained, 16, key="against")) == (
-        f"against={path}: was made with the weights {Pixels.sha256[:12]}, and the samples' is "
-        "000000000000; give the images instead"
+        f"against={path}: was made with the weights {Pixels.sha256[:12]}, the samples with "
+        "000000000000; use the images instead"
     )
     resized = Pixels()
     resized.resize = "halved"
     assert told(lambda: load_reference(str(path), resized, 16)) == (
-        f"reference={path}: was made with the resizing none, and the samples' is halved; give the "
+        f"reference={path}: was made with the resizing none, the samples with halved; use the "
         "images instead"
     )
     assert told(lambda: load_reference(str(path), extractor, 64)) == (
         f"reference={path}: its mu is 16 and its sigma 16x16, and the extractor has 64 features; "
-        "take the extractor that it was made with"
+        "use the extractor that it was made with"
     )
     bare = safetensors.torch.load_file(path)
     safetensors.torch.save_file(bare, path)
     assert told(lambda: load_reference(str(path), extractor, 16)) == (
-        f"reference={path}: cannot be used (its content is not that of its hash); give another "
+        f"reference={path}: cannot be used (its content does not match its hash); use another "
         "file, or the images"
     )
     path.write_bytes(b"")
@@ -273,7 +273,7 @@ def test_our_own_file_of_another_extractor_is_refused(made, tmp_path):
     )
     path.unlink()
     assert told(lambda: load_reference(str(path), extractor, 16)) == (
-        f"reference={path}: there is no such file"
+        f"reference={path}: file not found"
     )
 
 
@@ -283,7 +283,7 @@ def test_a_file_without_features_serves_fid_only(made, tmp_path, monkeypatch):
     path = keep(tmp_path / "small", first)
     same(load_reference(str(path), extractor, 16)[0], first)
     assert told(lambda: load_reference(str(path), extractor, 16, need_features=True)) == (
-        f"reference={path}: holds no features, which kid and prc need; give the images, or "
+        f"reference={path}: contains no features, which kid and prc need; use the images, or "
         "metrics=[fid]"
     )
 
@@ -292,8 +292,8 @@ def test_a_file_that_claims_other_counts_is_refused(made, tmp_path):
     _, extractor, _, first = made
     path = keep(tmp_path / "forged", replace(first, features=first.features[:7]))
     assert told(lambda: load_reference(str(path), extractor, 16)) == (
-        f"reference={path}: cannot be used (its features are not of so many images); give another "
-        "file, or the images"
+        f"reference={path}: cannot be used (its features are of another number of images); use "
+        "another file, or the images"
     )
 
 
@@ -310,9 +310,7 @@ def test_an_npz_of_the_field_gives_the_same_distance(made, tmp_path, dtype):
     path = npz(tmp_path / "s.npz", mu, sigma, mu_s=np.zeros(3))
     found, warnings = load_reference(path, extractor, 16)
     assert found.features is None and found.statistics.num_images is None
-    assert warnings == (
-        f"{path} does not say of which extractor and images it is; pixels is assumed",
-    )
+    assert warnings == (f"{path} does not record its extractor and images; pixels is assumed",)
     samples = extractor(pictures(30, 1, 4, 4, seed=1))
     expected = fid(samples, first.statistics)
     score = fid(samples, found.statistics)
@@ -329,22 +327,22 @@ EYE = np.eye(4)
 @pytest.mark.parametrize(
     ("mu", "sigma", "said"),
     [
-        (np.zeros(3), EYE, "its mu is 3 and its sigma 4x4, and the extractor has 4 features; take "
+        (np.zeros(3), EYE, "its mu is 3 and its sigma 4x4, and the extractor has 4 features; use "
          "the extractor that it was made with"),
         (np.zeros(4), np.zeros(16), "its mu is 4 and its sigma 16, and the extractor has 4 "
-         "features; take the extractor that it was made with"),
+         "features; use the extractor that it was made with"),
         (np.float64(1), EYE, "its mu is a number and its sigma 4x4, and the extractor has 4 "
-         "features; take the extractor that it was made with"),
-        (np.array([0, 0, np.nan, 0]), EYE, "its mu or sigma holds NaN or infinite values; make it "
-         "anew"),
-        (np.zeros(4), np.full((4, 4), np.inf), "its mu or sigma holds NaN or infinite "
-         "values; make it anew"),
-        (np.zeros(4), EYE + np.eye(4, k=1) * 1e-5, "its sigma is no covariance: not symmetric, or "
-         "negative"),
-        (np.zeros(4), -EYE, "its sigma is no covariance: not symmetric, or negative"),
-        (np.zeros(4, int), EYE, "its mu and sigma are no real numbers; give another file, or the "
+         "features; use the extractor that it was made with"),
+        (np.array([0, 0, np.nan, 0]), EYE, "its mu or sigma contains NaN or infinite values; "
+         "create it again"),
+        (np.zeros(4), np.full((4, 4), np.inf), "its mu or sigma contains NaN or infinite "
+         "values; create it again"),
+        (np.zeros(4), EYE + np.eye(4, k=1) * 1e-5, "its sigma is not a covariance: not symmetric, "
+         "or negative"),
+        (np.zeros(4), -EYE, "its sigma is not a covariance: not symmetric, or negative"),
+        (np.zeros(4, int), EYE, "its mu and sigma are not real numbers; use another file, or the "
          "images"),
-        (np.zeros(4), EYE * 1j, "its mu and sigma are no real numbers; give another file, or the "
+        (np.zeros(4), EYE * 1j, "its mu and sigma are not real numbers; use another file, or the "
          "images"),
     ],
 )  # fmt: skip
@@ -356,7 +354,7 @@ def test_an_npz_of_no_statistics_is_refused(tmp_path, mu, sigma, said):
 def test_an_npz_lacks_what_is_needed(tmp_path):
     path = npz(tmp_path / "s.npz", np.zeros(4), EYE)
     assert told(lambda: load_reference(path, Pixels(), 4, need_features=True)).startswith(
-        f"reference={path}: holds no features, which kid and prc need"
+        f"reference={path}: contains no features, which kid and prc need"
     )
     np.savez(path, mu=np.zeros(4))
     assert told(lambda: load_reference(path, Pixels(), 4)) == (
@@ -365,7 +363,7 @@ def test_an_npz_lacks_what_is_needed(tmp_path):
     np.savez(path, mu=np.array([object()]), sigma=EYE)
     assert told(lambda: load_reference(path, Pixels(), 4)) == (
         f"reference={path}: cannot be read as an .npz (Object arrays cannot be loaded when "
-        "allow_pickle=False); save it anew"
+        "allow_pickle=False); save it again"
     )
 
 

@@ -291,17 +291,17 @@ def told(call):
         ),
         (
             lambda: kid(normal(9, 3), normal(9, 4)),
-            "reference: has 4 features an image, the samples have 3; take images of one size and "
+            "reference: has 4 features per image, the samples have 3; use images of one size and "
             "one extractor",
         ),
         (
             lambda: fid(normal(9, 3), statistics([0, 0], np.eye(2))),
-            "reference: has 2 features an image, the samples have 3; take images of one size and "
+            "reference: has 2 features per image, the samples have 3; use images of one size and "
             "one extractor",
         ),
         (
             lambda: fid(normal(2, 10_001), normal(2, 10_001)),
-            "extractor: gives 10001 features an image; fid is of 10000 at most, kid and prc of "
+            "extractor: gives 10001 features per image; fid supports at most 10000, kid and prc "
             "any, and extractor=inception has 2048",
         ),
     ],
