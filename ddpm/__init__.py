@@ -11,7 +11,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +20,7 @@ from ddpm.version import __version__
 if TYPE_CHECKING:
     from ddpm.trained import Samples, TrainedModel
 
-__all__ = ["Samples", "TrainedModel", "__version__", "load"]
+__all__ = ["Samples", "TrainedModel", "__version__", "load", "train"]
 
 
 def load(
@@ -47,6 +47,35 @@ def load(
     from ddpm import trained
 
     return trained.load(path, weights, device, precision, plugins)
+
+
+def train(config: Mapping[str, Any] | Sequence[str] = ()) -> TrainedModel:
+    """Train a model as ``ddpm-train`` does, and return it with its averaged weights.
+
+    The run folder is the same as that of the command; the same ``name`` resumes it.
+
+    Args:
+        config: options of ``ddpm-train``, as typed there: ``["data=cifar", "trainer.lr=1e-4"]``; or
+            as a mapping: ``{"data": "cifar", "trainer": {"lr": 1e-4}}``, in which a group with a
+            ``_target_``, as in the ``config.yaml`` of a run, names its class itself.
+
+    Raises:
+        ddpm.errors.ConfigError: options, data or files that are invalid.
+        KeyboardInterrupt: training was interrupted; the checkpoint of the last step is written, and
+            the message says how to resume.
+    """
+    import torch
+
+    from ddpm.cli.train import train_model
+    from ddpm.errors import Stopped
+
+    threads = torch.get_num_threads()
+    try:
+        return train_model(config)
+    except Stopped as stopped:
+        raise KeyboardInterrupt(str(stopped)) from None
+    finally:
+        torch.set_num_threads(threads)
 
 
 def __getattr__(name: str) -> Any:

@@ -47,11 +47,11 @@ def bring(
     data: Node | None = None,
 ) -> None:
     """Read the checkpoint, say what it is, and write a run with one checkpoint."""
-    from ddpm import __version__
     from ddpm.interop.bring import bring as read
     from ddpm.training import checkpoint
     from ddpm.training.checkpoint import CheckpointMetadata
     from ddpm.training.run import Run, appearing
+    from ddpm.version import __version__
 
     require(step is None or step >= 0, "step", step, "must be 0 or above")
     _require_free(name, out)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli import app, invocation
+from ddpm.errors import require
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ddpm.runs.request import Request
+    from ddpm.trained import TrainedModel
 
 Node = dict[str, Any]
 
@@ -43,32 +51,77 @@ def train(
 ) -> float | None:
     """Train; return the number that sweeps compare, see :class:`ddpm.runs.training.Outcome`."""
     from ddpm.runs import training
+
+    request = _request(
+        invocation.overrides(),
+        invocation.choices(),
+        name=name,
+        out=out,
+        resume=resume,
+        override=override,
+        job_folder=invocation.job_folder(),
+        seed=seed,
+        data=data,
+        model=model,
+        schedule=schedule,
+        objective=objective,
+        diffusion=diffusion,
+        timesteps=timesteps,
+        sampler=sampler,
+        trainer=trainer,
+        evaluation=evaluation,
+    )
+    return training.train(request, device=device, threads=threads).value
+
+
+def train_model(config: Mapping[str, Any] | Sequence[str]) -> TrainedModel:
+    """Train on this process, without a command line; see :func:`ddpm.train`."""
+    from ddpm import trained
+    from ddpm.cli.composition import compose
+    from ddpm.config.registry import load_plugins, retargeted
+    from ddpm.config.schema import check
+    from ddpm.runs import training
+
+    options, overrides, choices = compose("train", config)
+    launch = options.pop("launch")
+    problem = "cannot start processes from Python; use ddpm-train, torchrun or accelerate launch"
+    require(launch["processes"] in (1, "auto"), "launch.processes", launch["processes"], problem)
+    options = check(options, train)
+    load_plugins(options.pop("plugins"))
+    typed = {each.lstrip("+~").partition("=")[0] for each in overrides}
+    for group in (key.removesuffix("._target_") for key in typed if key.endswith("._target_")):
+        if group in options:
+            options[group] = retargeted(options[group], group, typed)
+    device, threads = options.pop("device"), options.pop("threads")
+    request = _request(overrides, choices, **options)
+    outcome = training.train(request, device=device, threads=threads)
+    return trained.load(outcome.path, device=device)
+
+
+def _request(
+    overrides: Sequence[str],
+    choices: Mapping[str, str],
+    *,
+    name: str | None,
+    out: str,
+    resume: str | None,
+    override: bool,
+    job_folder: Path | None = None,
+    **config: Any,
+) -> Request:
+    """Return the request of checked options; what is left of them is the config."""
     from ddpm.runs.request import Request
 
-    config = {
-        "seed": seed,
-        "data": data,
-        "model": model,
-        "schedule": schedule,
-        "objective": objective,
-        "diffusion": diffusion,
-        "timesteps": timesteps,
-        "sampler": sampler,
-        "trainer": trainer,
-        "evaluation": evaluation,
-    }
-    groups = invocation.choices()
-    request = Request(
+    return Request(
         config=config,
         name=name,
         out=out,
         resume=resume,
         override=override,
-        overrides=tuple(invocation.overrides()),
-        job_folder=invocation.job_folder(),
-        label=f"{groups['model']}-{groups['data']}",
+        overrides=tuple(overrides),
+        job_folder=job_folder,
+        label=f"{choices['model']}-{choices['data']}",
     )
-    return training.train(request, device=device, threads=threads).value
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from accelerate import Accelerator
 
-from ddpm import __version__, instantiate
+from ddpm import instantiate
 from ddpm.console import echo, say, tell, warn, warn_once
 from ddpm.distributed import cpu_threads
 from ddpm.distributed.consensus import wait_for_all
@@ -34,6 +34,7 @@ from ddpm.outputs import OutputFolder
 from ddpm.report.pages import Report, write_report
 from ddpm.training.lock import Lock
 from ddpm.training.run import Run
+from ddpm.version import __version__
 
 SAMPLES, COMMAND = "samples.png", "evaluate"
 Weights = Literal["ema", "raw"]

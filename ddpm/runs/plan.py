@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ddpm import __version__, instantiate
+from ddpm import instantiate
 from ddpm.config import paths
 from ddpm.config.registry import config_with_defaults
 from ddpm.console import warn
@@ -23,6 +23,7 @@ from ddpm.training import Trainer, checkpoint
 from ddpm.training.checkpoint import Checkpoint
 from ddpm.training.compatibility import check_same
 from ddpm.training.run import Run
+from ddpm.version import __version__
 
 Node = dict[str, Any]
 

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ddpm import __version__, instantiate
+from ddpm import instantiate
 from ddpm.config import paths
 from ddpm.config.text import to_yaml
 from ddpm.console import recording, say, tell, warn_once
@@ -40,6 +40,7 @@ from ddpm.training.retention import best_of, sweep_up
 from ddpm.training.run import Run
 from ddpm.training.trackers import Trackers
 from ddpm.training.trial import in_eager_mode, seconds_per_step
+from ddpm.version import __version__
 
 
 class Outcome(NamedTuple):

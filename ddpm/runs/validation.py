@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 
-from ddpm import __version__, instantiate
+from ddpm import instantiate
 from ddpm.config.schema import check
 from ddpm.console import note, warn
 from ddpm.data.spec import DataSpec
@@ -25,6 +25,7 @@ from ddpm.named_data import ConfiguredData
 from ddpm.training import Trainer
 from ddpm.training.loop import Evaluated
 from ddpm.training.meter import LOGGED, QUARTERS
+from ddpm.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

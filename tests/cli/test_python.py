@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import ddpm
@@ -213,3 +214,37 @@ def test_errors_of_an_evaluation_name_the_option(trained):
         with pytest.raises(ConfigError) as caught:
             model.evaluate(**{"extractor": "pixels", **options})
         assert str(caught.value) == line
+
+
+def test_training_from_python_equals_the_command(command, tiny):
+    ended = command("train", "name=a", "trainer.max_steps=2", *tiny)
+    assert ended.status == 0, ended.err
+    trainer = {"max_steps": 2, "batch_size": 8, "preview_every": 0, "log_every": 1, "lr_warmup": 0}
+    model = ddpm.train({"name": "b", "data": "digits", "model": {"dim": 8}, "trainer": trainer})
+    assert model.checkpoint is not None and model.checkpoint.step == 2
+    runs = [Path("outputs", name, "checkpoints", "step-00000002") for name in "ab"]
+    for file in ("model.safetensors", "ema.safetensors"):
+        assert (runs[0] / file).read_bytes() == (runs[1] / file).read_bytes()
+    config = yaml.safe_load(Path("outputs/a/config.yaml").read_text())
+    again = ddpm.train({**config, "name": "b"})  # a complete config resumes what is done
+    assert again.checkpoint.step == 2
+    assert torch.equal(again.sample(2, steps=2).data, model.sample(2, steps=2).data)
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (["model=nope"], "model=nope: there is no such choice"),
+        (["trainer.lrr=1"], "trainer.lrr=1: there is no such option; did you mean 'trainer.lr'?"),
+        ({"trainer": {"lr": "x"}}, "trainer.lr=x: must be a number or null"),
+        ({"trainer": {"lr": object()}}, "trainer.lr=object: must be text, a number"),
+        (["launch.processes=2"], "launch.processes=2: cannot start processes from Python"),
+        (["foo"], "foo: options are written key=value"),
+    ],
+)
+def test_invalid_options_of_training_from_python(tmp_path, monkeypatch, config, line):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as raised:
+        ddpm.train(config)
+    assert str(raised.value).startswith(line)
+    assert not any(tmp_path.iterdir())
