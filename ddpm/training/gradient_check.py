@@ -1,4 +1,4 @@
-"""Which samples and steps t a gradient that is not finite came from."""
+"""Report of a gradient that is not finite: the samples and timesteps of its batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ddpm.errors import require
 from ddpm.files import replacing
 from ddpm.training.options import Options, option
 
-_TOLD = 3
+_MOST_LISTED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class GradientCheckOptions(Options):
         require(self.max_skips >= 1, "max_skips", self.max_skips, "must be at least 1")
 
 
-def gathered(
+def gather_samples(
     accelerator: Accelerator, t: Tensor, losses: Tensor, indices: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Return the samples of a batch with their timestep and loss, on every process.
@@ -60,20 +60,20 @@ def gathered(
     ]
 
 
-def told(samples: Sequence[dict[str, Any]]) -> str:
-    """The samples whose loss is not finite, the first few of them, in words."""
+def describe(samples: Sequence[dict[str, Any]]) -> str:
+    """Return a description of the first samples whose loss is not finite."""
     broken = [each for each in samples if not math.isfinite(each["loss"])]
     if not broken:
         steps = [each["t"] for each in samples]
         where = f"t from {min(steps)} to {max(steps)}"
-        return f"every loss is finite, {where}: it overflowed on the way back"
+        return f"every loss is finite, {where}: the backward pass overflowed"
     words = [f"loss {each['loss']} of sample {each['sample']} at t={each['t']}" for each in broken]
-    more = f" and {len(words) - _TOLD} more" if len(words) > _TOLD else ""
-    return ", ".join(words[:_TOLD]) + more
+    more = f" and {len(words) - _MOST_LISTED} more" if len(words) > _MOST_LISTED else ""
+    return ", ".join(words[:_MOST_LISTED]) + more
 
 
 def dump(folder: Path, step: int, samples: Sequence[dict[str, Any]]) -> Path:
-    """Write all samples of the batch to a file of the run folder."""
+    """Write all samples of the batch to a file in the run folder; return its path."""
     path = folder / f"nonfinite-step-{step:08d}.json"
     plain = [
         {**each, "loss": each["loss"] if math.isfinite(each["loss"]) else str(each["loss"])}

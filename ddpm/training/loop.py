@@ -123,7 +123,7 @@ class TrainingLoop:
         trainer.network.train()
         batches = trainer.feed.batches(trainer.samples)
         first = next(batches)
-        trainer.settle(first)
+        trainer.warm_up_ddp(first)
         batches = chain([first], batches)
         main, done = self.accelerator.is_main_process, trainer.step
         trainer.pace.begin()
@@ -234,7 +234,7 @@ class TrainingLoop:
         trainer, step = self.trainer, self.trainer.step + 1
         items = trainer.feed.order.items(trainer.samples, trainer.batch_size)
         indices = [index for index, _ in items]
-        samples = gradient_check.gathered(self.accelerator, result.t, result.losses, indices)
+        samples = gradient_check.gather_samples(self.accelerator, result.t, result.losses, indices)
         details = ""
         if self.accelerator.is_main_process:
             with self.run.forgiving("the list of its samples"):
@@ -245,7 +245,7 @@ class TrainingLoop:
         skipped = f" after {trainer.skipped} steps that were skipped" if trainer.skipped else ""
         problem = (
             f"the gradient of step {step} is not finite{skipped} "
-            f"({gradient_check.told(samples)}{details}); nothing of it was kept, {kept}; lower "
+            f"({gradient_check.describe(samples)}{details}); nothing of it was kept, {kept}; lower "
             "trainer.lr, take trainer.precision=bf16 or no, or trainer.on_nonfinite=skip"
         )
         return ConfigError("trainer.lr", trainer.lr, problem)

@@ -198,12 +198,12 @@ class Trainer:
         """Optimizer steps of the warm-up."""
         return warmup_steps(self.max_steps) if self.lr_warmup is None else self.lr_warmup
 
-    def settle(self, batch: Batch) -> None:
-        """Have gradients of several processes added up as in every later step.
+    def warm_up_ddp(self, batch: Batch) -> None:
+        """Run one backward pass, and discard it, so that DDP builds its final buckets.
 
-        torch's distributed wrapper arranges the gradients anew after its first pass, and the sum
-        of more than two numbers depends on the arrangement. So a pass is made that counts for
-        nothing, in a run that begins and in one that goes on: else they would differ by bits.
+        DDP arranges the gradients in new buckets after its first pass, and the sum of more than two
+        numbers depends on the arrangement: without this pass, new and resumed runs would differ by
+        bits.
         """
         if self.accelerator.num_processes > 1:
             with buffers_restored(self.network):
@@ -212,9 +212,9 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
 
     def gradient(self, batch: Batch, micro: int = 0) -> tuple[Tensor | None, ...]:
-        """Return the gradient of the loss of a micro-batch by each parameter, and keep nothing.
+        """Return the gradient of the loss of a micro-batch, per parameter; nothing is stored.
 
-        It is of this process alone: the distributed wrapper does not see it.
+        It is the gradient of this process alone, outside of DDP.
         """
         losses, _, weights = self._losses(batch, micro, self.network)
         loss = (losses if weights is None else losses * weights).mean()
@@ -303,7 +303,7 @@ class Trainer:
         return torch.where(dropped, self.data.num_classes, labels)
 
     def state(self) -> dict[str, Any]:
-        """What going on needs beside the weights."""
+        """Return the state that resuming requires beside the weights."""
         scaler = self.accelerator.scaler
         return {
             "step": self.step,
@@ -320,10 +320,10 @@ class Trainer:
         }
 
     def resume(self, found: Checkpoint) -> None:
-        """Take weights, optimizer and counters from a checkpoint, on every process.
+        """Load weights, optimizer and counters from a checkpoint, on every process.
 
         Raises:
-            ConfigError: it is of another network, or damaged.
+            ConfigError: the checkpoint is damaged, or the weights are of another network.
         """
         try:
             self._take(found, found.state())
