@@ -23,8 +23,8 @@ COUNTS = [9, 1, 4, 0, 30]
 def test_every_first_n_samples_have_the_frequencies_to_less_than_one():
     classes = balanced(COUNTS, 200)
     counted = np.eye(5)[classes].cumsum(0)
-    wanted = np.arange(1, 201)[:, None] * np.array(COUNTS) / sum(COUNTS)
-    assert np.abs(counted - wanted).max() < 1 - 1 / 6 + 1e-9  # four classes that occur
+    expected = np.arange(1, 201)[:, None] * np.array(COUNTS) / sum(COUNTS)
+    assert np.abs(counted - expected).max() < 1 - 1 / 6 + 1e-9  # four classes that occur
     assert counted[43].tolist() == COUNTS and balanced(COUNTS, 7) == classes[:7]
 
 
@@ -80,26 +80,27 @@ def test_evaluations_draw_by_them_and_say_so(command, tiny, monkeypatch):
     )  # fmt: skip
     assert ended.status == 0, ended.err
     assert drawn == balanced([12, 4], 8) and drawn.count(1) == 2
-    kept = Path("outputs/a/checkpoints/step-00000001")
-    content = json.loads((kept / "evaluation.json").read_text())
-    told = {"classes": BY_FREQUENCY, "class_counts": [12, 4]}
+    checkpoint = Path("outputs/a/checkpoints/step-00000001")
+    content = json.loads((checkpoint / "evaluation.json").read_text())
+    provenance = {"classes": BY_FREQUENCY, "class_counts": [12, 4]}
     assert (
-        told.items() <= content["metrics"][0].items() and told.items() <= content["measure"].items()
+        provenance.items() <= content["metrics"][0].items()
+        and provenance.items() <= content["measure"].items()
     )
     drawn.clear()
     options = ("extractor=pixels", "num_samples=8", "steps=1", "batch_size=3")
-    for more, wanted in (("classes=null", told), ("classes=[dog]", {"classes": [1]})):
+    for more, expected in (("classes=null", provenance), ("classes=[dog]", {"classes": [1]})):
         drawn.clear()
         assert command("evaluate", "ckpt=outputs/a", "out=e", more, *options).status == 0
         content = json.loads(Path("e/evaluation.json").read_text())
-        assert drawn == (balanced([12, 4], 8) if wanted is told else [1] * 8)
-        assert wanted.items() <= content["metrics"][0].items()
-        assert wanted["classes"] == content["request"]["classes"]
+        assert drawn == (balanced([12, 4], 8) if expected is provenance else [1] * 8)
+        assert expected.items() <= content["metrics"][0].items()
+        assert expected["classes"] == content["request"]["classes"]
         shown = re.findall(r'png;base64,([^"]+)"', Path("e/report.html").read_text())
-        rows = 2 if wanted is told else 3  # 8 samples of one class fill a square
+        rows = 2 if expected is provenance else 3  # 8 samples of one class fill a square
         assert Image.open(io.BytesIO(base64.b64decode(shown[0]))).height == rows * 66 + 2
     assert BY_FREQUENCY in Path("e/report.html").read_text() or drawn == [1] * 8
-    _forget_counts(kept)
+    _forget_counts(checkpoint)
     assert command("evaluate", "ckpt=outputs/a", "out=e", *options).status == 0
     assert drawn[8:] == [0, 1] * 4
     assert json.loads(Path("e/evaluation.json").read_text())["metrics"][0]["classes"] == IN_TURN

@@ -41,8 +41,8 @@ def test_the_jobs_of_a_sweep_are_ranked_and_not_measured_twice(command, sweep):
     values = [float(row["fid_8"]) for row in table]
     assert values == sorted(values)
     for row in table:
-        (found,) = evaluated(f"{sweep}/{row['run']}")
-        assert float(row["fid_8"]) == pytest.approx(found["metrics"][0]["value"], rel=1e-4)
+        (content,) = evaluated(f"{sweep}/{row['run']}")
+        assert float(row["fid_8"]) == pytest.approx(content["metrics"][0]["value"], rel=1e-4)
     page = Path("c/report.html").read_text()
     assert "trainer.lr" in page and "Samples side by side" in page and "All with seed 0" in page
     assert "model.dim" not in re.search(r"<thead>.*?</thead>", page, re.S)[0]

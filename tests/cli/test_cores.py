@@ -25,7 +25,7 @@ def metadata(threads, seconds=None):
 
 @pytest.fixture
 def threads(monkeypatch):
-    """What was set, in a process that may choose among four threads."""
+    """Numbers of threads that were set, in a process that may choose among four."""
     made = []
     monkeypatch.setattr(torch, "set_num_threads", made.append)
     monkeypatch.setattr(cpu_threads, "machine", lambda: 4)
@@ -51,7 +51,7 @@ def trial(monkeypatch, threads):
 
 
 def no_trial():
-    raise AssertionError("there must be no trial")
+    raise AssertionError("a trial was made")
 
 
 @pytest.mark.parametrize(
@@ -171,11 +171,11 @@ def test_numbers_out_of_range_are_refused(threads, number):
 
 
 def test_the_main_process_decides_for_all(monkeypatch, threads, trial):
-    """What this process measured is replaced by what the main one did."""
-    told = iter([[4], [1.0, QUIET], [0.5, QUIET], [2.0, QUIET]])
+    """The measurements of the main process replace those of this process."""
+    sent = iter([[4], [1.0, QUIET], [0.5, QUIET], [2.0, QUIET]])
 
     def broadcast(values):
-        values[:] = next(told)
+        values[:] = next(sent)
         return values
 
     monkeypatch.setattr(cpu_threads, "broadcast_object_list", broadcast)
@@ -200,16 +200,19 @@ def test_the_load_of_others_is_what_this_process_does_not_use(monkeypatch):
     assert load() == Load(others=2.0, idle=1.5, seconds=2.0)
 
 
-@pytest.mark.parametrize(("given", "shared"), [(None, True), ("3", False), ("", True)])
-def test_the_launchers_share_is_not_the_users_choice(monkeypatch, given, shared):
+@pytest.mark.parametrize(("variable", "shared"), [(None, True), ("3", False), ("", True)])
+def test_the_launchers_share_is_not_the_users_choice(monkeypatch, variable, shared):
     from ddpm.cli import workers
 
     monkeypatch.delenv("OMP_NUM_THREADS")
-    if given is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     with workers._environment(4):
-        assert (os.environ["OMP_NUM_THREADS"], cpu_threads.is_given()) == (given or "2", not shared)
+        assert (os.environ["OMP_NUM_THREADS"], cpu_threads.is_given()) == (
+            variable or "2",
+            not shared,
+        )
     assert THREADS_SHARED not in os.environ
 
 

@@ -23,12 +23,12 @@ FEW = (
 )
 
 
-def found(folder):
+def content(folder):
     return json.loads(Path(folder, "evaluation.json").read_text())
 
 
 def values(folder):
-    return {row["name"]: row["value"] for row in found(folder)["metrics"]}
+    return {row["name"]: row["value"] for row in content(folder)["metrics"]}
 
 
 def digits(path, indices):
@@ -43,7 +43,7 @@ def test_a_run_is_judged_and_all_is_written_down(command, trained):
     (folder,) = Path(trained, "evaluations").iterdir()
     names = {"evaluation.json", "report.html", "samples.png", "bound.npz", "bound.png"}
     assert {path.name for path in folder.iterdir()} == {*names, ".ddpm-files.json"}
-    rows = {row["name"]: row for row in found(folder)["metrics"]}
+    rows = {row["name"]: row for row in content(folder)["metrics"]}
     few = [f"{name}_12" for name in ("fid", "kid", "precision", "recall", "f_score")]
     assert list(rows) == [*few, "bpd_3steps", "loss", *(f"loss_q{q}" for q in range(4))]
     row = rows["fid_12"]
@@ -79,10 +79,10 @@ def test_the_same_again_is_the_same_and_the_reference_is_not_computed_twice(comm
     for out in ("a", "b"):
         assert command("evaluate", f"out={out}", *options).status == 0
     assert values("a") == values("b")
-    (kept,) = Path("outputs/references").glob("*.safetensors")
-    written = kept.stat().st_mtime_ns
+    (cached,) = Path("outputs/references").glob("*.safetensors")
+    written = cached.stat().st_mtime_ns
     assert command("evaluate", "out=c", "batch_size=3", *options[:-1]).status == 0
-    assert kept.stat().st_mtime_ns == written
+    assert cached.stat().st_mtime_ns == written
     assert values("c")["fid_12"] == pytest.approx(values("a")["fid_12"], rel=1e-3)
 
 
@@ -115,7 +115,7 @@ def test_the_inception_score_needs_no_reference(command):
     options = ("samples=s.npz", "metrics=[isc]", "extractor=custom", "extractor.path=net.pt")
     ended = command("evaluate", "out=o", *options)
     assert ended.status == 0, ended.err
-    (row,) = found("o")["metrics"]
+    (row,) = content("o")["metrics"]
     assert row["name"] == "isc_40" and row["extractor"]["name"] == "custom"
     assert row["samples"]["num_images"] == 40 and "reference" not in row
 
@@ -127,7 +127,7 @@ def test_of_more_images_than_are_asked_for_some_are_chosen_at_random(command):
     ended = command("evaluate", "num_samples=600", "out=o", *options)
     assert ended.status == 0, ended.err
     assert values("o")["fid_600"] < 0.1  # of the first 600 it is 1.9
-    (row,) = found("o")["metrics"]
+    (row,) = content("o")["metrics"]
     assert row["samples"]["chosen_at_random_from"] == 1797
     assert row["samples"]["num_images"] == 600
 
@@ -168,10 +168,10 @@ def test_folders_of_mixed_pictures_have_the_options_of_training(command, tiny):
     assert ended.status == 0, ended.err
     skipped = "warning: mixed: skipped 1 .heic; images are read from .jpg "
     assert [line[: len(skipped)] for line in ended.err.splitlines()][:2] == [skipped] * 2
-    (row,) = found("o")["metrics"]
+    (row,) = content("o")["metrics"]
     for images in (row["samples"], row["reference"]):
-        told = {name: images[name] for name in ("image_size", "color", "resize", "shape")}
-        assert told == {
+        reading = {name: images[name] for name in ("image_size", "color", "resize", "shape")}
+        assert reading == {
             "image_size": 8,
             "color": "rgb",
             "resize": "scaled to cover, then cut at the centre",
@@ -200,12 +200,12 @@ def test_the_command_gives_torch_fidelitys_numbers_to_the_last_digit(command, na
     samples, real = pictures(210, 3, 6, 5), pictures(190, 3, 6, 5, seed=1, dark=20)
     for path, images in (("samples.npz", samples), ("real.npz", real)):
         np.savez(path, arr_0=images.permute(0, 2, 3, 1).numpy())
-    options, wanted = ["extractor=pixels", "metrics=[fid,kid,prc]"], {}
+    options, more = ["extractor=pixels", "metrics=[fid,kid,prc]"], {}
     extractor = Pixels()
     if name == "custom":
         extractor = custom("net.pt", 3)
         options = ["extractor=custom", "extractor.path=net.pt", "metrics=[fid,kid,prc,isc]"]
-        wanted = {"isc": True}
+        more = {"isc": True}
     ended = command(
         "evaluate", "samples=samples.npz", "reference=real.npz", "batch_size=32", "out=o",
         f"launch.processes={processes}", *options,
@@ -213,7 +213,7 @@ def test_the_command_gives_torch_fidelitys_numbers_to_the_last_digit(command, na
     assert ended.status == 0, ended.err
     expected = theirs(
         extractor, samples, real, fid=True, kid=True, prc=True, kid_subset_size=190,
-        batch_size=32, **wanted,
+        batch_size=32, **more,
     )  # fmt: skip
     names = {
         "fid": "frechet_inception_distance",
@@ -221,7 +221,7 @@ def test_the_command_gives_torch_fidelitys_numbers_to_the_last_digit(command, na
         "precision": "precision",
         "recall": "recall",
         "f_score": "f_score",
-        **({"isc": "inception_score_mean"} if wanted else {}),
+        **({"isc": "inception_score_mean"} if more else {}),
     }
     assert values("o") == {f"{ours}_210": expected[its] for ours, its in names.items()}
 
@@ -274,8 +274,8 @@ def test_options_of_metrics_that_are_not_measured_are_warned_of(command, trained
     ended = command("evaluate", f"ckpt={trained}", *options)
     assert ended.status == 0
     warnings = [line for line in ended.err.splitlines() if line.startswith("warning: ")]
-    said = "has no effect on metrics=[loss]"
-    assert warnings == [f"warning: steps=3 {said}", f"warning: extractor=pixels {said}"]
+    problem = "has no effect on metrics=[loss]"
+    assert warnings == [f"warning: steps=3 {problem}", f"warning: extractor=pixels {problem}"]
 
 
 @pytest.mark.slow

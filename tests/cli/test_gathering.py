@@ -49,7 +49,7 @@ class Group:
             into.copy_(self.boxes[src].pop(0))
 
     def run(self, work):
-        """What ``work(accelerator)`` returns on each process."""
+        """Return the results of ``work(accelerator)`` on all processes."""
         results = [None] * self.world
 
         def one(rank):

@@ -45,11 +45,11 @@ def calls(monkeypatch):
     counted.stop = {}
 
     def count(name, real):
-        def counting(*given, **named):
+        def counting(*arguments, **options):
             counted[name] += 1
             if counted.stop.get(name) == counted[name]:
                 raise Stopped("stopped by SIGTERM")
-            return real(*given, **named)
+            return real(*arguments, **options)
 
         return counting
 
@@ -98,8 +98,8 @@ def test_what_is_finished_is_kept_and_the_same_command_continues(
     calls.stop = {name: at}
     ended = command("evaluate", *options)
     (folder,) = Path(trained, "evaluations").iterdir()
-    said = f"{folder} contains what is finished; the same command continues the evaluation"
-    assert ended.status == 75 and ended.line == f"ddpm-evaluate: stopped by SIGTERM; {said}"
+    hint = f"{folder} contains what is finished; the same command continues the evaluation"
+    assert ended.status == 75 and ended.line == f"ddpm-evaluate: stopped by SIGTERM; {hint}"
     assert content(folder)["complete"] is False and list(numbers(folder)) == finished
     calls.update(dict.fromkeys(calls, 0))
     calls.stop = {}
@@ -140,9 +140,9 @@ def test_the_folder_that_is_named_is_continued_and_another_request_starts_there_
     options = (f"ckpt={trained}", *OPTIONS, "out=o")
     calls.stop = {"kid": 1}
     assert command("evaluate", *options).status == 75
-    kept = sorted(Path("o/.ddpm-unfinished").glob("samples-*.safetensors"))
-    assert [path.name for path in kept] == [f"samples-0000000{n}.safetensors" for n in (0, 4, 8)]
-    kept[1].unlink()
+    stored = sorted(Path("o/.ddpm-unfinished").glob("samples-*.safetensors"))
+    assert [path.name for path in stored] == [f"samples-0000000{n}.safetensors" for n in (0, 4, 8)]
+    stored[1].unlink()
     calls.stop = {"generate": 4}
     assert command("evaluate", *options).status == 75 and list(numbers("o")) == ["fid_9"]
     calls.stop, calls["generate"] = {"kid": 2}, 0

@@ -1,4 +1,4 @@
-"""What is measured while training: the same each time, followed by ``best``, and never owed."""
+"""Evaluations during training: always with the same options, followed by ``best``, never left out."""
 
 import json
 import os
@@ -43,22 +43,22 @@ def evaluations(name):
     return {record["step"]: record["evaluation"] for record in records if "evaluation" in record}
 
 
-def kept(name):
+def checkpoint_steps(name):
     folders = Path("outputs", name, "checkpoints").glob("step-*")
     return sorted(int(folder.name.partition("-")[2]) for folder in folders)
 
 
 def test_it_is_measured_at_these_steps_and_at_the_last(train):
     ended = train("a", 5)
-    found = evaluations("a")
-    assert list(found) == [2, 4, 5] and kept("a") == [5]
+    numbers = evaluations("a")
+    assert list(numbers) == [2, 4, 5] and checkpoint_steps("a") == [5]
     quarters = [f"val_loss_q{q}" for q in range(4)]
-    assert all(list(each) == ["fid_9", "val_loss", *quarters] for each in found.values())
-    for each in found.values():
+    assert all(list(each) == ["fid_9", "val_loss", *quarters] for each in numbers.values())
+    for each in numbers.values():
         mean = sum(each[quarter] for quarter in quarters) / 4
         assert each["val_loss"] == pytest.approx(mean, rel=1e-6)
-    told = f"step 4: fid_9 {found[4]['fid_9']:.5g}, val_loss {found[4]['val_loss']:.5g}\n"
-    assert told in ended.err
+    line = f"step 4: fid_9 {numbers[4]['fid_9']:.5g}, val_loss {numbers[4]['val_loss']:.5g}\n"
+    assert line in ended.err
 
 
 def test_nothing_is_measured_unless_asked_for(train):
@@ -68,8 +68,8 @@ def test_nothing_is_measured_unless_asked_for(train):
 
 def test_the_held_out_loss_is_of_the_same_data_steps_and_noise_each_time(train):
     train("a", 4, "trainer.lr=1e-30")  # the weights stay what they are
-    found = evaluations("a")
-    assert found[2] == found[4]
+    numbers = evaluations("a")
+    assert numbers[2] == numbers[4]
 
 
 def test_the_command_finds_what_training_found(command, train):
@@ -96,15 +96,15 @@ def test_best_follows_the_metric_through_a_resume_and_is_what_a_sweep_is_told(co
     again = command("train", "resume=outputs/a", "trainer.max_steps=10")
     assert again.status == 0, again.err
     train("b", 10, "trainer.best=fid", "trainer.keep_last=2", "trainer.lr=0.01")
-    found = evaluations("a")
-    assert found == evaluations("b") and list(found) == [2, 4, 6, 8, 10]
-    best = min(found, key=lambda step: found[step]["fid_9"])
+    numbers = evaluations("a")
+    assert numbers == evaluations("b") and list(numbers) == [2, 4, 6, 8, 10]
+    best = min(numbers, key=lambda step: numbers[step]["fid_9"])
     for name in ("a", "b"):
-        assert kept(name) == sorted({8, 10, best})
+        assert checkpoint_steps(name) == sorted({8, 10, best})
         assert os.readlink(f"outputs/{name}/checkpoints/best") == f"step-{best:08d}"
-    assert _value(Run(Path("outputs/a")), "fid") == found[best]["fid_9"]
+    assert _value(Run(Path("outputs/a")), "fid") == numbers[best]["fid_9"]
     last = _value(Run(Path("outputs/a")), None)
-    assert last == Run(Path("outputs/a")).last_loss() != found[best]["fid_9"]
+    assert last == Run(Path("outputs/a")).last_loss() != numbers[best]["fid_9"]
 
 
 def test_told_to_stop_while_measuring_it_stops_and_measures_when_it_goes_on(
@@ -113,17 +113,17 @@ def test_told_to_stop_while_measuring_it_stops_and_measures_when_it_goes_on(
     train("whole", 6, "trainer.best=fid")
     generate, calls = sample_metrics.generate, []
 
-    def told(*given, **named):
-        for batch in generate(*given, **named):
+    def interrupted(*arguments, **options):
+        for batch in generate(*arguments, **options):
             calls.append(None)
             if len(calls) == 4:  # the first batch of the second evaluation
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(sample_metrics, "generate", told)
+    monkeypatch.setattr(sample_metrics, "generate", interrupted)
     ended = train("cut", 6, "trainer.best=fid")
     assert ended.status == 75 and "stopped at step 4, with a checkpoint" in ended.err
-    assert len(calls) == 4 and list(evaluations("cut")) == [2] and kept("cut") == [2, 4]
+    assert len(calls) == 4 and list(evaluations("cut")) == [2] and checkpoint_steps("cut") == [2, 4]
     monkeypatch.setattr(sample_metrics, "generate", generate)
     again = command("train", "resume=outputs/cut")
     assert again.status == 0, again.err
@@ -147,11 +147,11 @@ def test_a_run_that_ended_before_its_last_evaluation_still_owes_it(command, trai
 def test_told_to_stop_in_the_last_evaluation_it_is_not_done(command, train, monkeypatch):
     generate = sample_metrics.generate
 
-    def told(*given, **named):
+    def interrupted(*arguments, **options):
         os.kill(os.getpid(), signal.SIGTERM)
-        yield from generate(*given, **named)
+        yield from generate(*arguments, **options)
 
-    monkeypatch.setattr(sample_metrics, "generate", told)
+    monkeypatch.setattr(sample_metrics, "generate", interrupted)
     ended = train("a", 3, "trainer.evaluate_every=3")
     assert ended.status == 75 and "stopped at step 3, with a checkpoint" in ended.err
     monkeypatch.setattr(sample_metrics, "generate", generate)
@@ -163,9 +163,9 @@ def test_a_run_whose_evaluation_has_fewer_options_goes_on(command, train):
     train("a", 2)
     file = Path("outputs/a/config.yaml")
     lines = file.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if not line.startswith("  bound_steps:")]
-    assert len(kept) == len(lines) - 1
-    file.write_text("".join(kept))
+    remaining = [line for line in lines if not line.startswith("  bound_steps:")]
+    assert len(remaining) == len(lines) - 1
+    file.write_text("".join(remaining))
     for more in ((), ("evaluation.bound_steps=5",)):
         again = command("train", "resume=outputs/a", "trainer.max_steps=4", *more)
         assert again.status == 0, again.err
@@ -227,9 +227,9 @@ def test_a_sweep_lists_what_was_measured(command, tiny):
     lines = Path("outputs/multirun/s/sweep.csv").read_text().splitlines()
     assert lines[0].endswith("best_step,fid_9,val_loss,folder") and "val_loss" in ended.out
     for number, line in enumerate(lines[1:]):
-        (found,) = evaluations(f"multirun/s/{number}").values()
+        (numbers,) = evaluations(f"multirun/s/{number}").values()
         *_, fid, loss, _ = line.split(",")
-        assert (float(fid), float(loss)) == (found["fid_9"], found["val_loss"])
+        assert (float(fid), float(loss)) == (numbers["fid_9"], numbers["val_loss"])
 
 
 ERRORS = [

@@ -1,4 +1,4 @@
-"""What the processes do together, whatever device each of them has."""
+"""Barriers and the status that processes exchange, on any device."""
 
 from types import SimpleNamespace
 
@@ -17,11 +17,11 @@ def process(device, processes=2, main=True):
 @pytest.fixture
 def barriers(monkeypatch):
     """The devices that barriers were called with."""
-    found = []
+    result = []
     monkeypatch.setattr(
-        torch.distributed, "barrier", lambda device_ids=None: found.append(device_ids)
+        torch.distributed, "barrier", lambda device_ids=None: result.append(device_ids)
     )
-    return found
+    return result
 
 
 def test_a_barrier_names_the_device_that_a_process_has(barriers):
@@ -35,11 +35,11 @@ def test_a_barrier_names_the_device_that_a_process_has(barriers):
 @pytest.mark.parametrize("main", [True, False])
 @pytest.mark.parametrize("other", [0.0, 1.0])
 def test_the_clock_of_the_main_process_decides(main, other):
-    """What another process says comes with the sum; this one speaks if it is the main process."""
+    """The sum contains the other processes; this one counts if it is the main process."""
     made = process("cpu", main=main)
     made.reduce = lambda mine, reduction: mine + torch.tensor([0.0, 0.0, 0.0, other])
-    found = agree(made, torch.ones(()), stop=False, failed=False, save=True)
-    assert found == Agreed(finite=True, stop=False, failed=False, save=main or other > 0)
+    result = agree(made, torch.ones(()), stop=False, failed=False, save=True)
+    assert result == Agreed(finite=True, stop=False, failed=False, save=main or other > 0)
     alone = process("cpu", processes=1)
     assert agree(alone, torch.ones(()), stop=False, failed=False, save=True).save
     assert not agree(alone, torch.ones(()), stop=False, failed=False).save

@@ -1,4 +1,4 @@
-"""Processes and devices: as asked for, or refused."""
+"""Processes and devices are the requested ones, or an error is raised."""
 
 import pytest
 import torch
@@ -65,8 +65,8 @@ def test_processes_that_share_a_gpu_do_not_use_nccl(
     if workers is not None:
         monkeypatch.setenv(devices.OWN_WORKERS, str(workers))
     assert devices._backend(on_cpu) == backend
-    said = "warning: 2 processes share 1 GPU: slower than one process per GPU, and each holds "
-    assert capsys.readouterr().err == (f"{said}the whole network\n" if backend == "gloo" else "")
+    warning = "warning: 2 processes share 1 GPU: slower than one process per GPU, and each holds "
+    assert capsys.readouterr().err == (f"{warning}the whole network\n" if backend == "gloo" else "")
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
@@ -88,9 +88,9 @@ def test_tasks_of_srun_without_torchrun(monkeypatch):
 
 def test_deterministic_algorithms_are_for_the_job_that_asks(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    for wanted in (True, False, True, False):
-        devices.accelerator("cpu", "no", key="p", deterministic=wanted)
-        assert torch.are_deterministic_algorithms_enabled() == wanted
+    for deterministic in (True, False, True, False):
+        devices.accelerator("cpu", "no", key="p", deterministic=deterministic)
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
     assert devices.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
