@@ -1,7 +1,7 @@
-"""A Gaussian whose perfect denoiser, and whose probability-flow ODE, are formulas.
+"""Gaussian data with closed forms of the ideal denoiser and the probability-flow ODE.
 
-The data's elements are independent, each with a mean and a standard deviation of its own, so that
-an axis that is mixed up or a coefficient that is broadcast wrongly shows in the samples.
+The elements are independent and have different means and standard deviations, so that swapped axes
+and wrongly broadcast coefficients change the samples.
 """
 
 import math
@@ -15,9 +15,9 @@ SHAPES = [(2, 32), (1, 8, 8), (1, 4, 4, 4)]
 
 
 class Oracle:
-    """Data N(mu, sigma^2) of shape (C, *spatial), and the network that knows it.
+    """Data N(mu, sigma^2) of shape (C, *spatial), and the ideal network for them.
 
-    At a ``scale`` of 1/4 hardly any of the data lies outside -1..1.
+    With a ``scale`` of 1/4 almost all data lie within -1..1.
     """
 
     def __init__(self, schedule, shape, scale=1.0):
@@ -27,47 +27,47 @@ class Oracle:
         self.sigma = scale * torch.linspace(0.4, 0.8, count).flip(0).reshape(1, *shape)
 
     def predict(self, x_t, a, s):
-        """E[x0 | x_t] and E[eps | x_t]."""
+        """Return E[x0 | x_t] and E[eps | x_t]."""
         total = (a * self.sigma) ** 2 + s**2
         away = (x_t - a * self.mu) / total
         return self.mu + a * self.sigma**2 * away, s * away
 
     def variance(self, t):
-        """The variance of x_t; at -1 that of the data."""
+        """Return the variance of x_t; at -1 that of the data."""
         a, s = self.schedule.signal_noise(t)
         return (a * self.sigma.double()) ** 2 + s**2
 
     def reverse_variance(self, t, s):
-        """The variance of x_s given x_t, where nothing is known of x0 but what x_t says."""
+        """Return the variance of x_s given x_t, with unknown x0."""
         step = 1 - (self.schedule.signal_noise(t)[0] / self.schedule.signal_noise(s)[0]) ** 2
         return step * self.variance(s) / self.variance(t)
 
     def flow(self, x, t, u):
-        """The exact solution at u of the probability-flow ODE through x at t."""
+        """Return the exact solution at u of the probability-flow ODE through x at t."""
         (at, st), (au, su) = self.schedule.signal_noise(t), self.schedule.signal_noise(u)
-        spread = (((au * self.sigma) ** 2 + su**2) / ((at * self.sigma) ** 2 + st**2)) ** 0.5
-        return au * self.mu + spread * (x - at * self.mu)
+        scale = (((au * self.sigma) ** 2 + su**2) / ((at * self.sigma) ** 2 + st**2)) ** 0.5
+        return au * self.mu + scale * (x - at * self.mu)
 
     def network(self, objective):
-        """The perfect network for one of the objectives, with the times it was asked about."""
-        asked = []
+        """Return the ideal network for an objective, and the list of its timesteps."""
+        times = []
 
-        def answer(x_t, time):
-            asked.append(int(time[0]))
+        def predict_output(x_t, time):
+            times.append(int(time[0]))
             a, s = self.schedule.signal_noise(int(time[0]))
             x0, eps = self.predict(x_t, a, s)
             return {"pred_noise": eps, "pred_x0": x0, "pred_v": a * eps - s * x0}[objective]
 
-        return answer, asked
+        return predict_output, times
 
     def denoiser(self, objective, **options):
-        """The perfect denoiser, unclipped, with the times its network was asked about."""
-        network, asked = self.network(objective)
+        """Return the ideal denoiser without clipping, and the list of its timesteps."""
+        network, times = self.network(objective)
         diffusion = GaussianDiffusion(self.schedule, OBJECTIVES[objective](), **options)
-        return Denoiser(network, diffusion, clip="none"), asked
+        return Denoiser(network, diffusion, clip="none"), times
 
 
 def normal(seed):
-    """A ``randn_like`` with a generator of its own."""
+    """Return a ``randn_like`` with its own generator."""
     generator = torch.Generator().manual_seed(seed)
     return lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype)

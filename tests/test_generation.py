@@ -1,4 +1,4 @@
-"""Samples and interpolations of Gaussian data, whose perfect network is a formula."""
+"""Samples and interpolations of Gaussian data with the ideal network."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 class Perfect(nn.Module):
-    """The oracle as a module; with labels, its answer is shifted by them."""
+    """The oracle as a module; labels shift its output."""
 
     def __init__(self):
         super().__init__()
@@ -48,7 +48,7 @@ def perfect(sampler=None, **options):
 
 
 def encoded(frames):
-    """What the files would hold, in model space again."""
+    """Return raw data in model space."""
     return (frames - 1.0) / 3.0
 
 
@@ -64,7 +64,7 @@ def drawn(pipeline, indices, batch_size, **options):
     [DDIM(steps=20), DDIM(steps=20, eta=1.0), DDPM(steps=20)],
     ids=["ddim", "eta", "ddpm"],
 )
-def test_a_sample_is_a_function_of_seed_and_index(sampler):
+def test_a_sample_depends_on_seed_and_index_only(sampler):
     pipeline, _ = perfect(sampler)
     whole, _ = drawn(pipeline, range(7), 7, seed=3)
     for batch_size in (1, 3):
@@ -83,7 +83,7 @@ def test_a_deterministic_sample_is_the_flow_from_its_noise():
     torch.testing.assert_close(encoded(raw), exact, rtol=0, atol=0.03)
 
 
-def test_labels_go_by_index():
+def test_labels_are_assigned_by_index():
     pipeline, net = perfect(DDIM(steps=1, clip="none"))
     raw, labels = drawn(pipeline, [0, 1, 2, 7], 3, seed=0, classes=[5, 0])
     assert [y.tolist() for y in labels] == [[5, 0, 5], [0]]
@@ -95,7 +95,7 @@ def test_labels_go_by_index():
 
 
 @pytest.mark.parametrize("scale", [0.0, 2.0, 3.0])
-def test_guidance_leans_from_the_null_label_to_the_class(scale):
+def test_guidance_extrapolates_from_the_null_label(scale):
     options = {"label_dropout": 0.1, "num_classes": 4, "guidance": scale}
     pipeline, net = perfect(DDIM(steps=1, clip="none"), **options)
     assert isinstance(pipeline.denoiser, ClassifierFreeGuidance)
@@ -106,7 +106,7 @@ def test_guidance_leans_from_the_null_label_to_the_class(scale):
     torch.testing.assert_close(encoded(raw), encoded(plain) + shift, rtol=0, atol=1e-4)
 
 
-def test_guidance_of_one_is_off_and_needs_nothing():
+def test_guidance_of_one_is_off():
     pipeline, net = perfect(label_dropout=0.1, num_classes=4, guidance=1.0)
     assert isinstance(pipeline.denoiser, Denoiser) and not net.training
     for options in ({"num_classes": 4}, {"label_dropout": 0.1}):
@@ -114,7 +114,7 @@ def test_guidance_of_one_is_off_and_needs_nothing():
             perfect(guidance=2.0, **options)
 
 
-def test_more_steps_than_the_process_has_are_refused():
+def test_more_steps_than_the_process_has_are_rejected():
     with pytest.raises(ConfigError, match=f"steps=201: the process has {T} steps; use 1 to {T}"):
         perfect(DDIM(steps=201))
     assert perfect(DDIM(steps=T))[0].num_calls() == T
@@ -133,12 +133,12 @@ def shares(count=9):
 @pytest.mark.parametrize("mode", ["slerp", "linear"])
 def test_interpolate_noise_is_exact_at_the_ends(mode):
     a, b = pair()
-    found = interpolate_noise(a, b, shares(), mode)
-    torch.testing.assert_close(found[:1], a, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found[-1:], b, rtol=1e-5, atol=1e-6)
+    actual = interpolate_noise(a, b, shares(), mode)
+    torch.testing.assert_close(actual[:1], a, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual[-1:], b, rtol=1e-5, atol=1e-6)
 
 
-def test_linear_restores_the_length():
+def test_linear_restores_the_norm():
     a, b = pair()
     lengths = interpolate_noise(a, b, shares(), "linear").flatten(1).norm(dim=1)
     expected = torch.lerp(a.norm(), b.norm(), shares().flatten())
@@ -148,29 +148,29 @@ def test_linear_restores_the_length():
     assert direction == pytest.approx(1, abs=1e-6)
 
 
-def test_slerp_stays_on_the_sphere_at_an_even_pace():
+def test_slerp_has_constant_norm_and_angular_speed():
     a, b = pair()
     b = b * a.norm() / b.norm()
-    found = interpolate_noise(a, b, shares(), "slerp").flatten(1)
-    torch.testing.assert_close(found.norm(dim=1), a.norm().expand(9), rtol=1e-5, atol=0)
-    unit = found.double() / found.double().norm(dim=1, keepdim=True)
+    actual = interpolate_noise(a, b, shares(), "slerp").flatten(1)
+    torch.testing.assert_close(actual.norm(dim=1), a.norm().expand(9), rtol=1e-5, atol=0)
+    unit = actual.double() / actual.double().norm(dim=1, keepdim=True)
     angles = (unit[1:] * unit[:-1]).sum(1).acos()
     torch.testing.assert_close(angles, angles[:1].expand(8), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("mode", ["slerp", "linear"])
-def test_interpolate_noise_a_noise_and_itself_nothing_changes(mode):
+def test_interpolation_of_equal_noises_is_constant(mode):
     a, _ = pair()
-    found = interpolate_noise(a, a.clone(), shares(), mode)
-    torch.testing.assert_close(found, a.expand(9, -1, -1), rtol=1e-5, atol=1e-6)
+    actual = interpolate_noise(a, a.clone(), shares(), mode)
+    torch.testing.assert_close(actual, a.expand(9, -1, -1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["slerp", "linear"])
 def test_opposite_noises_give_finite_numbers(mode):
     a, _ = pair()
-    found = interpolate_noise(a, -a, shares(), mode)
-    assert found.isfinite().all() and found.abs().max() <= a.abs().max() * 1.001
-    torch.testing.assert_close(found[[0, -1]], torch.cat([a, -a]), rtol=1e-4, atol=1e-4)
+    actual = interpolate_noise(a, -a, shares(), mode)
+    assert actual.isfinite().all() and actual.abs().max() <= a.abs().max() * 1.001
+    torch.testing.assert_close(actual[[0, -1]], torch.cat([a, -a]), rtol=1e-4, atol=1e-4)
 
 
 OPTIONS = {"num_frames": 5, "seed": 1, "batch_size": 2}
@@ -182,7 +182,7 @@ def data_ends():
 
 
 @pytest.mark.parametrize("mode", ["slerp", "linear"])
-def test_at_a_small_t_the_ends_are_the_data(mode):
+def test_at_a_small_t_the_endpoints_are_the_data(mode):
     pipeline, _ = perfect()
     ends = data_ends()
     frames = generation.interpolate(pipeline, ends, t=0, mode=mode, **OPTIONS)
@@ -193,9 +193,9 @@ def test_at_a_small_t_the_ends_are_the_data(mode):
 
 
 @pytest.mark.parametrize("t", [3, 100, 198])
-def test_the_middle_is_the_closed_form(t):
-    """Shared noise: x_t of the middle has the mean of the data and the noise itself; one DDIM
-    step of the perfect network answers E[x0 | x_t]."""
+def test_the_middle_frame_matches_the_closed_form(t):
+    """x_t of the middle has the mean of the data and the shared noise; the ideal network predicts
+    E[x0 | x_t] in one DDIM step."""
     pipeline, net = perfect(DDIM(steps=1, clip="none"))
     ends = data_ends()
     frames = generation.interpolate(pipeline, ends, t=t, mode="linear", **OPTIONS)
@@ -207,7 +207,7 @@ def test_the_middle_is_the_closed_form(t):
         torch.testing.assert_close(encoded(frames[frame : frame + 1]), exact, rtol=0, atol=1e-4)
 
 
-def test_slerp_gives_each_end_a_noise_of_its_own():
+def test_slerp_uses_separate_noise_per_endpoint():
     t = 120
     pipeline, net = perfect(DDIM(steps=1, clip="none"))
     ends = data_ends()
@@ -221,7 +221,7 @@ def test_slerp_gives_each_end_a_noise_of_its_own():
 
 @pytest.mark.parametrize("t", [T - 1, 90])
 @pytest.mark.parametrize("mode", ["slerp", "linear"])
-def test_interpolate_noise_seeds_the_ends_are_their_samples(mode, t):
+def test_endpoints_of_seeds_are_their_samples(mode, t):
     pipeline, _ = perfect(DDIM(steps=T, clip="none"))
     frames = generation.interpolate(pipeline, (11, 12), t=t, mode=mode, **OPTIONS)
     for frame, seed in ((0, 11), (4, 12)):
@@ -234,11 +234,11 @@ def test_frames_do_not_depend_on_the_batch(batch_size):
     pipeline, _ = perfect(DDPM(steps=10))
     options = {"t": 150, "mode": "slerp", "num_frames": 7, "seed": 1}
     expected = generation.interpolate(pipeline, data_ends(), batch_size=7, **options)
-    found = generation.interpolate(pipeline, data_ends(), batch_size=batch_size, **options)
-    assert torch.equal(found, expected)
+    actual = generation.interpolate(pipeline, data_ends(), batch_size=batch_size, **options)
+    assert torch.equal(actual, expected)
 
 
-def test_a_frame_has_the_class_of_its_nearer_end():
+def test_a_frame_has_the_class_of_the_nearer_endpoint():
     pipeline, net = perfect(DDIM(steps=1, clip="none"))
     generation.interpolate(pipeline, data_ends(), t=50, mode="slerp", classes=(2, 7), **OPTIONS)
     assert net.labels == [[2, 2], [2, 7], [7]]
@@ -247,7 +247,7 @@ def test_a_frame_has_the_class_of_its_nearer_end():
     assert net.labels == [[2], [7], [2, 2], [2, 7], [7]]
 
 
-def test_any_whole_number_is_a_seed():
+def test_any_integer_is_a_seed():
     pipeline, _ = perfect(DDPM(steps=2))
     for seed in (-3, 10**30):
         drawn(pipeline, [0], 1, seed=seed)
@@ -257,7 +257,7 @@ def test_any_whole_number_is_a_seed():
         assert frames.isfinite().all()
 
 
-def test_noise_is_a_stream_a_sample():
+def test_each_sample_has_its_own_noise_stream():
     both = SampleNoise([1, 2])
     first, second = both.draw((3,)), both.draw((3,))
     alone = SampleNoise([2])

@@ -42,7 +42,7 @@ def test_mix_depends_on_order_and_on_the_number_of_keys():
     assert len(set(seeds)) == len(seeds)
 
 
-def test_arrays_give_what_scalars_give():
+def test_arrays_and_scalars_give_equal_results():
     seeds = np.array([[0], [5], [-3]])
     index = np.arange(7)
     mixed = mix_array(seeds, 9, index)
@@ -52,7 +52,7 @@ def test_arrays_give_what_scalars_give():
         assert [int(value) for value in mixed[row]] == [mix(seed, 9, i) for i in range(7)]
 
 
-def test_a_seed_may_be_a_key_again():
+def test_a_seed_can_be_a_key():
     large = mix(3)
     assert 0 <= large < 2**63
     assert mix(large, 1) == splitmix(large, 1)

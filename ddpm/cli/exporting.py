@@ -16,7 +16,7 @@ from ddpm.errors import require
 if TYPE_CHECKING:
     from torch import nn
 
-    from ddpm.interop.original import Described
+    from ddpm.interop.foreign_format import NetworkSpec
     from ddpm.training.checkpoint import Checkpoint
 
 
@@ -96,12 +96,12 @@ def _taken(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The content of the original's file, and what is to be said when it is loaded."""
     from ddpm import instantiate
-    from ddpm.interop.take import take
+    from ddpm.interop.export import export_model
 
     network, process, facts = instantiate.trained(found, weights)
-    taken = take(
+    taken = export_model(
         format,
-        _described(found, network, facts.shape[1:]),
+        _network_spec(found, network, facts.shape[1:]),
         {which: found.weights(which) for which in ("raw", "ema")},
         weights,
         diffusion=process,
@@ -112,9 +112,9 @@ def _taken(
     return taken.content, {"format": format, "network": taken.kwargs, "process": config}
 
 
-def _described(found: Checkpoint, network: nn.Module, size: tuple[int, ...]) -> Described:
+def _network_spec(found: Checkpoint, network: nn.Module, size: tuple[int, ...]) -> NetworkSpec:
     """The network of a checkpoint, with all of its options."""
-    from ddpm.interop.original import Described
+    from ddpm.interop.foreign_format import NetworkSpec
     from ddpm.models.layers import Network
 
     problem = "is a network of a plugin, which no other system has"
@@ -122,7 +122,7 @@ def _described(found: Checkpoint, network: nn.Module, size: tuple[int, ...]) -> 
     assert isinstance(network, Network)
     node = with_defaults(found.config["model"], "model")
     options = check({k: v for k, v in node.items() if k != "_target_"}, type(network))
-    return Described(
+    return NetworkSpec(
         type(network),
         network.channels,
         network.out_channels,

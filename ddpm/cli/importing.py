@@ -14,7 +14,7 @@ from ddpm.errors import ConfigError, render, require
 
 if TYPE_CHECKING:
     from ddpm.data.spec import DataSpec
-    from ddpm.interop.bring import Brought
+    from ddpm.interop.checkpoint_import import ImportedCheckpoint
 
 Node = dict[str, Any]
 AXES = {1: "length", 2: "height and width", 3: "frames, height and width"}
@@ -47,7 +47,7 @@ def bring(
     data: Node | None = None,
 ) -> None:
     """Read the checkpoint, say what it is, and write a run with one checkpoint."""
-    from ddpm.interop.bring import bring as read
+    from ddpm.interop.checkpoint_import import read_checkpoint
     from ddpm.training import checkpoint
     from ddpm.training.checkpoint import CheckpointMetadata
     from ddpm.training.run import Run, appearing
@@ -62,10 +62,10 @@ def bring(
         "timesteps": timesteps,
     }
     said = {key: node for key, node in parts.items() if node is not None}
-    found = read(source, file, ema, recipe, version, network, said)
+    found = read_checkpoint(source, file, ema, recipe, version, network, said)
     taken = found.step if step is None else step
     config: Node = {
-        "model": node(found.described.target, found.described.options),
+        "model": node(found.spec.target, found.spec.options),
         **found.process.nodes(),
     }
     if data is not None:
@@ -96,7 +96,7 @@ def bring(
 
 
 def _facts(
-    found: Brought,
+    found: ImportedCheckpoint,
     config: Node,
     size: int | list[int] | None,
     given_channels: list[int] | None,
@@ -109,11 +109,11 @@ def _facts(
     from ddpm.data.classes import relabel
     from ddpm.data.spec import DataSpec
 
-    described = found.described
+    spec = found.spec
     if data is not None:
         own = instantiate.dataset({"data": data})
         return DataSpec.from_dataset(relabel(own, _classes(found, config), None))
-    axes = len(described.size)
+    axes = len(spec.size)
     spatial = [size] * min(axes, 2) if isinstance(size, int) else size or found.size
     what = AXES[axes]
     if spatial is None:
@@ -121,11 +121,11 @@ def _facts(
         raise ConfigError("size", None, problem)
     good = len(spatial) == axes and all(n >= 1 for n in spatial)
     require(good, "size", size, f"must be {axes} numbers above 0: {what}")
-    shape = (described.channels, *spatial)
+    shape = (spec.channels, *spatial)
     low, high = found.values or (None, None)
     if axes == 3:
-        answered = described.out_channels // (2 if found.learned else 1)
-        rest = tuple(range(answered, described.channels))
+        answered = spec.out_channels // (2 if found.learned else 1)
+        rest = tuple(range(answered, spec.channels))
         given = rest if given_channels is None else tuple(given_channels)
         condition = Condition(cond_frames=cond_frames, channels=given)
         codec: Codec = VideoCodec(shape, low, high, condition)
@@ -136,29 +136,29 @@ def _facts(
     return DataSpec(shape, _classes(found, config), None, codec)
 
 
-def _classes(found: Brought, config: Node) -> int | None:
+def _classes(found: ImportedCheckpoint, config: Node) -> int | None:
     """The classes of the data; with label dropout the network's last one stands for none."""
-    known = found.described.num_classes
+    known = found.spec.num_classes
     dropped = config["diffusion"]["label_dropout"] > 0
     problem = "is for a network with classes; leave it at 0"
     require(not dropped or known is not None, "diffusion.label_dropout", None, problem)
     return known if known is None or not dropped else known - 1
 
 
-def _check(config: Node, facts: DataSpec, found: Brought) -> None:
+def _check(config: Node, facts: DataSpec, found: ImportedCheckpoint) -> None:
     """Refuse a process or data that the network is not for."""
     from ddpm import instantiate
 
-    described, process = found.described, instantiate.diffusion(config, facts)
+    spec, process = found.spec, instantiate.diffusion(config, facts)
     channels = facts.shape[0]
     for key, have, need in (
-        ("data", channels, described.channels),
+        ("data", channels, spec.channels),
         ("data's classes", facts.num_classes, _classes(found, config)),
-        ("diffusion.self_condition", process.self_condition, described.self_condition),
+        ("diffusion.self_condition", process.self_condition, spec.self_condition),
     ):
         problem = f"the network has {render(need)} there; say what it was trained with"
         require(have == need, key, have, problem)
-    answers, needed = described.out_channels, process.output_channels(channels)
+    answers, needed = spec.out_channels, process.output_channels(channels)
     problem = (
         f"needs a network that answers with {needed} channels and this one has {answers}; a "
         "learned variance (diffusion=iddpm) takes two a channel, channels that are given whole "
@@ -200,13 +200,13 @@ def _settle(place: Path, folder: Path, numbered: bool) -> Path:
     return free
 
 
-def _told(found: Brought, config: Node, facts: DataSpec, source: str) -> list[str]:
+def _told(found: ImportedCheckpoint, config: Node, facts: DataSpec, source: str) -> list[str]:
     """What was found, and what had to be assumed."""
-    described = found.described
+    spec = found.spec
     weights = sum(value.numel() for value in found.raw.values())
     size = "x".join(map(str, facts.shape))
     classes = "" if facts.num_classes is None else f", {facts.num_classes} classes"
-    lines = [f"{source}: {described.target.__name__}, {weights:,} parameters, for {size}{classes}"]
+    lines = [f"{source}: {spec.target.__name__}, {weights:,} parameters, for {size}{classes}"]
     if found.assumed:
         said = ", ".join(f"{name}={render(value)}" for name, value in found.assumed.items())
         lines.append(f"assumed, for the weights do not show it (network.<name>=... to say): {said}")

@@ -1,4 +1,4 @@
-"""Networks and checkpoints of other systems, brought here and taken back."""
+"""Import and export of networks and checkpoints of other systems."""
 
 from ddpm.interop.networks import import_network
 

@@ -1,4 +1,4 @@
-"""Reading and taking apart the files that the originals' training wrote."""
+"""Reading and writing of checkpoint files of other systems."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from ddpm.errors import ConfigError, require
 from ddpm.files import load_tensors, replacing
 
-# Inert values that trainings put beside the weights: numbers of numpy, options, paths.
+# Harmless types that training scripts store beside the weights: NumPy scalars, options, paths.
 _scalar = np.float64(0).__reduce__()[0]
 _PLAIN = [
     (_scalar, "numpy.core.multiarray.scalar"),
@@ -32,17 +32,17 @@ _PLAIN = [
 
 @dataclass(frozen=True)
 class Parts:
-    """What a file of an original holds.
+    """Contents of a checkpoint file.
 
     Attributes:
-        raw: the weights of the network, by the original's names.
-        ema: their average, where it was kept in the same file.
-        buffers: the tables of the process, ``betas`` among them; empty for a bare network.
-        step: how many optimizer steps were taken, where it is told.
-        version: of the original, where it is stated.
-        only_average: the file holds averaged weights alone, which are ``raw`` too.
-        ignored: names of what else the file holds and nothing here uses.
-        types: of the weights in the file, where they were not float32.
+        raw: weights of the network, with the original's names.
+        ema: averaged weights, if they are in the same file.
+        buffers: tables of the process, such as ``betas``; empty for a bare network.
+        step: number of optimizer steps; None if unknown.
+        version: of the system; None if unknown.
+        only_average: True if the file has averaged weights only, which are then ``raw`` too.
+        ignored: names of the entries that are not used.
+        types: dtypes of the weights in the file other than float32.
     """
 
     raw: dict[str, Tensor]
@@ -56,25 +56,25 @@ class Parts:
 
 
 def read(path: str, key: str = "file") -> Any:
-    """Return the content of a safetensors file or of one that ``torch.save`` wrote, on the CPU.
+    """Return the content of a safetensors file or of a ``torch.save`` file, on the CPU.
 
-    Only tensors and plain data are read; nothing in the file is run. The kind of the file shows in
-    its first bytes, whatever it is called.
+    Only tensors and plain data are read; no code in the file is run. The format is detected from
+    the first bytes, not from the name.
 
     Raises:
-        ConfigError: (key ``key``) it is not there, is neither, or holds anything else.
+        ConfigError: (key ``key``) the file is missing, has another format or other contents.
     """
     place = Path(path)
-    require(not place.is_dir(), key, path, "is a folder; give the file in it")
-    require(place.exists(), key, path, "there is no such file")
-    require(place.is_file(), key, path, "is not a regular file; give a checkpoint")
+    require(not place.is_dir(), key, path, "is a folder; use a file in it")
+    require(place.exists(), key, path, "file not found")
+    require(place.is_file(), key, path, "is not a regular file; use a checkpoint")
     try:
-        found = _load(place)
-    except Exception as error:  # what is no checkpoint fails in many ways
+        content = _load(place)
+    except Exception as error:  # other files raise many kinds of errors
         raise ConfigError(key, path, _reason(place, error)) from error
-    good = isinstance(found, Mapping | list | tuple)
-    require(good, key, path, "holds no state dict; save one, with torch.save(model.state_dict())")
-    return found
+    good = isinstance(content, Mapping | list | tuple)
+    require(good, key, path, "contains no state dict; save one with torch.save(model.state_dict())")
+    return content
 
 
 def _load(place: Path) -> Any:
@@ -88,38 +88,38 @@ def _load(place: Path) -> Any:
 
 
 def _reason(place: Path, error: Exception) -> str:
-    """Why a file cannot be read, and what to do."""
-    what = re.search(r"GLOBAL (\S+)", str(error))
-    if isinstance(error, pickle.UnpicklingError) and what:
+    """Return why a file cannot be read, and a remedy."""
+    name = re.search(r"GLOBAL (\S+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and name:
         return (
-            f"holds more than tensors and plain data ({what[1]}), which is not safe to load; save "
-            "the state dict alone where you trust the file: torch.save(model.state_dict(), "
+            f"contains more than tensors and plain data ({name[1]}), which is unsafe to load; save "
+            "the state dict alone if you trust the file: torch.save(model.state_dict(), "
             "'weights.pt'), or of a Lightning file torch.save(torch.load(file, "
             "weights_only=False)['state_dict'], 'weights.pt')"
         )
     if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read ({error.strerror}); give a checkpoint"
+        return f"cannot be read ({error.strerror}); use a checkpoint"
     if "TorchScript" in str(error):
         return "is a TorchScript program; save its weights: torch.save(model.state_dict(), ...)"
     if place.stat().st_size == 0:
-        return "cannot be read as a checkpoint: it is empty; copy or save it again"
+        return "is empty; copy or save it again"
     return (
-        "cannot be read as a checkpoint: it is cut short or of another kind; copy it again, or "
+        "is not a checkpoint, or is truncated; copy it again, or "
         "save a state dict with torch.save(model.state_dict(), ...)"
     )
 
 
 def step_in(path: str) -> int | None:
-    """The step in the name of a file: ``ema_0.9999_500000.pt``, ``model-10.pt`` tell theirs."""
-    told = re.search(r"(?:^model|^ema_[0-9.]+_)(\d{5,})\.pt$", Path(path).name)
-    return int(told[1]) if told else None
+    """Return the step in a file name such as ``ema_0.9999_500000.pt``; None if absent."""
+    match = re.search(r"(?:^model|^ema_[0-9.]+_)(\d{5,})\.pt$", Path(path).name)
+    return int(match[1]) if match else None
 
 
 def write(path: Path, content: bytes | Mapping[str, Any]) -> None:
-    """Write bytes, or with ``torch.save`` a dictionary; never half a file.
+    """Write bytes, or a dictionary with ``torch.save``; the file is complete or absent.
 
     Raises:
-        ConfigError: (key ``out``) the file system refuses.
+        ConfigError: (key ``out``) the file cannot be written.
     """
     try:
         with replacing(path) as aside:

@@ -1,4 +1,4 @@
-"""Files that the trainers of denoising-diffusion-pytorch write, and the process in them."""
+"""Files of the trainers of denoising-diffusion-pytorch, and the process in them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ddpm.diffusion import (
 )
 from ddpm.errors import ConfigError, require
 from ddpm.interop.files import Parts
+from ddpm.interop.foreign_format import Export
 from ddpm.interop.lucidrains_versions import MARK, Number, Versions, parse
-from ddpm.interop.original import Export
 from ddpm.interop.process import SCHEDULES, Node, Process, node, objective, schedule_with
 
 _OBJECTIVES: dict[str, type[Objective]] = {
@@ -30,31 +30,36 @@ _OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def process(versions: Versions, kwargs: dict[str, Any], parts: Parts) -> Process:
-    """The process in a file, with the defaults of its version for what is not there.
+    """Return the process in a file; the defaults of its version replace missing entries.
 
-    Raises ConfigError (key ``schedule`` or ``objective``) for tables that are none of ours.
+    Raises:
+        ConfigError: (key ``schedule`` or ``objective``) tables without an equivalent.
     """
-    form = versions.settle(kwargs["version"], parts.raw)
+    form = versions.resolve(kwargs["version"], parts.raw)
     number = form.number if kwargs["version"] is None else parse(kwargs["version"])
     tables = parts.buffers or {}
-    schedule, told_schedule = _schedule(versions, tables.get("betas"))
-    channels, answers = kwargs["channels"], kwargs["out_dim"]
-    learned = kwargs["learned_variance"] if answers is None else answers == 2 * channels
-    same = {"self_condition": kwargs["self_condition"]}
-    if learned:  # `LearnedGaussianDiffusion`: of the noise alone, one term of the bound at 0.001
+    schedule, schedule_node = _schedule(versions, tables.get("betas"))
+    channels, outputs = kwargs["channels"], kwargs["out_dim"]
+    learned = kwargs["learned_variance"] if outputs is None else outputs == 2 * channels
+    shared = {"self_condition": kwargs["self_condition"]}
+    if learned:  # `LearnedGaussianDiffusion`: predicts the noise; one term of the bound at 0.001
         weight = 0.001 / schedule.num_steps
-        told = node(
-            "GaussianDiffusion", variance="learned_range", loss="hybrid", vlb_weight=weight, **same
+        diffusion = node(
+            "GaussianDiffusion",
+            variance="learned_range",
+            loss="hybrid",
+            vlb_weight=weight,
+            **shared,
         )
-        return Process(told_schedule, objective("pred_noise"), told)
-    what = _objective(versions, number, schedule, tables)
+        return Process(schedule_node, objective("pred_noise"), diffusion)
+    options = _objective(versions, number, schedule, tables)
     loss = "l2" if number >= (1, 6, 3) else "l1"
-    diffusion = node("GaussianDiffusion", variance="fixed_small", **same)
-    return Process(told_schedule, objective(loss=loss, **what), diffusion)
+    diffusion = node("GaussianDiffusion", variance="fixed_small", **shared)
+    return Process(schedule_node, objective(loss=loss, **options), diffusion)
 
 
 def _schedule(versions: Versions, betas: Tensor | None) -> tuple[Schedule, Node]:
-    """The schedule with these betas, and its node; the version's default where there are none."""
+    """Return the schedule with these betas and its node; without betas the version's default."""
     if betas is None:
         name = versions.schedule
         return SCHEDULES[name](num_steps=1000), node(name, num_steps=1000)
@@ -64,49 +69,48 @@ def _schedule(versions: Versions, betas: Tensor | None) -> tuple[Schedule, Node]
 def _objective(
     versions: Versions, number: Number, schedule: Schedule, tables: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """What is predicted, and how steps are weighted, as arguments of an objective's node."""
+    """Return the arguments of the objective's node, its name among them."""
     old = tables.get("p2_loss_weight")
     if old is not None:
-        problem = "the file's steps are weighted by p2_loss_weight_gamma; add objective=..."
+        problem = "the file weights its loss by p2_loss_weight_gamma; add objective=..."
         require(bool((old - 1).abs().max() < 1e-6), "objective", None, problem)
-        return {"name": "pred_noise"}  # the default; the table is the same for all three
-    found = tables.get("loss_weight")
-    if found is None:
+        return {"name": "pred_noise"}  # the default; the table is the same for all objectives
+    weight = tables.get("loss_weight")
+    if weight is None:
         present = versions.schedule == "sigmoid" and number >= (1, 6, 3)
         return {"name": "pred_v", "weighting": "noise"} if present else {"name": "pred_noise"}
     snr, close = schedule.snr(torch.arange(schedule.num_steps)), 1e-4
-    if found.dtype != torch.float32:  # a file of half precision
-        close = max(close, 2 * torch.finfo(found.dtype).eps)
-    found = found.double()
+    if weight.dtype != torch.float32:  # a file in half precision
+        close = max(close, 2 * torch.finfo(weight.dtype).eps)
+    weight = weight.double()
     for name, kind in _OBJECTIVES.items():
         each = kind()
-        reached = float((found / each.noise_weight(snr, torch.ones_like(snr))).max())
+        reached = float((weight / each.noise_weight(snr, torch.ones_like(snr))).max())
         for gamma in (None, float(f"{reached:.4g}")):
             capped = snr if gamma is None else snr.clamp(max=gamma)
-            if torch.allclose(found, each.noise_weight(snr, capped), rtol=close, atol=0):
+            if torch.allclose(weight, each.noise_weight(snr, capped), rtol=close, atol=0):
                 return {"name": name, "weighting": "noise", "min_snr_gamma": gamma}
     problem = "the file's loss weights are not those of noise, x0 or v; add objective=..."
     raise ConfigError("objective", None, problem)
 
 
 def join(versions: Versions, wrap: Callable[[str], str] | None, export: Export) -> dict[str, Any]:
-    """What ``Trainer.load`` loads: raw and averaged weights, tables, a new Adam.
+    """Return the content that ``Trainer.load`` loads: weights, average, tables, and a new Adam.
 
-    ``wrap`` names parameters as versions with wrapped attention do, where not all have it.
+    ``wrap`` renames parameters for the versions with wrapped attention, unless all have it.
     """
-    told = export.diffusion
-    problem = "the original divides by the signal of every step; it cannot be written for it"
-    ends = told.schedule.zero_terminal_snr
-    require(not ends, "schedule.zero_terminal_snr", True, problem)
-    problem = "the original tells its network t as it is; such a run cannot be written for it"
-    good = not told.rescale_timesteps or told.num_steps == 1000
+    process = export.diffusion
+    problem = "is not supported by the original, which divides by the signal of every step"
+    require(not process.schedule.zero_terminal_snr, "schedule.zero_terminal_snr", True, problem)
+    problem = "is not supported by the original, whose network receives t unscaled"
+    good = not process.rescale_timesteps or process.num_steps == 1000
     require(good, "diffusion.rescale_timesteps", True, problem)
-    form = versions.settle(None, export.weights[export.which])
+    form = versions.resolve(None, export.weights[export.which])
     version = form.typical if export.version is None else export.version
-    problem = f"has other networks than this one, which is of {form.range}"
+    problem = f"does not have this network, which is of {form.range}"
     require(versions.at(version) is form, "version", version, problem)
     rename = wrap if form.wrapped and wrap is not None else str
-    tables = _tables(told, parse(version) >= versions.plain_weight)
+    tables = _tables(process, parse(version) >= versions.plain_weight)
     models = {
         which: {**tables, **_named(weights, rename)} for which, weights in export.weights.items()
     }
@@ -128,15 +132,15 @@ def join(versions: Versions, wrap: Callable[[str], str] | None, export: Export) 
 
 
 def _named(weights: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
-    """The network inside the process."""
+    """Return weights with the names of a network inside the process."""
     return {f"model.{rename(name)}": value for name, value in weights.items() if name != MARK}
 
 
 def _tables(diffusion: GaussianDiffusion, plain: bool) -> dict[str, Tensor]:
-    """The tables of a ``GaussianDiffusion`` there, in its order.
+    """Return the tables of the original's ``GaussianDiffusion``, in its order.
 
-    The weights of the loss are the original's for the objective, which they are known by, also
-    where ours are uniform.
+    The loss weights are the original's for the objective, which they identify, even if ours are
+    uniform.
     """
     schedule = diffusion.schedule
     betas, now = schedule.betas, schedule.alpha_bar

@@ -1,4 +1,4 @@
-"""Which version of denoising-diffusion-pytorch has which network, and what shows it."""
+"""Networks of the versions of denoising-diffusion-pytorch, and their detection from weights."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ddpm.models.layers import LayerNorm, RMSNorm
 from ddpm.models.unet_blocks import Block, SelfAttention, StandardizedConv
 
 MARK = "version"
-"""Stands among weights on their way out, whose names and shapes do not always show the version."""
+"""Entry of exported weights with the version, which names and shapes do not always determine."""
 
 Number = tuple[int, int, int]
 
-_ALONE = (1, 7, 1)  # it bounds the variance of weights from below and adds nothing to it
+_ALONE = (1, 7, 1)  # it clamps the variance of weights instead of adding a constant
 
 
 @dataclass(frozen=True)
 class Form:
-    """A network that some versions in a row have.
+    """A network that consecutive versions share.
 
     Attributes:
-        since: the first of them.
-        until: the last of them, as it is called; empty for what is still so.
-        typical: the one that files are written for.
-        wrapped: its attention is in ``Residual(PreNorm(...))``.
-        num_mem_kv: learned keys and values.
-        options: of our network.
+        since: first version.
+        until: last version; empty if current.
+        typical: version that exported files declare.
+        wrapped: True if its attention is in ``Residual(PreNorm(...))``.
+        num_mem_kv: number of learned keys and values.
+        options: options of our network.
     """
 
     since: Number
@@ -50,13 +50,13 @@ class Form:
 
     @property
     def mark(self) -> Tensor:
-        """The typical version as it stands among weights."""
+        """The typical version as an entry of exported weights."""
         return torch.tensor(self.number)
 
     @property
     def range(self) -> str:
-        """``1.8.0 to 1.8.15``, for people."""
-        first = ".".join(map(str, self.since))
+        """The versions as text, such as ``1.8.0 to 1.8.15``."""
+        first = _text(self.since)
         return f"{first} to {self.until}" if self.until else f"{first} and later"
 
 
@@ -65,10 +65,10 @@ class Versions:
     """The forms of ``Unet`` or of ``Unet1D``, oldest first.
 
     Attributes:
-        forms: all that can be had here.
-        default: where nothing says more, by whether attention is wrapped.
-        plain_weight: since when the table of loss weights is called ``loss_weight``.
-        schedule: of the process where no table says more.
+        forms: all supported ones.
+        default: index of the form for ambiguous weights, by whether attention is wrapped.
+        plain_weight: first version whose table of loss weights is called ``loss_weight``.
+        schedule: default schedule of the process.
     """
 
     forms: tuple[Form, ...]
@@ -77,17 +77,17 @@ class Versions:
     schedule: str
 
     def at(self, version: str) -> Form:
-        """The form in a version; ConfigError for those that cannot be had here."""
+        """Return the form of a version; ConfigError if it is not supported."""
         number = parse(version)
         oldest = self.forms[0]
-        problem = f"has other networks; from version {'.'.join(map(str, oldest.since))} on they are"
-        require(number >= oldest.since, "version", version, f"{problem} known")
-        problem = "standardises weights as no other does; such a network cannot be had here"
+        problem = f"is not supported; the oldest supported version is {_text(oldest.since)}"
+        require(number >= oldest.since, "version", version, problem)
+        problem = "is not supported, because it standardises weights differently"
         require(number != _ALONE, "version", version, problem)
         return [form for form in self.forms if form.since <= number][-1]
 
     def fitting(self, weights: Mapping[str, Tensor]) -> list[Form]:
-        """The forms whose names and shapes these are."""
+        """Return the forms with these names and shapes."""
         if "final_res_block.block1.norm.g" in weights:
             return [form for form in self.forms if form.options["block_norm"] == "rms"]
         memory = 4 if any(name.endswith(".mem_kv") for name in weights) else 0
@@ -98,42 +98,43 @@ class Versions:
         return alike
 
     def certain(self, weights: Mapping[str, Tensor]) -> Form | None:
-        """The form, where only one has such names and shapes."""
+        """Return the only form with these names and shapes; None if there are several."""
         alike = self.fitting(weights)
         return alike[0] if len(alike) == 1 and "init_conv.weight" in weights else None
 
-    def settle(self, version: str | None, weights: Mapping[str, Tensor]) -> Form:
-        """The form that is said or, where nothing is, that the weights show.
+    def resolve(self, version: str | None, weights: Mapping[str, Tensor]) -> Form:
+        """Return the form of a version, or if it is None of the weights.
 
-        Raises ConfigError (key ``version``) where the weights are not of the version.
+        Raises:
+            ConfigError: (key ``version``) weights of another version.
         """
         if MARK in weights:
             return self.at(".".join(str(int(n)) for n in weights[MARK]))
-        _refuse_older(weights, self.forms[0])
+        _reject_older(weights, self.forms[0])
         alike = self.fitting(weights)
         if version is not None:
-            form, known = self.at(version), "init_conv.weight" in weights
+            form, is_network = self.at(version), "init_conv.weight" in weights
             has = " or ".join(each.range for each in alike)
-            problem = f"has a network of other names and shapes; the weights are of {has}"
-            require(not known or not alike or form in alike, "version", version, problem)
+            problem = f"has different names and shapes; the weights are of {has}"
+            require(not is_network or not alike or form in alike, "version", version, problem)
             return form
         default = self.forms[self.default[any(".fn." in name for name in weights)]]
         return default if default in alike or not alike else alike[-1]
 
     def of_options(self, options: Mapping[str, Any]) -> Form:
-        """The form with such options of ours; ConfigError naming one that none has."""
+        """Return the form with our options; ConfigError names one that no form has."""
         left = list(self.forms)
         names = ("block_norm", "weight_standardized", "attn_norm", "divide_values", "num_mem_kv")
         for name in names:
-            kept = [form for form in left if _option(form, name) == options[name]]
+            matching = [form for form in left if _option(form, name) == options[name]]
             others = " or ".join(sorted({render(_option(form, name)) for form in left}))
-            problem = f"is in no version of the original with the other options; it has {others}"
-            require(bool(kept), f"model.{name}", options[name], problem)
-            left = kept
+            problem = f"is not in any version of the original with the other options; use {others}"
+            require(bool(matching), f"model.{name}", options[name], problem)
+            left = matching
         return left[-1]
 
     def of_network(self, network: UNet) -> Form:
-        """The form of a network of ours that has one."""
+        """Return the form of one of our networks."""
         block, attention = network.final_res_block.block1, network.mid_attn
         assert isinstance(block, Block) and isinstance(attention, SelfAttention)
         return self.of_options(
@@ -151,22 +152,26 @@ def _option(form: Form, name: str) -> Any:
     return form.num_mem_kv if name == "num_mem_kv" else form.options[name]
 
 
+def _text(number: Number) -> str:
+    return ".".join(map(str, number))
+
+
 def parse(version: str) -> Number:
-    """The numbers of a version; ConfigError (key ``version``) where it has not three."""
-    told = re.match(r"(\d+)\.(\d+)\.(\d+)", str(version))
-    if told is None:
+    """Return the numbers of a version; ConfigError (key ``version``) unless there are three."""
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", str(version))
+    if match is None:
         raise ConfigError("version", version, "is not a version such as 1.8.14")
-    return int(told[1]), int(told[2]), int(told[3])
+    return int(match[1]), int(match[2]), int(match[3])
 
 
-def _refuse_older(weights: Mapping[str, Tensor], oldest: Form) -> None:
-    """Raise ConfigError for weights that only versions before those known have."""
+def _reject_older(weights: Mapping[str, Tensor], oldest: Form) -> None:
+    """Raise ConfigError for weights of versions before the supported ones."""
     halving = weights.get("downs.0.3.weight")
     strided = halving is not None and halving.ndim == 4 and halving.shape[-1] == 4
     biased = any(name.endswith(".norm.b") for name in weights)
-    first = ".".join(map(str, oldest.since))
+    first = _text(oldest.since)
     for old, what in ((strided, "downs.0.3.weight is 4 x 4"), (biased, "norms have a bias b")):
-        problem = f"the weights are of a version before {first} ({what}), which cannot be had"
+        problem = f"the weights are of a version before {first} ({what}), which is not supported"
         require(not old, "version", None, problem)
 
 

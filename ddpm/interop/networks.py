@@ -1,4 +1,4 @@
-"""Networks of other systems, from their own constructor arguments and their own weights."""
+"""Networks of other systems, from their constructor arguments and weights."""
 
 from __future__ import annotations
 
@@ -6,40 +6,42 @@ from torch import nn
 
 from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.interop import lucidrains, openai, simple, video
-from ddpm.interop.original import Arguments, Original, Weights, bind, load
+from ddpm.interop.foreign_format import Arguments, ForeignFormat, Weights, bind, load
 
-SOURCES: dict[str, Original] = {
-    **openai.ORIGINALS,
-    **lucidrains.ORIGINALS,
-    **video.ORIGINALS,
-    **simple.ORIGINALS,
+SOURCES: dict[str, ForeignFormat] = {
+    **openai.FORMATS,
+    **lucidrains.FORMATS,
+    **video.FORMATS,
+    **simple.FORMATS,
 }
 
 
 def import_network(source: str, kwargs: Arguments, state_dict: Weights) -> nn.Module:
-    """The network of another system, with that system's weights, in training mode as all new ones.
+    """Return the network of another system with its weights, in training mode.
 
-    ``source`` is one of :data:`SOURCES`. ``kwargs`` are the arguments of the original's
-    constructor, whose defaults hold for the rest; ``state_dict`` has its names. The network is
-    called as ``net(x, t, ...)`` with the original's axis order and extra inputs, on data of any
-    size that its levels can halve.
+    The network is called as ``net(x, t, ...)`` with the original's axis order and extra inputs, on
+    data of any size that its levels can halve.
+
+    Args:
+        source: one of :data:`SOURCES`.
+        kwargs: arguments of the original's constructor; its defaults apply to the others.
+        state_dict: weights with the original's names.
 
     Raises:
-        ConfigError: a source or an argument that is not known, and where names or shapes do not
-            fit, with both shapes.
+        ConfigError: an unknown source or argument, or weights whose names or shapes do not fit.
     """
     original = find(source)
     arguments = bind(source, original.defaults, kwargs)
     try:
-        network = original.describe(arguments, state_dict).build()
+        network = original.from_kwargs(arguments, state_dict).build()
     except ConfigError as error:
         raise error.under("kwargs") from None
-    load(network, state_dict, original.ours)
+    load(network, state_dict, original.map_from)
     return original.adapt(network)
 
 
-def find(source: str) -> Original:
-    """The system of that name; ConfigError (key ``source``) where there is none."""
+def find(source: str) -> ForeignFormat:
+    """Return the system of a name; ConfigError (key ``source``) if it is unknown."""
     hint = did_you_mean(source, SOURCES)
     problem = f"is not a system whose networks can be imported{hint}"
     require(source in SOURCES, "source", source, problem)

@@ -8,11 +8,11 @@ from typing import Any
 
 from ddpm.errors import ConfigError, require
 from ddpm.interop.files import Parts
-from ddpm.interop.original import (
+from ddpm.interop.foreign_format import (
     REQUIRED,
     Arguments,
-    Described,
-    Original,
+    ForeignFormat,
+    NetworkSpec,
     Weights,
     smallest_size,
 )
@@ -21,7 +21,7 @@ from ddpm.interop.recipes import resolve
 from ddpm.interop.unwrap import Anchors
 from ddpm.models import IDDPMUNet
 
-# The originals' own defaults hold where their arguments are absent, not those of our constructor.
+# The defaults of the originals, which differ from those of our constructor.
 _IMPROVED: Arguments = {
     "in_channels": REQUIRED,
     "model_channels": REQUIRED,
@@ -38,8 +38,8 @@ _IMPROVED: Arguments = {
     "num_heads_upsample": -1,
     "use_scale_shift_norm": False,
 }
-# Two mean nothing to the numbers: image_size is only kept there, and use_fp16 is a precision of
-# computing, which the trainer and the sampler choose here; the files have float32 either way.
+# image_size and use_fp16 do not affect the weights: the first is unused, the second is the
+# precision of the arithmetic, which our trainer and sampler set; files are always in float32.
 _GUIDED: Arguments = {
     **_IMPROVED,
     "image_size": None,
@@ -68,52 +68,52 @@ _GUIDED_OPTIONS = (
 )
 
 
-def _improved_diffusion(given: Arguments, weights: Weights) -> Described:
-    """``UNetModel`` of improved-diffusion."""
-    return _describe(given, {name: given[name] for name in _OPTIONS})
+def _improved_diffusion(kwargs: Arguments, weights: Weights) -> NetworkSpec:
+    """Return ``UNetModel`` of improved-diffusion."""
+    return _from_kwargs(kwargs, {name: kwargs[name] for name in _OPTIONS})
 
 
-def _guided_diffusion(given: Arguments, weights: Weights) -> Described:
-    """``UNetModel`` of guided-diffusion, whose first convolution has the first level's channels."""
-    options = {name: given[name] for name in _GUIDED_OPTIONS}
-    return _describe(given, {**options, "scale_stem": True})
+def _guided_diffusion(kwargs: Arguments, weights: Weights) -> NetworkSpec:
+    """Return ``UNetModel`` of guided-diffusion, whose stem is as wide as its first level."""
+    options = {name: kwargs[name] for name in _GUIDED_OPTIONS}
+    return _from_kwargs(kwargs, {**options, "scale_stem": True})
 
 
-def _describe(given: Arguments, options: dict[str, Any]) -> Described:
-    """Either; a rate of attention that no level has means nothing to them."""
-    levels = len(given["channel_mult"])
+def _from_kwargs(kwargs: Arguments, options: dict[str, Any]) -> NetworkSpec:
+    """Return either network; attention resolutions without a level have no effect."""
+    levels = len(kwargs["channel_mult"])
     rates = [2**level for level in range(levels)]
-    attending = tuple(n for n in rates if n in given["attention_resolutions"])
-    return Described(
+    attending = tuple(n for n in rates if n in kwargs["attention_resolutions"])
+    return NetworkSpec(
         IDDPMUNet,
-        given["in_channels"],
-        given["out_channels"],
-        smallest_size(levels, given["dims"]),
-        given["num_classes"],
+        kwargs["in_channels"],
+        kwargs["out_channels"],
+        smallest_size(levels, kwargs["dims"]),
+        kwargs["num_classes"],
         False,
         {**options, "attention_resolutions": attending},
     )
 
 
 def _times(base: int, width: int) -> float:
-    """The number, whole where it can be, that times ``base`` is ``width`` when cut to an int."""
+    """Return the multiplier with ``int(multiplier * base) == width``, an int if possible."""
     if width % base == 0:
         return width // base
     mult = width / base
     return mult if int(mult * base) == width else math.nextafter(mult, math.inf)
 
 
-class _Shown:
-    """What the names and shapes of a ``UNetModel``'s weights show of it."""
+class _Inspection:
+    """Arguments of a ``UNetModel`` as inferred from names and shapes of its weights."""
 
     def __init__(self, source: str, weights: Weights) -> None:
         self.source, self.weights = source, weights
-        self._refuse_relatives()
+        self._reject_relatives()
         self.num_outputs = self._count("output_blocks.")
         self.resampling, self.num_res_blocks = self._resampling()
 
-    def _refuse_relatives(self) -> None:
-        """Raise ConfigError for a classifier, and for a network that takes a small image too."""
+    def _reject_relatives(self) -> None:
+        """Raise ConfigError for a classifier or a network for super-resolution."""
         classifier = "classifiers (EncoderUNetModel) cannot be imported, only diffusion networks"
         pool = "out.2.positional_embedding"
         if pool in self.weights:
@@ -122,31 +122,36 @@ class _Shown:
         if "middle_block.0.in_layers.0.weight" in self.weights:
             names = [name for name in self.weights if name.startswith("output_blocks.")]
             require(bool(names), "state_dict.output_blocks", None, f"is missing; {classifier}")
-        taken, given = self.shape("input_blocks.0.0.weight"), self.shape("out.2.weight")[0]
-        # With three channels and learned variances it has 6 and 6, as all published ones have.
-        if taken[1] == 2 * given or (taken[1], given, len(taken)) == (6, 6, 4):
+        stem, outputs = self.shape("input_blocks.0.0.weight"), self.shape("out.2.weight")[0]
+        # With three channels and a learned variance it has 6 and 6, as all published ones.
+        if stem[1] == 2 * outputs or (stem[1], outputs, len(stem)) == (6, 6, 4):
             raise ConfigError(
                 "state_dict.input_blocks.0.0.weight",
-                list(taken),
-                f"takes {taken[1]} channels to give {given}, as networks for super-resolution "
-                "(SuperResModel) do, which cannot be imported; a network of data that have "
-                f"{taken[1]} channels can be, by ddpm.interop.import_network",
+                list(stem),
+                f"has {stem[1]} input and {outputs} output channels, as networks for "
+                "super-resolution (SuperResModel), which cannot be imported; use "
+                f"ddpm.interop.import_network for a network of data with {stem[1]} channels",
             )
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a parameter; ConfigError where there is none."""
-        problem = f"is missing; {self.source}'s UNetModel has it, so these are not its weights"
+        """Return the shape of a parameter; ConfigError if it is missing."""
+        problem = f"is missing; these are not the weights of {self.source}'s UNetModel"
         require(name in self.weights, f"state_dict.{name}", None, problem)
         return tuple(self.weights[name].shape)
 
     def _count(self, prefix: str) -> int:
-        """How many blocks there are, by their largest number."""
-        found = [name.split(".")[1] for name in self.weights if name.startswith(prefix)]
-        require(bool(found), f"state_dict.{prefix}0", None, "is missing; there is no such block")
-        return 1 + max(int(number) for number in found)
+        """Return the number of blocks with a prefix, by their largest index."""
+        indices = [name.split(".")[1] for name in self.weights if name.startswith(prefix)]
+        require(
+            bool(indices),
+            f"state_dict.{prefix}0",
+            None,
+            "is missing; the network has no such block",
+        )
+        return 1 + max(int(index) for index in indices)
 
     def _resampling(self) -> tuple[str | None, int]:
-        """How levels are resampled, None where there is one level; residual blocks a level."""
+        """Return the kind of resampling, None for one level, and the residual blocks per level."""
         for index in range(self.num_outputs):
             for layer in (1, 2):
                 if f"output_blocks.{index}.{layer}.conv.weight" in self.weights:
@@ -159,17 +164,17 @@ class _Shown:
         return None, self.num_outputs - 1
 
     def firsts(self) -> list[str]:
-        """The names of the first block of each level on the way down."""
+        """Return the names of the first input block of each level."""
         step = self.num_res_blocks + 1
         return [f"input_blocks.{1 + step * n}" for n in range(self.num_outputs // step)]
 
     def arguments(self) -> dict[str, Any]:
-        """Those of the constructor that both originals have."""
+        """Return the arguments that both originals have."""
         stem, base = self.shape("input_blocks.0.0.weight"), self.shape("time_embed.0.weight")[1]
         firsts = self.firsts()
         widths = [self.shape(f"{name}.0.in_layers.2.weight")[0] for name in firsts]
-        told = self.shape("middle_block.0.emb_layers.1.weight")[0]
-        shown = {
+        width = self.shape("middle_block.0.emb_layers.1.weight")[0]
+        inferred = {
             "in_channels": stem[1],
             "model_channels": base,
             "out_channels": self.shape("out.2.weight")[0],
@@ -177,104 +182,105 @@ class _Shown:
             "attention_resolutions": tuple(
                 2**n for n, name in enumerate(firsts) if f"{name}.1.qkv.weight" in self.weights
             ),
-            "channel_mult": tuple(_times(base, width) for width in widths),
+            "channel_mult": tuple(_times(base, each) for each in widths),
             "dims": len(stem) - 2,
             "num_classes": None,
-            "use_scale_shift_norm": told == 2 * widths[-1],
+            "use_scale_shift_norm": width == 2 * widths[-1],
         }
         if "label_emb.weight" in self.weights:
-            shown["num_classes"] = self.shape("label_emb.weight")[0]
+            inferred["num_classes"] = self.shape("label_emb.weight")[0]
         if self.resampling in ("conv", "pool"):
-            shown["conv_resample"] = self.resampling == "conv"
-        return shown
+            inferred["conv_resample"] = self.resampling == "conv"
+        return inferred
 
 
 def _infer_improved(weights: Weights) -> dict[str, Any]:
-    """All but the heads, dropout and checkpointing, which names and shapes do not show."""
-    shown = _Shown("improved-diffusion", weights)
-    if shown.resampling == "residual":
-        problem = "resampling in residual blocks is guided-diffusion's; set source=guided-diffusion"
-        raise ConfigError("source", shown.source, problem)
-    return shown.arguments()
+    """Return all arguments except heads, dropout and checkpointing."""
+    network = _Inspection("improved-diffusion", weights)
+    if network.resampling == "residual":
+        problem = "the network resamples in residual blocks; use source=guided-diffusion"
+        raise ConfigError("source", network.source, problem)
+    return network.arguments()
 
 
 def _infer_guided(weights: Weights) -> dict[str, Any]:
-    """All but the heads, the order of q, k, v, dropout, checkpointing, the size of the images."""
-    shown = _Shown("guided-diffusion", weights)
-    updown = {} if shown.resampling is None else {"resblock_updown": shown.resampling == "residual"}
-    return {**shown.arguments(), **updown}
+    """Return all but heads, the order of q, k and v, dropout, checkpointing and image size."""
+    network = _Inspection("guided-diffusion", weights)
+    kind = network.resampling
+    updown = {} if kind is None else {"resblock_updown": kind == "residual"}
+    return {**network.arguments(), **updown}
 
 
-def _express_improved(described: Described) -> dict[str, Any]:
-    """The arguments of improved-diffusion's ``UNetModel`` for a network of ours."""
-    options = _own_options(described)
+def _to_kwargs_improved(spec: NetworkSpec) -> dict[str, Any]:
+    """Return the arguments of improved-diffusion's ``UNetModel`` for our network."""
+    options = _own_options(spec)
     mults = options["channel_mult"]
-    problem = "are whole numbers in improved-diffusion; take format=guided-diffusion"
+    problem = "must be integers in improved-diffusion; use format=guided-diffusion"
     require(all(n == int(n) for n in mults), "model.channel_mult", mults, problem)
     for name, off in (
         ("resblock_updown", (False,)),
         ("num_head_channels", (None, -1)),
         ("use_new_attention_order", (False,)),
     ):
-        problem = "is not in improved-diffusion; take format=guided-diffusion"
+        problem = "is not supported by improved-diffusion; use format=guided-diffusion"
         require(options[name] in off, f"model.{name}", options[name], problem)
     stem = int(options["channel_mult"][0] * options["model_channels"])
     good = not options["scale_stem"] or stem == options["model_channels"]
-    require(good, "model.scale_stem", True, "is not in improved-diffusion")
-    return _express(described, _OPTIONS)
+    require(good, "model.scale_stem", True, "is not supported by improved-diffusion")
+    return _to_kwargs(spec, _OPTIONS)
 
 
-def _express_guided(described: Described) -> dict[str, Any]:
-    """The arguments of guided-diffusion's ``UNetModel`` for a network of ours."""
-    options = _own_options(described)
+def _to_kwargs_guided(spec: NetworkSpec) -> dict[str, Any]:
+    """Return the arguments of guided-diffusion's ``UNetModel`` for our network."""
+    options = _own_options(spec)
     stem = int(options["channel_mult"][0] * options["model_channels"])
     good = options["scale_stem"] or stem == options["model_channels"]
-    problem = "its first convolution has the first level's channels; take model.scale_stem=true"
+    problem = "is not supported by guided-diffusion; use model.scale_stem=true"
     require(good, "model.scale_stem", False, problem)
-    return {"image_size": described.size[-1], **_express(described, _GUIDED_OPTIONS)}
+    return {"image_size": spec.size[-1], **_to_kwargs(spec, _GUIDED_OPTIONS)}
 
 
-def _own_options(described: Described) -> dict[str, Any]:
-    """The options of our network; ConfigError unless it is of the kind that the originals have."""
-    if described.target is not IDDPMUNet:
-        problem = "has no such network; it takes those of model=iddpm_unet"
+def _own_options(spec: NetworkSpec) -> dict[str, Any]:
+    """Return the options of our network; ConfigError unless the originals have an equivalent."""
+    if spec.target is not IDDPMUNet:
+        problem = "supports networks of model=iddpm_unet only"
         raise ConfigError("format", None, problem)
-    return described.options
+    return spec.options
 
 
-def _express(described: Described, names: tuple[str, ...]) -> dict[str, Any]:
-    """Our options are named as theirs."""
-    problem = "is not in the original; such a network cannot be written for it"
-    require(not described.self_condition, "diffusion.self_condition", True, problem)
-    options = {name: described.options[name] for name in names}
+def _to_kwargs(spec: NetworkSpec, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the arguments of the original, which have the names of our options."""
+    problem = "is not supported by the original"
+    require(not spec.self_condition, "diffusion.self_condition", True, problem)
+    options = {name: spec.options[name] for name in names}
     mults = options["channel_mult"]
     options["channel_mult"] = tuple(int(n) if n == int(n) else n for n in mults)
     for name in ("num_heads_upsample", "num_head_channels"):
         if name in options and options[name] is None:
             options[name] = -1
     return {
-        "in_channels": described.channels,
-        "out_channels": described.out_channels,
-        "num_classes": described.num_classes,
+        "in_channels": spec.channels,
+        "out_channels": spec.out_channels,
+        "num_classes": spec.num_classes,
         **options,
-        "attention_resolutions": described.options["attention_resolutions"],
-        "dims": len(described.size) if options["dims"] is None else options["dims"],
+        "attention_resolutions": spec.options["attention_resolutions"],
+        "dims": len(spec.size) if options["dims"] is None else options["dims"],
     }
 
 
 def _process(source: str) -> Callable[[dict[str, Any], Parts], Process]:
-    """The process at the defaults of the scripts, the variance as the outputs show it.
+    """Return a function that returns the process, with the defaults of the scripts.
 
-    The scripts save a network alone. Where a file of somebody's own training has betas beside it,
-    they say which schedule it is.
+    The number of output channels determines the variance. The scripts save the network only; if a
+    file has betas beside it, they determine the schedule.
     """
 
     def process(kwargs: dict[str, Any], parts: Parts) -> Process:
         flags: dict[str, Any] = {"learn_sigma": kwargs["out_channels"] == 2 * kwargs["in_channels"]}
-        shown = schedule_in(parts.buffers)
-        if shown is not None:
-            flags["diffusion_steps"] = shown["num_steps"]
-            flags["noise_schedule"] = shown["_target_"].rpartition(".")[2]
+        schedule = schedule_in(parts.buffers)
+        if schedule is not None:
+            flags["diffusion_steps"] = schedule["num_steps"]
+            flags["noise_schedule"] = schedule["_target_"].rpartition(".")[2]
         return openai(resolve(source, 64, **flags).process)
 
     return process
@@ -289,21 +295,21 @@ _ANCHORS: Anchors = {
     "out.2.weight": (3, 4, 5),
 }
 
-ORIGINALS = {
-    "improved-diffusion": Original(
+FORMATS = {
+    "improved-diffusion": ForeignFormat(
         defaults=_IMPROVED,
-        describe=_improved_diffusion,
+        from_kwargs=_improved_diffusion,
         infer=_infer_improved,
-        express=_express_improved,
+        to_kwargs=_to_kwargs_improved,
         anchors=_ANCHORS,
         process=_process("improved-diffusion"),
         assumed=_ASSUMED,
     ),
-    "guided-diffusion": Original(
+    "guided-diffusion": ForeignFormat(
         defaults=_GUIDED,
-        describe=_guided_diffusion,
+        from_kwargs=_guided_diffusion,
         infer=_infer_guided,
-        express=_express_guided,
+        to_kwargs=_to_kwargs_guided,
         anchors=_ANCHORS,
         process=_process("guided-diffusion"),
         assumed=_ASSUMED,

@@ -1,4 +1,4 @@
-"""The processes of the originals, as nodes of our config: schedule, objective, diffusion."""
+"""Processes of other systems as nodes of our config: schedule, objective, diffusion."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Node = dict[str, Any]
 
 @dataclass(frozen=True)
 class Process:
-    """Config nodes; options that a node leaves out are at our constructors' defaults.
+    """Config nodes of a process; missing options have the defaults of our constructors.
 
     Attributes:
-        schedule: of the noise.
-        objective: what the network predicts.
-        diffusion: variances and losses.
-        timesteps: how t is drawn in training.
+        schedule: noise schedule.
+        objective: target of the network.
+        diffusion: variance and loss.
+        timesteps: distribution of t in training.
     """
 
     schedule: Node
@@ -32,7 +32,7 @@ class Process:
     timesteps: Node = field(default_factory=lambda: node("Uniform"))
 
     def nodes(self) -> dict[str, Node]:
-        """By their keys in a config."""
+        """Return the nodes by their keys in a config."""
         return {
             "schedule": self.schedule,
             "objective": self.objective,
@@ -42,7 +42,7 @@ class Process:
 
 
 def node(target: str, **options: Any) -> Node:
-    """A config node of what ``ddpm.diffusion`` exports."""
+    """Return the config node of a class or function of ``ddpm.diffusion``."""
     return {"_target_": f"ddpm.diffusion.{target}", **options}
 
 
@@ -50,7 +50,7 @@ _OBJECTIVES = {"pred_noise": "PredNoise", "pred_x0": "PredX0", "pred_v": "PredV"
 
 
 def objective(name: str, **options: Any) -> Node:
-    """The node of an objective by the name that our config, and lucidrains, give it."""
+    """Return the node of an objective: ``pred_noise``, ``pred_x0`` or ``pred_v``."""
     return node(_OBJECTIVES[name], **options)
 
 
@@ -62,21 +62,21 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def schedule_with(betas: Tensor, candidates: Mapping[str, dict[str, Any]]) -> tuple[Schedule, Node]:
-    """The schedule whose betas, rounded to float32, are those of a file, and its node.
+    """Return the schedule whose betas, rounded to float32, are those of a file, and its node.
 
     Args:
-        betas: what the file has, (T,).
+        betas: (T,) of the file.
         candidates: names of our schedules to try, with their options.
 
     Raises:
-        ConfigError: (key ``schedule``) it is none of them.
+        ConfigError: (key ``schedule``) no candidate has these betas.
     """
     good = betas.ndim == 1 and len(betas) > 0 and betas.is_floating_point()
-    require(good, "schedule", None, "the file's betas are no table; add schedule=...")
+    require(good, "schedule", None, "the betas of the file are not a table; add schedule=...")
     for name, options in candidates.items():
         try:
             schedule = SCHEDULES[name](num_steps=len(betas), **options)
-        except ConfigError:  # so few steps are not possible
+        except ConfigError:  # too few steps for this schedule
             continue
         ours = schedule.betas.to(betas.dtype).float()  # files of half precision round them
         close = max(1e-5, 2 * torch.finfo(betas.dtype).eps if betas.dtype != torch.float32 else 0)
@@ -85,41 +85,42 @@ def schedule_with(betas: Tensor, candidates: Mapping[str, dict[str, Any]]) -> tu
     problem = (
         f"the {len(betas)} betas of the file, {float(betas[0]):.4g} to {float(betas[-1]):.4g}, are "
         f"not those of {', '.join(candidates)} at their defaults; add schedule=... with the "
-        "parameters that it was trained with"
+        "parameters of its training"
     )
     raise ConfigError("schedule", None, problem)
 
 
 def schedule_in(tables: Mapping[str, Tensor] | None) -> Node | None:
-    """The node of the schedule with the betas of a file, or None where the file has none.
+    """Return the node of the schedule with the betas of a file, or None if the file has none.
 
-    Raises ConfigError (key ``schedule``) for betas of no schedule at its defaults.
+    Raises:
+        ConfigError: (key ``schedule``) no schedule has these betas at its defaults.
     """
     betas = (tables or {}).get("betas")
     return None if betas is None else schedule_with(betas, {name: {} for name in SCHEDULES})[1]
 
 
-def openai(told: Mapping[str, Any]) -> Process:
-    """The process that flags of improved-diffusion's or guided-diffusion's scripts describe.
+def openai(flags: Mapping[str, Any]) -> Process:
+    """Return the process of flags of the scripts of improved-diffusion or guided-diffusion.
 
     Args:
-        told: as :class:`ddpm.interop.recipes.Recipe` has it under ``process``.
+        flags: see ``process`` of :class:`ddpm.interop.recipes.Recipe`.
     """
-    steps, learned = told["num_timesteps"], told["learn_sigma"]
-    fixed = "fixed_small" if told["sigma_small"] else "fixed_large"
-    # Unrescaled, the bound's term counts once in the hybrid loss; ours is the weight of T terms.
-    weight = 0.001 if told["rescale_learned_sigmas"] else 1 / steps
+    steps, learned = flags["num_timesteps"], flags["learn_sigma"]
+    fixed = "fixed_small" if flags["sigma_small"] else "fixed_large"
+    # Without rescaling the hybrid loss has one term of the bound; our weight applies to T terms.
+    weight = 0.001 if flags["rescale_learned_sigmas"] else 1 / steps
     diffusion = node(
         "GaussianDiffusion",
         variance="learned_range" if learned else fixed,
-        loss=told["loss"],
+        loss=flags["loss"],
         vlb_weight=weight,
-        rescale_timesteps=told["rescale_timesteps"],
+        rescale_timesteps=flags["rescale_timesteps"],
     )
-    drawn = "LossSecondMoment" if told["loss"] == "vlb" else "Uniform"
+    timesteps = "LossSecondMoment" if flags["loss"] == "vlb" else "Uniform"
     return Process(
-        node(told["schedule"], num_steps=steps),
-        objective(told["objective"]),
+        node(flags["schedule"], num_steps=steps),
+        objective(flags["objective"]),
         diffusion,
-        node(drawn),
+        node(timesteps),
     )

@@ -1,10 +1,10 @@
-"""The checkpoints that OpenAI published, by name: their networks and processes.
+"""Networks and processes of the checkpoints that OpenAI published.
 
 Each is written with the flags that the READMEs of openai/improved-diffusion and of
 openai/guided-diffusion state for it; what a README leaves out is that repository's default
 (``model_and_diffusion_defaults``). The flags are resolved as its ``create_model`` and
 ``create_gaussian_diffusion`` do. Left out: the networks for super-resolution and the classifiers,
-which are of other classes, and ``use_fp16``, which is a precision of computing.
+which are other classes, and ``use_fp16``, the precision of the arithmetic.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ class Recipe:
     """A published network and its process.
 
     Attributes:
-        source: the system, as ``import_network`` takes it.
+        source: the system, see ``import_network``.
         image_size: height and width of its images, in pixels.
-        network: the arguments of the original's ``UNetModel``.
+        network: arguments of the original's ``UNetModel``.
         process: ``num_timesteps``; ``schedule`` ("linear" or "cosine"); ``objective``
             ("pred_noise" or "pred_x0"); ``loss`` ("simple", "hybrid" or "vlb"); and, true or
             false, ``learn_sigma``, ``sigma_small``, ``class_cond``, ``rescale_timesteps`` (the
-            network is told t * 1000 / T) and ``rescale_learned_sigmas`` (the hybrid loss's
-            variational term is times T / 1000, else times 1).
+            network receives t * 1000 / T) and ``rescale_learned_sigmas`` (the variational term of
+            the hybrid loss is multiplied by T / 1000, else by 1).
     """
 
     source: str
@@ -83,10 +83,16 @@ class Recipe:
 
 
 def resolve(source: str, image_size: int, **flags: Any) -> Recipe:
-    """What flags of the original's scripts mean; those not given are at its defaults.
+    """Return the network and the process for flags of the original's scripts.
 
-    ``attention_resolutions`` are sizes in pixels here and downsampling rates in ``UNetModel``.
-    Raises ValueError for a flag or an image size that the scripts do not know.
+    Args:
+        source: ``improved-diffusion`` or ``guided-diffusion``.
+        image_size: height and width in pixels.
+        flags: those that differ from the defaults; ``attention_resolutions`` are sizes in pixels,
+            which become downsampling rates in ``UNetModel``.
+
+    Raises:
+        ValueError: a flag or an image size that the scripts do not support.
     """
     defaults = _IMPROVED if source == "improved-diffusion" else _GUIDED
     unknown = sorted(flags.keys() - defaults.keys())
@@ -94,16 +100,16 @@ def resolve(source: str, image_size: int, **flags: Any) -> Recipe:
         raise ValueError(f"{source}'s scripts have no flags {', '.join(unknown)}")
     mults = _MULTS[source]
     if image_size not in mults:
-        raise ValueError(f"{source}'s scripts know the image sizes {', '.join(map(str, mults))}")
-    told = {**defaults, **flags}
-    network = _network(source, image_size, mults[image_size], told)
-    return Recipe(source, image_size, network, _process(told))
+        raise ValueError(f"{source}'s scripts support the image sizes {', '.join(map(str, mults))}")
+    flags = {**defaults, **flags}
+    network = _network(source, image_size, mults[image_size], flags)
+    return Recipe(source, image_size, network, _process(flags))
 
 
 def _network(
-    source: str, image_size: int, channel_mult: tuple[float, ...], told: Mapping[str, Any]
+    source: str, image_size: int, channel_mult: tuple[float, ...], flags: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of ``UNetModel``."""
+    """Return the arguments of ``UNetModel``."""
     names = ["num_res_blocks", "dropout", "use_checkpoint", "num_heads", "num_heads_upsample"]
     own = {}
     if source == "guided-diffusion":
@@ -112,24 +118,24 @@ def _network(
     return {
         **own,
         "in_channels": 3,
-        "model_channels": told["num_channels"],
-        "out_channels": 6 if told["learn_sigma"] else 3,
-        "attention_resolutions": tuple(image_size // n for n in told["attention_resolutions"]),
+        "model_channels": flags["num_channels"],
+        "out_channels": 6 if flags["learn_sigma"] else 3,
+        "attention_resolutions": tuple(image_size // n for n in flags["attention_resolutions"]),
         "channel_mult": channel_mult,
-        "num_classes": _CLASSES if told["class_cond"] else None,
-        **{name: told[name] for name in (*names, "use_scale_shift_norm")},
+        "num_classes": _CLASSES if flags["class_cond"] else None,
+        **{name: flags[name] for name in (*names, "use_scale_shift_norm")},
     }
 
 
-def _process(told: Mapping[str, Any]) -> dict[str, Any]:
-    """The process; learned variances need the variational term, in the hybrid loss or alone."""
+def _process(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the process; learned variances require the variational term."""
     names = ("learn_sigma", "sigma_small", "class_cond", "rescale_timesteps")
     return {
-        "num_timesteps": told["diffusion_steps"],
-        "schedule": told["noise_schedule"],
-        "objective": "pred_x0" if told["predict_xstart"] else "pred_noise",
-        "loss": "vlb" if told["use_kl"] else "hybrid" if told["learn_sigma"] else "simple",
-        **{name: told[name] for name in (*names, "rescale_learned_sigmas")},
+        "num_timesteps": flags["diffusion_steps"],
+        "schedule": flags["noise_schedule"],
+        "objective": "pred_x0" if flags["predict_xstart"] else "pred_noise",
+        "loss": "vlb" if flags["use_kl"] else "hybrid" if flags["learn_sigma"] else "simple",
+        **{name: flags[name] for name in (*names, "rescale_learned_sigmas")},
     }
 
 
@@ -138,7 +144,7 @@ def _improved(image_size: int, **flags: Any) -> Recipe:
 
 
 def _adm(image_size: int, **flags: Any) -> Recipe:
-    """The flags that all of guided-diffusion's README has in common, and others."""
+    """Return a recipe of guided-diffusion, with the flags that its README always uses."""
     common = {
         "attention_resolutions": (32, 16, 8),
         "learn_sigma": True,

@@ -1,14 +1,20 @@
-"""The tutorial's simple U-Net, whose parameters have the same names here."""
+"""The tutorial's simple U-Net, whose parameters have the same names as ours."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ddpm.errors import ConfigError, require
-from ddpm.interop.original import Arguments, Described, Original, Weights, smallest_size
+from ddpm.interop.foreign_format import (
+    Arguments,
+    ForeignFormat,
+    NetworkSpec,
+    Weights,
+    smallest_size,
+)
 from ddpm.models import SimpleUNet
 
-# Two mean nothing here: every size will do, and the device is the caller's choice.
+# img_size and device have no effect: the network accepts every size, the caller moves it.
 _ARGUMENTS: Arguments = {
     "c_in": 3,
     "c_out": 3,
@@ -19,25 +25,25 @@ _ARGUMENTS: Arguments = {
 }
 
 
-def _describe(given: Arguments, weights: Weights) -> Described:
-    """``UNet``, or ``UNet_conditional`` where there are classes; its width shows in its weights."""
+def _from_kwargs(kwargs: Arguments, weights: Weights) -> NetworkSpec:
+    """Return ``UNet``, or ``UNet_conditional`` with classes; the width comes from the weights."""
     stem = weights.get("inc.conv1.0.weight")
-    return Described(
+    return NetworkSpec(
         SimpleUNet,
-        given["c_in"],
-        given["c_out"],
+        kwargs["c_in"],
+        kwargs["c_out"],
         smallest_size(4, 2),
-        given["num_classes"],
+        kwargs["num_classes"],
         False,
-        {"width": 64 if stem is None else len(stem), "time_dim": given["time_dim"]},
+        {"width": 64 if stem is None else len(stem), "time_dim": kwargs["time_dim"]},
     )
 
 
 def _infer(weights: Weights) -> dict[str, Any]:
-    """All of the arguments."""
+    """Return all arguments."""
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     for name in ("inc.conv1.0.weight", "down1.emb_layer.1.weight", "outc.weight"):
-        problem = "is missing; the tutorial's UNet has it, so these are not its weights"
+        problem = "is missing; these are not the weights of the tutorial's UNet"
         require(name in shapes, f"state_dict.{name}", None, problem)
     return {
         "c_in": shapes["inc.conv1.0.weight"][1],
@@ -47,31 +53,31 @@ def _infer(weights: Weights) -> dict[str, Any]:
     }
 
 
-def _express(described: Described) -> dict[str, Any]:
-    """The arguments of the tutorial's constructor, which has its own width and heads."""
-    if described.target is not SimpleUNet:
-        problem = "has no such network; it takes those of model=simple_unet"
+def _to_kwargs(spec: NetworkSpec) -> dict[str, Any]:
+    """Return the arguments of the tutorial's constructor, whose width and heads are fixed."""
+    if spec.target is not SimpleUNet:
+        problem = "supports networks of model=simple_unet only"
         raise ConfigError("format", None, problem)
-    for key, value, theirs in (
-        ("model.width", described.options["width"], 64),
-        ("model.num_heads", described.options["num_heads"], 4),
-        ("diffusion.self_condition", described.self_condition, False),
+    for key, value, fixed in (
+        ("model.width", spec.options["width"], 64),
+        ("model.num_heads", spec.options["num_heads"], 4),
+        ("diffusion.self_condition", spec.self_condition, False),
     ):
-        require(value == theirs, key, value, "is not in the original; it cannot be written for it")
+        require(value == fixed, key, value, "is not supported by the original")
     return {
-        "c_in": described.channels,
-        "c_out": described.out_channels,
-        "time_dim": described.options["time_dim"],
-        "num_classes": described.num_classes,
+        "c_in": spec.channels,
+        "c_out": spec.out_channels,
+        "time_dim": spec.options["time_dim"],
+        "num_classes": spec.num_classes,
     }
 
 
-ORIGINALS = {
-    "simple-unet": Original(
+FORMATS = {
+    "simple-unet": ForeignFormat(
         defaults=_ARGUMENTS,
-        describe=_describe,
+        from_kwargs=_from_kwargs,
         infer=_infer,
-        express=_express,
+        to_kwargs=_to_kwargs,
         anchors={"inc.conv1.0.weight": (4,), "outc.weight": (4,)},
     )
 }

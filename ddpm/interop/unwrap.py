@@ -1,10 +1,10 @@
-"""The weights of a network in a checkpoint, however they are wrapped.
+"""Extraction of a network's weights from a checkpoint, whatever wraps them.
 
 Networks are saved inside dictionaries (``{"state_dict": ...}``, ``{"model": ..., "ema": ...}``),
 as a part of other modules (``model.``, ``ema.ema_model.``) and inside wrappers of torch
 (``module.``, ``_orig_mod.``), in any combination. All of these are prefixes of the dotted name of
-an entry. So a network is looked for by the name of its first layer, its anchor: what stands before
-the anchor is the prefix of the whole network.
+an entry. So a network is located by the name of its first layer, its anchor: the part of the name
+before the anchor is the prefix of the whole network.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ddpm.errors import ConfigError, require
 from ddpm.interop.files import Parts
 
 Anchors = Mapping[str, Sequence[int]]
-"""Names that every network of a system has, with the numbers of axes that are possible."""
+"""Parameter names that every network of a system has, with their possible numbers of axes."""
 
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_DEPTH = 16  # of nested dictionaries; a file can hold one that contains itself
+_DEPTH = 16  # of nested dictionaries, which can contain themselves
 _EMA = re.compile(
     r"(?<![A-Za-z])(ema|Ema|EMA)|(?<=[a-z])E(ma|MA)|[Aa]verag|(?<![a-z])swa|[Ss]hadow"
 )
-_ONLINE = re.compile(r"online(_model)?")  # the raw weights inside ema-pytorch's average
+_ONLINE = re.compile(r"online(_model)?")  # raw weights in the state of ema-pytorch
 _TRAINING = re.compile(
     r"opt|optim|\w*optimi[sz]er\w*|\w*sched(uler)?s?|\w*scheduler\w*|\w*scaler\w*|callbacks|loops"
     r"|hyper_parameters|hparams\w*|args|config|cfg|\w*rng\w*|\w*random_state\w*|logs?|history"
@@ -45,54 +45,55 @@ _TABLES = re.compile(
 
 
 def unwrap(content: Any, source: str, anchors: Anchors) -> Parts:
-    """Return the network's weights, their average, and what else a checkpoint holds.
+    """Return the weights of the network, their average, and other entries of a checkpoint.
 
-    Of several raw networks that are equal the first is taken, and one inside ema-pytorch's state
-    (``online_model``) only where no other is found. A file with nothing but averaged weights gives
-    them as both.
+    Of several equal raw networks the first is used, and one in ema-pytorch's state
+    (``online_model``) only as a last resort. If a file contains averaged weights only, they are
+    returned as both.
 
     Args:
-        content: of the file: dictionaries, lists and tensors.
-        source: the system.
-        anchors: of its networks.
+        content: dictionaries, lists and tensors of the file.
+        source: name of the system.
+        anchors: of the system's networks.
 
     Raises:
-        ConfigError: (key ``file``) no network, several that differ, or weights beside it.
+        ConfigError: (key ``file``) no network, several different ones, or further weights.
         ValueError: a step that is not a number.
     """
     leaves = dict(_flat(content))
     tensors = {name: value for name, value in leaves.items() if isinstance(value, Tensor)}
-    require(bool(tensors), "file", None, f"holds no weights, and so no network of {source}")
+    require(bool(tensors), "file", None, f"contains no weights, and so no network of {source}")
     prefixes = _prefixes(tensors, anchors)
-    require(bool(prefixes), "file", None, f"holds no network of {source}")
-    found = _Networks(leaves, prefixes)
-    found.require_nothing_else(source)
-    raw, ema = found.choose(source, "raw"), found.choose(source, "ema")
-    raw = found.choose(source, "online") if raw is None else raw
+    require(bool(prefixes), "file", None, f"contains no network of {source}")
+    networks = _Networks(leaves, prefixes)
+    networks.require_nothing_else(source)
+    raw, ema = networks.choose(source, "raw"), networks.choose(source, "ema")
+    raw = networks.choose(source, "online") if raw is None else raw
     main = raw if raw is not None else ema
     assert main is not None
-    step = found.beside(main, "step", "global_step")
-    version = found.beside(main, "version")
+    step = networks.beside(main, "step", "global_step")
+    version = networks.beside(main, "version")
     return Parts(
-        raw=found.weights[main],
-        ema=None if ema is None else found.weights[ema],
+        raw=networks.weights[main],
+        ema=None if ema is None else networks.weights[ema],
         buffers=_tables(tensors, main),
-        step=None if step is None else _whole(step),
+        step=None if step is None else _step_number(step),
         version=version if isinstance(version, str) else None,
         only_average=raw is None,
-        ignored=found.ignored(main, ema),
+        ignored=networks.ignored(main, ema),
     )
 
 
 def holds_network(content: Any, anchors: Anchors) -> bool:
-    """Return whether a checkpoint holds a network with these anchors."""
+    """Return True if a checkpoint contains a network with these anchors."""
     return bool(_prefixes({n: v for n, v in _flat(content) if isinstance(v, Tensor)}, anchors))
 
 
 def _flat(content: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each entry with its dotted name; the wrappers of torch are left out of names.
+    """Yield each entry with its dotted name, without the names of torch's wrappers.
 
-    Raises ConfigError (key ``file``) where two that differ have the same name then.
+    Raises:
+        ConfigError: (key ``file``) two different entries have the same name.
     """
     done: dict[str, Any] = {}
     for path, value in _walk(content, (), set()):
@@ -100,7 +101,7 @@ def _flat(content: Any) -> Iterator[tuple[str, Any]]:
         name = ".".join(part for part in parts if part not in _WRAPPERS) or ".".join(path)
         if name in done:
             if isinstance(value, Tensor) and isinstance(done[name], Tensor):
-                problem = f"holds {name} twice with other values; save one network alone"
+                problem = f"contains {name} twice with different values; save one network alone"
                 require(_same(done[name], value), "file", None, problem)
             continue
         done[name] = value
@@ -130,20 +131,20 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _prefixes(tensors: Mapping[str, Tensor], anchors: Anchors) -> list[str]:
-    """What stands before the first of the anchors that occurs."""
+    """Return the prefixes before the first anchor that occurs."""
     for anchor, axes in anchors.items():
-        found = [
+        prefixes = [
             name.removesuffix(anchor)
             for name, value in tensors.items()
             if f".{name}".endswith(f".{anchor}") and value.ndim in axes
         ]
-        if found:
-            return found
+        if prefixes:
+            return prefixes
     return []
 
 
 def _kind(prefix: str) -> str:
-    """``raw``, ``ema``, or ``online``: the raw weights inside ema-pytorch's average."""
+    """Return ``raw``, ``ema``, or ``online`` for the raw weights in ema-pytorch's state."""
     for part in reversed(prefix.split(".")):
         if _ONLINE.fullmatch(part):
             return "online"
@@ -154,13 +155,13 @@ def _kind(prefix: str) -> str:
 
 @dataclass
 class _Networks:
-    """The entries of a file, dealt out to the networks in it.
+    """The entries of a file, assigned to the networks in it.
 
     Attributes:
         leaves: all entries by name.
         prefixes: of the networks.
         weights: of each network, by prefix.
-        others: entries that are not weights: counters, tables, the state of the training.
+        others: entries that are not weights: counters, tables, the training state.
         unknown: names of tensors that are neither.
     """
 
@@ -184,7 +185,7 @@ class _Networks:
         self._read_squashed()
 
     def _is_extra(self, name: str, value: Tensor, prefix: str | None) -> bool:
-        """Whether a tensor is no weight of any network, by its name and its shape."""
+        """Return True if name and shape show that a tensor is not a weight of a network."""
         parts = name.removeprefix(prefix or "").split(".")
         if any(map(_TRAINING.fullmatch, parts)) or (parts[-1] in _COUNTERS and value.numel() == 1):
             return True
@@ -196,13 +197,13 @@ class _Networks:
         return value.ndim <= 1 and bool(named)
 
     def _read_squashed(self) -> None:
-        """Read averages whose names have lost their dots, as latent diffusion's code saves them."""
+        """Read averages whose names lack their dots, as saved by latent diffusion's code."""
         for prefix in [each for each in self.prefixes if _kind(each) == "raw"]:
             parts, names = prefix.split("."), self.weights[prefix]
             outer = {"".join(parts[n:]) for n in range(len(parts))}
             squashed = {f"{o}{name.replace('.', '')}": name for name in names for o in outer}
             if len(squashed) < len(outer) * len(names):
-                continue  # two names are the same without their dots
+                continue  # names without dots are ambiguous
             for name in list(self.unknown):
                 place, _, last = name.rpartition(".")
                 if last in squashed and _EMA.search(place):
@@ -210,24 +211,24 @@ class _Networks:
                     self.unknown.remove(name)
 
     def require_nothing_else(self, source: str) -> None:
-        """Raise ConfigError for tensors that are neither of a network nor known extras."""
+        """Raise ConfigError for tensors that are neither weights nor recognized extras."""
         names = ", ".join(self.unknown[:3])
         more = f" and {len(self.unknown) - 3} more" if len(self.unknown) > 3 else ""
         problem = (
-            f"holds tensors beside the network of {source} that would be left out: {names}{more}; "
+            f"contains tensors beside the network of {source} that would be lost: {names}{more}; "
             "save the network's state dict alone, with torch.save(network.state_dict(), ...)"
         )
         require(not self.unknown, "file", None, problem)
 
     def kind(self, prefix: str) -> str:
-        """The kind of a network; torch's AveragedModel counts what it has averaged beside it."""
+        """Return the kind of a network; beside an ``AveragedModel`` of torch is its counter."""
         parts = prefix.split(".")[:-1]
         places = ["".join(f"{part}." for part in parts[:n]) for n in range(len(parts) + 1)]
         averaged = any(f"{place}n_averaged" in self.leaves for place in places)
         return "ema" if averaged else _kind(prefix)
 
     def choose(self, source: str, kind: str) -> str | None:
-        """The prefix of the network of a kind; ConfigError where there are several that differ."""
+        """Return the prefix of the network of a kind; ConfigError for several different ones."""
         first, *rest = [each for each in self.weights if self.kind(each) == kind] or [None]
         if first is None:
             return None
@@ -237,26 +238,26 @@ class _Networks:
             its = self.weights[other]
             same = its.keys() == mine.keys() and all(_same(its[n], mine[n]) for n in mine)
             problem = (
-                f"holds several networks of {source} that differ (under '{first}' and '{other}'); "
-                "save the one that is meant alone, with torch.save(network.state_dict(), ...)"
+                f"contains several different networks of {source} (under '{first}' and '{other}'); "
+                "save one of them alone, with torch.save(network.state_dict(), ...)"
             )
             require(same, "file", None, problem)
         return first
 
     def beside(self, prefix: str, *names: str) -> Any:
-        """The value of the first of these names that stands at or above a network, or None."""
+        """Return the value of the first of these names at or above a network, or None."""
         parts = prefix.split(".")[:-1]
         for depth in range(len(parts), -1, -1):
             place = "".join(f"{part}." for part in parts[:depth])
             for name in names:
-                found = self.leaves.get(f"{place}{name}")
-                if found is not None and _kind(place) == "raw":
-                    return found
+                value = self.leaves.get(f"{place}{name}")
+                if value is not None and _kind(place) == "raw":
+                    return value
         return None
 
     def ignored(self, raw: str, ema: str | None) -> list[str]:
-        """Names of what is not used, with all that belongs together under one name."""
-        found: dict[str, None] = {}
+        """Return the names of unused entries, grouped by their parent."""
+        names: dict[str, None] = {}
         tables = 0
         for name in self.others:
             parts = name.split(".")
@@ -264,15 +265,15 @@ class _Networks:
             if _TABLES.fullmatch(parts[-1]) and not training:
                 tables += 1
             elif parts[-1] not in ("step", "global_step", "version") or training or len(parts) > 1:
-                found[".".join(parts[: training[0] + 1]) if training else name] = None
+                names[".".join(parts[: training[0] + 1]) if training else name] = None
         unused = [each for each in self.weights if each not in (raw, ema)]
         copies = [f"a second copy of the weights ({each})" for each in unused]
         of_process = [f"{tables} tables of the noise schedule"] if tables else []
-        return [*found, *copies, *of_process]
+        return [*names, *copies, *of_process]
 
 
 def _tables(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tables of the process nearest to the network, by name."""
+    """Return the tables of the process nearest to the network, by name."""
     parts = prefix.split(".")
 
     def shared(place: str) -> int:
@@ -288,8 +289,8 @@ def _tables(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {}
 
 
-def _whole(step: Any) -> int:
-    """The number of optimizer steps; ValueError where it is not one."""
+def _step_number(step: Any) -> int:
+    """Return the number of optimizer steps; ValueError if it is invalid."""
     number = int(step)
     if number < 0:
         raise ValueError(f"step {number}")
@@ -299,17 +300,23 @@ def _whole(step: Any) -> int:
 def plain(
     weights: Mapping[str, Tensor], which: str, key: str, file: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return weights in float32, and the names of the types that they had where it was another.
+    """Return weights in float32, and the names of their other dtypes.
+
+    Args:
+        weights: of the file.
+        which: ``raw`` or ``averaged``, for the error.
+        key: option of the file, for the error.
+        file: its path, for the error.
 
     Raises:
-        ConfigError: a tensor that is not of floating point numbers, or values that are not finite.
+        ConfigError: a tensor that is not floating point, or values that are not finite.
     """
     result, types, bad = {}, set(), []
     for name, value in weights.items():
         usual = value.layout == torch.strided and not value.is_quantized and not value.is_meta
         if not (usual and value.is_floating_point()):
             kind = str(value.dtype).removeprefix("torch.")
-            problem = f"{name} is {kind} and not floating point; save the weights as float32"
+            problem = f"{name} is {kind}, not floating point; save the weights as float32"
             raise ConfigError(key, file, problem)
         if value.dtype != torch.float32:
             types.add(str(value.dtype).removeprefix("torch."))
@@ -319,7 +326,7 @@ def plain(
             bad.append(f"{wrong} of {value.numel()} in {name}")
     more = f" and in {len(bad) - 1} more tensors" if len(bad) > 1 else ""
     problem = (
-        f"its {which} weights hold values that are NaN or infinite: {bad[0] if bad else ''}{more}; "
+        f"its {which} weights contain NaN or infinite values: {bad[0] if bad else ''}{more}; "
         "use a checkpoint that was saved before the training diverged"
     )
     require(not bad, key, file, problem)

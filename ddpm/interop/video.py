@@ -1,4 +1,4 @@
-"""Networks and checkpoints of video-diffusion-pytorch and of DiffPhyCon, which grew out of it."""
+"""Networks and checkpoints of video-diffusion-pytorch and of DiffPhyCon, which is based on it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ddpm.errors import ConfigError, require
 from ddpm.interop.files import Parts
-from ddpm.interop.original import (
+from ddpm.interop.foreign_format import (
     REQUIRED,
     Arguments,
-    Described,
-    Original,
+    ForeignFormat,
+    NetworkSpec,
     Weights,
     smallest_size,
 )
@@ -24,9 +24,9 @@ from ddpm.interop.process import SCHEDULES, Node, Process, node, objective, sche
 from ddpm.models.unet3d import UNet3D
 from ddpm.models.unet3d_attention import TemporalAttention
 
-_BERT_DIM = 768  # the width of the text embeddings that `use_bert_text_cond` stands for
+_BERT_DIM = 768  # width of the text embeddings of `use_bert_text_cond`
 
-# `resnet_groups` is 0.6.0's; 0.7.0 took it away. `block_type` has no effect in either.
+# `resnet_groups` exists in 0.6.0 and not in 0.7.0. `block_type` has no effect in either.
 _VIDEO: Arguments = {
     "dim": REQUIRED,
     "cond_dim": None,
@@ -49,19 +49,19 @@ _ATTENTION = re.compile(
 )
 
 
-def _video(given: Arguments, weights: Weights) -> Described:
-    """``Unet3D``, whose versions differ in the norm of the blocks, which the weights show."""
+def _video(kwargs: Arguments, weights: Weights) -> NetworkSpec:
+    """Return ``Unet3D``; the norm of its blocks, which depends on the version, is inferred."""
     old = "mid_block1.block1.norm.weight" in weights
-    return _describe(given, conv="factorised", block_norm="group" if old else "rms")
+    return _from_kwargs(kwargs, conv="factorised", block_norm="group" if old else "rms")
 
 
-def _diffphycon(given: Arguments, weights: Weights) -> Described:
-    """``Unet3D_with_Conv3D``."""
-    return _describe(given, conv="full", block_norm="group")
+def _diffphycon(kwargs: Arguments, weights: Weights) -> NetworkSpec:
+    """Return ``Unet3D_with_Conv3D``."""
+    return _from_kwargs(kwargs, conv="full", block_norm="group")
 
 
-def _describe(given: Arguments, *, conv: str, block_norm: str) -> Described:
-    """The network of either; the first attention along time never focuses on the present there."""
+def _from_kwargs(kwargs: Arguments, *, conv: str, block_norm: str) -> NetworkSpec:
+    """Return the network of either, whose first temporal attention never focuses on the present."""
     names = [
         "dim",
         "init_dim",
@@ -72,59 +72,59 @@ def _describe(given: Arguments, *, conv: str, block_norm: str) -> Described:
         "attn_dim_head",
         "use_sparse_linear_attn",
     ]
-    channels, out_channels = given["channels"], given["out_dim"]
-    return Described(
+    channels, out_channels = kwargs["channels"], kwargs["out_dim"]
+    return NetworkSpec(
         UNet3D,
         channels,
         channels if out_channels is None else out_channels,
-        (1, *smallest_size(len(given["dim_mults"]), 2)),
+        (1, *smallest_size(len(kwargs["dim_mults"]), 2)),
         None,
         False,
         {
-            **{name: given[name] for name in names},
+            **{name: kwargs[name] for name in names},
             "conv": conv,
             "block_norm": block_norm,
-            "cond_dim": _BERT_DIM if given["use_bert_text_cond"] else given["cond_dim"],
+            "cond_dim": _BERT_DIM if kwargs["use_bert_text_cond"] else kwargs["cond_dim"],
             "focus_init": False,
         },
     )
 
 
 def _infer(weights: Weights) -> dict[str, Any]:
-    """All but ``resnet_groups``, which leaves no trace in names and shapes."""
+    """Return all arguments except ``resnet_groups``."""
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    found: dict[str, Any] = {}
+    inferred: dict[str, Any] = {}
     if "init_conv.weight" in shapes:
-        found["init_dim"], found["channels"], *_, found["init_kernel_size"] = shapes[
+        inferred["init_dim"], inferred["channels"], *_, inferred["init_kernel_size"] = shapes[
             "init_conv.weight"
         ]
-        found["use_sparse_linear_attn"] = "downs.0.2.fn.fn.to_qkv.weight" in shapes
+        inferred["use_sparse_linear_attn"] = "downs.0.2.fn.fn.to_qkv.weight" in shapes
     if "final_conv.1.weight" in shapes:
-        found["out_dim"] = shapes["final_conv.1.weight"][0]
+        inferred["out_dim"] = shapes["final_conv.1.weight"][0]
     if "init_conv.weight" in shapes:
-        found["cond_dim"] = None
+        inferred["cond_dim"] = None
     if "null_cond_emb" in shapes:
-        found["cond_dim"] = shapes["null_cond_emb"][1]
+        inferred["cond_dim"] = shapes["null_cond_emb"][1]
     heads = shapes.get("time_rel_pos_bias.relative_attention_bias.weight")
     qkv = shapes.get("init_temporal_attn.fn.fn.fn.to_qkv.weight")
     if heads is not None and qkv is not None:
-        found["attn_heads"], found["attn_dim_head"] = heads[1], qkv[0] // (3 * heads[1])
+        inferred["attn_heads"], inferred["attn_dim_head"] = heads[1], qkv[0] // (3 * heads[1])
     if "time_mlp.1.weight" in shapes:
-        dim = found["dim"] = shapes["time_mlp.1.weight"][1]
-        found["dim_mults"] = tuple(width // dim for width in _level_widths(shapes))
-    return found
+        dim = inferred["dim"] = shapes["time_mlp.1.weight"][1]
+        inferred["dim_mults"] = tuple(width // dim for width in _level_widths(shapes))
+    return inferred
 
 
 def _level_widths(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
-    """The channels of each level."""
+    """Return the number of channels of each level."""
     widths: list[int] = []
     while (name := f"downs.{len(widths)}.1.block1.proj.weight") in shapes:
         widths.append(shapes[name][0])
     return widths
 
 
-def _ours(name: str) -> str:
-    """Attention without its wrappers, and without the rotary frequencies that we compute."""
+def _map_from(name: str) -> str:
+    """Return our name: attention without its wrappers and without the rotary frequencies."""
     if name.endswith("rotary_emb.freqs"):
         return ""
     attention = _ATTENTION.fullmatch(name)
@@ -133,8 +133,8 @@ def _ours(name: str) -> str:
     return f"{attention['where']}.{re.sub(r'^(fn[.])+', '', attention['what'])}"
 
 
-def _theirs(name: str) -> str:
-    """Attention in ``Residual(PreNorm(...))``, and in one more wrapper unless it is linear."""
+def _map_to(name: str) -> str:
+    """Return the original's name: attention in ``Residual(PreNorm(...))``, and one more wrapper."""
     attention = _ATTENTION.fullmatch(name)
     if attention is None:
         return name
@@ -144,9 +144,9 @@ def _theirs(name: str) -> str:
 
 
 def _fixed_entries(network: nn.Module) -> dict[str, Tensor]:
-    """What the originals' state dicts hold besides our parameters, by their names.
+    """Return the entries of the originals' state dicts that are not among our parameters.
 
-    That is the frequencies of the rotary embedding, once for every attention along time.
+    These are the frequencies of the rotary embedding, once per temporal attention.
     """
     assert isinstance(network, UNet3D)
     return {
@@ -157,10 +157,13 @@ def _fixed_entries(network: nn.Module) -> dict[str, Tensor]:
 
 
 class VideoNetwork(nn.Module):
-    """Our network, called as the originals are: ``net(x, time, cond, null_cond_prob, ...)``.
+    """Our network with the call of the originals: ``net(x, time, cond, null_cond_prob, ...)``.
 
-    With ``frames_first`` x and the answer are ``(B, F, C, H, W)``, else ``(B, C, F, H, W)``.
-    Unlike in the originals a network that takes conditions need not be given any.
+    In contrast to the originals, conditions are optional.
+
+    Args:
+        network: a :class:`UNet3D`.
+        frames_first: True for x and output of shape (B, F, C, H, W), else (B, C, F, H, W).
     """
 
     def __init__(self, network: nn.Module, *, frames_first: bool) -> None:
@@ -177,13 +180,23 @@ class VideoNetwork(nn.Module):
         focus_present_mask: Tensor | None = None,
         prob_focus_present: float = 0.0,
     ) -> Tensor:
-        """Predict in the shape of x; the probabilities are of each sample, in any mode."""
+        """Return the output, shaped as x.
+
+        Args:
+            x: (B, F, C, H, W) or (B, C, F, H, W).
+            time: (B,) timesteps.
+            cond: (B, cond_dim) conditions.
+            null_cond_prob: probability per sample that its condition is dropped.
+            focus_present_mask: (B,) bool, samples whose temporal attention is limited to the
+                present frame.
+            prob_focus_present: probability per sample of such a limit, without a mask.
+        """
         focus = self._focus(x, focus_present_mask, prob_focus_present)
         null_cond = None if cond is None else _draw(x, null_cond_prob)
-        answer = self.network(
+        output = self.network(
             self._swap(x), time, cond=cond, null_cond=null_cond, focus_present_mask=focus
         )
-        return self._swap(answer)
+        return self._swap(output)
 
     def forward_with_cond_scale(
         self,
@@ -194,67 +207,70 @@ class VideoNetwork(nn.Module):
         focus_present_mask: Tensor | None = None,
         prob_focus_present: float = 0.0,
     ) -> Tensor:
-        """The answer to ``cond``, led away from that to none; one call on twice the batch."""
+        """Return the output with classifier-free guidance of scale ``cond_scale``.
+
+        The network is called once with a doubled batch; see :meth:`forward` for the arguments.
+        """
         focus = self._focus(x, focus_present_mask, prob_focus_present)
-        answer = self.network.forward_with_cond_scale(
+        output = self.network.forward_with_cond_scale(
             self._swap(x), time, cond=cond, cond_scale=cond_scale, focus_present_mask=focus
         )
-        return self._swap(answer)
+        return self._swap(output)
 
     def _swap(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2) if self.frames_first else x
 
     def _focus(self, x: Tensor, mask: Tensor | None, probability: float) -> Tensor | None:
-        """The samples that focus: those said, else so many of them."""
+        """Return the mask of the samples that focus on the present, drawn if it is None."""
         if mask is not None or probability == 0:
             return mask
         return _draw(x, probability)
 
 
 def _draw(x: Tensor, probability: float) -> Tensor:
-    """``(B,)``, true with that probability; certainties draw no random numbers."""
+    """Return a bool mask (B,) of a probability; 0 and 1 use no random numbers."""
     if probability in (0, 1):
         return torch.full((len(x),), probability == 1, device=x.device)
     return torch.rand(len(x), device=x.device) < probability
 
 
-def _express(conv: str, described: Described) -> dict[str, Any]:
-    """The arguments of the original's constructor for a network of ours."""
-    options = dict(described.options)
-    if described.target is not UNet3D or options.pop("conv") != conv:
-        problem = f"has no such network; it takes those of model=unet3d model.conv={conv}"
+def _to_kwargs(conv: str, spec: NetworkSpec) -> dict[str, Any]:
+    """Return the arguments of the original's constructor for our network."""
+    options = dict(spec.options)
+    if spec.target is not UNet3D or options.pop("conv") != conv:
+        problem = f"supports networks of model=unet3d model.conv={conv} only"
         raise ConfigError("format", None, problem)
-    focuses = options["prob_focus_present"] > 0  # else it has no effect
-    lacking = (
-        ("num_classes", described.num_classes, None),
-        ("diffusion.self_condition", described.self_condition, False),
+    focuses = options["prob_focus_present"] > 0  # otherwise focus_init has no effect
+    unsupported = (
+        ("num_classes", spec.num_classes, None),
+        ("diffusion.self_condition", spec.self_condition, False),
         ("model.focus_init", options.pop("focus_init") and focuses, False),
     )
-    for key, value, theirs in lacking:
-        problem = "is not in the original; such a network cannot be written for it"
-        require(value == theirs, key, value, problem)
+    for key, value, fixed in unsupported:
+        problem = "is not supported by the original"
+        require(value == fixed, key, value, problem)
     for name in ("block_norm", "null_cond_prob", "prob_focus_present"):
         options.pop(name)
-    return {"channels": described.channels, "out_dim": described.out_channels, **options}
+    return {"channels": spec.channels, "out_dim": spec.out_channels, **options}
 
 
-def _schedule(parts: Parts, usual: str, options: dict[str, Any]) -> Node:
-    """The schedule of the tables in a file, or the usual one with its options."""
+def _schedule(parts: Parts, default: str, options: dict[str, Any]) -> Node:
+    """Return the schedule of the tables in a file, or the default one."""
     betas = (parts.buffers or {}).get("betas")
     if betas is None:
-        return node(usual, num_steps=1000, **options)
-    others: dict[str, dict[str, Any]] = {name: {} for name in SCHEDULES if name != usual}
-    return schedule_with(betas, {usual: options, **others})[1]
+        return node(default, num_steps=1000, **options)
+    others: dict[str, dict[str, Any]] = {name: {} for name in SCHEDULES if name != default}
+    return schedule_with(betas, {default: options, **others})[1]
 
 
 def _video_process(kwargs: dict[str, Any], parts: Parts) -> Process:
-    """The cosine schedule with its own cap of the betas; the loss is not in the file."""
+    """Return the cosine schedule with the original's limit of the betas, and its default loss."""
     schedule = _schedule(parts, "cosine", {"max_beta": 0.9999})
     return Process(schedule, objective("pred_noise", loss="l1"))
 
 
 def _diffphycon_process(kwargs: dict[str, Any], parts: Parts) -> Process:
-    """The sigmoid schedule; its scripts take the square error of the noise."""
+    """Return the sigmoid schedule with the squared error of the noise, as in the scripts."""
     weights = (parts.buffers or {}).get("loss_weight")
     if weights is not None and bool((weights - 1).abs().max() > 1e-6):
         problem = "the file's loss weights are not those of a predicted noise; add objective=..."
@@ -262,27 +278,27 @@ def _diffphycon_process(kwargs: dict[str, Any], parts: Parts) -> Process:
     return Process(_schedule(parts, "sigmoid", {}), objective("pred_noise"))
 
 
-ORIGINALS = {
-    "video-diffusion-pytorch": Original(
+FORMATS = {
+    "video-diffusion-pytorch": ForeignFormat(
         defaults=_VIDEO,
-        describe=_video,
+        from_kwargs=_video,
         infer=_infer,
-        ours=_ours,
-        theirs=_theirs,
+        map_from=_map_from,
+        map_to=_map_to,
         adapt=partial(VideoNetwork, frames_first=False),
-        express=partial(_express, "factorised"),
+        to_kwargs=partial(_to_kwargs, "factorised"),
         anchors={"init_conv.weight": (5,)},
         process=_video_process,
         extra=_fixed_entries,
     ),
-    "diffphycon": Original(
+    "diffphycon": ForeignFormat(
         defaults=_DIFFPHYCON,
-        describe=_diffphycon,
+        from_kwargs=_diffphycon,
         infer=_infer,
-        ours=_ours,
-        theirs=_theirs,
+        map_from=_map_from,
+        map_to=_map_to,
         adapt=partial(VideoNetwork, frames_first=True),
-        express=partial(_express, "full"),
+        to_kwargs=partial(_to_kwargs, "full"),
         anchors={"init_conv.weight": (5,)},
         process=_diffphycon_process,
         extra=_fixed_entries,

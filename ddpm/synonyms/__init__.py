@@ -2,8 +2,8 @@
 
 Each row has the names, lower case with underscores; the options; a reason; and translations of
 values. In the options ``{}`` is the typed value, ``...`` is for the user to fill in, and ``|``
-separates alternatives, of which the first whose options exist is used. A row without options says
-why there is none. Options that have the same last part as the typed name need no row.
+separates alternatives, of which the first whose options exist is used. A row without options gives
+the reason only. Options with the same last part as the typed name need no row.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _TRAINING = re.compile(r"(trainer|training|train|optimizer|optim|opt|args|hparam
 _ARRAYS = (".npy", ".npz", ".pt")
 
 
-def option(command: str, key: str, value: str, known: Collection[str] = ()) -> str | None:
-    """Return what to use instead of an unknown option, as ``use ... (why)``; None if unknown.
+def option(command: str, key: str, value: str, existing: Collection[str] = ()) -> str | None:
+    """Return advice for an unknown option, as ``use ... (why)``; None without a row.
 
     Args:
         command: its name after ``ddpm-``; empty for an option of a config group in any command.
         key: of the option, as typed.
         value: as typed.
-        known: the options that exist, to choose between alternatives; may be empty.
+        existing: names of the existing options, to choose between alternatives; may be empty.
     """
     rows = OTHERS.get(command, TRAIN)
     name = key.lower().replace("-", "_").lstrip("_")
@@ -36,31 +36,31 @@ def option(command: str, key: str, value: str, known: Collection[str] = ()) -> s
     row = _row(rows, name)
     if row is None and _TRAINING.match(name):
         row = _row(rows, _TRAINING.sub("", name))
-    return None if row is None else _said(row, value, known)
+    return None if row is None else _advice(row, value, existing)
 
 
-def near(command: str, key: str, value: str, known: Collection[str] = ()) -> str | None:
-    """Return what :func:`option` does for the most similar name in the table, if one is near."""
+def near(command: str, key: str, value: str, existing: Collection[str] = ()) -> str | None:
+    """Return the advice for the most similar name in the table; None if none is similar."""
     names = [name for row in OTHERS.get(command, TRAIN) for name in row.names.split()]
-    found = difflib.get_close_matches(key.lower(), names, n=1, cutoff=0.85)
-    return option(command, found[0], value, known) if found else None
+    similar = difflib.get_close_matches(key.lower(), names, n=1, cutoff=0.85)
+    return option(command, similar[0], value, existing) if similar else None
 
 
 def choice(group: str, name: str) -> str | None:
-    """Return what to use instead of an unknown choice of a config group; None if unknown."""
+    """Return advice for an unknown choice of a config group; None without a row."""
     plain = name.lower().replace("-", "_").replace(" ", "_")
     if re.fullmatch(r"\d+", plain) and group in ("timesteps", "schedule", "diffusion"):
         return f"use schedule.num_steps={name} (T of the process)"
     if group == "timesteps" and plain == "loss_second_moment":
         return "use timesteps=loss_second_moment"
     if group == "data" and ("/" in name or name.endswith(_ARRAYS)):
-        return _said(Row("", "data=folder data.path={}"), name, ())
+        return _advice(Row("", "data=folder data.path={}"), name, ())
     row = _row(CHOICES.get(group, ()), plain)
-    return None if row is None else _said(row, name, ())
+    return None if row is None else _advice(row, name, ())
 
 
 def value(key: str, typed: str, choices: Collection[str]) -> str | None:
-    """Return what to use instead of a value that is not one of the choices; None if unknown."""
+    """Return advice for a value that is not one of the choices; None without a translation."""
     leaf, name = key.rpartition(".")[2], typed.lower()
     meant = VALUES.get(leaf, {}).get(name)
     why = ""
@@ -69,10 +69,10 @@ def value(key: str, typed: str, choices: Collection[str]) -> str | None:
     return f"use {key}={meant}{why}" if meant in choices else None
 
 
-def hint(key: str, typed: str, known: Collection[str]) -> str:
+def hint(key: str, typed: str, existing: Collection[str]) -> str:
     """Return the end of a message about an unknown option of a config group."""
-    use = option("", key, typed, known) if "." in key else None
-    return did_you_mean(key, known) if use is None else f"; {use}"
+    use = option("", key, typed, existing) if "." in key else None
+    return did_you_mean(key, existing) if use is None else f"; {use}"
 
 
 def is_training(group: str) -> bool:
@@ -84,7 +84,7 @@ def _row(rows: Sequence[Row], name: str) -> Row | None:
     return next((row for row in rows if name in row.names.split()), None)
 
 
-def _said(row: Row, typed: str, known: Collection[str]) -> str:
+def _advice(row: Row, typed: str, existing: Collection[str]) -> str:
     """Return the advice of a row for a value."""
     if not row.use:
         return row.why
@@ -92,13 +92,13 @@ def _said(row: Row, typed: str, known: Collection[str]) -> str:
     if row.use.endswith("[{}]") and meant.startswith("["):
         meant = meant[1:-1]
     filled = [each.replace("{}", meant) for each in row.use.split("|")]
-    use = next((each for each in filled if known and _fits(each, known)), filled[0])
+    use = next((each for each in filled if existing and _fits(each, existing)), filled[0])
     if use.startswith("data=folder data.path=") and meant.endswith(_ARRAYS):
         use = use.replace("data=folder", "model=unet1d data=sequence")
     parts = use.split()
     options = [part for part in parts if "." in part.partition("=")[0]]
-    if options and all(part.partition("=")[0] in known for part in options):
-        parts = options  # the choices that have them are made already
+    if options and all(part.partition("=")[0] in existing for part in options):
+        parts = options  # the choices of their groups are already made
     if len(parts) == 1 and "={}" in row.use:
         group, _, name = parts[0].partition("=")
         better = choice(group, name)
@@ -108,7 +108,7 @@ def _said(row: Row, typed: str, known: Collection[str]) -> str:
     return f"use {' '.join(parts)}{why}"
 
 
-def _fits(use: str, known: Collection[str]) -> bool:
-    """Return True if each option exists, or is one of a group that is chosen beside it."""
+def _fits(use: str, existing: Collection[str]) -> bool:
+    """Return True if each option exists, or is in a group that the same advice chooses."""
     keys = [each.partition("=")[0] for each in use.split()]
-    return all((key in known and "." in key) or key.partition(".")[0] in keys for key in keys)
+    return all((key in existing and "." in key) or key.partition(".")[0] in keys for key in keys)

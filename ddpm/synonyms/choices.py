@@ -1,4 +1,4 @@
-"""Choices of config groups, and values of options, that users of other tools type."""
+"""Names of choices and values that users of other tools type."""
 
 from __future__ import annotations
 

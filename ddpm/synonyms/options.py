@@ -1,4 +1,4 @@
-"""Options that users of other tools type, by command."""
+"""Names of options that users of other tools type, by command."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from ddpm.config.location import config_dir
 from ddpm.config.registry import build, exported, options_of
 from ddpm.config.schema import check, typed
 from ddpm.errors import ConfigError
-from ddpm.interop.take import take
+from ddpm.interop.export import export_model
 from ddpm.training.checkpoint import nearest_run
 
 EPOCHS = (
@@ -470,9 +470,9 @@ def test_the_newest_run_is_named_where_one_is_missing(tmp_path, monkeypatch):
 
 def test_formats_are_listed_once():
     with pytest.raises(ConfigError) as raised:
-        take("onnx", None, {}, "ema", diffusion=None, step=0, version=None)
+        export_model("onnx", None, {}, "ema", diffusion=None, step=0, version=None)
     line = str(raised.value)
-    assert line.startswith("format=onnx: is not known (there are: ")
+    assert line.startswith("format=onnx: is unknown (there are: ")
     assert line.count("there are") == line.count("safetensors") == line.count("diffphycon") == 1
 
 

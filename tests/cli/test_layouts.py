@@ -151,9 +151,9 @@ def test_what_shapes_only_suggest_can_be_said_otherwise(command):
     source = "denoising-diffusion-pytorch-1d"
     kwargs = {"dim": 8, "dim_mults": (1, 2), "attn_heads": 2, "attn_dim_head": 8}
     original = system(source)
-    described = original.describe({**original.defaults, **kwargs, "version": "2.3.4"}, {})
-    state = described.build().state_dict()
-    torch.save({original.theirs(name): value for name, value in state.items()}, "net.pt")
+    spec = original.from_kwargs({**original.defaults, **kwargs, "version": "2.3.4"}, {})
+    state = spec.build().state_dict()
+    torch.save({original.map_to(name): value for name, value in state.items()}, "net.pt")
     options = (f"source={source}", "file=net.pt", "size=8", "version=2.3.4")
     said = ("network.attn_heads=2", "network.attn_dim_head=8")
     for name, extra, heads in (("a", (), [4, 4]), ("b", said, [2, 8])):

@@ -57,8 +57,8 @@ def test_padded_networks_sample_and_are_not_exported_to_systems_that_do_not_pad(
     assert Image.open("gen/images/00000.png").size == (9, 12)
     ended = command("export", "ckpt=outputs/a", "format=simple-unet")
     assert ended.line == (
-        "ddpm-export: model.pad=true: the network pads its data, which are of a size that its "
-        "levels do not halve, and no original does; take format=safetensors"
+        "ddpm-export: model.pad=true: the network pads its data, whose size is not divisible by "
+        "2 at each level, which other systems do not support; use format=safetensors"
     )
 
 

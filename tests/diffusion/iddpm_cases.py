@@ -1,4 +1,4 @@
-"""The `iddpm_process_*` cases as our processes, on the whole grid of steps."""
+"""The `iddpm_process_*` cases as our processes, with all timesteps."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ _LOSSES = {"MSE": "simple", "RESCALED_MSE": "hybrid", "RESCALED_KL": "vlb"}
 
 @dataclass(frozen=True)
 class Case:
-    """A process, a case's arrays, and its steps on the whole process' grid, all (B,)."""
+    """A process, the arrays of a case, and its timesteps (B,) in the complete process."""
 
     diffusion: GaussianDiffusion
     arrays: dict[str, Tensor]
@@ -29,17 +29,17 @@ class Case:
 
     @property
     def last(self) -> int:
-        """The highest step that is kept."""
+        """The highest timestep of the respaced process."""
         return (self.num_kept - 1) * (self.diffusion.num_steps // self.num_kept)
 
     def network(self, x_t: Tensor, time: Tensor) -> Tensor:
         """The constant network."""
         return self.arrays["model_output"]
 
-    def belief(self, *, clip: bool) -> Prediction:
-        """What the network says of x_t, its x0 clipped or not."""
-        x0, eps, spread = self.diffusion.predict(self.network, self["x_t"], self.t)
-        return Prediction(x0.clamp(-1, 1) if clip else x0, eps, spread)
+    def prediction(self, *, clip: bool) -> Prediction:
+        """Return the prediction of the network, with x0 clipped or not."""
+        x0, eps, variance_output = self.diffusion.predict(self.network, self["x_t"], self.t)
+        return Prediction(x0.clamp(-1, 1) if clip else x0, eps, variance_output)
 
 
 def iddpm_case(name: str) -> Case:
@@ -63,7 +63,7 @@ def iddpm_case(name: str) -> Case:
 
 
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """Each sample's numbers within a share of that sample's largest."""
+    """Check each sample with a tolerance relative to its largest value."""
     assert actual.shape == expected.shape
     for row in range(len(expected)):
         if not expected[row].any():

@@ -1,4 +1,4 @@
-"""Given entries: the mask's meaning, no noise, no loss, fewer outputs."""
+"""Conditioning masks: no noise, no loss and fewer output channels."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ OBJECTIVES = [PredNoise, PredX0, PredV]
 
 
 def mask_of(shape, channels=(), frames=0):
-    """True in whole channels and in the first places of the axis after them."""
+    """Return a mask that is True in some channels and in the first frames."""
     mask = torch.zeros(shape, dtype=torch.bool)
     mask[list(channels)] = True
     mask[:, :frames] = True
@@ -44,28 +44,28 @@ def batch(mask, seed=0):
     return x0, noise
 
 
-def test_nothing_given_changes_nothing():
-    given, x = ConditioningMask(), normal(0)(torch.empty(2, 3, 4))
-    assert not given
-    assert given.channels == []
-    assert given.apply(x, x + 1) is x
-    assert given.select_generated(x) is x
-    assert given.merge(x + 2, x).equal(x + 2)
-    torch.testing.assert_close(given.masked_mean(x), x.flatten(1).mean(1))
+def test_an_empty_mask_changes_nothing():
+    conditioning, x = ConditioningMask(), normal(0)(torch.empty(2, 3, 4))
+    assert not conditioning
+    assert conditioning.channels == []
+    assert conditioning.apply(x, x + 1) is x
+    assert conditioning.select_generated(x) is x
+    assert conditioning.merge(x + 2, x).equal(x + 2)
+    torch.testing.assert_close(conditioning.masked_mean(x), x.flatten(1).mean(1))
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_what_is_given_and_what_is_drawn(mask):
-    given = ConditioningMask(mask)
-    assert given
+def test_conditioning_and_generated_entries(mask):
+    conditioning = ConditioningMask(mask)
+    assert conditioning
     x, clean = batch(mask)
-    kept = given.apply(x, clean)
-    assert torch.equal(kept, torch.where(mask, clean, x))
+    applied = conditioning.apply(x, clean)
+    assert torch.equal(applied, torch.where(mask, clean, x))
     whole = [channel for channel in range(3) if mask[channel].all()]
     free = [channel for channel in range(3) if channel not in whole]
-    assert given.channels == whole
-    assert torch.equal(given.select_generated(x), x[:, free])
-    back = given.merge(given.select_generated(clean), x)
+    assert conditioning.channels == whole
+    assert torch.equal(conditioning.select_generated(x), x[:, free])
+    back = conditioning.merge(conditioning.select_generated(clean), x)
     assert torch.equal(back[:, free], clean[:, free])
     assert torch.equal(back[:, whole], x[:, whole])
     counts = [~mask[channel].expand(x.shape[2:]) for channel in free]
@@ -75,10 +75,10 @@ def test_what_is_given_and_what_is_drawn(mask):
             for row in x
         ]
     ).mean(1)
-    torch.testing.assert_close(given.masked_mean(given.select_generated(x)), expected)
+    torch.testing.assert_close(conditioning.masked_mean(conditioning.select_generated(x)), expected)
 
 
-def test_a_mask_broadcasts_over_what_it_leaves_out():
+def test_a_mask_broadcasts_over_spatial_axes():
     x, clean = batch(torch.zeros(3, 4, 5))
     narrow, wide = torch.tensor([True, False, False]).reshape(3, 1, 1), torch.zeros(3, 4, 5)
     wide[0] = 1
@@ -95,7 +95,7 @@ def test_a_mask_broadcasts_over_what_it_leaves_out():
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_given_entries_get_no_noise(mask):
+def test_conditioning_entries_get_no_noise(mask):
     x0, noise = batch(mask)
     with_mask = GaussianDiffusion(SCHEDULE, PredNoise(), mask)
     plain = GaussianDiffusion(SCHEDULE, PredNoise()).diffuse(x0, STEPS, noise)
@@ -108,8 +108,8 @@ def test_given_entries_get_no_noise(mask):
     [("fixed_small", "simple"), ("learned_range", "hybrid"), ("fixed_large", "vlb")],
 )
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_given_entries_have_no_loss_and_no_gradient(mask, variance, loss, objective):
-    """The loss is that of the rest alone, as if it were all there is."""
+def test_conditioning_entries_have_no_loss_and_no_gradient(mask, variance, loss, objective):
+    """The loss is that of a process of the generated entries only."""
     x0, noise = batch(mask)
     process = GaussianDiffusion(SCHEDULE, objective(), mask, variance=variance, loss=loss)
     free = [channel for channel in range(3) if not mask[channel].all()]
@@ -132,20 +132,20 @@ def test_given_entries_have_no_loss_and_no_gradient(mask, variance, loss, object
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_what_stands_in_given_entries_of_an_answer_does_not_count(mask):
+def test_output_at_conditioning_entries_is_ignored(mask):
     x0, noise = batch(mask)
     process = GaussianDiffusion(SCHEDULE, PredV(), mask)
     answer = normal(8)(process.conditioning_mask.select_generated(x0))
     other = torch.where(process.conditioning_mask.select_generated(mask[None]), answer + 9, answer)
     first, second = (
-        DiffusionLoss(process)(lambda x, time, said=said: said, x0, STEPS, noise)
-        for said in (answer, other)
+        DiffusionLoss(process)(lambda x, time, output=output: output, x0, STEPS, noise)
+        for output in (answer, other)
     )
     assert torch.equal(first, second)
     x_t = process.diffuse(x0, STEPS, noise)
-    for said in (answer, other):
-        belief = process.interpret_output(said, x_t, STEPS)
-        assert torch.equal(belief.x0[:, mask], x0[:, mask])
+    for output in (answer, other):
+        prediction = process.interpret_output(output, x_t, STEPS)
+        assert torch.equal(prediction.x0[:, mask], x0[:, mask])
     assert torch.equal(
         process.interpret_output(answer, x_t, STEPS).x0,
         process.interpret_output(other, x_t, STEPS).x0,
@@ -153,7 +153,7 @@ def test_what_stands_in_given_entries_of_an_answer_does_not_count(mask):
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_the_bound_and_the_prior_are_of_what_is_not_given(mask):
+def test_bound_and_prior_exclude_conditioning_entries(mask):
     x0, noise = batch(mask)
     process, alone = (GaussianDiffusion(SCHEDULE, PredX0(), of) for of in (mask, None))
     free = [channel for channel in range(3) if not mask[channel].all()]
@@ -161,30 +161,32 @@ def test_the_bound_and_the_prior_are_of_what_is_not_given(mask):
     rest = x0[:, free][:, counted][:, None]
     torch.testing.assert_close(prior_term(process, x0), prior_term(alone, rest), rtol=1e-5, atol=0)
     x_t, guess = process.diffuse(x0, STEPS, noise), 0.5 * x0
-    belief = process.interpret_output(process.conditioning_mask.select_generated(guess), x_t, STEPS)
+    prediction = process.interpret_output(
+        process.conditioning_mask.select_generated(guess), x_t, STEPS
+    )
     small = alone.interpret_output(0.5 * rest, x_t[:, free][:, counted][:, None], STEPS)
-    ours = bound_term(process, belief, x0, x_t, STEPS)
+    ours = bound_term(process, prediction, x0, x_t, STEPS)
     theirs = bound_term(alone, small, rest, x_t[:, free][:, counted][:, None], STEPS)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("clip", ["none", "static", "dynamic"])
-def test_a_denoiser_believes_the_given_entries(mask, clip):
+def test_a_denoiser_predicts_the_conditioning_entries_exactly(mask, clip):
     x0, noise = batch(mask)
-    x0 = 3 * x0  # beyond the bounds: what is given is not clipped
+    x0 = 3 * x0  # beyond the bounds: conditioning entries are not clipped
     process = GaussianDiffusion(SCHEDULE, PredV(), mask)
     x_t = process.diffuse(x0, torch.full((3,), 30), noise)
     answer = normal(9)(process.conditioning_mask.select_generated(x0))
-    belief = Denoiser(lambda x, time: answer, process, clip=clip)(x_t, 30)
-    assert belief.x0.shape == belief.eps.shape == x0.shape
-    assert torch.equal(belief.x0[:, mask], x0[:, mask])
+    prediction = Denoiser(lambda x, time: answer, process, clip=clip)(x_t, 30)
+    assert prediction.x0.shape == prediction.eps.shape == x0.shape
+    assert torch.equal(prediction.x0[:, mask], x0[:, mask])
     if clip == "static":
-        assert belief.x0[:, ~mask].abs().max() <= 1
+        assert prediction.x0[:, ~mask].abs().max() <= 1
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_guidance_sees_the_given_entries_and_leaves_them(mask):
+def test_guidance_sees_the_conditioning_entries_and_keeps_them(mask):
     x0, noise = batch(mask)
     process = GaussianDiffusion(SCHEDULE, PredNoise(), mask)
     x_t = process.diffuse(x0, torch.full((3,), 30), noise)
@@ -200,32 +202,32 @@ def test_guidance_sees_the_given_entries_and_leaves_them(mask):
     guided = ClassifierFreeGuidance(
         Denoiser(network, process, clip="none"), null_label=4, scale=3.0
     )
-    belief = guided(x_t, 30, y=torch.tensor([1, 2, 3]))
-    assert torch.equal(belief.x0[:, mask], x0[:, mask])
+    prediction = guided(x_t, 30, y=torch.tensor([1, 2, 3]))
+    assert torch.equal(prediction.x0[:, mask], x0[:, mask])
     a, s = SCHEDULE.signal_noise(30)
     for row, label in enumerate((1, 2, 3)):
         expected = (x_t[row] - s * (0.4 + 3 * 0.1 * (label - 4))) / a
-        torch.testing.assert_close(belief.x0[row][~mask], expected[~mask], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(prediction.x0[row][~mask], expected[~mask], rtol=1e-4, atol=1e-5)
 
 
-def test_self_conditioning_is_told_what_is_given():
+def test_self_conditioning_input_has_the_conditioning_entries():
     mask = MASKS[2]
     x0, noise = batch(mask)
     process = GaussianDiffusion(SCHEDULE, PredV(), mask, self_condition=True)
-    known = []
+    inputs = []
 
     def network(x_t, time, x_self_cond):
-        known.append(x_self_cond)
+        inputs.append(x_self_cond)
         return process.conditioning_mask.select_generated(x_t)
 
     DiffusionLoss(process)(network, x0, STEPS, noise, estimator=network)
-    assert not known[0].any()
-    assert known[1].shape == x0.shape
-    assert torch.equal(known[1][:, mask], x0[:, mask])
+    assert not inputs[0].any()
+    assert inputs[1].shape == x0.shape
+    assert torch.equal(inputs[1][:, mask], x0[:, mask])
 
 
-def test_what_sampling_copied_to_a_device_can_be_trained_with():
-    """A tensor of inference mode cannot be saved for a backward pass; ``meta`` plays the GPU."""
+def test_tensors_cached_during_sampling_can_be_used_in_training():
+    """Autograd cannot save an inference tensor; the ``meta`` device replaces a GPU."""
     mask = torch.zeros(2, 3, dtype=torch.bool)
     mask[0], mask[1, 0] = True, True
     schedule = cosine(num_steps=50)

@@ -1,4 +1,4 @@
-"""Denoisers: clips against numpy, re-derived noise, guidance by its formula."""
+"""Denoisers: clipping compared with NumPy, recomputed noise, guidance."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def draws(*shape, seed=0):
 
 
 class Classes:
-    """A network whose answer depends on the class, and that keeps what it was asked."""
+    """A network whose output depends on the class, with a record of its calls."""
 
     def __init__(self):
         self.calls = []
@@ -36,7 +36,7 @@ class Classes:
 
 @pytest.mark.parametrize("spatial", [(), (9,), (4, 5), (2, 3, 4)])
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (-2.0, 4.0)])
-def test_clips_are_numpys(spatial, bounds):
+def test_clipping_matches_numpy(spatial, bounds):
     sizes = torch.tensor([0.3, 3, 6, 15]).reshape(4, 1, *[1] * len(spatial))
     x0 = sizes * draws(4, 3, *spatial)
     x_t = draws(4, 3, *spatial, seed=1)
@@ -56,21 +56,23 @@ def test_clips_are_numpys(spatial, bounds):
         denoiser = Denoiser(
             lambda x, t: x0, diffusion, bounds=bounds, clip=clip, dynamic_quantile=0.9
         )
-        believed = denoiser(x_t, 60)
+        prediction = denoiser(x_t, 60)
         want = torch.from_numpy(want).float().reshape(x0.shape)
-        torch.testing.assert_close(believed.x0, want, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(prediction.x0, want, rtol=1e-6, atol=1e-6)
         a, s = SCHEDULE.signal_noise(60)
-        torch.testing.assert_close(a * believed.x0 + s * believed.eps, x_t, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            a * prediction.x0 + s * prediction.eps, x_t, rtol=1e-5, atol=1e-6
+        )
 
 
-def test_dynamic_clip_leaves_what_is_within_the_bounds():
+def test_dynamic_clipping_keeps_values_within_the_bounds():
     x0 = draws(2, 3, 5).clamp(-0.99, 0.99)
     denoiser = Denoiser(lambda x, t: x0, GaussianDiffusion(SCHEDULE, PredX0()), clip="dynamic")
     torch.testing.assert_close(denoiser(x0, 5).x0, x0)
 
 
 @pytest.mark.parametrize("objective", [PredNoise, PredX0, PredV])
-def test_an_unclipped_belief_is_the_objectives_inverse(objective):
+def test_unclipped_prediction_is_the_objectives_inverse(objective):
     x_t, output = draws(2, 3, 2, 6)
     denoiser = Denoiser(lambda x, t: output, GaussianDiffusion(SCHEDULE, objective()), clip="none")
     a, s = SCHEDULE.signal_noise(40)
@@ -79,37 +81,37 @@ def test_an_unclipped_belief_is_the_objectives_inverse(objective):
         PredX0: (output, (x_t - a * output) / s),
         PredV: (a * x_t - s * output, s * x_t + a * output),
     }[objective]
-    believed = denoiser(x_t, 40)
-    torch.testing.assert_close(believed.x0, x0, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(believed.eps, eps, rtol=1e-5, atol=1e-5)
+    prediction = denoiser(x_t, 40)
+    torch.testing.assert_close(prediction.x0, x0, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(prediction.eps, eps, rtol=1e-5, atol=1e-5)
 
 
 def test_a_denoiser_passes_labels_time_and_the_previous_estimate():
     network = Classes()
     denoiser = Denoiser(network, GaussianDiffusion(SCHEDULE, PredV(), self_condition=True))
-    x_t, known, y = draws(3, 2, 6), draws(3, 2, 6, seed=1), torch.tensor([4, 0, 2])
-    denoiser(x_t, 17, known, y=y)
+    x_t, previous, y = draws(3, 2, 6), draws(3, 2, 6, seed=1), torch.tensor([4, 0, 2])
+    denoiser(x_t, 17, previous, y=y)
     denoiser(x_t, 17, y=y)
     (seen, time, cond), (_, _, first) = network.calls
     assert seen is x_t
     assert time.tolist() == [17, 17, 17]
     assert cond["y"] is y
-    assert cond["x_self_cond"] is known
+    assert cond["x_self_cond"] is previous
     assert not first["x_self_cond"].any()
 
 
 @pytest.mark.parametrize("objective", [PredNoise, PredX0, PredV])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
-def test_guidance_is_its_formula_in_noise(objective, scale):
+def test_guidance_matches_its_formula(objective, scale):
     network, null = Classes(), 10
     denoiser = Denoiser(network, GaussianDiffusion(SCHEDULE, objective()), clip="none")
     x_t, y = draws(3, 2, 6), torch.tensor([4, 0, 7])
-    wanted = denoiser(x_t, 40, y=y).eps
+    conditional = denoiser(x_t, 40, y=y).eps
     without = denoiser(x_t, 40, y=torch.full((3,), null)).eps
-    assert (wanted - without).abs().min() > 0.1
+    assert (conditional - without).abs().min() > 0.1
     network.calls.clear()
     guided = ClassifierFreeGuidance(denoiser, null_label=null, scale=scale)(x_t, 40, y=y)
-    expected = without + scale * (wanted - without)
+    expected = without + scale * (conditional - without)
     torch.testing.assert_close(guided.eps, expected, rtol=1e-4, atol=1e-5)
     a, s = SCHEDULE.signal_noise(40)
     torch.testing.assert_close(a * guided.x0 + s * guided.eps, x_t, rtol=1e-5, atol=1e-5)
@@ -130,7 +132,7 @@ def test_scale_1_is_the_plain_denoiser_and_0_the_null_label(clip):
         torch.testing.assert_close(guided.eps, plain.eps, rtol=1e-5, atol=1e-5)
 
 
-def test_guidance_clips_what_it_has_guided():
+def test_guidance_clips_the_guided_output():
     denoiser = Denoiser(Classes(), GaussianDiffusion(SCHEDULE, PredX0()), clip="static")
     x_t, y = torch.zeros(1, 1, 2), torch.tensor([2])
     guided = ClassifierFreeGuidance(denoiser, null_label=5, scale=3.0)(x_t, 40, y=y)
@@ -141,23 +143,23 @@ def test_guidance_clips_what_it_has_guided():
     assert guided.x0.flatten().tolist() == [1.0, 1.0]
 
 
-def test_guidance_without_labels_asks_for_no_class_and_doubles_the_estimate():
+def test_guidance_without_labels_uses_the_null_label_and_doubles_the_estimate():
     network = Classes()
     diffusion = GaussianDiffusion(SCHEDULE, PredNoise(), self_condition=True)
     guided = ClassifierFreeGuidance(
         Denoiser(network, diffusion, clip="none"), null_label=3, scale=2.0
     )
-    x_t, known = draws(2, 1, 4), draws(2, 1, 4, seed=1)
-    believed = guided(x_t, 9, known)
+    x_t, previous = draws(2, 1, 4), draws(2, 1, 4, seed=1)
+    prediction = guided(x_t, 9, previous)
     ((_, _, cond),) = network.calls
     assert cond["y"].tolist() == [3, 3, 3, 3]
-    assert torch.equal(cond["x_self_cond"], torch.cat([known, known]))
-    torch.testing.assert_close(believed.eps, 0.3 * x_t + 0.3)
+    assert torch.equal(cond["x_self_cond"], torch.cat([previous, previous]))
+    torch.testing.assert_close(prediction.eps, 0.3 * x_t + 0.3)
     assert guided.diffusion is diffusion
 
 
 class Uneven:
-    """A network whose answers differ between classes in more than a constant."""
+    """A network whose outputs differ between classes by more than a constant."""
 
     def __call__(self, x_t, time, y):
         shift = y.float().reshape(-1, *[1] * (x_t.ndim - 1))
@@ -166,27 +168,29 @@ class Uneven:
 
 @pytest.mark.parametrize("spatial", [(6,), (4, 5), (2, 3, 4)])
 @pytest.mark.parametrize("rescale", [0.0, 0.3, 0.7, 1.0])
-def test_rescaling_is_lin_et_als(spatial, rescale):
-    """Equations 14 to 16, with numpy; the deviation is of a whole sample."""
+def test_rescaling_matches_lin_et_al(spatial, rescale):
+    """Equations 14 to 16 in NumPy; the standard deviation is that of a sample."""
     denoiser = Denoiser(Uneven(), GaussianDiffusion(SCHEDULE, PredX0()), clip="none")
     x_t, y, scale = draws(3, 2, *spatial), torch.tensor([4, 0, 7]), 5.0
     guided = ClassifierFreeGuidance(denoiser, null_label=10, scale=scale, rescale=rescale)(
         x_t, 40, y=y
     )
-    wanted = Uneven()(x_t, None, y).double().numpy()
+    conditional = Uneven()(x_t, None, y).double().numpy()
     null = Uneven()(x_t, None, torch.full((3,), 10)).double().numpy()
     for row in range(3):
-        cfg = null[row] + scale * (wanted[row] - null[row])
-        rescaled = cfg * np.std(wanted[row]) / np.std(cfg)
+        cfg = null[row] + scale * (conditional[row] - null[row])
+        rescaled = cfg * np.std(conditional[row]) / np.std(cfg)
         expected = rescale * rescaled + (1 - rescale) * cfg
         np.testing.assert_allclose(guided.x0[row].numpy(), expected, rtol=1e-4, atol=1e-5)
         if rescale == 1:
-            assert guided.x0[row].std().item() == pytest.approx(wanted[row].std(ddof=1), rel=1e-4)
+            assert guided.x0[row].std().item() == pytest.approx(
+                conditional[row].std(ddof=1), rel=1e-4
+            )
 
 
 @pytest.mark.parametrize("objective", [PredNoise, PredX0, PredV])
 @pytest.mark.parametrize("rescale", [0.0, 0.7, 1.0])
-def test_scale_1_is_the_plain_denoiser_however_it_is_rescaled(objective, rescale):
+def test_scale_1_is_the_plain_denoiser_with_any_rescaling(objective, rescale):
     denoiser = Denoiser(Uneven(), GaussianDiffusion(SCHEDULE, objective()), clip="static")
     x_t, y = draws(3, 2, 6), torch.tensor([4, 0, 7])
     guided = ClassifierFreeGuidance(denoiser, null_label=10, scale=1.0, rescale=rescale)(
@@ -211,8 +215,8 @@ def test_rescaling_is_off_by_default_and_acts_before_the_clip():
     assert torch.equal(on, rescaled.clamp(-1, 1))
 
 
-def test_rescaling_leaves_an_answer_without_any_deviation_finite():
-    """A network that has not been trained yet answers 0 everywhere."""
+def test_rescaling_of_a_constant_output_is_finite():
+    """The output of an untrained network can be 0 everywhere."""
     process = GaussianDiffusion(SCHEDULE, PredV())
     denoiser = Denoiser(lambda x, time, y: torch.zeros_like(x), process, clip="none")
     x_t, y = draws(2, 1, 6), torch.tensor([4, 0])
@@ -221,7 +225,7 @@ def test_rescaling_leaves_an_answer_without_any_deviation_finite():
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
-def test_guidance_takes_a_learned_variance_from_the_class_asked_for(rescale):
+def test_guidance_uses_the_learned_variance_of_the_conditional_output(rescale):
     process = GaussianDiffusion(SCHEDULE, PredNoise(), variance="learned_range", loss="hybrid")
 
     def network(x_t, time, y):
@@ -256,7 +260,7 @@ def test_guidance_takes_a_learned_variance_from_the_class_asked_for(rescale):
         ),
     ],
 )
-def test_refused(options, line):
+def test_invalid_options_are_rejected(options, line):
     denoiser = Denoiser(Classes(), GaussianDiffusion(SCHEDULE, PredNoise()))
     with pytest.raises(ConfigError) as caught:
         ClassifierFreeGuidance(denoiser, null_label=1, **options)

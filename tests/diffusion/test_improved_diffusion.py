@@ -1,4 +1,4 @@
-"""The process against improved-diffusion: every array of its four cases but those of DDIM."""
+"""Comparison of the process with improved-diffusion, in four cases."""
 
 import functools
 import math
@@ -20,10 +20,10 @@ from tests.diffusion.iddpm_cases import LEARNED, NAMES, assert_near, iddpm_case
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_forward_process_and_the_time_that_the_network_is_told(name):
+def test_forward_process_and_network_time(name):
     case = iddpm_case(name)
-    told = case.diffusion.network_time(case.t).float()
-    assert torch.equal(told, case["timesteps_given_to_network"])
+    times = case.diffusion.network_time(case.t).float()
+    assert torch.equal(times, case["timesteps_given_to_network"])
     assert_near(case.diffusion.diffuse(case["x0"], case.t, case["noise"]), case["x_t"])
 
 
@@ -42,44 +42,47 @@ def test_the_posterior(name):
 @pytest.mark.parametrize(("clip", "end"), [(True, ""), (False, "_unclipped")])
 def test_the_reverse_step(name, clip, end):
     case = iddpm_case(name)
-    process, belief = case.diffusion, case.belief(clip=clip)
-    assert_near(belief.x0, case[f"pred_x0{end}"])
-    mean, _ = process.posterior(belief.x0, case["x_t"], case.t, case.s)
+    process, prediction = case.diffusion, case.prediction(clip=clip)
+    assert_near(prediction.x0, case[f"pred_x0{end}"])
+    mean, _ = process.posterior(prediction.x0, case["x_t"], case.t, case.s)
     assert_near(mean, case[f"mean{end}"])
-    log = process.log_variance(belief.variance_output, case.t, case.s, case.after, like=case["x_t"])
+    log = process.log_variance(
+        prediction.variance_output, case.t, case.s, case.after, like=case["x_t"]
+    )
     assert log.dtype == torch.float32
     assert_near(log, case["log_variance"], 1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_whole_numbers_give_what_tensors_give(name):
-    """A sampler goes by Python's numbers, the losses by tensors."""
+def test_integers_and_tensors_give_equal_results(name):
+    """Samplers use integers, losses use tensors."""
     case = iddpm_case(name)
-    process, belief = case.diffusion, case.belief(clip=True)
+    process, prediction = case.diffusion, case.prediction(clip=True)
     for row, pair in enumerate(zip(case.t, case.s, case.after, strict=True)):
         t, s, after = (int(step) for step in pair)
-        x0, x_t = belief.x0[row : row + 1], case["x_t"][row : row + 1]
-        spread = None if belief.variance_output is None else belief.variance_output[row : row + 1]
+        x0, x_t = prediction.x0[row : row + 1], case["x_t"][row : row + 1]
+        variance_output = prediction.variance_output
+        variance_output = None if variance_output is None else variance_output[row : row + 1]
         mean, _ = process.posterior(x0, x_t, t, s)
         assert_near(mean, case["mean"][row : row + 1])
-        log = process.log_variance(spread, t, s, after, like=x_t)
+        log = process.log_variance(variance_output, t, s, after, like=x_t)
         assert_near(log, case["log_variance"][row : row + 1], 1e-6)
         small = process.log_variance(None, t, s, after, like=x_t, kind="fixed_small")
         assert_near(small, case["posterior_log_variance"][row : row + 1], 1e-6)
 
 
 def kl_in_float64(case):
-    """The bound's terms, (B,) in bits per dimension, with nothing that cancels."""
-    process, belief = case.diffusion, case.belief(clip=True)
+    """Return the terms of the bound, (B,) in bits per dimension, without cancellation."""
+    process, prediction = case.diffusion, case.prediction(clip=True)
     tables = (process.schedule.alpha_bar_at(step, case["x0"]) for step in (case.t, case.s))
     at, as_ = tables
     weight = as_.sqrt() * (1 - at / as_) / (1 - at)
-    away = weight * (belief.x0.double() - case["x0"].double())
+    away = weight * (prediction.x0.double() - case["x0"].double())
     small, large = (1 - at / as_) * (1 - as_) / (1 - at), 1 - at / as_
-    if belief.variance_output is None:
+    if prediction.variance_output is None:
         log = large.log().expand_as(away)
     else:
-        share = (belief.variance_output.double() + 1) / 2
+        share = (prediction.variance_output.double() + 1) / 2
         log = share * large.log() + (1 - share) * small.log()
     ratio = small.log() - log
     kl = 0.5 * (torch.expm1(ratio) - ratio + away**2 * torch.exp(-log))
@@ -88,13 +91,13 @@ def kl_in_float64(case):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_terms_of_the_bound(name):
-    """The original's terms of 1e-6 and less are rounding noise of its float32, up to a third off.
+    """The original's terms below 1e-6 have rounding errors of up to a third in float32.
 
-    It computes ``-1 + a - b + exp(b - a)``, ours expm1: there the judge is float64.
+    It computes ``-1 + a - b + exp(b - a)``, ours expm1: the reference is then float64.
     """
     case = iddpm_case(name)
-    belief, steps = case.belief(clip=True), (case.t, case.s, case.after)
-    term = bound_term(case.diffusion, belief, case["x0"], case["x_t"], *steps)
+    prediction, steps = case.prediction(clip=True), (case.t, case.s, case.after)
+    term = bound_term(case.diffusion, prediction, case["x0"], case["x_t"], *steps)
     assert_near(term[case.s < 0, None], case["vb_bpd"][case.s < 0, None])
     exact, is_kl = kl_in_float64(case), case.s >= 0
     assert is_kl.sum() == 4
@@ -141,10 +144,10 @@ def test_the_losses(name):
 
 
 def test_the_losses_of_a_respaced_process():
-    """T is then the number of steps that are kept."""
+    """T is then the number of retained timesteps."""
     case = iddpm_case("respaced")
     process, steps = case.diffusion, (case.t, case.s, case.after)
-    term = bound_term(process, case.belief(clip=False), case["x0"], case["x_t"], *steps)
+    term = bound_term(process, case.prediction(clip=False), case["x0"], case["x_t"], *steps)
     bound = process.vlb_weight * case.num_kept * term
     assert_near(bound[:, None], case["loss_vb"][:, None])
     error = ((case["model_output"][:, :3] - case["noise"]) ** 2).flatten(1).mean(1)
@@ -153,40 +156,40 @@ def test_the_losses_of_a_respaced_process():
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_the_network_answers_for_twice_the_channels(name):
+def test_the_network_has_twice_the_output_channels(name):
     case = iddpm_case(name)
     assert case.diffusion.output_channels(3) == 6
-    output, spread = case.diffusion.split_output(case["model_output"])
+    output, variance_output = case.diffusion.split_output(case["model_output"])
     assert torch.equal(output, case["model_output"][:, :3])
-    assert spread is not None
-    assert torch.equal(spread, case["model_output"][:, 3:])
+    assert variance_output is not None
+    assert torch.equal(variance_output, case["model_output"][:, 3:])
 
 
 def walk(case, process, answer, steps):
-    """Its bound with the case's noise at every step, and the times that the network was told."""
-    told = []
+    """Return the bound with the noise of the case at every step, and the network times."""
+    times = []
 
     def network(x_t, time):
-        told.append(time)
+        times.append(time)
         return answer
 
     denoiser = Denoiser(network, process)
     bound = bits_per_dimension(
         denoiser, case["x0"], randn_like=lambda x0: case["noise"], steps=steps
     )
-    return bound, torch.stack(told)
+    return bound, torch.stack(times)
 
 
 @functools.cache
-def whole_walk(name):
-    """The walk over all steps that the case keeps."""
+def all_terms(name):
+    """Return the bound over all timesteps of the case."""
     case = iddpm_case(name)
     steps = respaced_timesteps(case.diffusion.num_steps, "ddim50") if name == "respaced" else None
     return walk(case, case.diffusion, case["model_output"], steps)
 
 
 def assert_the_originals(case, got, expected):
-    """As near as single terms are; those of 1e-6 and less are the original's rounding noise."""
+    """Use the tolerance of single terms; those below 1e-6 are rounding errors of the original."""
     ordinary = (case.s < 0) | (expected > 1e-5)
     assert ordinary.sum() >= 3
     assert_near(got[ordinary, None], expected[ordinary, None], 3e-5)
@@ -195,34 +198,36 @@ def assert_the_originals(case, got, expected):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bits_per_dimension_has_the_originals_terms_and_prior(name):
-    """Of each sample the file has the term of one step."""
-    case, (bound, told) = iddpm_case(name), whole_walk(name)
-    assert bound.terms.shape == (5, case.num_kept) == (5, len(told))
+    """The file has the term of one timestep per sample."""
+    case, (bound, times) = iddpm_case(name), all_terms(name)
+    assert bound.terms.shape == (5, case.num_kept) == (5, len(times))
     at, rows = case["t"], torch.arange(5)
-    assert torch.equal(told[at, rows].float(), case["timesteps_given_to_network"])
+    assert torch.equal(times[at, rows].float(), case["timesteps_given_to_network"])
     assert_the_originals(case, bound.terms[rows, at], case["vb_bpd"])
     assert_near(bound.prior[:, None], case["prior_bpd"][:, None], 1e-4)
 
 
 def decoder_nats(x0, mean, log):
-    """In float32 even so: in the tails the original's numbers are its rounding, and its 1e-12."""
+    """In float32: the original's values in the tails are determined by rounding and its 1e-12."""
     return -discretised_log_likelihood(x0.float(), mean.float(), log.float() / 2).double()
 
 
 def bound_in_float64(case):
-    """All terms (B, K) and the prior (B,), from the original's formulas."""
-    process, said = case.diffusion, case["model_output"].double()
-    x0, noise, output = (x.double() for x in (case["x0"], case["noise"], said[:, :3]))
-    kept = process.schedule.alpha_bar[:: process.num_steps // case.num_kept]
-    at, as_ = (x.reshape(-1, 1, 1, 1) for x in (kept, torch.cat([torch.ones(1), kept[:-1]])))
+    """Return all terms (B, K) and the prior (B,), from the original's formulas."""
+    process, outputs = case.diffusion, case["model_output"].double()
+    x0, noise, output = (x.double() for x in (case["x0"], case["noise"], outputs[:, :3]))
+    alpha_bar = process.schedule.alpha_bar[:: process.num_steps // case.num_kept]
+    at, as_ = (
+        x.reshape(-1, 1, 1, 1) for x in (alpha_bar, torch.cat([torch.ones(1), alpha_bar[:-1]]))
+    )
     small, large = (1 - at / as_) * (1 - as_) / (1 - at), 1 - at / as_
     small[0] = small[1]
-    found = []
-    for t in range(len(kept)):
+    actual = []
+    for t in range(len(alpha_bar)):
         x_t = at[t].sqrt() * x0 + (1 - at[t]).sqrt() * noise
         of_noise = (x_t - (1 - at[t]).sqrt() * output) / at[t].sqrt()
         guess = (of_noise if process.learns_variance else output).clamp(-1, 1)
-        share = (said[:, 3:] + 1) / 2 if process.learns_variance else torch.tensor(float(t > 0))
+        share = (outputs[:, 3:] + 1) / 2 if process.learns_variance else torch.tensor(float(t > 0))
         log = share * large[t].log() + (1 - share) * small[t].log()
         if t == 0:
             nats = decoder_nats(x0, guess, log.expand_as(x0))
@@ -231,16 +236,16 @@ def bound_in_float64(case):
             ratio = small[t].log() - log
             away = (weight * (guess - x0)) ** 2 * torch.exp(-log)
             nats = 0.5 * (torch.expm1(ratio) - ratio + away)
-        found.append(nats.flatten(1).mean(1) / math.log(2))
-    end, log = kept[-1], torch.log(1 - kept[-1])
+        actual.append(nats.flatten(1).mean(1) / math.log(2))
+    end, log = alpha_bar[-1], torch.log(1 - alpha_bar[-1])
     prior = 0.5 * (torch.expm1(log) - log + end * x0**2)
-    return torch.stack(found, dim=1), prior.flatten(1).mean(1) / math.log(2)
+    return torch.stack(actual, dim=1), prior.flatten(1).mean(1) / math.log(2)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bits_per_dimension_at_all_steps_and_its_total(name):
-    """The files have neither; float64 gives them, and it has the terms that the files have."""
-    case, (bound, _) = iddpm_case(name), whole_walk(name)
+    """The files contain neither; float64 formulas, checked with the files' terms, replace them."""
+    case, (bound, _) = iddpm_case(name), all_terms(name)
     terms, prior = bound_in_float64(case)
     rows = torch.arange(5)
     assert_the_originals(case, terms[rows, case["t"]], case["vb_bpd"])
@@ -251,13 +256,13 @@ def test_bits_per_dimension_at_all_steps_and_its_total(name):
 
 
 def near_the_cases_steps(case):
-    """A few steps, among which the case's keep the neighbours that they have."""
+    """Return some timesteps, among which those of the case have the same neighbours."""
     every = torch.cat([case.t, case.s, case.after])
     return every[every >= 0].unique().tolist()
 
 
 def but(case, variance):
-    """The case's process with another variance."""
+    """Return the process of the case with another variance."""
     process = case.diffusion
     return GaussianDiffusion(
         process.schedule,
@@ -270,7 +275,7 @@ def but(case, variance):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bits_per_dimension_with_fixed_small_variances(name):
-    """No case has them, but the files have the means, and this variance as the posterior's."""
+    """No case has this variance, but the files contain the means and the posterior's variance."""
     case, steps = iddpm_case(name), near_the_cases_steps(iddpm_case(name))
     bound, _ = walk(case, but(case, "fixed_small"), case["model_output"][:, :3], steps)
     names = ("posterior_mean", "mean", "posterior_log_variance", "x0")
@@ -283,8 +288,8 @@ def test_bits_per_dimension_with_fixed_small_variances(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bits_per_dimension_of_a_network_that_says_the_logarithm_of_its_variance(name):
-    """Given the original's, it has the original's terms."""
+def test_bits_per_dimension_with_learned_log_variance(name):
+    """With the original's log-variance the terms are the original's."""
     case, steps = iddpm_case(name), near_the_cases_steps(iddpm_case(name))
     answer = torch.cat([case["model_output"][:, :3], case["log_variance"]], dim=1)
     bound, _ = walk(case, but(case, "learned"), answer, steps)

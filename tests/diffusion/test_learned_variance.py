@@ -1,4 +1,4 @@
-"""Learned variances and the losses that teach them."""
+"""Learned variances and the losses that train them."""
 
 import math
 
@@ -29,13 +29,13 @@ def process(variance="learned_range", loss="hybrid", objective=PredNoise, **opti
 
 
 def batch(seed=0, spatial=(6,)):
-    """Clean data, noise and an answer for twice the channels, at STEPS."""
+    """Return clean data, noise and an output with twice the channels, at STEPS."""
     x0, noise = normal(seed)(torch.empty(2, 4, 2, *spatial))
     return 0.3 * x0, noise, normal(seed + 1)(torch.empty(4, 4, *spatial))
 
 
 def variances(t, s, after):
-    """The posterior's variance and the forward step's, by their formulas."""
+    """Return the variances of the posterior and of the forward step, by their formulas."""
     table = [*SCHEDULE.alpha_bar.tolist(), 1.0]  # [-1] is clean
     top, at = (after, t) if s < 0 else (t, s)
     share = table[top] / table[at]
@@ -66,13 +66,13 @@ def test_learned_range_lies_between_the_two_fixed_variances(t, s, after, tensors
         assert log.flatten().tolist() == pytest.approx([math.log(expected)] * 6, rel=1e-6)
 
 
-def test_the_step_after_is_the_next_one_unless_it_is_said():
+def test_the_next_higher_timestep_is_the_default():
     like = torch.zeros(4, 2, 3)
     for kind in ("fixed_small", "fixed_large"):
         default = process().log_variance(None, STEPS, STEPS - 1, like=like, kind=kind)
         after = (STEPS + 1).clamp(max=T - 1)
-        said = process().log_variance(None, STEPS, STEPS - 1, after, like=like, kind=kind)
-        assert torch.equal(default, said)
+        outputs = process().log_variance(None, STEPS, STEPS - 1, after, like=like, kind=kind)
+        assert torch.equal(default, outputs)
         number = process().log_variance(None, 0, -1, like=like[:1], kind=kind)
         assert torch.allclose(number, default[:1], rtol=1e-6)
         other = process().log_variance(None, 0, -1, 20, like=like[:1], kind=kind)
@@ -94,26 +94,26 @@ def test_a_process_of_one_step_has_a_finite_variance(variance):
 
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
-def test_the_network_answers_for_twice_the_channels(variance):
+def test_the_network_has_twice_the_output_channels(variance):
     for spatial in ((6,), (3, 4), (2, 3, 2)):
         _, _, answer = batch(spatial=spatial)
         diffusion = process(variance)
         assert diffusion.learns_variance
         assert diffusion.output_channels(2) == 4
         x_t = normal(5)(torch.empty(4, 2, *spatial))
-        belief = diffusion.predict(lambda x, time, answer=answer: answer, x_t, STEPS)
-        assert torch.equal(belief.variance_output, answer[:, 2:])
+        prediction = diffusion.predict(lambda x, time, answer=answer: answer, x_t, STEPS)
+        assert torch.equal(prediction.variance_output, answer[:, 2:])
         fixed = process("fixed_small", "simple")
         plain = fixed.predict(lambda x, time, answer=answer: answer[:, :2], x_t, STEPS)
-        assert torch.equal(belief.x0, plain.x0)
-        assert torch.equal(belief.eps, plain.eps)
+        assert torch.equal(prediction.x0, plain.x0)
+        assert torch.equal(prediction.eps, plain.eps)
         assert plain.variance_output is None
         assert fixed.output_channels(2) == 2
 
 
 @pytest.mark.parametrize("objective", [PredNoise, PredX0, PredV])
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
-def test_hybrid_is_the_simple_loss_and_a_share_of_the_bound(objective, variance):
+def test_hybrid_is_the_simple_loss_plus_the_weighted_bound(objective, variance):
     x0, noise, answer = batch()
     diffusion = process(variance, objective=objective, vlb_weight=0.02)
     loss = DiffusionLoss(diffusion)(lambda x, time: answer, x0, STEPS, noise)
@@ -142,7 +142,7 @@ def test_vlb_is_T_terms(variance):
 
 
 def gradient(diffusion, x0, noise, answer):
-    """Of the loss, in the answer: the half of the mean, the half of the variance."""
+    """Return the gradients of the loss in both halves of the output, mean and variance."""
     answer = answer.clone().requires_grad_()
     DiffusionLoss(diffusion)(lambda x, time: answer, x0, STEPS, noise).sum().backward()
     return answer.grad.chunk(2, dim=1)
@@ -150,7 +150,7 @@ def gradient(diffusion, x0, noise, answer):
 
 @pytest.mark.parametrize("objective", [PredNoise, PredX0, PredV])
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
-def test_in_the_hybrid_loss_each_half_has_its_own_teacher(objective, variance):
+def test_hybrid_loss_trains_mean_and_variance_separately(objective, variance):
     x0, noise, answer = batch()
     hybrid = process(variance, "hybrid", objective, vlb_weight=0.5)
     mean, spread = gradient(hybrid, x0, noise, answer)
@@ -166,8 +166,8 @@ def test_in_the_hybrid_loss_each_half_has_its_own_teacher(objective, variance):
         assert half.abs().amax(dim=(1, 2))[1:].min() > 0
 
 
-def test_the_bound_teaches_the_variance_of_the_errors():
-    """At the optimum of a KL the variance is the posterior's and the mean's squared error."""
+def test_bound_trains_the_variance_to_that_of_the_errors():
+    """At the optimum of a KL the variance is that of the posterior plus the squared mean error."""
     x0, noise, _ = batch()
     diffusion = process("learned", "vlb", PredX0)
     t = torch.full((4,), 12)
@@ -182,41 +182,41 @@ def test_the_bound_teaches_the_variance_of_the_errors():
     off = torch.full_like(x0, best + 0.1).requires_grad_()
     answer = torch.cat([x0 + 0.2, off], dim=1)
     DiffusionLoss(diffusion)(lambda x, time: answer, x0, t, noise).sum().backward()
-    assert off.grad.min() > 1e-3 * T  # too wide: it is told to narrow
+    assert off.grad.min() > 1e-3 * T  # too large: the gradient reduces it
 
 
 @pytest.mark.parametrize("loss", ["hybrid", "vlb"])
-def test_self_conditioning_hands_on_x0_without_the_variance(loss):
+def test_self_conditioning_passes_x0_without_the_variance(loss):
     x0, noise, answer = batch()
     diffusion = process("learned_range", loss, PredV, self_condition=True)
-    known = []
+    previous = []
 
     def network(x_t, time, x_self_cond):
-        known.append(x_self_cond)
+        previous.append(x_self_cond)
         return answer + 0.1 * x_self_cond.repeat(1, 2, 1)
 
     value = DiffusionLoss(diffusion)(network, x0, STEPS, noise, estimator=network)
     x_t = diffusion.diffuse(x0, STEPS, noise)
     a, s = SCHEDULE.scales(STEPS, x0)
-    assert [tuple(x.shape) for x in known] == [(4, 2, 6)] * 2
-    assert not known[0].any()
-    torch.testing.assert_close(known[1], a * x_t - s * answer[:, :2])
-    final = answer + 0.1 * known[1].repeat(1, 2, 1)
+    assert [tuple(x.shape) for x in previous] == [(4, 2, 6)] * 2
+    assert not previous[0].any()
+    torch.testing.assert_close(previous[1], a * x_t - s * answer[:, :2])
+    final = answer + 0.1 * previous[1].repeat(1, 2, 1)
     plain = process("learned_range", loss, PredV)
     torch.testing.assert_close(value, DiffusionLoss(plain)(lambda x, time: final, x0, STEPS, noise))
 
 
 def test_a_denoiser_clips_x0_and_leaves_the_variance_alone():
     x_t, _, answer = batch()
-    belief = Denoiser(lambda x, time: 5 * answer, process())(x_t, 30)
-    assert belief.x0.abs().max() == 1
-    assert torch.equal(belief.variance_output, 5 * answer[:, 2:])
+    prediction = Denoiser(lambda x, time: 5 * answer, process())(x_t, 30)
+    assert prediction.x0.abs().max() == 1
+    assert torch.equal(prediction.variance_output, 5 * answer[:, 2:])
 
 
-NOT_TAUGHT = "does not train a learned variance; use hybrid or vlb, or a fixed variance"
+NOT_TRAINED = "does not train a learned variance; use hybrid or vlb, or a fixed variance"
 REFUSED = [
-    ({"variance": "learned"}, f"loss=simple: {NOT_TAUGHT}"),
-    ({"variance": "learned_range"}, f"loss=simple: {NOT_TAUGHT}"),
+    ({"variance": "learned"}, f"loss=simple: {NOT_TRAINED}"),
+    ({"variance": "learned_range"}, f"loss=simple: {NOT_TRAINED}"),
     *(
         (
             {"variance": kind, "loss": "hybrid"},
@@ -242,7 +242,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "line"), REFUSED)
-def test_refused(options, line):
+def test_invalid_options_are_rejected(options, line):
     with pytest.raises(ConfigError) as caught:
         GaussianDiffusion(linear(num_steps=50), PredNoise(), **options)
     assert str(caught.value) == line
@@ -250,7 +250,7 @@ def test_refused(options, line):
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned", "learned_range"])
 @pytest.mark.parametrize("loss", ["simple", "hybrid", "vlb"])
-def test_the_combinations_that_are_taken(variance, loss):
+def test_valid_combinations(variance, loss):
     learned = variance.startswith("learned")
     if loss == "vlb" or (loss == "hybrid") == learned:
         x0, noise, answer = batch()

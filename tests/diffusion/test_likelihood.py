@@ -1,4 +1,4 @@
-"""The variational bound: its parts in closed form, and its sum the entropy of Gaussian data."""
+"""The variational bound: terms in closed form, and their sum, the entropy of Gaussian data."""
 
 import math
 
@@ -22,7 +22,7 @@ from ddpm.diffusion.process import EIGHT_BITS
 from tests.oracle import normal
 
 
-def test_normal_kl_is_torchs():
+def test_normal_kl_matches_torch():
     mean, log, mean_q, log_q = normal(0)(torch.empty(4, 3, 2, 5, dtype=torch.float64))
     of = (Normal(mean, (log / 2).exp()), Normal(mean_q, (log_q / 2).exp()))
     torch.testing.assert_close(normal_kl(mean, log, mean_q, log_q), kl_divergence(*of))
@@ -30,8 +30,8 @@ def test_normal_kl_is_torchs():
 
 
 @pytest.mark.parametrize("ratio", [1e-2, 1e-3, -1e-4])
-def test_a_small_kl_does_not_cancel(ratio):
-    """Near 0 it is a quarter of the square of the variances' relative difference."""
+def test_a_small_kl_has_no_cancellation(ratio):
+    """Near 0 it is a quarter of the squared relative difference of the variances."""
     zero = torch.zeros(1)
     small = normal_kl(zero, zero + ratio, zero, zero).item()
     assert small == pytest.approx(ratio**2 / 4 * (1 + ratio / 3), rel=2e-3)
@@ -41,7 +41,7 @@ def test_a_small_kl_does_not_cancel(ratio):
 @pytest.mark.parametrize(
     ("mean", "scale"), [(0.0, 0.3), (0.95, 0.1), (-1.3, 0.5), (0.123, 0.02), (0.4, 5.0)]
 )
-def test_the_bins_share_out_all_of_the_probability(num_bins, mean, scale):
+def test_bin_probabilities_sum_to_one(num_bins, mean, scale):
     width = 2 / (num_bins - 1)
     x = torch.linspace(-1, 1, num_bins, dtype=torch.float64)
     constant = torch.full_like(x, mean), torch.full_like(x, math.log(scale))
@@ -63,7 +63,7 @@ def test_the_default_bins_are_those_of_8_bits_and_half_a_bin_reaches_each_way():
     assert wider == pytest.approx(density + math.log(2 / 127), abs=2e-3)
 
 
-def test_the_outermost_bins_reach_to_infinity_and_no_others_do():
+def test_only_the_outermost_bins_extend_to_infinity():
     log_scale = torch.full((4,), math.log(0.01))
     x = torch.tensor([-1.0, 1.0, -1 + 2 / 255, 1 - 2 / 255])
     beyond = discretised_log_likelihood(x, 3 * x.sign(), log_scale)
@@ -72,7 +72,7 @@ def test_the_outermost_bins_reach_to_infinity_and_no_others_do():
 
 
 @pytest.mark.parametrize("x", [0.995, -0.995, 0.9985, -0.9985])
-def test_values_between_the_bins_near_an_end_are_no_ends(x):
+def test_values_near_an_end_are_not_in_the_outermost_bins(x):
     at, log_scale = torch.tensor([x], dtype=torch.float64), torch.tensor([math.log(0.01)])
     share = discretised_log_likelihood(at, at, log_scale).exp().item()
     assert share == pytest.approx(math.erf(1 / 2.55 / math.sqrt(2)), abs=4e-4)
@@ -80,7 +80,7 @@ def test_values_between_the_bins_near_an_end_are_no_ends(x):
     assert end == pytest.approx(0.5 + math.erf(1 / 2.55 / math.sqrt(2)) / 2, abs=4e-4)
 
 
-def test_a_bin_that_float32_gives_nothing_has_a_finite_gradient():
+def test_a_bin_of_probability_zero_has_a_finite_gradient():
     mean = torch.tensor([0.9, -0.9, 0.0], requires_grad=True)
     log = discretised_log_likelihood(-mean.detach(), mean, torch.full((3,), -9.0))
     log.sum().backward()
@@ -90,11 +90,11 @@ def test_a_bin_that_float32_gives_nothing_has_a_finite_gradient():
 
 MU, SIGMA, BIN = -0.2, 0.1, 1e-3
 ENTROPY = 0.5 * math.log2(2 * math.pi * math.e * SIGMA**2) - math.log2(BIN)
-"""Bits per dimension of the discretised Gaussian, as its bins are narrow."""
+"""Bits per dimension of the discretised Gaussian with narrow bins."""
 
 
 def gaussian_bound(schedule, variance):
-    """Prior and terms, expected over data and noise, of the network that knows N(MU, SIGMA^2).
+    """Return prior and terms, averaged over data and noise, of the ideal network.
 
     The expectation is a Gauss-Hermite sum. A learned variance is that of x_s given x_t, with
     which the reverse process is the data's own.
@@ -124,7 +124,7 @@ def gaussian_bound(schedule, variance):
 @pytest.mark.parametrize("make", [linear, cosine])
 @pytest.mark.parametrize("num_steps", [50, 400])
 def test_the_bound_of_gaussian_data_with_its_own_variance_is_the_entropy(make, num_steps):
-    """Its reverse steps are Gaussian: nothing is lost in any number of steps."""
+    """The reverse steps are Gaussian, so that any number of steps is exact."""
     # The tanh formula's density is off by 1e-3 of itself; what is left at T counts twice.
     bound = gaussian_bound(make(num_steps=num_steps), "learned")
     assert bound == pytest.approx(ENTROPY, abs=4e-3)
@@ -132,7 +132,7 @@ def test_the_bound_of_gaussian_data_with_its_own_variance_is_the_entropy(make, n
 
 @pytest.mark.parametrize("make", [linear, cosine])
 def test_the_bound_with_a_fixed_variance_comes_down_to_the_entropy_as_T_grows(make):
-    """But for the decoder's term, whose variance is a stand-in; it loses a constant.
+    """Except for the decoder term, whose variance is a substitute and adds a constant.
 
     ``fixed_small`` is too small in the first steps, for any T, and loses more.
     """

@@ -34,7 +34,7 @@ def test_targets(objective, expected):
     ("loss", "function"), [("l2", F.mse_loss), ("l1", F.l1_loss), ("huber", F.smooth_l1_loss)]
 )
 @pytest.mark.parametrize("spatial", [(), (7,), (3, 5), (2, 3, 4)])
-def test_error_is_torchs_of_each_sample(loss, function, spatial):
+def test_error_matches_torch_per_sample(loss, function, spatial):
     generator = torch.Generator().manual_seed(1)
     output, target = 2 * torch.randn(2, 3, 2, *spatial, generator=generator)
     error = PredX0(loss=loss).error(output, target).flatten(1).mean(1)
@@ -49,7 +49,7 @@ def test_huber_is_quadratic_below_1_and_linear_above():
 
 
 def test_error_of_half_precision_is_measured_in_float32():
-    output = torch.full((1, 4096), 300.0, dtype=torch.float16)  # its square is no float16
+    output = torch.full((1, 4096), 300.0, dtype=torch.float16)  # its square is not a float16
     error = PredNoise().error(output, torch.zeros(1, 4096, dtype=torch.float16)).mean()
     assert error.dtype == torch.float32
     assert error.item() == 90000
@@ -80,8 +80,8 @@ def test_weights(objective, options, expected):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("gamma", [None, 5.0, 0.7])
-def test_one_weight_of_the_error_in_x0_whatever_is_predicted(objective, gamma):
-    """The same mistake in x0 costs ``min(SNR, gamma)`` times its square in all three."""
+def test_weight_of_the_error_in_x0_is_equal_for_all_objectives(objective, gamma):
+    """An error in x0 has the loss ``min(SNR, gamma)`` times its square with all objectives."""
     generator = torch.Generator().manual_seed(2)
     x0, eps, wrong = torch.randn(3, 4, 2, 6, generator=generator)
     t = torch.tensor([5, 30, 55, 80])

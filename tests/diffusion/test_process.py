@@ -1,4 +1,4 @@
-"""The process: denoising-diffusion-pytorch, the posterior's algebra, losses, offset noise."""
+"""The process: comparison with denoising-diffusion-pytorch, posterior, losses, offset noise."""
 
 import numpy as np
 import pytest
@@ -47,19 +47,19 @@ def test_denoising_diffusion_pytorch(name):
         constant = case["model_output"][row : row + 1]
         denoiser = Denoiser(lambda x, time, constant=constant: constant, diffusion)
         x_t = case["x_t"][row : row + 1]
-        believed = denoiser(x_t, step)
-        assert relative_error(believed.x0[0], case["pred_x0"][row]) < 1e-5
+        prediction = denoiser(x_t, step)
+        assert relative_error(prediction.x0[0], case["pred_x0"][row]) < 1e-5
         # At a step with little noise the noise is a difference of near numbers, divided by it.
         tolerance = 1e-5 if step > 0 else 1e-4
-        assert relative_error(believed.eps[0], case["pred_noise"][row]) < tolerance
-        mean, variance = diffusion.posterior(believed.x0, x_t, step, step - 1)
+        assert relative_error(prediction.eps[0], case["pred_noise"][row]) < tolerance
+        mean, variance = diffusion.posterior(prediction.x0, x_t, step, step - 1)
         assert relative_error(mean[0], case["p_mean"][row]) < 1e-5
         expected = case["posterior_log_variance_clipped"][row].item()
         assert np.log(max(variance, 1e-20)) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["v_sigmoid", "noise_cosine_minsnr"])
-def test_denoising_diffusion_pytorchs_loss(name):
+def test_loss_of_denoising_diffusion_pytorch(name):
     diffusion, case = unet_case(name)
     loss = DiffusionLoss(diffusion)(
         lambda x, time: case["model_output"], case["x0"], case["t"], case["noise"]
@@ -68,7 +68,7 @@ def test_denoising_diffusion_pytorchs_loss(name):
 
 
 def test_loss_of_x0_is_its_closed_form():
-    """In place of a recorded loss: the original clamped ``model_output`` after computing it.
+    """Replaces a recorded loss: the original clamped ``model_output`` after computing it.
 
     ``x_recon.clamp_`` worked in place on what the constant network returned, before the output was
     recorded: a share of it is exactly +-1, and the loss does not follow from the file.
@@ -85,7 +85,7 @@ def test_loss_of_x0_is_its_closed_form():
 
 @pytest.mark.parametrize("make", [cosine, sigmoid, lambda num_steps: linear(num_steps=1000)])
 def test_posterior_of_any_pair_is_the_composition_of_single_steps(make):
-    """Marginalise the steps between: x_{u-1} = A x0 + B x_u + N(0, V), from t down to s."""
+    """Marginalise the intermediate steps: x_{u-1} = A x0 + B x_u + N(0, V), from t down to s."""
     schedule = make(num_steps=12)
     diffusion = GaussianDiffusion(schedule, PredNoise())
     betas, alpha_bar = schedule.betas.numpy(), [*schedule.alpha_bar.numpy(), 1.0]  # [-1] is clean
@@ -130,7 +130,7 @@ def test_forward_process_at_every_rank(spatial):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_noise_is_added_in_float32_under_autocast(dtype):
-    """In bfloat16, 1 - alpha_bar is 0 in the first steps of 1000: no noise is added at all."""
+    """In bfloat16, 1 - alpha_bar is 0 in the first of 1000 steps, so that no noise is added."""
     diffusion = GaussianDiffusion(linear(num_steps=1000), PredNoise())
     assert (1 - diffusion.schedule.alpha_bar[:10].to(torch.bfloat16) == 0).any()
     t = torch.arange(1000)
@@ -156,13 +156,13 @@ def test_target_and_loss_are_measured_in_float32_under_autocast(objective, dtype
     plain = DiffusionLoss(diffusion)(lambda x, time: output.float(), x0, t, noise)
     with torch.autocast("cpu", dtype=dtype):
         inside = DiffusionLoss(diffusion)(lambda x, time: output, x0, t, noise)
-        believed = diffusion.predict(lambda x, time: output, x0, t)
-    assert inside.dtype == believed.x0.dtype == believed.eps.dtype == torch.float32
+        prediction = diffusion.predict(lambda x, time: output, x0, t)
+    assert inside.dtype == prediction.x0.dtype == prediction.eps.dtype == torch.float32
     assert torch.equal(inside, plain)
 
 
 @pytest.mark.parametrize("spatial", [(400,), (20, 20), (4, 10, 10)])
-def test_offset_noise_is_one_constant_a_channel(spatial):
+def test_offset_noise_is_constant_per_channel(spatial):
     diffusion = GaussianDiffusion(cosine(num_steps=10), PredNoise(), offset_noise=0.5)
     count, pixels = 4000, 400
     x0 = torch.zeros(count, 2, *spatial)
@@ -183,7 +183,7 @@ def test_offset_noise_is_one_constant_a_channel(spatial):
     assert within == pytest.approx(1, rel=5 * (2 / (2 * count * pixels)) ** 0.5)
 
 
-def test_offset_noise_adds_to_the_given_draw_and_is_off_at_0():
+def test_offset_noise_is_added_and_is_off_at_0():
     x0 = torch.zeros(3, 2, 4, 5)
     draws = []
 
@@ -207,7 +207,7 @@ def test_offset_noise_of_plain_vectors():
 
 
 class Watched(torch.nn.Module):
-    """A small self-conditioned network that keeps what it was asked."""
+    """A small self-conditioned network with a record of its inputs."""
 
     def __init__(self):
         super().__init__()
@@ -230,10 +230,10 @@ def self_conditioned_loss(network, estimator):
 def test_self_conditioning_without_an_estimate_sees_zeros():
     network = Watched()
     self_conditioned_loss(network, None)
-    ((grad, _, known),) = network.calls
+    ((grad, _, inputs),) = network.calls
     assert grad
-    assert known.shape == (3, 2, 8)
-    assert not known.any()
+    assert inputs.shape == (3, 2, 8)
+    assert not inputs.any()
 
 
 def test_self_conditioning_estimates_without_a_gradient_and_sees_the_estimate():
@@ -251,7 +251,7 @@ def test_self_conditioning_estimates_without_a_gradient_and_sees_the_estimate():
 
 
 def test_self_conditioning_keeps_the_gradient_under_autocast():
-    """Casts of weights that autocast cached without a gradient must not serve the second call."""
+    """The second call must not use weights that autocast cached without a gradient."""
     network = Watched()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         *_, loss = self_conditioned_loss(network, network)
@@ -264,42 +264,42 @@ def test_self_conditioning_keeps_the_gradient_under_autocast():
     assert relative_error(under, plain) < 0.05
 
 
-def test_a_process_without_self_conditioning_asks_once_and_passes_nothing():
+def test_without_self_conditioning_the_network_is_called_once():
     diffusion = GaussianDiffusion(cosine(num_steps=50), PredV())
-    asked = []
+    calls = []
 
     def network(x_t, time, **cond):
-        asked.append(cond)
+        calls.append(cond)
         return x_t
 
     x = torch.ones(2, 1, 3)
     labels = torch.tensor([1, 0])
     DiffusionLoss(diffusion)(network, x, torch.tensor([1, 2]), x, network, y=labels)
-    assert len(asked) == 1
-    assert list(asked[0]) == ["y"]
-    assert asked[0]["y"] is labels
+    assert len(calls) == 1
+    assert list(calls[0]) == ["y"]
+    assert calls[0]["y"] is labels
 
 
 @pytest.mark.parametrize(
     ("rescale", "expected"), [(False, [0, 7, 39]), (True, [0.0, 175.0, 975.0])]
 )
-def test_the_network_is_told_the_time(rescale, expected):
+def test_the_network_receives_the_time(rescale, expected):
     diffusion = GaussianDiffusion(cosine(num_steps=40), PredNoise(), rescale_timesteps=rescale)
-    told = []
+    times = []
 
     def network(x_t, time):
-        told.append(time)
+        times.append(time)
         return x_t
 
     x, t = torch.ones(3, 1, 2), torch.tensor([0, 7, 39])
     DiffusionLoss(diffusion)(network, x, t, x)
     diffusion.predict(network, x, t)
-    assert [time.tolist() for time in told] == [expected, expected]
-    assert told[0].is_floating_point() == rescale
+    assert [time.tolist() for time in times] == [expected, expected]
+    assert times[0].is_floating_point() == rescale
 
 
 @pytest.mark.parametrize("objective", [PredNoise, PredX0, PredV])
-def test_the_perfect_answer_has_no_loss_and_gives_back_x0_and_noise(objective):
+def test_the_perfect_output_has_zero_loss(objective):
     diffusion = GaussianDiffusion(cosine(num_steps=50), objective())
     x0, noise = torch.randn(2, 3, 2, 8, generator=torch.Generator().manual_seed(10))
     t = torch.tensor([5, 25, 40])
@@ -310,9 +310,9 @@ def test_the_perfect_answer_has_no_loss_and_gives_back_x0_and_noise(objective):
         DiffusionLoss(diffusion)(lambda x, time: target + 0.5, x0, t, noise) - 0.25
     ).abs().max() < 1e-6
     x_t = diffusion.diffuse(x0, t, noise)
-    believed = diffusion.predict(lambda x, time: target, x_t, t)
-    torch.testing.assert_close(believed.x0, x0, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(believed.eps, noise, rtol=1e-4, atol=1e-4)
+    prediction = diffusion.predict(lambda x, time: target, x_t, t)
+    torch.testing.assert_close(prediction.x0, x0, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(prediction.eps, noise, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -323,13 +323,13 @@ def test_the_perfect_answer_has_no_loss_and_gives_back_x0_and_noise(objective):
         ({"label_dropout": -0.2}, "label_dropout=-0.2: must be in [0, 1)"),
     ],
 )
-def test_refused(options, line):
+def test_invalid_options_are_rejected(options, line):
     with pytest.raises(ConfigError) as caught:
         GaussianDiffusion(cosine(num_steps=10), PredNoise(), **options)
     assert str(caught.value) == line
 
 
-def test_facts_that_others_derive_from():
+def test_attributes():
     diffusion = GaussianDiffusion(cosine(num_steps=10), PredNoise(), label_dropout=0.0)
     assert diffusion.num_steps == 10
     assert diffusion.output_channels(3) == 3

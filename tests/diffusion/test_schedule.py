@@ -1,4 +1,4 @@
-"""Schedules: the reference's numbers, closed forms, and what is refused."""
+"""Schedules: reference values, closed forms and invalid options."""
 
 import math
 
@@ -15,7 +15,7 @@ SCHEDULES = [linear, cosine, sigmoid]
 
 
 @pytest.mark.parametrize("num_steps", [10, 1000, 4000])
-def test_linear_is_the_reference(num_steps):
+def test_linear_matches_the_reference(num_steps):
     _, arrays = load_case("iddpm_schedules")
     index = arrays[f"linear_{num_steps}_idx"]
     betas = linear_betas(num_steps, 1e-4, 0.02).numpy()
@@ -27,7 +27,7 @@ def test_linear_is_the_reference(num_steps):
 
 
 @pytest.mark.parametrize("num_steps", [10, 1000, 4000])
-def test_cosine_is_the_reference(num_steps):
+def test_cosine_matches_the_reference(num_steps):
     _, arrays = load_case("iddpm_schedules")
     index = arrays[f"cosine_{num_steps}_idx"]
     schedule = cosine(num_steps=num_steps)
@@ -39,14 +39,14 @@ def test_cosine_is_the_reference(num_steps):
 
 
 @pytest.mark.parametrize("case", ["v_sigmoid", "x0_linear", "noise_cosine_minsnr"])
-def test_alpha_bar_is_denoising_diffusion_pytorchs(case):
+def test_alpha_bar_matches_denoising_diffusion_pytorch(case):
     meta, arrays = load_case(f"unet_process_{case}")
     make = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid}[meta["schedule"]]
     alpha_bar = make(num_steps=meta["timesteps"]).alpha_bar.float().numpy()[arrays["t"]]
     np.testing.assert_allclose(alpha_bar, arrays["alphas_cumprod"], rtol=2e-7)
 
 
-def test_cosine_is_its_formula():
+def test_cosine_matches_its_formula():
     T, s = 200, 0.008
     time = (np.arange(T + 1) / T + s) / (1 + s) * math.pi / 2
     curve = np.cos(time) ** 2 / np.cos(time[0]) ** 2
@@ -72,7 +72,7 @@ def test_sigmoid_is_symmetric_about_its_middle_and_ends_at_the_cap():
 
 
 @pytest.mark.parametrize(("start", "end", "tau"), [(-3, 3, 0.5), (0.0, 3.0, 0.3), (-4.0, 1.0, 1.1)])
-def test_sigmoid_is_its_formula(start, end, tau):
+def test_sigmoid_matches_its_formula(start, end, tau):
     T = 50
 
     def logistic(value):
@@ -94,7 +94,7 @@ def test_linear_scales_its_ends_with_1000_over_T(num_steps):
 
 @pytest.mark.parametrize("make", [cosine, sigmoid])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 17, 1000])
-def test_cosine_and_sigmoid_take_any_number_of_steps(make, num_steps):
+def test_cosine_and_sigmoid_accept_any_number_of_steps(make, num_steps):
     schedule = make(num_steps=num_steps)
     alpha_bar = schedule.alpha_bar.numpy()
     assert schedule.num_steps == len(alpha_bar) == num_steps
@@ -141,14 +141,14 @@ def test_cosine_and_sigmoid_take_any_number_of_steps(make, num_steps):
         (lambda: cosine(max_beta=1.0), "max_beta=1.0: must be between 0 and 1"),
     ],
 )
-def test_refused(make, line):
+def test_invalid_options_are_rejected(make, line):
     with pytest.raises(ConfigError) as caught:
         make()
     assert str(caught.value) == line
 
 
 @pytest.mark.parametrize("num_steps", [21, 22, 50])
-def test_linear_takes_as_few_steps_as_its_docstring_says(num_steps):
+def test_linear_accepts_the_documented_minimum_of_steps(num_steps):
     assert linear(num_steps=num_steps).betas.max() < 1
 
 
@@ -164,7 +164,7 @@ def test_step_minus_one_is_clean_data(make):
 
 
 @pytest.mark.parametrize("spatial", [(), (5,), (5, 6), (2, 5, 6)])
-def test_coefficients_broadcast_over_the_batch_axis_alone(spatial):
+def test_coefficients_broadcast_over_the_batch_axis_only(spatial):
     schedule = cosine(num_steps=10)
     t = torch.tensor([0, 4, 9])
     like = torch.zeros(3, 3, *spatial)  # as many channels as samples: a wrong axis would fit too
@@ -190,7 +190,7 @@ def test_coefficients_are_rounded_once(make):
     )
 
 
-def test_noise_of_a_tiny_first_step_is_right_where_float32_alpha_bar_would_be_1():
+def test_noise_scale_is_accurate_where_float32_alpha_bar_is_1():
     schedule = linear(num_steps=1000, beta_start=1e-8)
     _, s = schedule.scales(torch.tensor([0]), torch.zeros(1, 1))
     assert s.item() == pytest.approx(1e-4, rel=1e-7)

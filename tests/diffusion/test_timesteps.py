@@ -1,4 +1,4 @@
-"""Which steps are trained at: the original's weights, unbiasedness, histories, state."""
+"""Timestep distributions: weights of the original, unbiasedness, histories, state."""
 
 import math
 
@@ -13,14 +13,14 @@ CPU = torch.device("cpu")
 
 
 def filled(losses, **options):
-    """A sampler of as many steps as there are losses, its history full of them."""
+    """Return a distribution over one timestep per loss, with full histories."""
     sampler = LossSecondMoment(len(losses), history_per_term=2, **options)
     for _ in range(2):
         sampler.update(torch.arange(len(losses)), torch.tensor(losses, dtype=torch.float64))
     return sampler
 
 
-def test_weights_are_improved_diffusions():
+def test_weights_match_improved_diffusion():
     meta, case = load_case("iddpm_loss_second_moment")
     T, size = meta["num_timesteps"], meta["history_per_term"]
     sampler = LossSecondMoment(T, history_per_term=size, uniform_prob=meta["uniform_prob"])
@@ -30,7 +30,7 @@ def test_weights_are_improved_diffusions():
 
 
 @pytest.mark.parametrize("batch", [1, 7, 80])
-def test_it_makes_no_difference_in_what_batches_the_losses_come(batch):
+def test_weights_do_not_depend_on_the_batching_of_losses(batch):
     meta, case = load_case("iddpm_loss_second_moment")
     sampler = LossSecondMoment(meta["num_timesteps"], history_per_term=3, uniform_prob=0.01)
     for t, losses in zip(case["ts"].split(batch), case["losses"].split(batch), strict=True):
@@ -38,7 +38,7 @@ def test_it_makes_no_difference_in_what_batches_the_losses_come(batch):
     torch.testing.assert_close(sampler.weights(), case["weights"], rtol=1e-12, atol=0)
 
 
-def test_weights_are_their_formula():
+def test_weights_match_their_formula():
     losses = [0.5, 0.0, 2.0, 1.5]
     weights = filled(losses, uniform_prob=0.2).weights()
     assert weights.dtype == torch.float64
@@ -50,7 +50,7 @@ def test_weights_are_their_formula():
     assert sampler.weights()[0].item() == pytest.approx(0.8 * root / (root + 3.5) + 0.05, rel=1e-12)
 
 
-def test_all_steps_are_alike_until_every_history_is_full():
+def test_distribution_is_uniform_until_every_history_is_full():
     sampler = LossSecondMoment(3, history_per_term=4)
     sampler.update(torch.tensor([0, 1] * 6), torch.tensor([5.0, 1.0] * 6))
     sampler.update(torch.tensor([2, 2, 2]), torch.ones(3))
@@ -60,11 +60,11 @@ def test_all_steps_are_alike_until_every_history_is_full():
     assert weights.tolist() == pytest.approx([0.999 * w / 7 + 0.001 / 3 for w in (5, 1, 1)])
 
 
-def test_losses_that_are_all_0_leave_all_steps_alike():
+def test_distribution_is_uniform_if_all_losses_are_0():
     assert filled([0.0, 0.0, 0.0]).weights().tolist() == [1 / 3] * 3
 
 
-def test_the_oldest_losses_fall_out():
+def test_the_oldest_losses_are_dropped():
     sampler = LossSecondMoment(2, history_per_term=3)
     sampler.update(torch.tensor([0] * 5 + [1] * 2), torch.tensor([9.0, 8, 1, 2, 3, 7, 6]))
     state = sampler.state()
@@ -73,7 +73,7 @@ def test_the_oldest_losses_fall_out():
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-def test_losses_that_are_not_finite_are_not_remembered(bad):
+def test_losses_that_are_not_finite_are_ignored(bad):
     sampler = LossSecondMoment(2, history_per_term=2)
     sampler.update(torch.tensor([0, 0, 1, 0]), torch.tensor([1.0, bad, bad, 4.0]))
     assert sampler.state()["history"].tolist() == [[1, 4], [0, 0]]
@@ -81,8 +81,8 @@ def test_losses_that_are_not_finite_are_not_remembered(bad):
 
 
 @pytest.mark.parametrize("sampler", [filled([0.0, 1.0, 5.0, 0.1]), Uniform(4)])
-def test_importance_weights_leave_the_mean_as_it_is(sampler):
-    """sum p / (T p) f = mean f; each draw carries 1 / (T p) of its own step."""
+def test_importance_weights_preserve_the_mean(sampler):
+    """sum p / (T p) f = mean f; each draw has the weight 1 / (T p) of its timestep."""
     p = sampler.weights()
     assert p.sum().item() == pytest.approx(1, rel=1e-12)
     torch.manual_seed(0)
@@ -105,7 +105,7 @@ def test_importance_weights_leave_the_mean_as_it_is(sampler):
     assert drawn.mean().item() == pytest.approx(f.mean().item(), abs=5 * error)
 
 
-def test_a_draw_is_a_function_of_the_seed():
+def test_draws_depend_on_the_seed_only():
     for sampler in (filled([0.3, 1.0, 5.0]), Uniform(3)):
         torch.manual_seed(5)
         first, _ = sampler.draw(50, CPU)
@@ -116,13 +116,13 @@ def test_a_draw_is_a_function_of_the_seed():
         assert not torch.equal(first, second)
 
 
-def test_the_gradient_varies_less_than_with_uniform_steps():
-    """Terms of the bound differ by orders of magnitude: the variance drawn and in closed form."""
+def test_gradient_variance_is_below_that_of_uniform_timesteps():
+    """Terms of the bound differ by orders of magnitude; empirical variance and closed form."""
     T, count = 50, 20000
     terms = 10.0 ** -torch.linspace(0, 4, T, dtype=torch.float64)
 
     def gradients(sampler):
-        """Of ``parameter * terms[t]`` at a parameter that all steps share, a draw each."""
+        """Return the gradient of ``parameter * terms[t]`` in the parameter, one per draw."""
         t, weights = sampler.draw(count, CPU)
         parameter = torch.ones(count, requires_grad=True, dtype=torch.float64)
         ((1 if weights is None else weights) * parameter * terms[t]).sum().backward()
@@ -140,13 +140,13 @@ def test_the_gradient_varies_less_than_with_uniform_steps():
     assert ours.var() < uniform.var() / 30
 
 
-def test_a_state_goes_on_as_if_nothing_had_been():
+def test_a_restored_state_continues_identically():
     first = filled([0.5, 2.0, 1.0])
     first.update(torch.tensor([1]), torch.tensor([9.0]))
     state = first.state()
     second = LossSecondMoment(3, history_per_term=2)
     second.load(state)
-    for sampler in (first, second):  # what was saved is no view of what goes on
+    for sampler in (first, second):  # the saved state is a copy
         sampler.update(torch.tensor([0, 1, 2, 2]), torch.tensor([4.0, 3.0, 2.0, 1.0]))
     assert state["history"].tolist() == [[0.5, 0.5], [2, 9], [1, 1]]
     assert state["counts"].tolist() == [2, 2, 2]
@@ -163,7 +163,7 @@ def test_a_state_goes_on_as_if_nothing_had_been():
     Uniform(3).load({})
 
 
-def test_a_half_filled_state_goes_on_filling():
+def test_a_restored_partial_history_is_filled_further():
     first, second = (LossSecondMoment(2, history_per_term=3) for _ in range(2))
     first.update(torch.tensor([0, 0, 1]), torch.tensor([1.0, 2.0, 3.0]))
     second.load(first.state())
@@ -172,7 +172,7 @@ def test_a_half_filled_state_goes_on_filling():
 
 
 @pytest.mark.parametrize(("num_steps", "size"), [(4, 2), (3, 5), (3, 1)])
-def test_a_state_of_another_shape_is_refused_and_changes_nothing(num_steps, size):
+def test_a_state_of_another_shape_is_rejected(num_steps, size):
     other = LossSecondMoment(num_steps, history_per_term=size)
     other.update(torch.arange(num_steps), torch.ones(num_steps))
     sampler = filled([0.5, 2.0, 1.0])
@@ -191,14 +191,14 @@ def test_a_state_of_another_shape_is_refused_and_changes_nothing(num_steps, size
         ({"uniform_prob": 1.1}, "uniform_prob=1.1: must be above 0 and at most 1"),
     ],
 )
-def test_refused(options, line):
+def test_invalid_options_are_rejected(options, line):
     with pytest.raises(ConfigError) as caught:
         LossSecondMoment(10, **options)
     assert str(caught.value) == line
 
 
-def test_no_step_is_drawn_on_the_device():
-    """Drawing there takes a cumulative sum, which has no deterministic kernel on some GPUs."""
+def test_timesteps_are_sampled_on_the_cpu():
+    """Sampling on a GPU uses a cumulative sum, for which some have no deterministic kernel."""
     sampler, meta = filled([1.0, 2.0, 3.0, 4.0]), torch.device("meta")
     torch.manual_seed(3)
     expected, weights = sampler.draw(6, CPU)

@@ -1,4 +1,4 @@
-"""Schedules that end in pure noise: their table, and what they forbid."""
+"""Schedules with zero terminal SNR: tables and invalid combinations."""
 
 import math
 
@@ -27,7 +27,7 @@ SCHEDULES = [linear, cosine, sigmoid]
 
 @pytest.mark.parametrize("make", SCHEDULES)
 @pytest.mark.parametrize("num_steps", [25, 1000])
-def test_it_is_algorithm_1_of_lin_et_al(make, num_steps):
+def test_rescaling_is_algorithm_1_of_lin_et_al(make, num_steps):
     plain, schedule = (make(num_steps=num_steps, zero_terminal_snr=on) for on in (False, True))
     signal = np.sqrt(plain.alpha_bar.numpy())
     expected = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
@@ -41,7 +41,7 @@ def test_it_is_algorithm_1_of_lin_et_al(make, num_steps):
 
 
 @pytest.mark.parametrize("make", SCHEDULES)
-def test_betas_are_those_of_the_new_table(make):
+def test_betas_match_the_rescaled_table(make):
     schedule = make(num_steps=40, zero_terminal_snr=True)
     assert schedule.num_steps == 40
     assert schedule.betas[-1].item() == 1
@@ -63,7 +63,7 @@ def test_it_is_off_by_default(make):
 
 
 @pytest.mark.parametrize("make", [linear, cosine])
-def test_the_noise_cannot_be_predicted(make):
+def test_predicted_noise_is_rejected(make):
     schedule = make(num_steps=50, zero_terminal_snr=True)
     with pytest.raises(ConfigError) as caught:
         GaussianDiffusion(schedule, PredNoise())
@@ -75,7 +75,7 @@ def test_the_noise_cannot_be_predicted(make):
     assert GaussianDiffusion(schedule, PredX0()).num_steps == 50
 
 
-def test_one_step_cannot_both_stay_and_end_in_noise():
+def test_a_single_step_is_rejected():
     with pytest.raises(ConfigError) as caught:
         cosine(num_steps=1, zero_terminal_snr=True)
     assert str(caught.value) == "zero_terminal_snr=true: needs at least 2 steps"
@@ -84,7 +84,7 @@ def test_one_step_cannot_both_stay_and_end_in_noise():
     assert alpha_bar[0] == pytest.approx(cosine(num_steps=2).alpha_bar[0].item())
 
 
-def test_a_schedule_without_signal_in_float64_is_refused():
+def test_an_underflowing_schedule_is_rejected():
     with pytest.raises(ConfigError) as caught:
         Schedule(torch.full((800,), 0.9, dtype=torch.float64))
     assert str(caught.value) == (
@@ -95,7 +95,7 @@ def test_a_schedule_without_signal_in_float64_is_refused():
 @pytest.mark.parametrize("objective", [PredV, PredX0])
 @pytest.mark.parametrize("weighting", ["uniform", "noise"])
 @pytest.mark.parametrize("gamma", [None, 5.0])
-def test_weights_and_losses_are_finite_to_the_end(objective, weighting, gamma):
+def test_weights_and_losses_are_finite_at_the_last_step(objective, weighting, gamma):
     schedule = linear(num_steps=50, zero_terminal_snr=True)
     process = GaussianDiffusion(schedule, objective(weighting=weighting, min_snr_gamma=gamma))
     t = torch.arange(50)
@@ -113,7 +113,7 @@ def test_weights_and_losses_are_finite_to_the_end(objective, weighting, gamma):
     ("variance", "loss"), [("learned_range", "hybrid"), ("fixed_large", "vlb")]
 )
 @pytest.mark.parametrize("objective", [PredV, PredX0])
-def test_the_bound_is_finite_to_the_end(variance, loss, objective):
+def test_the_bound_is_finite_at_the_last_step(variance, loss, objective):
     schedule = cosine(num_steps=50, zero_terminal_snr=True)
     process = GaussianDiffusion(schedule, objective(), variance=variance, loss=loss)
     t = torch.arange(50)
@@ -130,14 +130,14 @@ def test_the_bound_is_finite_to_the_end(variance, loss, objective):
     assert last.unique().item() == pytest.approx(math.log(1 - schedule.alpha_bar[48]), rel=1e-5)
 
 
-def test_at_the_last_step_x0_is_what_the_network_says():
+def test_x0_at_the_last_step_is_the_networks_output():
     schedule = linear(num_steps=50, zero_terminal_snr=True)
     x_t, answer = normal(3)(torch.empty(2, 3, 2, 4))
     for objective, expected in ((PredV, -answer), (PredX0, answer)):
         process = GaussianDiffusion(schedule, objective())
-        belief = Denoiser(lambda x, time: answer, process, clip="none")(x_t, 49)
-        torch.testing.assert_close(belief.x0, expected)
-        torch.testing.assert_close(belief.eps, x_t)
-        mean, variance = process.posterior(belief.x0, x_t, 49, 20)
+        prediction = Denoiser(lambda x, time: answer, process, clip="none")(x_t, 49)
+        torch.testing.assert_close(prediction.x0, expected)
+        torch.testing.assert_close(prediction.eps, x_t)
+        mean, variance = process.posterior(prediction.x0, x_t, 49, 20)
         torch.testing.assert_close(mean, schedule.alpha_bar[20].sqrt().float() * expected)
         assert variance == pytest.approx(1 - schedule.alpha_bar[20].item(), rel=1e-12)

@@ -1,4 +1,4 @@
-"""denoising-diffusion-pytorch: its old network, what weights show, and its trainers' files."""
+"""denoising-diffusion-pytorch: old networks, inference from weights, and trainer files."""
 
 import pytest
 import torch
@@ -15,12 +15,12 @@ from ddpm.diffusion import (
 )
 from ddpm.errors import ConfigError
 from ddpm.interop import import_network
-from ddpm.interop.bring import bring
+from ddpm.interop.checkpoint_import import read_checkpoint
+from ddpm.interop.export import export_model
 from ddpm.interop.files import Parts
+from ddpm.interop.foreign_format import NetworkSpec, bind
 from ddpm.interop.lucidrains import _wrap
 from ddpm.interop.networks import find
-from ddpm.interop.original import Described, bind
-from ddpm.interop.take import take
 from ddpm.interop.unwrap import unwrap
 from ddpm.models import IDDPMUNet, UNet
 from tests.reference_cases import filled, load_case, relative_error
@@ -50,46 +50,46 @@ DIFFUSION = GaussianDiffusion(cosine(num_steps=10), PredV(weighting="noise"))
 
 
 def split(content):
-    """The parts of a file."""
+    """Return the parts of a file."""
     return unwrap(content, TWO, find(TWO).anchors)
 
 
 def under(prefix, state):
-    """The entries with that prefix, without it."""
+    """Return the entries with a prefix, which is removed."""
     return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
 
 
 def network(source: str = TWO, version: str = "1.8.14", channels: int = 2, **options) -> UNet:
-    """A small network of ours of that form, with weights that are functions of their names."""
+    """Return a small network of ours of a form, with weights that depend on their names."""
     out = options.pop("out_channels", channels)
     self_condition = options.pop("self_condition", False)
-    given = {"dim": 8, "dim_mults": (1, 2), **FORMS[source][version], **options}
+    kwargs = {"dim": 8, "dim_mults": (1, 2), **FORMS[source][version], **options}
     dims = DIMS[source]
-    net = UNet(channels, out, (8,) * dims, None, self_condition, dims=dims, **given)
+    net = UNet(channels, out, (8,) * dims, None, self_condition, dims=dims, **kwargs)
     net.load_state_dict(filled((name, w.shape) for name, w in net.state_dict().items()))
     return net.eval()
 
 
-def theirs(source: str, version: str, net: UNet) -> dict[str, Tensor]:
-    """Its weights as that version of the original names them."""
+def foreign(source: str, version: str, net: UNet) -> dict[str, Tensor]:
+    """Return its weights with the names of a version of the original."""
     wrapped = source == ONE or version in ("1.0.7", "1.7.0", "1.7.3")
     return {_wrap(name) if wrapped else name: w for name, w in net.state_dict().items()}
 
 
-def describe(source: str, version: str | None, weights: dict[str, Tensor], **kwargs) -> Described:
+def spec_of(source: str, version: str | None, weights: dict[str, Tensor], **changes) -> NetworkSpec:
     original = find(source)
-    given = {**original.infer(weights), **kwargs}
+    kwargs = {**original.infer(weights), **changes}
     if version is not None:
-        given["version"] = version
-    return original.describe(bind(source, original.defaults, given), weights)
+        kwargs["version"] = version
+    return original.from_kwargs(bind(source, original.defaults, kwargs), weights)
 
 
 def exported(source: str, version: str, net: UNet, diffusion=DIFFUSION, **changes):
-    """The file that the original loads, with an average that differs."""
-    described = describe(source, version, theirs(source, version, net), **changes)
+    """Return an exported file with an average that differs from the raw weights."""
+    spec = spec_of(source, version, foreign(source, version, net), **changes)
     raw = net.state_dict()
     states = {"raw": raw, "ema": {name: w + 1 for name, w in raw.items()}}
-    return take(source, described, states, "ema", diffusion=diffusion, step=70, version=None)
+    return export_model(source, spec, states, "ema", diffusion=diffusion, step=70, version=None)
 
 
 def answers(net: torch.nn.Module, channels: int = 2, dims: int = 2) -> Tensor:
@@ -109,9 +109,9 @@ def test_reference_case():
 
 
 @pytest.mark.parametrize(("source", "version"), EVERY)
-def test_a_version_has_its_form(source, version):
+def test_each_version_has_its_form(source, version):
     net = network(source, version)
-    imported = import_network(source, {**SMALL, "version": version}, theirs(source, version, net))
+    imported = import_network(source, {**SMALL, "version": version}, foreign(source, version, net))
     assert str(imported) == str(net)
     assert torch.equal(answers(imported, dims=DIMS[source]), answers(net, dims=DIMS[source]))
 
@@ -129,13 +129,13 @@ def test_a_version_has_its_form(source, version):
         (ONE, "2.3.4", "2.3.4"),
     ],
 )
-def test_the_form_without_a_version_is_what_weights_show(source, version, default):
-    weights = theirs(source, version, network(source, version))
-    described = describe(source, None, weights)
-    assert described.options == describe(source, default, weights).options
-    told = find(source).infer(weights).get("version")
+def test_form_is_inferred_from_weights_without_a_version(source, version, default):
+    weights = foreign(source, version, network(source, version))
+    spec = spec_of(source, None, weights)
+    assert spec.options == spec_of(source, default, weights).options
+    inferred = find(source).infer(weights).get("version")
     unique = version in ("2.3.4", "1.11.1") or (source, version) == (TWO, "1.8.14")
-    assert told == (default if unique else None)
+    assert inferred == (default if unique else None)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,9 @@ def test_the_form_without_a_version_is_what_weights_show(source, version, defaul
     ],
 )  # fmt: skip
 def test_versions_between(version, typical):
-    weights = theirs(TWO, typical, network(TWO, typical))
-    expected = describe(TWO, typical, weights).options
-    assert describe(TWO, version, weights).options == expected
+    weights = foreign(TWO, typical, network(TWO, typical))
+    expected = spec_of(TWO, typical, weights).options
+    assert spec_of(TWO, version, weights).options == expected
 
 
 @pytest.mark.parametrize(
@@ -179,9 +179,9 @@ def test_versions_between(version, typical):
         ),
     ],
 )  # fmt: skip
-def test_weights_show_arguments(source, version, options, shown):
+def test_arguments_are_inferred_from_weights(source, version, options, shown):
     net = network(source, version, **options)
-    weights = theirs(source, version, net)
+    weights = foreign(source, version, net)
     inferred = find(source).infer(weights)
     channels = options.get("channels", 2)
     plain = {"dim": 8, "dim_mults": (1, 2), "channels": channels, "out_dim": channels}
@@ -204,20 +204,20 @@ def test_weights_show_arguments(source, version, options, shown):
         ({"resnet_block_groups": 4}, {"resnet_block_groups", "sinusoidal_pos_emb_theta"}),
     ],
 )
-def test_weights_do_not_show_everything(options, absent):
-    weights = theirs(TWO, "1.8.14", network(**options))
+def test_ambiguous_arguments_are_not_inferred(options, absent):
+    weights = foreign(TWO, "1.8.14", network(**options))
     assert not absent & set(find(TWO).infer(weights))
     assert find(TWO).infer({}) == {}
 
 
 @pytest.mark.parametrize(("source", "version"), EVERY)
-def test_a_trainers_file_comes_back(source, version, tmp_path):
+def test_exported_file_can_be_imported_again(source, version, tmp_path):
     net = network(source, version, channels=3, self_condition=True)
-    taken = exported(source, version, net)
-    content = taken.content
+    export = exported(source, version, net)
+    content = export.content
     assert content["version"] == version and content["scaler"] is None and content["step"] == 70
     model, ema = content["model"], content["ema"]
-    names = theirs(source, version, net)
+    names = foreign(source, version, net)
     assert under("model.", model).keys() == names.keys()
     assert all(torch.equal(under("model.", model)[name], w) for name, w in names.items())
     assert all(torch.equal(w, model[name]) for name, w in under("online_model.", ema).items())
@@ -225,15 +225,15 @@ def test_a_trainers_file_comes_back(source, version, tmp_path):
     groups = content["opt"]["param_groups"]
     assert groups[0]["params"] == list(range(len(names))) and content["opt"]["state"] == {}
     torch.save(content, tmp_path / "model-1.pt")
-    found = bring(source, str(tmp_path / "model-1.pt"), None, None, None, {})
-    assert found.step == 70 and found.process.schedule["num_steps"] == 10
+    imported = read_checkpoint(source, str(tmp_path / "model-1.pt"), None, None, None, {})
+    assert imported.step == 70 and imported.process.schedule["num_steps"] == 10
     ours = net.state_dict()
-    assert found.raw.keys() == ours.keys() == found.ema.keys()
-    assert all(torch.equal(found.raw[name], w) for name, w in ours.items())
-    assert all(torch.equal(found.ema[name], w + 1) for name, w in ours.items())
-    again = import_network(source, {**taken.kwargs, "version": version}, under("model.", model))
+    assert imported.raw.keys() == ours.keys() == imported.ema.keys()
+    assert all(torch.equal(imported.raw[name], w) for name, w in ours.items())
+    assert all(torch.equal(imported.ema[name], w + 1) for name, w in ours.items())
+    again = import_network(source, {**export.kwargs, "version": version}, under("model.", model))
     assert str(again) == str(net)
-    assert found.described.self_condition
+    assert imported.spec.self_condition
 
 
 @pytest.mark.parametrize("wrapper", ["", "module."])
@@ -243,10 +243,20 @@ def test_split(wrapper, with_online):
     ema = {name: w + 1 for name, w in raw.items()}
     tables = {"betas": torch.linspace(0.1, 0.2, 10)}
     model, average = ({**tables, **_put("model.", each)} for each in (raw, ema))
-    kept = {**_put("ema_model.", average), "initted": torch.tensor(True), "step": torch.tensor(3)}
+    state = {
+        **_put("ema_model.", average),
+        "initted": torch.tensor(True),
+        "step": torch.tensor(3),
+    }
     if with_online:
-        kept.update(_put("online_model.", model))
-    data = {"step": 30, "model": _put(wrapper, model), "opt": {}, "ema": kept, "version": "1.8.14"}
+        state.update(_put("online_model.", model))
+    data = {
+        "step": 30,
+        "model": _put(wrapper, model),
+        "opt": {},
+        "ema": state,
+        "version": "1.8.14",
+    }
     for parts in (split(data), split({**data, "ema": average})):
         assert (parts.step, parts.version) == (30, "1.8.14")
         assert parts.ema is not None and parts.buffers is not None
@@ -261,13 +271,13 @@ def test_split(wrapper, with_online):
 @pytest.mark.parametrize("kind", [PredNoise, PredX0, PredV])
 @pytest.mark.parametrize("num_steps", [25, 100, 1000])
 @pytest.mark.parametrize("gamma", [None, 5.0, 1.7])
-def test_the_process_is_seen(make, kind, num_steps, gamma):
+def test_process_is_inferred_from_the_tables(make, kind, num_steps, gamma):
     objective = kind(weighting="noise", min_snr_gamma=gamma)
     diffusion = GaussianDiffusion(make(num_steps=num_steps), objective)
     content = exported(TWO, "2.3.4", network(version="2.3.4"), diffusion).content
     parts = split(content)
-    given = bind(TWO, find(TWO).defaults, find(TWO).infer(parts.raw))
-    process = find(TWO).process(given, parts)
+    kwargs = bind(TWO, find(TWO).defaults, find(TWO).infer(parts.raw))
+    process = find(TWO).process(kwargs, parts)
     assert process.schedule == {
         "_target_": f"ddpm.diffusion.{make.__name__}", "num_steps": num_steps,
     }  # fmt: skip
@@ -295,23 +305,23 @@ def test_the_process_is_seen(make, kind, num_steps, gamma):
     ],
 )  # fmt: skip
 def test_the_process_of_bare_weights_is_the_default(source, version, schedule, objective):
-    parts = Parts(theirs(source, version, network(source, version)))
-    given = {**find(source).infer(parts.raw), "version": version}
-    process = find(source).process(bind(source, find(source).defaults, given), parts)
+    parts = Parts(foreign(source, version, network(source, version)))
+    kwargs = {**find(source).infer(parts.raw), "version": version}
+    process = find(source).process(bind(source, find(source).defaults, kwargs), parts)
     expected = {"_target_": f"ddpm.diffusion.{schedule}", "num_steps": 1000}
     assert (process.schedule, process.objective) == (expected, objective)
 
 
-def test_learned_variances_are_of_the_noise():
+def test_learned_variance_implies_predicted_noise():
     parts = Parts(network(out_channels=4).state_dict())
-    given = bind(TWO, find(TWO).defaults, find(TWO).infer(parts.raw))
-    process = find(TWO).process(given, parts)
+    kwargs = bind(TWO, find(TWO).defaults, find(TWO).infer(parts.raw))
+    process = find(TWO).process(kwargs, parts)
     assert process.objective["_target_"] == "ddpm.diffusion.PredNoise"
-    told = {key: process.diffusion[key] for key in ("variance", "loss", "vlb_weight")}
-    assert told == {"variance": "learned_range", "loss": "hybrid", "vlb_weight": 1e-6}
+    options = {key: process.diffusion[key] for key in ("variance", "loss", "vlb_weight")}
+    assert options == {"variance": "learned_range", "loss": "hybrid", "vlb_weight": 1e-6}
 
 
-def test_the_tables_are_the_formulas():
+def test_exported_tables_match_the_formulas():
     content = exported(TWO, "1.0.7", network(TWO, "1.0.7")).content
     model, bar = content["model"], DIFFUSION.schedule.alpha_bar
     assert torch.equal(model["p2_loss_weight"], torch.ones(10))
@@ -328,15 +338,30 @@ def test_the_tables_are_the_formulas():
 @pytest.mark.parametrize(
     ("source", "version", "options", "line"),
     [
-        (TWO, "0.27.0", {}, "kwargs.version=0.27.0: has other networks; from version 0.32.0 on"),
-        (ONE, "0.30.0", {}, "kwargs.version=0.30.0: has other networks; from version 0.31.0 on"),
-        (TWO, "1.7.1", {}, "kwargs.version=1.7.1: standardises weights as no other does"),
+        (
+            TWO,
+            "0.27.0",
+            {},
+            "kwargs.version=0.27.0: is not supported; the oldest supported version is 0.32.0",
+        ),
+        (
+            ONE,
+            "0.30.0",
+            {},
+            "kwargs.version=0.30.0: is not supported; the oldest supported version is 0.31.0",
+        ),
+        (
+            TWO,
+            "1.7.1",
+            {},
+            "kwargs.version=1.7.1: is not supported, because it standardises weights differently",
+        ),
         (TWO, "new", {}, "kwargs.version=new: is not a version such as 1.8.14"),
         (
             TWO,
             "1.0.7",
             {},
-            "kwargs.version=1.0.7: has a network of other names and shapes; the weights are of "
+            "kwargs.version=1.0.7: has different names and shapes; the weights are of "
             "1.8.0 to 1.8.15",
         ),
         (
@@ -348,14 +373,14 @@ def test_the_tables_are_the_formulas():
         (TWO, "1.8.14", {"num_mem_kv": 4, "block_norm": "rms"}, "are of 2.0.0 and later"),
     ],
 )
-def test_versions_that_do_not_fit(source, version, options, line):
-    weights = theirs(source, "1.8.14", network(source, **options))
+def test_versions_that_contradict_the_weights_are_rejected(source, version, options, line):
+    weights = foreign(source, "1.8.14", network(source, **options))
     with pytest.raises(ConfigError) as error:
         import_network(source, {**SMALL, "version": version}, weights)
     assert line in str(error.value)
 
 
-def test_networks_older_than_all_known():
+def test_unsupported_old_versions_are_rejected():
     weights = {"init_conv.weight": torch.zeros(8, 2, 7, 7)}
     line = "kwargs.version: the weights are of a version before 0.32.0 "
     for name, shape in (("downs.0.3.weight", (8, 8, 4, 4)), ("mid_attn.fn.norm.b", (1, 8, 1, 1))):
@@ -364,88 +389,92 @@ def test_networks_older_than_all_known():
         assert str(error.value).startswith(line)
     with pytest.raises(ConfigError) as error:
         import_network(
-            TWO, {**SMALL, "full_attn": True}, theirs(TWO, "1.0.7", network(TWO, "1.0.7"))
+            TWO, {**SMALL, "full_attn": True}, foreign(TWO, "1.0.7", network(TWO, "1.0.7"))
         )
-    assert str(error.value).startswith("kwargs.full_attn=true: came with version 1.8.0")
+    assert str(error.value).startswith("kwargs.full_attn=true: requires version 1.8.0")
 
 
 @pytest.mark.parametrize(
     ("source", "options", "line"),
     [
-        (TWO, {"block_norm": "rms"}, "model.num_mem_kv=0: is in no version of the original"),
-        (TWO, {"num_mem_kv": 3}, "model.num_mem_kv=3: is in no version of the original"),
-        (TWO, {"attn_norm": "layer"}, "model.attn_norm=layer: is in no version"),
-        (TWO, {"weight_standardized": True}, "model.divide_values=false: is in no version"),
-        (TWO, {"divide_values": True}, "model.full_attn: is full in the middle alone"),
-        (TWO, {"mid_attn_heads": 2}, "model.mid_attn_heads=2: is as at the innermost level"),
-        (TWO, {"mid_attn_dim_head": 2}, "model.mid_attn_dim_head=2: is as at the innermost"),
+        (TWO, {"block_norm": "rms"}, "model.num_mem_kv=0: is not in any version of the original"),
+        (TWO, {"num_mem_kv": 3}, "model.num_mem_kv=3: is not in any version of the original"),
+        (TWO, {"attn_norm": "layer"}, "model.attn_norm=layer: is not in any version"),
+        (TWO, {"weight_standardized": True}, "model.divide_values=false: is not in any version"),
+        (TWO, {"divide_values": True}, "model.full_attn: must be false: version 1.7.3 has full"),
+        (TWO, {"mid_attn_heads": 2}, "model.mid_attn_heads=2: must be that of the innermost level"),
+        (TWO, {"mid_attn_dim_head": 2}, "model.mid_attn_dim_head=2: must be that of the innermost"),
         (TWO, {"init_dim": 16}, "model.init_dim=16: other than dim crashes"),
         (
             TWO,
             {**FORMS[TWO]["1.0.7"], "attn_heads": 2},
-            "model.attn_heads=2: is 4 at all levels in the original",
+            "model.attn_heads=2: must be 4 at all levels in the original",
         ),
         (
             TWO,
             {**FORMS[TWO]["1.0.7"], "sinusoidal_pos_emb_theta": 5},
-            "model.sinusoidal_pos_emb_theta=5: can be 10000 alone in the original's version 1.0.7",
+            "model.sinusoidal_pos_emb_theta=5: must be 10000 in the original's version 1.0.7",
         ),
-        (ONE, {}, "model.full_attn: is false at all levels in the original"),
-        (ONE, {"full_attn": False, "attn_dim_head": 8}, "model.attn_dim_head=8: is 32 at all"),
-        (ONE, {**OLD, "mid_attn_heads": 2}, "model.attn_heads=2: can be 4 alone"),
+        (ONE, {}, "model.full_attn: must be false at all levels in the original"),
+        (ONE, {"full_attn": False, "attn_dim_head": 8}, "model.attn_dim_head=8: must be 32 at all"),
+        (ONE, {**OLD, "mid_attn_heads": 2}, "model.attn_heads=2: must be 4 in"),
     ],
 )
-def test_networks_that_the_original_lacks(source, options, line):
+def test_networks_without_an_equivalent_are_rejected(source, options, line):
     with pytest.raises(ConfigError) as error:
-        find(source).express(_ours(source, options))
+        find(source).to_kwargs(_ours(source, options))
     assert str(error.value).startswith(line)
 
 
-def test_networks_of_other_kinds():
-    described = _ours(ONE, {"full_attn": False})
+def test_networks_of_other_classes_are_rejected():
+    spec = _ours(ONE, {"full_attn": False})
     for source, other, model in (
-        (TWO, described, "unet"),
-        (ONE, Described(IDDPMUNet, 2, 2, (8,), None, False, {}), "unet1d"),
+        (TWO, spec, "unet"),
+        (ONE, NetworkSpec(IDDPMUNet, 2, 2, (8,), None, False, {}), "unet1d"),
     ):
-        with pytest.raises(ConfigError, match=f"it takes those of model={model}$"):
-            find(source).express(other)
-    labelled = Described(UNet, 2, 2, (8,), 10, False, described.options)
-    with pytest.raises(ConfigError, match=r"^num_classes=10: is not in the original"):
-        find(ONE).express(labelled)
+        with pytest.raises(ConfigError, match=f"supports networks of model={model} only$"):
+            find(source).to_kwargs(other)
+    labelled = NetworkSpec(UNet, 2, 2, (8,), 10, False, spec.options)
+    with pytest.raises(ConfigError, match=r"^num_classes=10: is not supported"):
+        find(ONE).to_kwargs(labelled)
 
 
-def test_files_that_do_not_fit():
-    with pytest.raises(ConfigError, match=r"^file: holds no network of denoising-diffusion"):
+def test_unsupported_tables_are_rejected():
+    with pytest.raises(ConfigError, match=r"^file: contains no network of denoising-diffusion"):
         split({"model": {"conv.weight": torch.zeros(1)}})
     raw, original = network().state_dict(), find(TWO)
-    given = bind(TWO, original.defaults, original.infer(raw))
+    kwargs = bind(TWO, original.defaults, original.infer(raw))
     ones = torch.ones(10)
     betas = cosine(num_steps=10).betas.float()
     for tables, line in (
         ({"betas": 0.5 * ones}, "schedule: the 10 betas of the file, 0.5 to 0.5, are not those"),
-        ({"betas": betas, "p2_loss_weight": 2 * ones}, "objective: the file's steps are weighted"),
+        ({"betas": betas, "p2_loss_weight": 2 * ones}, "objective: the file weights its loss"),
         ({"betas": betas, "loss_weight": betas}, "objective: the file's loss weights are not"),
     ):
         with pytest.raises(ConfigError) as error:
-            original.process(given, Parts(raw, buffers=tables))
+            original.process(kwargs, Parts(raw, buffers=tables))
         assert str(error.value).startswith(line)
 
 
 def test_a_version_for_export():
     net = network()
-    described = describe(TWO, "1.8.14", net.state_dict())
+    spec = spec_of(TWO, "1.8.14", net.state_dict())
     states = {which: net.state_dict() for which in ("raw", "ema")}
-    taken = take(TWO, described, states, "raw", diffusion=DIFFUSION, step=0, version="1.8.2")
-    assert taken.content["version"] == "1.8.2"
-    with pytest.raises(ConfigError, match=r"^version=2.3.4: has other networks .* 1.8.0 to 1.8.15"):
-        take(TWO, described, states, "raw", diffusion=DIFFUSION, step=0, version="2.3.4")
+    export = export_model(TWO, spec, states, "raw", diffusion=DIFFUSION, step=0, version="1.8.2")
+    assert export.content["version"] == "1.8.2"
+    with pytest.raises(
+        ConfigError, match=r"^version=2.3.4: does not have this network.* 1.8.0 to 1.8.15"
+    ):
+        export_model(TWO, spec, states, "raw", diffusion=DIFFUSION, step=0, version="2.3.4")
 
 
-def _ours(source: str, options: dict) -> Described:
-    """A network of ours as a config describes it."""
-    plain = describe(source, "1.8.14", theirs(source, "1.8.14", network(source))).options
+def _ours(source: str, options: dict) -> NetworkSpec:
+    """Return a network of ours with the options of a config."""
+    plain = spec_of(source, "1.8.14", foreign(source, "1.8.14", network(source))).options
     default = {"full_attn": None, "mid_attn_heads": None, "mid_attn_dim_head": None}
-    return Described(UNet, 2, 2, (8,) * DIMS[source], None, False, {**plain, **default, **options})
+    return NetworkSpec(
+        UNet, 2, 2, (8,) * DIMS[source], None, False, {**plain, **default, **options}
+    )
 
 
 def _put(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -464,4 +493,4 @@ def _same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 def test_no_full_attention_became_the_default_in_1_9_1(version, expected):
     original = find("denoising-diffusion-pytorch")
     kwargs = {**original.defaults, "dim": 8, "full_attn": False, "version": version}
-    assert original.describe(kwargs, {}).options["full_attn"] is expected
+    assert original.from_kwargs(kwargs, {}).options["full_attn"] is expected

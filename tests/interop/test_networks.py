@@ -1,4 +1,4 @@
-"""Networks of other systems give the numbers that those systems gave."""
+"""Imported networks reproduce the recorded outputs of their systems."""
 
 import re
 
@@ -27,7 +27,7 @@ CASES = {
 
 
 def import_case(name: str):
-    """The network of a case in eval mode, what the case says, and its arrays."""
+    """Return the network of a case in eval mode, its metadata and its arrays."""
     meta, arrays = load_case(name)
     net = import_network(CASES[name], meta["kwargs"], filled(meta["state_dict"]))
     return net.eval(), meta, arrays
@@ -57,7 +57,7 @@ def test_intermediate_features():
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name] != ONE])
-def test_names_and_their_order_are_the_originals(name):
+def test_parameter_names_and_order_match_the_original(name):
     net, meta, _ = import_case(name)
     assert [(n, list(w.shape)) for n, w in net.state_dict().items()] == [
         (n, shape) for n, shape in meta["state_dict"]
@@ -66,7 +66,7 @@ def test_names_and_their_order_are_the_originals(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["iddpm_unet_uncond", "unet1d", "unet_mem_kv"])
-def test_imported_networks_take_any_size_that_halves(name):
+def test_imported_networks_accept_any_divisible_size(name):
     net, _, arrays = import_case(name)
     x = arrays["x"].repeat_interleave(2, -1)
     assert net(x, arrays["t"]).shape == x.shape
@@ -75,7 +75,7 @@ def test_imported_networks_take_any_size_that_halves(name):
 
 
 @torch.no_grad()
-def test_all_arguments_of_improved_diffusion_arrive():
+def test_all_arguments_of_improved_diffusion_are_used():
     kwargs = {
         "in_channels": 1,
         "model_channels": 32,
@@ -106,7 +106,7 @@ def test_all_arguments_of_improved_diffusion_arrive():
 
 
 def as_in_unet1d(name: str) -> str:
-    """Our name of a parameter in ``Residual(PreNorm(...))``."""
+    """Return our name of a parameter in ``Residual(PreNorm(...))``."""
     name = re.sub(r"(\.2|mid_attn)\.(to_qkv|to_out)\.", r"\1.fn.fn.\2.", name)
     return re.sub(r"(\.2|mid_attn)\.norm\.", r"\1.fn.norm.", name)
 
@@ -114,7 +114,7 @@ def as_in_unet1d(name: str) -> str:
 @torch.no_grad()
 @pytest.mark.parametrize("present", [True, False], ids=["2.3.4", "1.8.14"])
 @pytest.mark.parametrize("dims", [1, 2])
-def test_all_arguments_of_denoising_diffusion_pytorch_arrive(dims, present):
+def test_all_arguments_of_denoising_diffusion_pytorch_are_used(dims, present):
     shared = {
         "dim": 8,
         "dim_mults": (1, 3),
@@ -127,13 +127,13 @@ def test_all_arguments_of_denoising_diffusion_pytorch_arrive(dims, present):
         shared["init_dim"] = 12
     else:
         shared["resnet_block_groups"] = 4
-    given = {**shared, "channels": 2, "learned_variance": True, "attn_heads": 2}
+    kwargs = {**shared, "channels": 2, "learned_variance": True, "attn_heads": 2}
     ours = {**shared, "block_norm": "rms" if present else "group"}
     if dims == 1:
-        given["attn_dim_head"] = 8
+        kwargs["attn_dim_head"] = 8
         ours.update(mid_attn_heads=2, mid_attn_dim_head=8, full_attn=False)
     else:
-        given.update(attn_dim_head=[8, 4], full_attn=[True, False], flash_attn=True)
+        kwargs.update(attn_dim_head=[8, 4], full_attn=[True, False], flash_attn=True)
         ours.update(attn_heads=2, attn_dim_head=(8, 4), full_attn=(True, False))
         ours["num_mem_kv"] = 4 if present else 0
     self_condition = ours.pop("self_condition")
@@ -141,7 +141,7 @@ def test_all_arguments_of_denoising_diffusion_pytorch_arrive(dims, present):
     weights = net.state_dict()
     if dims == 1:
         weights = {as_in_unet1d(name): w for name, w in weights.items()}
-    imported = import_network(ONE if dims == 1 else TWO, given, weights).eval()
+    imported = import_network(ONE if dims == 1 else TWO, kwargs, weights).eval()
     assert str(imported) == str(net)
     x, t = torch.randn(2, 2, *(8,) * dims), torch.tensor([0.5, 10])
     assert torch.equal(imported(x, t), net(x, t))
@@ -156,7 +156,7 @@ def test_false_for_full_attention_is_the_default_in_the_present_version(block_no
     assert str(import_network(TWO, kwargs, net.state_dict())) == str(net)
 
 
-def test_the_originals_own_defaults_hold():
+def test_defaults_are_those_of_the_original():
     net = UNet(3, 7, (8, 8), dim=8, sinusoidal_pos_emb_theta=77)
     kwargs = {"dim": 8, "out_dim": 7, "sinusoidal_pos_emb_theta": 77}
     imported = import_network(TWO, kwargs, net.state_dict())
@@ -207,22 +207,21 @@ def small_weights(**changes):
             TWO,
             SMALL,
             small_weights(**{"final_conv.weight": torch.zeros(1, 8, 1, 1)}),
-            "state_dict.final_conv.weight=[1,8,1,1]: the network that kwargs describe has the "
-            "shape [3,8,1,1] there; give the arguments that the weights were trained with",
+            "state_dict.final_conv.weight=[1,8,1,1]: the network has the "
+            "shape [3,8,1,1] there; use the arguments that the weights were trained with",
         ),
         (
             TWO,
             SMALL,
             small_weights(**{"final_conv.scale": torch.zeros(2)}),
-            "state_dict.final_conv.scale=[2]: the network that kwargs describe has no such "
-            "parameter",
+            "state_dict.final_conv.scale=[2]: the network has no such parameter; "
+            "use the arguments that the weights were trained with",
         ),
         (
             TWO,
             SMALL,
             small_weights(**{"final_conv.bias": None}),
-            "state_dict.final_conv.bias: is missing; the network that kwargs describe has the "
-            "shape [3] there",
+            "state_dict.final_conv.bias: is missing; the network has the shape [3] there",
         ),
     ],
 )
@@ -232,7 +231,7 @@ def test_error_lines(source, kwargs, weights, line):
     assert str(error.value) == line
 
 
-def test_a_wrong_shape_is_named_as_the_original_names_it():
+def test_shape_errors_use_the_original_parameter_name():
     meta, _ = load_case("unet1d")
     weights = filled(meta["state_dict"])
     weights["mid_attn.fn.norm.g"] = torch.zeros(1, 5, 1)

@@ -1,4 +1,4 @@
-"""Networks of improved-diffusion and guided-diffusion: their numbers, arguments read off."""
+"""Networks of improved-diffusion and guided-diffusion: outputs and inferred arguments."""
 
 import itertools
 
@@ -7,8 +7,8 @@ import torch
 
 from ddpm.errors import ConfigError
 from ddpm.interop import import_network
-from ddpm.interop.openai import ORIGINALS
-from ddpm.interop.original import bind
+from ddpm.interop.foreign_format import bind
+from ddpm.interop.openai import FORMATS
 from ddpm.models import IDDPMUNet
 from tests.reference_cases import filled, load_case, relative_error
 
@@ -40,10 +40,12 @@ HIDDEN = {
 
 
 def made(source, **kwargs):
-    """The names and shapes of a network of these arguments, without memory for its weights."""
-    original = ORIGINALS[source]
+    """Return a state dict on the meta device for constructor arguments."""
+    original = FORMATS[source]
     with torch.device("meta"):
-        return original.describe(bind(source, original.defaults, kwargs), {}).build().state_dict()
+        return (
+            original.from_kwargs(bind(source, original.defaults, kwargs), {}).build().state_dict()
+        )
 
 
 @torch.no_grad()
@@ -57,7 +59,7 @@ def test_reference_case():
 
 
 @torch.no_grad()
-def test_what_weights_cannot_show_decides_the_numbers():
+def test_arguments_that_cannot_be_inferred_change_the_output():
     meta, arrays = load_case("adm_unet")
     for wrong in ({"use_new_attention_order": False}, {"num_head_channels": 8}):
         kwargs = {**meta["kwargs"], **wrong}
@@ -66,7 +68,7 @@ def test_what_weights_cannot_show_decides_the_numbers():
 
 
 @torch.no_grad()
-def test_all_arguments_of_guided_diffusion_arrive():
+def test_all_arguments_of_guided_diffusion_are_used():
     kwargs = {
         "image_size": 4,
         "in_channels": 1,
@@ -103,16 +105,16 @@ def test_all_arguments_of_guided_diffusion_arrive():
 
 
 @pytest.mark.parametrize("source", [IDDPM, ADM])
-def test_the_originals_own_defaults_hold(source):
+def test_defaults_are_those_of_the_original(source):
     required = {name: SMALL[name] for name in list(SMALL)[:5]}
-    described = ORIGINALS[source].describe(bind(source, ORIGINALS[source].defaults, required), {})
+    spec = FORMATS[source].from_kwargs(bind(source, FORMATS[source].defaults, required), {})
     guided = {
         "num_head_channels": -1,
         "resblock_updown": False,
         "use_new_attention_order": False,
         "scale_stem": True,
     }
-    assert described.options == {
+    assert spec.options == {
         "model_channels": 32,
         "num_res_blocks": 1,
         "attention_resolutions": (2,),
@@ -126,7 +128,7 @@ def test_the_originals_own_defaults_hold(source):
         "use_scale_shift_norm": False,
         **(guided if source == ADM else {}),
     }
-    assert (described.num_classes, described.self_condition) == (None, False)
+    assert (spec.num_classes, spec.self_condition) == (None, False)
 
 
 @torch.no_grad()
@@ -138,16 +140,16 @@ def test_weights_in_half_precision_are_loaded_and_computed_in_float32():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_arguments_of_the_cases_are_read_off(name):
+def test_arguments_of_the_cases_are_inferred(name):
     meta, _ = load_case(name)
     weights = {key: torch.empty(shape, device="meta") for key, shape in meta["state_dict"]}
-    shown = ORIGINALS[CASES[name]].infer(weights)
-    given = {
+    inferred = FORMATS[CASES[name]].infer(weights)
+    expected = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in meta["kwargs"].items()
         if key not in HIDDEN
     }
-    assert given.items() <= shown.items()
+    assert expected.items() <= inferred.items()
 
 
 LEVELS = [
@@ -161,7 +163,7 @@ LEVELS = [
 @pytest.mark.parametrize("source", [IDDPM, ADM])
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize(("mult", "rates"), LEVELS)
-def test_arguments_are_read_off_names_and_shapes(source, dims, mult, rates):
+def test_arguments_are_inferred_from_names_and_shapes(source, dims, mult, rates):
     variants = itertools.product([1, 2, 3], [None, 7], [True, False], [True, False], [False, True])
     every_third = itertools.islice(variants, dims - 1, None, 3)  # each number of axes has others
     for blocks, classes, scale_shift, conv, updown in every_third:
@@ -183,37 +185,37 @@ def test_arguments_are_read_off_names_and_shapes(source, dims, mult, rates):
         weights = made(source, **kwargs)
         if kwargs.get("resblock_updown"):
             del kwargs["conv_resample"]  # which then decides nothing
-        assert ORIGINALS[source].infer(weights) == kwargs
+        assert FORMATS[source].infer(weights) == kwargs
 
 
 @pytest.mark.parametrize(
     ("width", "mult"), [(64, (0.5, 1, 1.5)), (16, (2, 4)), (96, (1 / 3, 1)), (32, (3, 1, 2))]
 )
-def test_fractions_and_a_wider_first_level_are_read_off(width, mult):
+def test_fractional_multipliers_and_a_wider_first_level_are_inferred(width, mult):
     kwargs = {**SMALL, "model_channels": width, "channel_mult": mult}
-    shown = ORIGINALS[ADM].infer(made(ADM, **kwargs))
-    assert shown["channel_mult"] == mult
-    assert [type(n) for n in shown["channel_mult"]] == [type(n) for n in mult]
-    assert shown["model_channels"] == width
+    inferred = FORMATS[ADM].infer(made(ADM, **kwargs))
+    assert inferred["channel_mult"] == mult
+    assert [type(n) for n in inferred["channel_mult"]] == [type(n) for n in mult]
+    assert inferred["model_channels"] == width
 
 
 def test_a_fraction_that_rounds_down_still_gives_its_width():
     weights = made(ADM, **{**SMALL, "model_channels": 352, "channel_mult": (15.001 / 11, 1)})
     assert weights["input_blocks.0.0.weight"].shape[0] == 480 != int(352 * (480 / 352))
-    again = made(ADM, **ORIGINALS[ADM].infer(weights))
+    again = made(ADM, **FORMATS[ADM].infer(weights))
     assert [w.shape for w in again.values()] == [w.shape for w in weights.values()]
 
 
 def wrong(source=ADM, remove=(), **changes):
-    """The weights of a small network, without those that begin with ``remove``, and with others."""
+    """Return the weights of a small network, some of them removed or replaced."""
     weights = {name: w for name, w in made(source, **SMALL).items() if not name.startswith(remove)}
     return {**weights, **{name: torch.empty(shape) for name, shape in changes.items()}}
 
 
 CLASSIFIER = "classifiers (EncoderUNetModel) cannot be imported, only diffusion networks"
 UPSAMPLER = (
-    "as networks for super-resolution (SuperResModel) do, which cannot be imported; a network of "
-    "data that have 6 channels can be, by ddpm.interop.import_network"
+    "as networks for super-resolution (SuperResModel), which cannot be imported; use "
+    "ddpm.interop.import_network for a network of data with 6 channels"
 )
 
 
@@ -233,36 +235,36 @@ UPSAMPLER = (
         (
             ADM,
             made(ADM, **{**SMALL, "in_channels": 6}),
-            "state_dict.input_blocks.0.0.weight=[32,6,3,3]: takes 6 channels to give 6, "
+            "state_dict.input_blocks.0.0.weight=[32,6,3,3]: has 6 input and 6 output channels, "
             + UPSAMPLER,
         ),
         (
             IDDPM,
             made(IDDPM, **{**SMALL, "in_channels": 6, "out_channels": 3}),
-            "state_dict.input_blocks.0.0.weight=[32,6,3,3]: takes 6 channels to give 3, "
+            "state_dict.input_blocks.0.0.weight=[32,6,3,3]: has 6 input and 3 output channels, "
             + UPSAMPLER,
         ),
         (
             IDDPM,
             made(ADM, **SMALL, resblock_updown=True),
-            "source=improved-diffusion: resampling in residual blocks is guided-diffusion's; "
-            "set source=guided-diffusion",
+            "source=improved-diffusion: the network resamples in residual blocks; "
+            "use source=guided-diffusion",
         ),
         (
             IDDPM,
             {"init_conv.weight": torch.empty(8, 3, 7, 7)},
-            "state_dict.input_blocks.0.0.weight: is missing; improved-diffusion's UNetModel has "
-            "it, so these are not its weights",
+            "state_dict.input_blocks.0.0.weight: is missing; these are not the weights "
+            "of improved-diffusion's UNetModel",
         ),
         (
             ADM,
             wrong(remove=("time_embed.",)),
-            "state_dict.time_embed.0.weight: is missing; guided-diffusion's UNetModel has it, so "
-            "these are not its weights",
+            "state_dict.time_embed.0.weight: is missing; these are not the weights "
+            "of guided-diffusion's UNetModel",
         ),
     ],
 )
 def test_error_lines(source, weights, line):
     with pytest.raises(ConfigError) as error:
-        ORIGINALS[source].infer(weights)
+        FORMATS[source].infer(weights)
     assert str(error.value) == line

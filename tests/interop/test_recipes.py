@@ -1,12 +1,12 @@
-"""The published networks of improved-diffusion and guided-diffusion, by name."""
+"""Recipes of the published networks of improved-diffusion and guided-diffusion."""
 
 import math
 
 import pytest
 import torch
 
-from ddpm.interop.openai import ORIGINALS
-from ddpm.interop.original import bind
+from ddpm.interop.foreign_format import bind
+from ddpm.interop.openai import FORMATS
 from ddpm.interop.recipes import RECIPES, resolve
 
 IDDPM, ADM = "improved-diffusion", "guided-diffusion"
@@ -47,10 +47,10 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_builds_with_the_originals_number_of_parameters(name):
     recipe = RECIPES[name]
-    original = ORIGINALS[recipe.source]
+    original = FORMATS[recipe.source]
     with torch.device("meta"):
         arguments = bind(recipe.source, original.defaults, recipe.network)
-        weights = original.describe(arguments, {}).build().state_dict()
+        weights = original.from_kwargs(arguments, {}).build().state_dict()
     assert sum(math.prod(w.shape) for w in weights.values()) == PARAMETERS[name]
     shown = original.infer(weights)
     for key in shown.keys() & recipe.network.keys():

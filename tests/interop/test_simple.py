@@ -1,4 +1,4 @@
-"""The tutorial's simple U-Net gives the numbers that the tutorial's code gave."""
+"""The tutorial's simple U-Net reproduces the recorded outputs of its code."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.reference_cases import filled, load_case, relative_error
 
 
 def import_case(**kwargs):
-    """The network in eval mode, what the case says, and its arrays."""
+    """Return the network in eval mode, the metadata of the case and its arrays."""
     meta, arrays = load_case("simple_unet")
     weights = filled(meta["state_dict"])
     return import_network("simple-unet", {**meta["kwargs"], **kwargs}, weights).eval(), meta, arrays
@@ -35,12 +35,12 @@ def test_the_time_is_rectified_on_the_way_down_and_gated_on_the_way_up(name):
 
 
 @torch.no_grad()
-def test_arguments_without_a_meaning_here_are_taken():
+def test_arguments_without_effect_are_accepted():
     net, _, arrays = import_case(img_size=16, device="cuda")
     assert relative_error(net(arrays["x"], arrays["t"]), arrays["out"]) < 1e-4
 
 
-def test_what_the_weights_show():
+def test_arguments_are_inferred_from_weights():
     _, meta, _ = import_case()
     weights = filled(meta["state_dict"])
     shown = find("simple-unet").infer(weights)
@@ -48,6 +48,6 @@ def test_what_the_weights_show():
     with pytest.raises(ConfigError) as caught:
         import_network("simple-unet", {"time_dim": 256}, weights)
     assert str(caught.value) == (
-        "state_dict.down1.emb_layer.1.weight=[128,128]: the network that kwargs describe has the "
-        "shape [128,256] there; give the arguments that the weights were trained with"
+        "state_dict.down1.emb_layer.1.weight=[128,128]: the network has the "
+        "shape [128,256] there; use the arguments that the weights were trained with"
     )

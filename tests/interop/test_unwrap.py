@@ -1,4 +1,4 @@
-"""Networks are found in files, however people have wrapped them."""
+"""Networks are located in files with all kinds of wrappers."""
 
 from collections import OrderedDict
 from functools import cache
@@ -8,7 +8,7 @@ import torch
 
 from ddpm.diffusion import linear
 from ddpm.errors import ConfigError
-from ddpm.interop.bring import bring
+from ddpm.interop.checkpoint_import import read_checkpoint
 from ddpm.interop.files import read
 from ddpm.interop.lucidrains_versions import MARK
 from ddpm.interop.networks import SOURCES
@@ -34,19 +34,19 @@ NETWORKS = {
     "diffphycon": (UNet3D, (2, 8, 8), {**_VIDEO, "conv": "full", "block_norm": "group"}),
     "simple-unet": (SimpleUNet, (8, 8), {"width": 8, "time_dim": 16}),
 }
-# What else the command has to be told of these small networks.
+# Further arguments of these small networks, which cannot be inferred.
 NAMED = {"denoising-diffusion-pytorch-1d": {"attn_heads": 4, "attn_dim_head": 32}}
 
 
 @cache
 def made(source, seed=""):
-    """A state dict of a small network by the names of its system."""
+    """Return a state dict of a small network with the names of its system."""
     target, size, options = NETWORKS[source]
     original, network = SOURCES[source], target(3, 3, size, None, False, **options)
     shapes = ((f"{seed}{name}", value.shape) for name, value in network.state_dict().items())
     weights = {n.removeprefix(seed): value for n, value in filled(shapes).items()}
     fixed = {name: value for name, value in original.extra(network).items() if name != MARK}
-    return {**{original.theirs(name): value for name, value in weights.items()}, **fixed}
+    return {**{original.map_to(name): value for name, value in weights.items()}, **fixed}
 
 
 def under(prefix, state):
@@ -157,7 +157,7 @@ def test_every_source_in_every_wrapping(source, wrapping):
         assert parts.ema is not None and same(parts.ema, average)
 
 
-def test_all_sources_are_here():
+def test_all_sources_are_tested():
     assert NETWORKS.keys() == SOURCES.keys()
 
 
@@ -168,22 +168,24 @@ def test_a_lightning_file_becomes_our_network(source, tmp_path):
     half = {n: v.half() for n, v in {**state, **betas}.items()}
     torch.save({"state_dict": half, **LIGHTNING}, tmp_path / "last.ckpt")
     objective = {"objective": {"_target_": "ddpm.diffusion.PredNoise"}}
-    path, given = str(tmp_path / "last.ckpt"), NAMED.get(source, {})
-    brought = bring(source, path, None, None, None, given, objective)
-    for which, seed in ((brought.raw, ""), (brought.ema, "ema")):
-        expected = {SOURCES[source].ours(name): value for name, value in made(source, seed).items()}
+    path, kwargs = str(tmp_path / "last.ckpt"), NAMED.get(source, {})
+    imported = read_checkpoint(source, path, None, None, None, kwargs, objective)
+    for which, seed in ((imported.raw, ""), (imported.ema, "ema")):
+        expected = {
+            SOURCES[source].map_from(name): value for name, value in made(source, seed).items()
+        }
         expected.pop("", None)
         assert which.keys() == expected.keys()
         for name, value in which.items():
             assert value.dtype == torch.float32
             assert torch.equal(value, expected[name].half().float())
-    assert (brought.averaged, brought.types) == ("both", ["float16"])
-    assert brought.step == 120
+    assert (imported.averaged, imported.types) == ("both", ["float16"])
+    assert imported.step == 120
     expected = {"_target_": "ddpm.diffusion.linear", "num_steps": 60}
-    assert brought.process.schedule == expected
+    assert imported.process.schedule == expected
 
 
-def test_what_is_not_used_is_named():
+def test_unused_entries_are_reported():
     parts = unwrap(WRAPPINGS["a trainer"][0](made("simple-unet"), made("simple-unet", "ema")),
                    "simple-unet", SOURCES["simple-unet"].anchors)  # fmt: skip
     assert (parts.step, parts.version) == (120, "1.8.14")
@@ -215,63 +217,63 @@ def cyclic(state):
 REFUSED = {
     "two networks": (
         lambda a: {"model": a, "net": with_another(a)},
-        "holds several networks of simple-unet that differ (under 'model.' and 'net.'); save the "
-        "one that is meant alone, with torch.save(network.state_dict(), ...)",
+        "contains several different networks of simple-unet (under 'model.' and 'net.'); save "
+        "one of them alone, with torch.save(network.state_dict(), ...)",
     ),
     "two averages": (
         lambda a: {"model": a, "ema_0.99": dict(a), "ema_0.9999": with_another(a)},
-        "holds several networks of simple-unet that differ (under 'ema_0.99.' and 'ema_0.9999.'); "
-        "save the one that is meant alone, with torch.save(network.state_dict(), ...)",
+        "contains several different networks of simple-unet (under 'ema_0.99.' and 'ema_0.9999.'); "
+        "save one of them alone, with torch.save(network.state_dict(), ...)",
     ),
     "twice with and without module": (
         lambda a: {**a, **under("module.", with_another(a))},
-        "holds outc.bias twice with other values; save one network alone",
+        "contains outc.bias twice with different values; save one network alone",
     ),
     "other networks beside it": (
         lambda a: {
             "net": a, "vae": {f"{n}.weight": torch.ones(2, 2) for n in range(5)},
             "lpips.lin": torch.ones(3),
         },
-        "holds tensors beside the network of simple-unet that would be left out: vae.0.weight, "
+        "contains tensors beside the network of simple-unet that would be lost: vae.0.weight, "
         "vae.1.weight, vae.2.weight and 3 more; save the network's state dict alone, with "
         "torch.save(network.state_dict(), ...)",
     ),
     "a dictionary in itself": (
         cyclic,
-        "holds tensors beside the network of simple-unet that would be left out: vae.w; save the "
+        "contains tensors beside the network of simple-unet that would be lost: vae.w; save the "
         "network's state dict alone, with torch.save(network.state_dict(), ...)",
     ),
     "no tensors": (
-        lambda a: {"epoch": 3}, "holds no weights, and so no network of simple-unet"
+        lambda a: {"epoch": 3}, "contains no weights, and so no network of simple-unet"
     ),
     "another network": (
-        lambda a: {"model": {"encoder.weight": torch.ones(3)}}, "holds no network of simple-unet"
+        lambda a: {"model": {"encoder.weight": torch.ones(3)}}, "contains no network of simple-unet"
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_ambiguous_or_left_over_is_refused(case):
+def test_ambiguous_or_additional_networks_are_rejected(case):
     content, problem = REFUSED[case]
     with pytest.raises(ConfigError) as caught:
         unwrap(content(made("simple-unet")), "simple-unet", SOURCES["simple-unet"].anchors)
     assert str(caught.value) == f"file: {problem}"
 
 
-def test_a_weight_among_the_others_is_not_left_out(tmp_path):
+def test_additional_parameters_are_rejected(tmp_path):
     for extra in ("lora.weight", "temperature"):
         shape = (2, 2) if extra == "lora.weight" else (1,)
         torch.save({**made("simple-unet"), extra: torch.ones(shape)}, tmp_path / "net.pt")
         with pytest.raises(ConfigError) as caught:
-            bring("simple-unet", str(tmp_path / "net.pt"), None, None, None, {})
+            read_checkpoint("simple-unet", str(tmp_path / "net.pt"), None, None, None, {})
         assert str(caught.value) == (
-            f"state_dict.{extra}=[{','.join(map(str, shape))}]: the network that is described has "
-            "no such parameter; set network.<argument>=... if it is described wrongly, else save "
-            "the network's state dict alone"
+            f"state_dict.{extra}=[{','.join(map(str, shape))}]: the network has "
+            "no such parameter; set network.<argument>=... to those of its training, or save "
+            "the state dict of the network alone"
         )
 
 
-def test_values_that_are_no_numbers_are_counted():
+def test_values_that_are_not_finite_are_counted():
     state = {"a": torch.ones(2, 3), "b": torch.ones(4), "c": torch.ones(2, dtype=torch.bfloat16)}
     weights, types = plain(state, "raw", "file", "x.pt")
     assert types == ["bfloat16"] and all(value.dtype == torch.float32 for value in weights.values())
@@ -280,14 +282,14 @@ def test_values_that_are_no_numbers_are_counted():
     with pytest.raises(ConfigError) as caught:
         plain(state, "raw", "file", "x.pt")
     assert str(caught.value) == (
-        "file=x.pt: its raw weights hold values that are NaN or infinite: 2 of 6 in a and in 1 "
+        "file=x.pt: its raw weights contain NaN or infinite values: 2 of 6 in a and in 1 "
         "more tensors; use a checkpoint that was saved before the training diverged"
     )
-    with pytest.raises(ConfigError, match="d is int8 and not floating point; save the weights as"):
+    with pytest.raises(ConfigError, match="d is int8, not floating point; save the weights as"):
         plain({"d": torch.ones(2).to(torch.int8)}, "raw", "file", "x.pt")
 
 
-def test_inert_values_beside_the_weights_can_be_read(tmp_path):
+def test_harmless_values_beside_the_weights_can_be_read(tmp_path):
     import argparse
     from pathlib import Path
 
@@ -297,11 +299,11 @@ def test_inert_values_beside_the_weights_can_be_read(tmp_path):
              "n": np.int64(3), "w": torch.ones(2)}  # fmt: skip
     for zipped in (True, False):
         torch.save(notes, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
-        found = read(str(tmp_path / "a.pt"))
-        assert (found["args"].lr, found["loss"], found["n"]) == (1, 0.5, 3)
+        content = read(str(tmp_path / "a.pt"))
+        assert (content["args"].lr, content["loss"], content["n"]) == (1, 0.5, 3)
 
 
-def test_the_kind_of_a_file_shows_in_its_content(tmp_path):
+def test_file_format_is_detected_from_the_content(tmp_path):
     import safetensors.torch
 
     state = made("simple-unet")
@@ -314,8 +316,10 @@ def test_the_kind_of_a_file_shows_in_its_content(tmp_path):
 def test_names_of_another_system_are_recognised(tmp_path):
     torch.save({"model": made("denoising-diffusion-pytorch-1d")}, tmp_path / "net.pt")
     with pytest.raises(ConfigError) as caught:
-        bring("denoising-diffusion-pytorch", str(tmp_path / "net.pt"), None, None, None, {})
+        read_checkpoint(
+            "denoising-diffusion-pytorch", str(tmp_path / "net.pt"), None, None, None, {}
+        )
     assert str(caught.value) == (
-        f"file={tmp_path / 'net.pt'}: holds no network of denoising-diffusion-pytorch; its names "
-        "are those of another system: set source=denoising-diffusion-pytorch-1d"
+        f"file={tmp_path / 'net.pt'}: contains no network of denoising-diffusion-pytorch; its "
+        "names are those of another system: set source=denoising-diffusion-pytorch-1d"
     )

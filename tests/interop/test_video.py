@@ -1,4 +1,4 @@
-"""Video networks of other systems give the numbers that those systems gave."""
+"""Imported video networks reproduce the recorded outputs of their systems."""
 
 import pytest
 import torch
@@ -24,23 +24,23 @@ SMALL = {"dim": 8, "dim_mults": (1, 2), "channels": 2, "attn_heads": 2, "attn_di
 
 
 def split(content):
-    """The parts of a file."""
+    """Return the parts of a file."""
     return unwrap(content, VIDEO, find(VIDEO).anchors)
 
 
 def import_case(name: str):
-    """The network of a case in eval mode, what the case says, and its arrays."""
+    """Return the network of a case in eval mode, its metadata and its arrays."""
     meta, arrays = load_case(name)
     net = import_network(CASES[name], meta["kwargs"], filled(meta["state_dict"]))
     return net.eval(), meta, arrays
 
 
 def weights_of(source: str = VIDEO, **kwargs) -> dict[str, Tensor]:
-    """Weights by the original's names, of a network that we built for its arguments."""
+    """Return the weights, with the original's names, of a network of ours for its arguments."""
     original = find(source)
     arguments = {**original.defaults, **SMALL, **kwargs}
-    ours = original.describe(arguments, {}).build().state_dict()
-    return filled((original.theirs(name), value.shape) for name, value in ours.items())
+    ours = original.from_kwargs(arguments, {}).build().state_dict()
+    return filled((original.map_to(name), value.shape) for name, value in ours.items())
 
 
 def noise(*shape: int) -> Tensor:
@@ -52,8 +52,8 @@ def noise(*shape: int) -> Tensor:
 def test_reference_case(name):
     net, meta, arrays = import_case(name)
     assert sum(p.numel() for p in net.parameters()) == meta["parameters"]
-    told = {"cond": arrays["cond"]} if "cond" in arrays else {}
-    assert relative_error(net(arrays["x"], arrays["t"], **told), arrays["out"]) < 1e-4
+    cond = {"cond": arrays["cond"]} if "cond" in arrays else {}
+    assert relative_error(net(arrays["x"], arrays["t"], **cond), arrays["out"]) < 1e-4
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def test_null_conditions_and_guidance_are_the_originals():
 
 
 @torch.no_grad()
-def test_probabilities_are_of_samples():
+def test_probabilities_apply_per_sample():
     net = import_network(VIDEO, {**SMALL, "cond_dim": 3}, weights_of(cond_dim=3)).eval()
     x, t, cond = noise(4, 2, 3, 2, 2), torch.arange(4), noise(4, 3)
     torch.manual_seed(1)
@@ -121,26 +121,26 @@ def test_diffphycon_has_frames_before_channels():
         ({"resnet_groups": 4, "block_type": "resnet"}, {}),
     ],
 )
-def test_arguments_arrive_and_weights_show_them(source, kwargs, shown):
+def test_arguments_are_used_and_can_be_inferred(source, kwargs, shown):
     original, weights = find(source), weights_of(source, **kwargs)
     seen = {"init_dim": 8, "out_dim": 2, "init_kernel_size": 7, "use_sparse_linear_attn": True}
     inferred = original.infer(weights)
     assert inferred == {"cond_dim": None, **SMALL, **seen, **shown}
     arguments = {**original.defaults, **SMALL, **kwargs}
-    described = original.describe(arguments, weights)
-    again = original.describe({**arguments, **inferred}, weights)
-    assert (again.channels, again.out_channels) == (described.channels, described.out_channels)
-    assert again.size == described.size == (1, *(2 ** (len(arguments["dim_mults"]) - 1),) * 2)
-    assert described.options == {**again.options, "init_dim": kwargs.get("init_dim")}
-    assert described.options["focus_init"] is False
+    spec = original.from_kwargs(arguments, weights)
+    again = original.from_kwargs({**arguments, **inferred}, weights)
+    assert (again.channels, again.out_channels) == (spec.channels, spec.out_channels)
+    assert again.size == spec.size == (1, *(2 ** (len(arguments["dim_mults"]) - 1),) * 2)
+    assert spec.options == {**again.options, "init_dim": kwargs.get("init_dim")}
+    assert spec.options["focus_init"] is False
     assert isinstance(import_network(source, {**SMALL, **kwargs}, weights), VideoNetwork)
 
 
-def test_what_the_two_systems_differ_in():
-    described = [
-        find(name).describe({**find(name).defaults, "dim": 8}, {}) for name in CASES.values()
+def test_differences_between_the_two_systems():
+    spec = [
+        find(name).from_kwargs({**find(name).defaults, "dim": 8}, {}) for name in CASES.values()
     ]
-    conv3d, factorised, _ = described
+    conv3d, factorised, _ = spec
     assert (conv3d.channels, factorised.channels) == (6, 3)
     assert conv3d.options["conv"] == "full" and factorised.options["conv"] == "factorised"
     assert conv3d.options["block_norm"] == "group" and factorised.options["block_norm"] == "rms"
@@ -149,14 +149,14 @@ def test_what_the_two_systems_differ_in():
 
 
 @pytest.mark.parametrize("name", ["unet3d_factorised", "unet3d_factorised_group"])
-def test_all_names_come_here_and_go_back(name):
+def test_all_names_map_to_ours_and_back(name):
     net, meta, _ = import_case(name)
     original, network = find(CASES[name]), net.network
-    back = {original.theirs(key): list(value.shape) for key, value in network.state_dict().items()}
+    back = {original.map_to(key): list(value.shape) for key, value in network.state_dict().items()}
     fixed = {key: list(value.shape) for key, value in _fixed_entries(network).items()}
     assert {**back, **fixed} == {key: shape for key, shape in meta["state_dict"]}
-    assert {original.ours(key) for key in fixed} == {""}
-    assert all(original.ours(original.theirs(key)) == key for key in network.state_dict())
+    assert {original.map_from(key) for key in fixed} == {""}
+    assert all(original.map_from(original.map_to(key)) == key for key in network.state_dict())
 
 
 @torch.no_grad()
@@ -177,20 +177,17 @@ def test_stored_frequencies_change_nothing():
         (
             VIDEO,
             {"init_kernel_size": 5},
-            "state_dict.init_conv.weight=[8,2,1,7,7]: the network that kwargs describe has the "
-            "shape [8,2,1,5,5] there",
+            "state_dict.init_conv.weight=[8,2,1,7,7]: the network has the shape [8,2,1,5,5] there",
         ),
         (
             DIFFPHYCON,
             {},
-            "state_dict.init_conv.weight=[8,2,1,7,7]: the network that kwargs describe has the "
-            "shape [8,2,7,7,7] there",
+            "state_dict.init_conv.weight=[8,2,1,7,7]: the network has the shape [8,2,7,7,7] there",
         ),
         (
             VIDEO,
             {"cond_dim": 2},
-            "state_dict.downs.0.0.mlp.1.weight=[16,32]: the network that kwargs describe has "
-            "the shape [16,34] there",
+            "state_dict.downs.0.0.mlp.1.weight=[16,32]: the network has the shape [16,34] there",
         ),
     ],
 )
@@ -216,30 +213,36 @@ def test_split_a_file_of_diffphycons_trainer(wrapper):
     tables = {"betas": torch.linspace(0.1, 0.2, 10)}
     model = {**tables, **_under("model.", raw)}
     average = {**tables, **_under("model.", ema)}
-    kept = {
+    state = {
         **_under("online_model.", model),
         **_under("ema_model.", average),
         "initted": torch.tensor(True),
         "step": torch.tensor(30),
     }
-    data = {"step": 30, "model": _under(wrapper, model), "opt": {}, "ema": kept, "scaler": None}
+    data = {
+        "step": 30,
+        "model": _under(wrapper, model),
+        "opt": {},
+        "ema": state,
+        "scaler": None,
+    }
     parts = split(data)
     assert parts.step == 30
     assert _same(parts.raw, raw) and _same(parts.ema, ema) and _same(parts.buffers, tables)
 
 
-def test_split_bare_weights_and_what_is_neither():
+def test_split_bare_weights_and_invalid_content():
     raw = weights_of()
     parts = split(raw)
     assert _same(parts.raw, raw) and parts.ema is None and parts.buffers == {}
     assert parts.step is None
     with pytest.raises(ConfigError) as error:
         split({"model": {"conv.weight": torch.zeros(1)}})
-    line = "file: holds no network of video-diffusion-pytorch"
+    line = "file: contains no network of video-diffusion-pytorch"
     assert str(error.value) == line
 
 
-def test_imported_networks_are_trained_on():
+def test_imported_networks_can_be_trained():
     net = import_network(VIDEO, SMALL, weights_of())
     assert isinstance(net.network, UNet3D) and net.training
     net(noise(2, 2, 3, 2, 2), torch.tensor([1, 2])).square().mean().backward()
@@ -257,26 +260,26 @@ def _same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("source", "usual"),
+    ("source", "default"),
     [(VIDEO, cosine(num_steps=40, max_beta=0.9999)), ("diffphycon", sigmoid(num_steps=40))],
 )
-def test_the_schedule_is_that_of_the_files_betas(source, usual):
-    def told(betas):
+def test_the_schedule_is_that_of_the_files_betas(source, default):
+    def schedule(betas):
         return find(source).process({}, Parts({}, buffers={"betas": betas.float()})).schedule
 
-    theirs = told(usual.betas)
-    assert theirs["num_steps"] == 40
-    assert theirs["_target_"].endswith("cosine" if source == VIDEO else "sigmoid")
-    assert told(linear(num_steps=200).betas) == {
+    node = schedule(default.betas)
+    assert node["num_steps"] == 40
+    assert node["_target_"].endswith("cosine" if source == VIDEO else "sigmoid")
+    assert schedule(linear(num_steps=200).betas) == {
         "_target_": "ddpm.diffusion.linear",
         "num_steps": 200,
     }
     with pytest.raises(ConfigError, match=r"schedule: the 30 betas of the file, .* add schedule="):
-        told(torch.linspace(0.001, 0.5, 30))
+        schedule(torch.linspace(0.001, 0.5, 30))
     assert find(source).process({}, Parts({})).schedule["num_steps"] == 1000
 
 
-def test_loss_weights_of_another_objective_are_not_taken_for_the_noise():
+def test_loss_weights_of_another_objective_are_rejected():
     buffers = {"betas": sigmoid(num_steps=40).betas.float(), "loss_weight": torch.rand(40)}
     with pytest.raises(ConfigError, match=r"objective: .*add objective="):
         find("diffphycon").process({}, Parts({}, buffers=buffers))

@@ -1,4 +1,4 @@
-"""Sampling with given entries: they stay, the network sees them clean, the rest follows them."""
+"""Sampling with conditioning entries: they stay clean, the others follow their distribution."""
 
 import math
 
@@ -19,12 +19,12 @@ BOTH = CHANNELS | PLACES
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("mask", [CHANNELS, PLACES, BOTH])
 @pytest.mark.parametrize("learned", [False, True])
-def test_given_entries_are_clean_at_every_step_and_kept_bit_for_bit(sampler, mask, learned):
+def test_conditioning_entries_stay_equal_at_every_step(sampler, mask, learned):
     variance = {"variance": "learned_range", "loss": "hybrid"} if learned else {}
     process = GaussianDiffusion(cosine(num_steps=50), PredV(), mask, **variance)
-    known, x = 3 * normal(0)(torch.empty(2, 2, 3, 4))  # beyond the bounds, which clip the rest
+    condition, x = 3 * normal(0)(torch.empty(2, 2, 3, 4))  # beyond the bounds, which clip the rest
     where = mask.expand(3, 4)
-    seen, told = [], []
+    seen, states = [], []
 
     def network(x_t, time):
         seen.append(x_t)
@@ -35,39 +35,41 @@ def test_given_entries_are_clean_at_every_step_and_kept_bit_for_bit(sampler, mas
         Denoiser(network, process),
         x,
         randn_like=normal(1),
-        condition=known,
-        on_step=lambda done, total, x: told.append(x),
+        condition=condition,
+        on_step=lambda done, total, x: states.append(x),
     )
     assert out.shape == x.shape
-    assert len(seen) == len(told) == len(sampler.timesteps(49))
-    for each in (*seen, *told, out):
-        assert torch.equal(each[:, where], known[:, where])
+    assert len(seen) == len(states) == len(sampler.timesteps(49))
+    for each in (*seen, *states, out):
+        assert torch.equal(each[:, where], condition[:, where])
     assert torch.equal(seen[0][:, ~where], x[:, ~where])
     assert out[:, ~where].abs().max() <= 1
-    assert (out[:, ~where] - known[:, ~where]).abs().min() > 0
+    assert (out[:, ~where] - condition[:, ~where]).abs().min() > 0
 
 
-def test_what_known_has_elsewhere_does_not_count():
+def test_other_entries_of_the_condition_are_ignored():
     process = GaussianDiffusion(cosine(num_steps=50), PredV(), BOTH)
-    known, x, other = normal(2)(torch.empty(3, 2, 3, 4))
+    condition, x, other = normal(2)(torch.empty(3, 2, 3, 4))
     denoiser = Denoiser(
         lambda x_t, time: process.conditioning_mask.select_generated(torch.sin(x_t)), process
     )
     first, second = (
         DDPM(steps=10).sample(denoiser, x, randn_like=normal(3), condition=clean)
-        for clean in (known, torch.where(BOTH, known, other))
+        for clean in (condition, torch.where(BOTH, condition, other))
     )
     assert torch.equal(first, second)
 
 
-def test_a_walk_in_two_parts_keeps_them_too():
+def test_sampling_in_two_parts_keeps_the_conditioning_entries():
     process = GaussianDiffusion(cosine(num_steps=50), PredV(), PLACES)
-    known, x = normal(4)(torch.empty(2, 2, 3, 4))
+    condition, x = normal(4)(torch.empty(2, 2, 3, 4))
     denoiser = Denoiser(lambda x_t, time: torch.sin(x_t), process)
-    whole = DDIM(steps=50).sample(denoiser, x, randn_like=normal(5), condition=known)
-    half = DDIM(steps=50).sample(denoiser, x, randn_like=normal(5), condition=known, stop=20)
-    assert torch.equal(half[:, PLACES], known[:, PLACES])
-    rest = DDIM(steps=50).sample(denoiser, half, randn_like=normal(5), condition=known, start=20)
+    whole = DDIM(steps=50).sample(denoiser, x, randn_like=normal(5), condition=condition)
+    half = DDIM(steps=50).sample(denoiser, x, randn_like=normal(5), condition=condition, stop=20)
+    assert torch.equal(half[:, PLACES], condition[:, PLACES])
+    rest = DDIM(steps=50).sample(
+        denoiser, half, randn_like=normal(5), condition=condition, start=20
+    )
     assert torch.equal(rest, whole)
 
 
@@ -75,10 +77,10 @@ def test_a_walk_in_two_parts_keeps_them_too():
 def test_a_condition_and_a_conditioning_mask_require_each_other(mask):
     process = GaussianDiffusion(cosine(num_steps=50), PredV(), mask)
     x = torch.zeros(2, 3, 4)
-    known = x if mask is None else None
+    condition = x if mask is None else None
     with pytest.raises(AssertionError, match="a condition is required if and only if"):
         DDIM(steps=2).sample(
-            Denoiser(lambda x_t, time: x_t, process), x, randn_like=normal(6), condition=known
+            Denoiser(lambda x_t, time: x_t, process), x, randn_like=normal(6), condition=condition
         )
 
 
@@ -86,7 +88,7 @@ MU, SIGMA = (0.2, -0.3), (0.5, 0.7)
 
 
 class Pair:
-    """Two correlated Gaussians, and the network that knows the second given the first.
+    """Two correlated Gaussians, and the ideal network for the second given the first.
 
     The first stands in entry ``first`` of a sample and is given, the second in ``second``.
     """
@@ -96,12 +98,12 @@ class Pair:
         self.slope = correlation * SIGMA[1] / SIGMA[0]
         self.left = SIGMA[1] ** 2 * (1 - correlation**2)
 
-    def mean(self, given):
-        """Of the second, given the first."""
-        return MU[1] + self.slope * (given - MU[0])
+    def mean(self, first):
+        """Return the mean of the second entry for values of the first."""
+        return MU[1] + self.slope * (first - MU[0])
 
     def network(self, x_t, time):
-        """E[second | its x_t, the first] in both entries, as a network without given channels."""
+        """Return E[second | its x_t, the first] in both entries."""
         a, s = self.schedule.signal_noise(int(time[0]))
         mean = self.mean(x_t[self.first])
         gain = a * self.left / (a**2 * self.left + s**2)
@@ -118,7 +120,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("correlation", [0.9, -0.6, 0.0])
 @pytest.mark.parametrize("sampler", [DDPM(), DDPM(variance="fixed_large"), DDIM(steps=150)])
-def test_what_is_drawn_follows_what_is_given(layout, correlation, sampler):
+def test_generated_entries_follow_the_conditional_distribution(layout, correlation, sampler):
     mask, first, second = LAYOUTS[layout]
     schedule = cosine(num_steps=200)
     pair = Pair(schedule, correlation, first, second)
@@ -129,19 +131,19 @@ def test_what_is_drawn_follows_what_is_given(layout, correlation, sampler):
         return answer if layout == "channels" else answer.expand(COUNT, 2).unsqueeze(1)
 
     denoiser = Denoiser(network, GaussianDiffusion(schedule, PredX0(), mask), clip="none")
-    known = normal(7)(torch.empty(shape))
-    known[first] = MU[0] + SIGMA[0] * known[first]
+    condition = normal(7)(torch.empty(shape))
+    condition[first] = MU[0] + SIGMA[0] * condition[first]
     x = normal(8)(torch.empty(shape))
-    out = sampler.sample(denoiser, x, randn_like=normal(9), condition=known)
-    given, drawn = (out[part].double().flatten() for part in (first, second))
-    assert torch.equal(given, known[first].double().flatten())
+    out = sampler.sample(denoiser, x, randn_like=normal(9), condition=condition)
+    conditions, generated = (out[part].double().flatten() for part in (first, second))
+    assert torch.equal(conditions, condition[first].double().flatten())
     std = math.sqrt(pair.left)
-    rest = drawn - pair.mean(given)
+    rest = generated - pair.mean(conditions)
     # Five standard errors, and what the steps leave out.
     error = 5 / math.sqrt(COUNT)
     assert abs(rest.mean().item()) < error * std
     assert rest.std().item() == pytest.approx(std, rel=error / math.sqrt(2) + 0.02)
-    of_given = (rest * (given - MU[0])).mean().item() / (std * SIGMA[0])
-    assert abs(of_given) < error
-    assert drawn.mean().item() == pytest.approx(MU[1], abs=2 * error * SIGMA[1])
-    assert drawn.std().item() == pytest.approx(SIGMA[1], rel=2 * error + 0.01)
+    dependence = (rest * (conditions - MU[0])).mean().item() / (std * SIGMA[0])
+    assert abs(dependence) < error
+    assert generated.mean().item() == pytest.approx(MU[1], abs=2 * error * SIGMA[1])
+    assert generated.std().item() == pytest.approx(SIGMA[1], rel=2 * error + 0.01)

@@ -1,4 +1,4 @@
-"""Samplers on a Gaussian whose perfect denoiser is a formula: law, order of convergence."""
+"""Samplers with Gaussian data and the ideal denoiser: distribution, order of convergence."""
 
 import math
 
@@ -14,7 +14,7 @@ NUM_STEPS = 200
 
 
 def law(oracle, pairs, fixed_large):
-    """Mean and variance of each element of what ancestral sampling gives, by its recursion."""
+    """Return mean and variance of each element of ancestral samples, by recursion."""
     alpha_bar = [*oracle.schedule.alpha_bar.tolist(), 1.0]  # [-1] is clean
     mu, var = oracle.mu.double().numpy(), oracle.sigma.double().numpy() ** 2
     mean, spread = np.zeros_like(mu), np.ones_like(mu)
@@ -31,7 +31,7 @@ def law(oracle, pairs, fixed_large):
 
 
 def standardised(oracle, samples):
-    """Every element's samples minus its mean, by its standard deviation."""
+    """Return the samples standardized per element."""
     return ((samples - oracle.mu) / oracle.sigma).double().flatten()
 
 
@@ -40,12 +40,12 @@ def standardised(oracle, samples):
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_ddpm_reaches_the_data(shape, objective, variance):
     oracle = Oracle(linear(num_steps=NUM_STEPS), shape)
-    denoiser, asked = oracle.denoiser(objective)
+    denoiser, times = oracle.denoiser(objective)
     randn_like = normal(11)
     x = randn_like(torch.empty(800, *shape))
     sampler = DDPM(variance=variance)
     z = standardised(oracle, sampler.sample(denoiser, x, randn_like=randn_like))
-    assert asked == list(range(NUM_STEPS - 1, -1, -1))
+    assert times == list(range(NUM_STEPS - 1, -1, -1))
     # Five standard errors around the chain's own law, which itself lies near the data's.
     mean, spread = law(oracle, sampler.timesteps(NUM_STEPS - 1), variance == "fixed_large")
     bias = (mean - oracle.mu.numpy()) / oracle.sigma.numpy()
@@ -60,8 +60,8 @@ def test_ddpm_reaches_the_data(shape, objective, variance):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("steps", [1, 7, 50])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_ddpm_in_few_steps_has_the_law_of_its_recursion(shape, steps, variance):
-    """Far from the data's law in so few steps: every element's mean and spread tell."""
+def test_ddpm_in_few_steps_has_the_moments_of_its_recursion(shape, steps, variance):
+    """Few steps miss the data distribution: mean and variance of each element are compared."""
     oracle = Oracle(cosine(num_steps=NUM_STEPS), shape)
     denoiser, _ = oracle.denoiser("pred_v", variance=variance)  # the process's choice holds
     randn_like = normal(12)
@@ -118,10 +118,10 @@ def test_ddim_converges_to_the_flow_at_order_1(shape, objective, spacing):
 def test_ddim_in_all_steps_is_near_the_flow(shape):
     T = 1000
     oracle = Oracle(linear(num_steps=T), shape)
-    denoiser, asked = oracle.denoiser("pred_v")
+    denoiser, times = oracle.denoiser("pred_v")
     x = normal(16)(torch.empty(4, *shape))
     ours = DDIM(steps=T).sample(denoiser, x, randn_like=normal(0))
-    assert asked == list(range(T - 1, -1, -1))
+    assert times == list(range(T - 1, -1, -1))
     a, s = oracle.schedule.signal_noise(0)
     exact, _ = oracle.predict(oracle.flow(x, T - 1, 0), a, s)
     torch.testing.assert_close(ours, exact, rtol=0, atol=0.01)

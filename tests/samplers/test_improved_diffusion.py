@@ -1,4 +1,4 @@
-"""DDIM steps forwards and backwards against improved-diffusion's, on its own grids."""
+"""DDIM steps in both directions compared with improved-diffusion, on its grids."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.reference_cases import relative_error
 
 
 def rows(name):
-    """Of each sample: its number, denoiser, x_t, and its steps t, s and the one after t."""
+    """Yield per sample: index, denoiser, x_t, and the timesteps t, s and the next above t."""
     case = iddpm_case(name)
     for row in range(len(case.t)):
         answer = case["model_output"][row : row + 1]
@@ -20,7 +20,7 @@ def rows(name):
 
 
 def float32_noise(case, step):
-    """What sqrt(1 - alpha_bar) is off by where alpha_bar is rounded first, as the original does.
+    """Error of sqrt(1 - alpha_bar) if alpha_bar is rounded first, as in the original.
 
     Wrong in its third digit where the step is small. With the same rounding ours is the same.
     """
@@ -32,22 +32,22 @@ def float32_noise(case, step):
 def test_ddim(name):
     for case, row, denoiser, x_t, (t, s, _) in rows(name):
         steps = "ddim50" if name == "respaced" else None
-        asked = []
+        times = []
         out = DDIM(steps=steps).sample(
             denoiser,
             x_t,
             randn_like=torch.randn_like,
             start=t,
             stop=s,
-            on_step=lambda done, total, x, asked=asked: asked.append(total),
+            on_step=lambda done, total, x, times=times: times.append(total),
         )
-        assert asked == [1]  # the grid goes from t straight to s
+        assert times == [1]  # the grid goes from t straight to s
         out = out + float32_noise(case, s) * denoiser(x_t, t).eps
         assert relative_error(out[0], case["ddim_prev"][row]) < 1e-5, row
 
 
 class OneStep(DDIM):
-    """Undoes a single step, wherever it lies."""
+    """A sampler that inverts a single step."""
 
     pair = (0, -1)
 
@@ -73,7 +73,7 @@ def test_ddim_backwards(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_ancestral_step(name):
-    """Mean and standard deviation, by a noise of zeros and one of ones."""
+    """Return mean and standard deviation, from noises of zeros and of ones."""
     steps = "ddim50" if name == "respaced" else None
     for case, row, denoiser, x_t, (t, s, _) in rows(name):
         mean, above = (

@@ -1,4 +1,4 @@
-"""DDIM backwards: the noise from which the deterministic walk gives the data back."""
+"""DDIM inversion: the noise from which deterministic sampling yields the data."""
 
 from itertools import pairwise
 
@@ -38,7 +38,7 @@ def data(oracle, count=8):
 
 
 def round_trip(oracle, sampler, start, refine, objective="pred_v"):
-    """The largest error of x0 after there and back."""
+    """Return the largest error of x0 after inversion and sampling."""
     denoiser, _ = oracle.denoiser(objective)
     x0 = data(oracle)
     noise = sampler.invert(denoiser, x0, start=start, refine=refine)
@@ -49,10 +49,10 @@ def round_trip(oracle, sampler, start, refine, objective="pred_v"):
 @pytest.mark.parametrize("start", [T - 1, 500])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_there_and_back_is_where_it_began(schedule, sampler, start):
+def test_inversion_and_sampling_return_the_data(schedule, sampler, start):
     oracle = Oracle(SCHEDULES[schedule], (2, 8))
     errors = [round_trip(oracle, SAMPLERS[sampler], start, refine) for refine in (0, 1, 3, 6)]
-    assert errors[0] > 0.02  # the plain inversion of Song et al. is no inverse in 50 steps
+    assert errors[0] > 0.02  # the plain inversion of Song et al. is not an inverse in 50 steps
     assert errors[1] < errors[0] / 5
     assert errors[2] < 2e-4
     assert errors[3] < 1e-5
@@ -60,7 +60,7 @@ def test_there_and_back_is_where_it_began(schedule, sampler, start):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("spacing", ["uniform", "trailing"])
-def test_in_few_steps_it_takes_more_refining(schedule, spacing):
+def test_few_steps_require_more_refinement(schedule, spacing):
     oracle, sampler = Oracle(SCHEDULES[schedule], (2, 8)), DDIM(steps=10, spacing=spacing)
     errors = [round_trip(oracle, sampler, T - 1, refine) for refine in (0, 1, 3, 6, 12)]
     assert all(after < before / 1.5 for before, after in pairwise(errors))
@@ -68,30 +68,30 @@ def test_in_few_steps_it_takes_more_refining(schedule, spacing):
 
 
 @pytest.mark.parametrize("objective", ["pred_noise", "pred_x0", "pred_v"])
-def test_whatever_is_predicted(objective):
+def test_inversion_with_every_objective(objective):
     oracle = Oracle(linear(num_steps=T), (1, 4, 4))
     assert round_trip(oracle, DDIM(steps=50), T - 1, 6, objective) < 1e-4
 
 
-def test_without_refining_it_is_song_et_als():
-    """x_t of the belief at the step below, with its noise kept."""
+def test_without_refinement_it_is_the_inversion_of_song_et_al():
+    """Return x_t from the prediction at the lower end of the step, with the same noise."""
     oracle = Oracle(cosine(num_steps=T), (2, 8))
-    denoiser, asked = oracle.denoiser("pred_v")
+    denoiser, times = oracle.denoiser("pred_v")
     sampler = DDIM(steps=20)
     x = data(oracle)
     ours = sampler.invert(denoiser, x, start=600, refine=0)
     pairs = sampler.timesteps(600)[::-1]
-    assert asked == [pairs[0][0], *(s for _, s in pairs[1:])]
+    assert times == [pairs[0][0], *(s for _, s in pairs[1:])]
     a, s = oracle.schedule.signal_noise(pairs[0][0])
     x = a * x + s * denoiser(a * x, pairs[0][0]).eps
     for t, below in pairs[1:]:
-        belief = denoiser(x, below)
+        prediction = denoiser(x, below)
         a, s = oracle.schedule.signal_noise(t)
-        x = a * belief.x0 + s * belief.eps
+        x = a * prediction.x0 + s * prediction.eps
     torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
 
 
-def test_in_many_steps_it_is_the_flow():
+def test_many_steps_converge_to_the_flow():
     oracle = Oracle(linear(num_steps=T), (2, 8))
     denoiser, _ = oracle.denoiser("pred_v")
     x0 = data(oracle)
@@ -104,24 +104,24 @@ def test_in_many_steps_it_is_the_flow():
 
 def test_calls_are_counted_and_the_last_guess_is_the_result():
     oracle = Oracle(cosine(num_steps=T), (1, 4))
-    denoiser, asked = oracle.denoiser("pred_v")
-    told = []
+    denoiser, times = oracle.denoiser("pred_v")
+    calls = []
     out = DDIM(steps=5).invert(
         denoiser,
         data(oracle),
         start=700,
         refine=2,
-        on_step=lambda done, total, x: told.append((done, total, x)),
+        on_step=lambda done, total, x: calls.append((done, total, x)),
     )
-    assert [pair[:2] for pair in told] == [(i + 1, 15) for i in range(15)]
-    assert told[-1][2] is out
+    assert [pair[:2] for pair in calls] == [(i + 1, 15) for i in range(15)]
+    assert calls[-1][2] is out
     nodes = [t for t, _ in reversed(DDIM(steps=5).timesteps(700))]
     below = [nodes[0], *nodes[:-1]]
     expected = [[low, t, t] for low, t in zip(below, nodes, strict=True)]
-    assert asked == [t for calls in expected for t in calls]
+    assert times == [t for calls in expected for t in calls]
 
 
-def test_labels_and_guidance_are_undone_too():
+def test_inversion_with_labels_and_guidance():
     process = GaussianDiffusion(cosine(num_steps=T), PredV())
     seen = []
 
@@ -143,7 +143,7 @@ def test_labels_and_guidance_are_undone_too():
 
 
 @pytest.mark.parametrize("steps", [20, "ddim20"])
-def test_given_entries_stay_clean_on_the_way(steps):
+def test_conditioning_entries_stay_clean_during_inversion(steps):
     mask = torch.tensor([[True], [False]])
     process = GaussianDiffusion(cosine(num_steps=T), PredV(), mask)
     x0 = 0.5 * normal(3)(torch.empty(3, 2, 6))
@@ -156,7 +156,7 @@ def test_given_entries_stay_clean_on_the_way(steps):
     denoiser = Denoiser(network, process, clip="none")
     noise = DDIM(steps=steps).invert(denoiser, x0, start=800, refine=12)
     back = DDIM(steps=steps).sample(denoiser, noise, randn_like=normal(0), start=800, condition=x0)
-    assert all(torch.equal(given, x0[:, :1]) for given in seen)
+    assert all(torch.equal(each, x0[:, :1]) for each in seen)
     assert torch.equal(noise[:, :1], x0[:, :1])
     assert (noise[:, 1:] - x0[:, 1:]).abs().max() > 0.1
     torch.testing.assert_close(back, x0, rtol=0, atol=1e-4)

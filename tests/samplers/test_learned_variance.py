@@ -1,4 +1,4 @@
-"""Ancestral sampling with a variance that the network says."""
+"""Ancestral sampling with a learned variance."""
 
 import math
 
@@ -26,15 +26,15 @@ def process(schedule, variance="learned_range", mask=None):
 
 
 def limits(schedule, t, s):
-    """The posterior's variance and the forward step's."""
+    """Return the variances of the posterior and of the forward step."""
     at, as_ = (schedule.alpha_bar[step].item() for step in (t, s))
     return (1 - at / as_) * (1 - as_) / (1 - at), 1 - at / as_
 
 
 @pytest.mark.parametrize(("t", "s"), [(199, 198), (150, 50), (20, 0), (1, 0)])
 @pytest.mark.parametrize("spatial", [(), (6,), (3, 4)])
-def test_a_step_has_the_variance_that_the_network_says(t, s, spatial):
-    """On respaced pairs the range is that of the pair; every entry has its own."""
+def test_a_step_has_the_learned_variance(t, s, spatial):
+    """With respaced steps the range is that of the step; each entry has its own variance."""
     schedule = linear(num_steps=T)
     x_t, x0, fresh = normal(0)(torch.empty(3, 4, 2, *spatial))
     small, large = limits(schedule, t, s)
@@ -76,7 +76,7 @@ def test_the_ends_of_the_range_are_the_fixed_variances(spread, kind, steps):
 
 
 def exact_denoiser(oracle, pairs):
-    """One that knows E[x0 | x_t], and the variance of x_s given x_t, for the pairs (t, s)."""
+    """Return the ideal denoiser: E[x0 | x_t], and the variance of x_s given x_t."""
     before = dict(pairs)
 
     def network(x_t, time):
@@ -96,7 +96,7 @@ def exact_denoiser(oracle, pairs):
 
 @pytest.mark.parametrize("steps", [4, 20, "ddim50"])
 def test_the_right_variance_reaches_gaussian_data_in_any_number_of_steps(steps):
-    """The reverse steps of Gaussian data are Gaussian: x_0 has its law exactly, x0 all but."""
+    """The reverse steps of Gaussian data are Gaussian: x_0 is exact, x0 almost."""
     oracle = Oracle(linear(num_steps=T, beta_end=0.03), SHAPE)
     sampler, count = DDPM(steps=steps), 20000
     pairs = sampler.timesteps(T - 1)
@@ -117,7 +117,7 @@ def test_the_right_variance_reaches_gaussian_data_in_any_number_of_steps(steps):
             assert (other.double().std(0) / narrow - 1).abs().min() > 0.02, kind
 
 
-def test_ddim_has_no_use_for_a_learned_variance():
+def test_ddim_ignores_a_learned_variance():
     x = normal(5)(torch.empty(2, *SHAPE))
     schedule = cosine(num_steps=T)
 
@@ -131,7 +131,7 @@ def test_ddim_has_no_use_for_a_learned_variance():
         assert torch.equal(ours, sampler.sample(plain, x, randn_like=normal(6)))
 
 
-def test_under_guidance_the_noise_is_that_of_the_class_asked_for():
+def test_guidance_uses_the_variance_of_the_requested_class():
     schedule = cosine(num_steps=T)
 
     def network(x_t, time, y):
@@ -149,8 +149,8 @@ def test_under_guidance_the_noise_is_that_of_the_class_asked_for():
         np.testing.assert_allclose((above - mean)[row], math.exp(-shift / 2), rtol=1e-5)
 
 
-def test_with_given_channels_the_variance_is_of_the_others():
-    """What a step adds to given channels is undone; the others get what was said of them."""
+def test_learned_variance_with_conditioning_channels():
+    """Conditioning channels are restored after a step; the others have the learned variance."""
     mask = torch.tensor([[True], [False], [False]])
     diffusion = process(cosine(num_steps=T), "learned", mask)
     assert diffusion.output_channels(3) == 4
@@ -159,7 +159,7 @@ def test_with_given_channels_the_variance_is_of_the_others():
     def network(x_t, time):
         return torch.cat([0 * x_t[:, 1:], log.expand(len(x_t), 2, 5)], dim=1)
 
-    known = normal(7)(torch.empty(2, 3, 5))
+    condition = normal(7)(torch.empty(2, 3, 5))
     mean, above = (
         DDPM(steps=20).sample(
             Denoiser(network, diffusion),
@@ -167,10 +167,10 @@ def test_with_given_channels_the_variance_is_of_the_others():
             randn_like=fresh,
             start=50,
             stop=49,
-            condition=known,
+            condition=condition,
         )
         for fresh in (torch.zeros_like, torch.ones_like)
     )
-    assert torch.equal(above[:, 0], known[:, 0])
+    assert torch.equal(above[:, 0], condition[:, 0])
     np.testing.assert_allclose((above - mean)[:, 1], 0.5, rtol=1e-5)
     np.testing.assert_allclose((above - mean)[:, 2], 0.2, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""What the update rules compute in one step, and what the loop hands on between them."""
+"""Update rules in a single step, and the state that the loop passes between steps."""
 
 import math
 
@@ -25,7 +25,7 @@ ONE, ZERO = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float
 
 
 def update(sampler, schedule, t, s, x0, eps, fresh):
-    """x_s for a belief in x0 and eps, with ``fresh`` as the step's noise."""
+    """Return x_s for predicted x0 and eps, with ``fresh`` as the noise of the step."""
     denoiser = Denoiser(lambda x, time: x, GaussianDiffusion(schedule, PredX0()))
     a, noise = schedule.signal_noise(t)
     x_t = a * x0 + noise * eps
@@ -34,7 +34,7 @@ def update(sampler, schedule, t, s, x0, eps, fresh):
 
 @pytest.mark.parametrize("make", [linear, cosine, sigmoid])
 def test_coefficients_of_every_rule_for_pairs_near_and_far(make):
-    """x_s is linear in (x0, eps, fresh noise): each coefficient is its paper's."""
+    """x_s is linear in (x0, eps, fresh noise), with the coefficients of the paper."""
     schedule = make(num_steps=60)
     alpha_bar = schedule.alpha_bar.tolist()
     for t in range(1, 60, 7):
@@ -59,14 +59,14 @@ def test_coefficients_of_every_rule_for_pairs_near_and_far(make):
 
 
 @pytest.mark.parametrize("sampler", [DDPM(), DDPM(variance="fixed_large"), DDIM(), DDIM(eta=1.0)])
-def test_the_last_step_gives_the_believed_x0_without_noise(sampler):
+def test_the_last_step_returns_the_predicted_x0_without_noise(sampler):
     x0 = torch.tensor([0.25, -0.5], dtype=torch.float64)
     for t in (0, 5, 19):
         out = update(sampler, cosine(num_steps=20), t, -1, x0, x0 + 1, 100 * x0)
         assert torch.equal(out, x0)
 
 
-def test_variance_of_the_process_holds_unless_the_sampler_has_its_own():
+def test_sampler_variance_overrides_that_of_the_process():
     schedule = linear(num_steps=50)
     small, large = 0.0, 0.0
     for own, expected in ((None, "fixed_large"), ("fixed_small", "fixed_small")):
@@ -78,11 +78,11 @@ def test_variance_of_the_process_holds_unless_the_sampler_has_its_own():
         small, large = process.posterior_variance(30, 20), process.step_variance(30, 20)
         expected = {"fixed_small": small, "fixed_large": large}[expected]
         assert out.item() == pytest.approx(math.sqrt(expected), rel=1e-12)
-    assert large / small > 1.1  # far enough apart to be told from each other
+    assert large / small > 1.1  # far enough apart to be distinguished
 
 
-def test_ddim_with_eta_1_stays_real_where_alpha_bar_is_all_but_1():
-    """The share of noise that is kept is 1e-30 here, and rounding takes it below 0."""
+def test_ddim_with_eta_1_is_finite_where_alpha_bar_is_almost_1():
+    """The variance of the reused noise is 1e-30, and rounding makes it negative."""
     schedule = sigmoid(num_steps=1000, tau=0.1)
     process = GaussianDiffusion(schedule, PredX0())
     denoiser = Denoiser(lambda x, time: torch.zeros_like(x), process)
@@ -94,9 +94,9 @@ def test_ddim_with_eta_1_stays_real_where_alpha_bar_is_all_but_1():
 
 
 @pytest.mark.parametrize("sampler", [DDPM(steps=5), DDIM(steps=5), DDPM(), DDIM(steps=5, eta=1.0)])
-def test_the_first_question_is_at_start(sampler):
+def test_the_first_network_call_is_at_start(sampler):
     oracle = Oracle(cosine(num_steps=100), (1, 4))
-    denoiser, asked = oracle.denoiser("pred_v")
+    denoiser, inputs = oracle.denoiser("pred_v")
     x = normal(1)(torch.empty(2, 1, 4))
     done = []
     sampler.sample(
@@ -106,16 +106,16 @@ def test_the_first_question_is_at_start(sampler):
         start=37,
         on_step=lambda i, n, x0: done.append((i, n, x0.shape)),
     )
-    assert asked[0] == 37
-    assert asked == [t for t, _ in sampler.timesteps(37)]
-    assert done == [(i + 1, len(asked), x.shape) for i in range(len(asked))]
-    asked.clear()
+    assert inputs[0] == 37
+    assert inputs == [t for t, _ in sampler.timesteps(37)]
+    assert done == [(i + 1, len(inputs), x.shape) for i in range(len(inputs))]
+    inputs.clear()
     sampler.sample(denoiser, x, randn_like=normal(2))
-    assert asked[0] == 99
+    assert inputs[0] == 99
 
 
 @pytest.mark.parametrize("sampler", [DDPM(), DDIM(steps=100), DDIM(steps=100, eta=0.4)])
-def test_a_walk_in_two_parts_is_the_whole_walk(sampler):
+def test_sampling_in_two_parts_equals_sampling_at_once(sampler):
     oracle = Oracle(cosine(num_steps=100), (1, 4))
     denoiser, _ = oracle.denoiser("pred_noise")
     x = normal(1)(torch.empty(2, 1, 4))
@@ -127,13 +127,13 @@ def test_a_walk_in_two_parts_is_the_whole_walk(sampler):
     assert torch.equal(rest, whole)
 
 
-def test_the_walk_hands_each_belief_to_the_next_question():
+def test_each_prediction_is_passed_to_the_next_call():
     process = GaussianDiffusion(cosine(num_steps=30), PredX0(), self_condition=True)
-    asked, known, answers, told = [], [], [], []
+    inputs, previous, answers, states = [], [], [], []
 
     def network(x_t, time, x_self_cond):
-        asked.append(x_t)
-        known.append(x_self_cond)
+        inputs.append(x_t)
+        previous.append(x_self_cond)
         answers.append(x_t * 2 + 0.1)
         return answers[-1]
 
@@ -141,14 +141,14 @@ def test_the_walk_hands_each_belief_to_the_next_question():
         Denoiser(network, process, clip="static"),
         normal(4)(torch.empty(2, 1, 5)),
         randn_like=normal(5),
-        on_step=lambda done, total, x: told.append(x),
+        on_step=lambda done, total, x: states.append(x),
     )
-    assert len(asked) == len(told) == 4
-    assert not known[0].any()
+    assert len(inputs) == len(states) == 4
+    assert not previous[0].any()
     for i in range(3):
-        assert torch.equal(known[i + 1], answers[i].clamp(-1, 1))
-        assert torch.equal(told[i], asked[i + 1])
-    assert told[3] is result
+        assert torch.equal(previous[i + 1], answers[i].clamp(-1, 1))
+        assert torch.equal(states[i], inputs[i + 1])
+    assert states[3] is result
     assert any((answer.abs() > 1).any() for answer in answers[:3])
 
 
@@ -188,13 +188,13 @@ def test_labels_reach_the_network():
         ),
     ],
 )
-def test_refused(make, line):
+def test_invalid_options_are_rejected(make, line):
     with pytest.raises(ConfigError) as caught:
         make()
     assert str(caught.value) == line
 
 
-def test_a_whole_ddim_run_of_denoising_diffusion_pytorch():
+def test_a_complete_ddim_run_of_denoising_diffusion_pytorch():
     meta, case = load_case("unet_ddim")
     weights = filled(meta["state_dict"])
     network = import_network("denoising-diffusion-pytorch", meta["kwargs"], weights).eval()

@@ -1,4 +1,4 @@
-"""Time grids: they chain, they have the asked length, they are the originals'."""
+"""Timestep grids: chaining, length and comparison with the originals."""
 
 from itertools import pairwise
 from typing import get_args
@@ -19,7 +19,7 @@ SPACINGS = get_args(Spacing)
 @pytest.mark.parametrize(
     ("start", "stop"), [(49, -1), (30, -1), (0, -1), (49, 0), (49, 7), (20, 19)]
 )
-def test_pairs_chain_from_start_to_stop_in_the_asked_number_of_steps(spacing, start, stop):
+def test_steps_connect_start_and_stop_in_the_requested_number(spacing, start, stop):
     for steps in range(1, 51):
         pairs = DDPM(steps=steps, spacing=spacing).timesteps(start, stop)
         assert len(pairs) == min(steps, start - stop)
@@ -39,44 +39,44 @@ def test_all_steps_by_default_for_ddpm_and_100_for_ddim(spacing):
     assert DDIM(spacing=spacing).timesteps(49) == everything[-50:]
 
 
-def test_where_start_and_stop_are_one_there_is_nothing_to_do():
+def test_equal_start_and_stop_give_no_steps():
     assert DDPM(steps=5).timesteps(10, 10) == []
 
 
 def as_option(sections):
-    """improved-diffusion's argument as the option ``steps``."""
+    """Return improved-diffusion's argument as the option ``steps``."""
     if isinstance(sections, list):
         return tuple(sections)
     return sections if sections.startswith("ddim") else tuple(map(int, sections.split(",")))
 
 
-def asked(pairs):
-    """The steps that the network is asked about, rising."""
+def called(pairs):
+    """Return the timesteps of the network calls, ascending."""
     return [t for t, _ in reversed(pairs)]
 
 
-def test_respacing_is_improved_diffusions():
+def test_respacing_matches_improved_diffusion():
     meta, _ = load_case("iddpm_respacing")
     assert [sections for _, sections, _ in meta["cases"]] == [
         *("10,15,20", "ddim250", "ddim50", [25], [100], "1")
     ]
-    for num_steps, sections, kept in meta["cases"]:
+    for num_steps, sections, expected in meta["cases"]:
         option = as_option(sections)
-        assert respaced_timesteps(num_steps, option) == kept
+        assert respaced_timesteps(num_steps, option) == expected
         pairs = DDPM(steps=option).timesteps(num_steps - 1)
-        assert asked(pairs) == kept
-        assert pairs[-1] == (kept[0], -1)
+        assert called(pairs) == expected
+        assert pairs[-1] == (expected[0], -1)
         assert all(before[1] == after[0] for before, after in pairwise(pairs))
         if isinstance(option, tuple) and len(option) == 1 and option != (1,):
             (count,) = option  # a single section is a plain number
-            assert asked(DDPM(steps=count).timesteps(num_steps - 1)) == kept
+            assert called(DDPM(steps=count).timesteps(num_steps - 1)) == expected
     # But for one step: the original's asks at step 0 about pure noise, ours at T-1.
     assert DDPM(steps=1).timesteps(999) == [(999, -1)]
     assert DDPM(steps=(1,)).timesteps(999) == [(0, -1)]
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "option", "kept"),
+    ("num_steps", "option", "expected"),
     [
         (10, (3, 2), [0, 2, 4, 5, 9]),
         (11, (2, 2, 2), [0, 3, 4, 7, 8, 10]),  # the first sections take what is left over
@@ -88,14 +88,14 @@ def test_respacing_is_improved_diffusions():
         (10, "ddim10", list(range(10))),
     ],
 )
-def test_respacing_by_hand(num_steps, option, kept):
-    assert respaced_timesteps(num_steps, option) == kept
-    assert asked(DDIM(steps=option, spacing="trailing").timesteps(num_steps - 1)) == kept
+def test_respacing_by_hand(num_steps, option, expected):
+    assert respaced_timesteps(num_steps, option) == expected
+    assert called(DDIM(steps=option, spacing="trailing").timesteps(num_steps - 1)) == expected
 
 
 @pytest.mark.parametrize("option", ["ddim10", (4, 5, 6), (25,)])
 @pytest.mark.parametrize("T", [50, 100])
-def test_a_respaced_walk_between_two_steps_visits_the_nodes_between(option, T):
+def test_respacing_between_two_timesteps_visits_those_between(option, T):
     nodes = respaced_timesteps(T, option)
     for start in range(T - 1):
         for stop in range(-1, start):
@@ -103,7 +103,7 @@ def test_a_respaced_walk_between_two_steps_visits_the_nodes_between(option, T):
             expected = [stop, *(node for node in nodes if stop < node < start), start]
             assert [*(s for _, s in reversed(pairs)), pairs[0][0]] == expected
     whole = DDIM(steps=option).timesteps(T - 1, num_steps=T)
-    assert asked(whole) == nodes  # pure noise is taken to be at the highest of them
+    assert called(whole) == nodes  # pure noise is taken to be at the highest of them
 
 
 @pytest.mark.parametrize(
@@ -122,25 +122,25 @@ def test_a_respaced_walk_between_two_steps_visits_the_nodes_between(option, T):
         (2, (1, 1, 1), "steps=[1,1,1]: section 3 has only 0 steps; request at most 0"),
     ],
 )
-def test_respacings_that_do_not_fit_the_process(num_steps, option, line):
+def test_respacings_that_do_not_fit_the_process_are_rejected(num_steps, option, line):
     with pytest.raises(ConfigError) as caught:
         DDIM(steps=option).timesteps(num_steps - 1)
     assert str(caught.value) == line
 
 
-NO_NUMBER = "invalid value; expected a number, ddim50, or sections such as [10,15,20]"
+INVALID = "invalid value; expected a number, ddim50, or sections such as [10,15,20]"
 
 
 @pytest.mark.parametrize(
     ("option", "line"),
     [
-        *((word, f"steps={word}: {NO_NUMBER}") for word in ("ddim0", "ddim", "50", "ddim5x")),
+        *((word, f"steps={word}: {INVALID}") for word in ("ddim0", "ddim", "50", "ddim5x")),
         ((), "steps=[]: must be sections of at least 1 step each"),
         ((3, 0), "steps=[3,0]: must be sections of at least 1 step each"),
         (0, "steps=0: must be at least 1; null = the default"),
     ],
 )
-def test_steps_that_no_process_has(option, line):
+def test_invalid_steps_are_rejected(option, line):
     for sampler in (DDPM, DDIM):
         with pytest.raises(ConfigError) as caught:
             sampler(steps=option)
@@ -150,14 +150,14 @@ def test_steps_that_no_process_has(option, line):
 @pytest.mark.parametrize("num_steps", [50, 1000])
 def test_uniform_rounds_ties_as_improved_diffusion_does(num_steps):
     for count in range(2, num_steps + 1):
-        stride, position, kept = (num_steps - 1) / (count - 1), 0.0, []
+        stride, position, expected = (num_steps - 1) / (count - 1), 0.0, []
         for _ in range(count):
-            kept.append(round(position))
+            expected.append(round(position))
             position += stride
-        assert spaced_timesteps(0, num_steps - 1, count, "uniform") == kept, count
+        assert spaced_timesteps(0, num_steps - 1, count, "uniform") == expected, count
 
 
-def test_trailing_is_denoising_diffusion_pytorchs():
+def test_trailing_matches_denoising_diffusion_pytorch():
     meta, _ = load_case("unet_ddim")
     pairs = DDIM(steps=meta["sampling_timesteps"], spacing="trailing").timesteps(999)
     assert [pairs[0][0], *(s for _, s in pairs)] == meta["times"]
@@ -192,7 +192,7 @@ def test_quadratic_is_denser_near_the_data():
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize(("first", "last"), [(0, 49), (7, 49), (3, 3), (5, 6)])
-def test_spaced_are_different_integers_from_first_to_last(spacing, first, last):
+def test_spaced_timesteps_are_distinct_and_ascending(spacing, first, last):
     assert spaced_timesteps(first, last, 1, spacing) == [last]
     for count in range(2, last - first + 2):
         nodes = spaced_timesteps(first, last, count, spacing)

@@ -1,4 +1,4 @@
-"""Walks from pure noise on schedules that end in it: the law of the data, finite everywhere."""
+"""Sampling with zero terminal SNR: the distribution of the data, and finite values."""
 
 import math
 
@@ -30,26 +30,26 @@ SAMPLERS = {
 @pytest.mark.parametrize("make", [linear, cosine, sigmoid])
 @pytest.mark.parametrize("objective", ["pred_v", "pred_x0"])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_from_pure_noise_to_the_data(make, objective, name):
+def test_sampling_from_pure_noise_reaches_the_data(make, objective, name):
     oracle = Oracle(make(num_steps=T, zero_terminal_snr=True), (2, 4))
-    denoiser, asked = oracle.denoiser(objective)
-    told = []
+    denoiser, times = oracle.denoiser(objective)
+    finite = []
     samples = SAMPLERS[name].sample(
         denoiser,
         normal(0)(torch.empty(COUNT, 2, 4)),
         randn_like=normal(1),
-        on_step=lambda done, total, x: told.append(bool(torch.isfinite(x).all())),
+        on_step=lambda done, total, x: finite.append(bool(torch.isfinite(x).all())),
     )
-    assert asked[0] == T - 1
-    assert all(told)
+    assert times[0] == T - 1
+    assert all(finite)
     z = ((samples - oracle.mu) / oracle.sigma).double()
     error = 5 / math.sqrt(COUNT)
     assert z.mean(0).abs().max() < error + 0.005
     assert (z.std(0) - 1).abs().max() < error / math.sqrt(2) + 0.05
 
 
-def test_the_brightness_is_right_where_a_plain_schedule_leaves_signal_at_T():
-    """What Lin et al. mend: the walk begins with noise alone, which is told from a dark x_T."""
+def test_mean_brightness_is_correct_with_zero_terminal_snr():
+    """The flaw that Lin et al. correct: sampling starts from pure noise, unlike x_T in training."""
     off = {}
     for zero in (False, True):
         schedule = linear(num_steps=T, beta_end=0.004, zero_terminal_snr=zero)
@@ -62,7 +62,7 @@ def test_the_brightness_is_right_where_a_plain_schedule_leaves_signal_at_T():
 
 
 @pytest.mark.parametrize("sampler", [DDIM(steps=1), DDPM(steps=1), DDIM(steps=5), DDPM(steps=5)])
-def test_few_steps_and_guidance_stay_finite(sampler):
+def test_few_steps_with_guidance_are_finite(sampler):
     process = GaussianDiffusion(cosine(num_steps=T, zero_terminal_snr=True), PredV())
 
     def network(x_t, time, y):
