@@ -1,7 +1,12 @@
-"""Progress bars that also suit a log file, and words that do not break them."""
+"""Console output: the logger ``ddpm`` and progress bars.
+
+Messages up to INFO go to the output stream, NOTICE and above to the error stream, all above any
+progress bar. ``logging.getLogger("ddpm").setLevel("WARNING")`` silences a notebook.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,28 +14,89 @@ from typing import Any
 
 from tqdm import tqdm
 
-_recordings: list[list[str]] = []
+NOTICE = 25
+"""Level of messages on the error stream that are not warnings."""
+logger = logging.getLogger("ddpm")
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes records through tqdm, to the streams of the moment.
+
+    ``tqdm.contrib.logging`` has a handler of this kind for a single stream.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; warnings and errors begin with the name of their level."""
+        try:
+            stream = sys.stdout if record.levelno <= logging.INFO else sys.stderr
+            level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+            tqdm.write(f"{level}{self.format(record)}", file=stream)
+            stream.flush()
+        except Exception:
+            self.handleError(record)
+
+
+class _Recorder(logging.Handler):
+    """Collects the messages of warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Add the message of a record."""
+        self.messages.append(record.getMessage())
+
+
+def _configure() -> None:
+    """Give the logger its handler, unless the program has configured the logger already."""
+    logging.addLevelName(NOTICE, "NOTICE")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(_ConsoleHandler())
+        logger.propagate = False
+
+
+_configure()
+
+
+class _Bar(tqdm):
+    """A bar that messages neither erase nor draw before its delay has passed."""
+
+    def clear(self, *args: Any, **kwargs: Any) -> None:
+        """Erase the bar from the screen."""
+        if self._is_visible():
+            super().clear(*args, **kwargs)
+
+    def refresh(self, *args: Any, **kwargs: Any) -> None:
+        """Draw the bar."""
+        if self._is_visible():
+            super().refresh(*args, **kwargs)
+
+    def _is_visible(self) -> bool:
+        return not self.disable and self.last_print_t >= self.start_t + self.delay
 
 
 def progress(
     total: int, what: str, unit: str, *, initial: int = 0, shown: bool = True, leave: bool = True
 ) -> tqdm:
-    """A bar on the error stream with the rate and the time that is left.
+    """Return a progress bar on the error stream with the rate and the remaining time.
 
-    In a terminal it moves twice a second; in a file it writes a line every ten seconds. It shows
-    up once a second has passed, so short work stays silent.
+    In a terminal and in a notebook it is updated twice per second, in a log file every ten
+    seconds. It appears after one second, so that short work prints nothing.
 
     Args:
-        total: units in all.
-        what: the work, for the bar's head.
-        unit: what is counted.
+        total: number of units.
+        what: name of the work.
+        unit: name of a unit.
         initial: units that were done before.
-        shown: False on all processes but the main one.
+        shown: False for no bar, as on all processes but the main one.
         leave: False to remove the bar at its end.
     """
-    terminal = sys.stderr.isatty()
+    terminal = sys.stderr.isatty() or "ipykernel" in sys.modules
     seconds = 0.5 if terminal else 10.0
-    return tqdm(
+    return _Bar(
         total=total,
         initial=initial,
         desc=what,
@@ -55,48 +121,39 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 36_000 else f"{seconds / 3600:.0f} h"
 
 
-def warn(message: str) -> None:
-    """Say on the error stream that something is not as it should be."""
-    note(f"warning: {message}")
-    for messages in _recordings:
-        messages.append(message)
-
-
 @contextmanager
 def recording() -> Iterator[list[str]]:
-    """Collect the warnings of the block: the error stream alone may have no reader."""
-    messages: list[str] = []
-    _recordings.append(messages)
+    """Collect the warnings of the block, since nobody may read the error stream."""
+    recorder = _Recorder()
+    logger.addHandler(recorder)
     try:
-        yield messages
+        yield recorder.messages
     finally:
-        _recordings[:] = [each for each in _recordings if each is not messages]
+        logger.removeHandler(recorder)
+
+
+def info(message: str) -> None:
+    """Print a message on the output stream."""
+    logger.info("%s", message)
 
 
 def note(message: str) -> None:
-    """Say something on the error stream, above any bar."""
-    for bar in getattr(tqdm, "_instances", ()):
-        bar.delay = 0.0  # it shows up now, and has to end its line when it is closed
-    tqdm.write(message, file=sys.stderr)
+    """Print a message on the error stream."""
+    logger.log(NOTICE, "%s", message)
 
 
-def echo(message: str) -> None:
-    """Print a line on the output stream."""
-    print(message, flush=True)
+def warn(message: str) -> None:
+    """Print a warning on the error stream."""
+    logger.warning("%s", message)
 
 
-def tell(message: str) -> None:
-    """Print a line on the error stream."""
-    print(message, file=sys.stderr, flush=True)
-
-
-def say(accelerator: Any, message: str) -> None:
-    """Print a line on the output stream, once for all processes."""
+def info_once(accelerator: Any, message: str) -> None:
+    """Print a message on the output stream, on the main process only."""
     if accelerator.is_main_process:
-        echo(message)
+        info(message)
 
 
-def warn_once(accelerator: Any, lines: Iterable[str]) -> None:
-    """Print warnings on the error stream, once for all processes."""
-    for line in lines if accelerator.is_main_process else ():
-        warn(line)
+def warn_once(accelerator: Any, messages: Iterable[str]) -> None:
+    """Print warnings on the error stream, on the main process only."""
+    for message in messages if accelerator.is_main_process else ():
+        warn(message)

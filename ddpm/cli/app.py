@@ -46,7 +46,7 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
                     _compose(config_name, command)
         except Stopped as stopped:
             if str(stopped) and os.environ.get("RANK", "0") == "0":
-                _tell(config_name, str(stopped))
+                _report(config_name, str(stopped))
             if any(thread.name == BUSY for thread in threading.enumerate()):
                 # Python would take apart what a library still works with.
                 sys.stdout.flush()
@@ -79,7 +79,7 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
         except ConfigError as error:
             if os.environ.get("DDPM_DEBUG"):
                 traceback.print_exc()
-            _tell(config_name, str(error))
+            _report(config_name, str(error))
             failures.append(error)
             if os.getpid() != starter and not sweeps.keeps_table(config_name):
                 raise  # else the process that started the sweep would not know
@@ -92,7 +92,7 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
         with _obeying():
             sys.argv[1:] = _prepared(config_name, typed)
     except ConfigError as error:
-        _tell(config_name, str(error))
+        _report(config_name, str(error))
         sys.exit(1)
     status = 0
     try:
@@ -107,10 +107,10 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
             raise
         if os.environ.get("DDPM_DEBUG"):
             raise
-        _tell(config_name, explaining.explain(config_name, error, typed))
+        _report(config_name, explaining.explain(config_name, error, typed))
         sys.exit(1)
     except OSError as error:  # of Hydra, which makes the folder of a sweep
-        _tell(config_name, f"{error.filename or 'out'}: {error.strerror}; choose another out=")
+        _report(config_name, f"{error.filename or 'out'}: {error.strerror}; choose another out=")
         sys.exit(1)
     except Exception:  # a launcher that misses jobs which were told to stop
         if not sweeps.is_stopping():
@@ -147,6 +147,7 @@ def readable(argument: str, arguments: list[str]) -> str:
 def _prepared(config_name: str, arguments: list[str]) -> list[str]:
     """Return the arguments for Hydra; of a sweep, say where its jobs write."""
     from ddpm.cli import sweep_options, sweep_outputs, sweeps, workers
+    from ddpm.console import info
 
     workers.refuse_sweeps(arguments)
     prepared = sweeps.placed(config_name, sweeps.prepared(config_name, arguments))
@@ -154,7 +155,8 @@ def _prepared(config_name: str, arguments: list[str]) -> list[str]:
         prepared, places = sweep_outputs.separated(config_name, prepared)
         if places and any(a.endswith(sweep_options.SWEEPER) for a in prepared):
             places = [f"{places[0].rstrip(':')}, with its number"]  # some may become one job
-        print("\n".join(places), end="\n" if places else "", flush=True)
+        if places:
+            info("\n".join(places))
     return prepared
 
 
@@ -241,7 +243,10 @@ def _call(command: Command, options: dict[str, Any]) -> float | None:
         raise ConfigError(str(error.filename or "out"), None, problem) from error
 
 
-def _tell(config_name: str, message: str) -> None:
+def _report(config_name: str, message: str) -> None:
+    """Print the last line of a command that failed or stopped."""
+    from ddpm.console import note
+
     if os.environ.get("RANK", "0") != "0":
-        time.sleep(5)  # where the first process says the same, the launcher ends us meanwhile
-    print(f"ddpm-{config_name}: {message}", file=sys.stderr)
+        time.sleep(5)  # if the first process prints the same, the launcher ends this one meanwhile
+    note(f"ddpm-{config_name}: {message}")

@@ -37,7 +37,7 @@ def export(
     """Write the file, and beside it what else loading it takes."""
     import safetensors.torch
 
-    from ddpm.console import warn
+    from ddpm.console import info, warn
     from ddpm.interop.files import write
     from ddpm.training import checkpoint
 
@@ -62,7 +62,7 @@ def export(
             write(folder / beside, (json.dumps(arguments, indent=1) + "\n").encode())
     about = "our names; its metadata hold the config"
     about = about if ours else f"{beside} has the arguments of its network"
-    print(f"done: {target} ({about})", flush=True)
+    info(f"done: {target} ({about})")
 
 
 @contextmanager

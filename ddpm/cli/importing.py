@@ -47,6 +47,7 @@ def bring(
     data: Node | None = None,
 ) -> None:
     """Read the checkpoint, say what it is, and write a run with one checkpoint."""
+    from ddpm.console import info
     from ddpm.interop.checkpoint_import import read_checkpoint
     from ddpm.training import checkpoint
     from ddpm.training.checkpoint import CheckpointMetadata
@@ -73,7 +74,7 @@ def bring(
     config = {"seed": 0, **paths.stored(config_with_defaults(config))}
     facts = _facts(found, config, size, given_channels, cond_frames, data)
     _check(config, facts, found)
-    print("\n".join(_told(found, config, facts, source)), flush=True)
+    info("\n".join(_told(found, config, facts, source)))
     came = {"source": source, "file": Path(file).name, "recipe": recipe}
     metadata = CheckpointMetadata(
         ddpm=__version__, config=config, data=facts.state(), step=taken, came=came
@@ -92,7 +93,7 @@ def bring(
         weights = {"raw": found.raw, "ema": found.ema}
         checkpoint.save(place / checkpoint.FOLDER, metadata, **weights, state=state)
         folder = _settle(place, Path(out, wanted), name is None)
-    print(f"done: {folder}\nsample it with: ddpm-sample ckpt={folder}", flush=True)
+    info(f"done: {folder}\nsample it with: ddpm-sample ckpt={folder}")
 
 
 def _facts(

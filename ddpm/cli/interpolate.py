@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ddpm.cli import app
-from ddpm.console import say, warn_once
+from ddpm.console import info_once, warn_once
 from ddpm.errors import require
 
 
@@ -58,7 +58,7 @@ def interpolate(
         default=f"interpolation-{label(sampler)}-t-{t}-{mode}-seed-{seed}",
         samples=codec.output_names(formats),
     ) as folder:
-        say(trained.accelerator, f"drawing {num_frames} frames from t={t} into {folder.path}")
+        info_once(trained.accelerator, f"drawing {num_frames} frames from t={t} into {folder.path}")
         walks = -(-num_frames // batch_size)
         if mode == "ddim":
             walks += (generation.REFINE + 1) * sum(not isinstance(end, int) for end in read)
@@ -82,7 +82,7 @@ def interpolate(
             codec.picture(frames, columns=num_frames).save(folder.aside / "strip.png")
             if mode == "ddim":
                 _tell_of_ends(trained, read, frames)
-    say(trained.accelerator, f"done: {folder.path} (look at strip.png)")
+    info_once(trained.accelerator, f"done: {folder.path} (look at strip.png)")
     trained.accelerator.end_training()
 
 
@@ -93,7 +93,7 @@ def _tell_of_ends(trained: Any, ends: tuple[Any, Any], frames: Any) -> None:
         if not isinstance(end, int):
             x, y = (codec.encode(raw.unsqueeze(0)) for raw in (end, frame))
             far = float((x - y).square().mean().sqrt()) / 2
-            say(trained.accelerator, f"{key} came back within {far:.2%} of the range (rms)")
+            info_once(trained.accelerator, f"{key} came back within {far:.2%} of the range (rms)")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli import app
-from ddpm.console import say
+from ddpm.console import info_once
 from ddpm.errors import require
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def sample(
         samples=codec.output_names([*singly, *jointly]),
     ) as folder:
         said = f"drawing {num_samples} samples of step {step} into {folder.path}"
-        say(trained.accelerator, said)
+        info_once(trained.accelerator, said)
         film = Trajectory(codec, calls) if trajectory else None
         shard = Shard(trained.accelerator, num_samples, batch_size, calls=calls, single_items=True)
         mine, total, kept = shard.indices, shard.calls, []
@@ -101,7 +101,7 @@ def sample(
             for each in jointly:
                 codec.write(raw, folder.aside, format=each, labels=labels)
             _draw(trained.facts, raw[:GRID], wanted, film, folder.aside)
-    say(trained.accelerator, f"done: {folder.path} (look at {look})")
+    info_once(trained.accelerator, f"done: {folder.path} (look at {look})")
     trained.accelerator.end_training()
 
 

@@ -9,7 +9,6 @@ is marked as swept, and a sweeper of ours leaves options out of the jobs that la
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
 
 from ddpm.config.location import config_dir
+from ddpm.console import info
 
 SWEEPER = "hydra_plugins.ddpm_sweeper.ChoiceSweeper"
 
@@ -129,9 +129,8 @@ def _report(lacking: dict[tuple[str, ...], set[str]], combinations: int, jobs: i
         names = [one for one in group if one not in others] or [
             " ".join(one for one in choices if one not in everywhere) for choices in without
         ]
-        print(f"{key}: not an option of {', '.join(dict.fromkeys(names))}; left out there")
+        info(f"{key}: not an option of {', '.join(dict.fromkeys(names))}; left out there")
     if jobs < combinations:
-        print(
+        info(
             f"{combinations} combinations are {jobs} jobs: the others differ in such options alone"
         )
-    sys.stdout.flush()

@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -26,7 +25,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import read_write
 
 from ddpm.cli import invocation, sweep_options
-from ddpm.console import warn
+from ddpm.console import info, note, warn
 from ddpm.errors import ConfigError, Stopped, require
 from ddpm.files import expand, replacing
 from ddpm.outputs import JOB_RECORD
@@ -157,7 +156,7 @@ def recorded(
     except Stopped as stopped:
         if os.getpid() == starter:
             raise
-        print(f"job {place.name}: {str(stopped) or 'stopped'}", file=sys.stderr)
+        note(f"job {place.name}: {str(stopped) or 'stopped'}")
     return None
 
 
@@ -224,7 +223,7 @@ def conclude() -> int:
     if own.place is None or not rows:
         return 0
     written = table.write(rows, own.place)
-    print("\n".join([table.summary(rows), *written]), flush=True)
+    info("\n".join([table.summary(rows), *written]))
     ends = {job.status for job in rows}
     stopped = "stopped" in ends or (own.told and "failed" in ends)  # maybe before they could say so
     return STOPPED_STATUS if stopped else int("failed" in ends)

@@ -11,7 +11,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 from ddpm import streams
 from ddpm.cli import invocation
+from ddpm.console import note
 from ddpm.errors import ConfigError, Stopped, require
 from ddpm.lifetime import (
     HELD,
@@ -278,7 +278,7 @@ def _explained(error: Any, processes: int) -> BaseException:
         if kind == WorkerStopped.__name__:
             return Stopped(line)
         trace = str(told.get("extraInfo", {}).get("py_callstack", ""))
-        print(f"process {rank}:\n{trace}", file=sys.stderr, flush=True)
+        note(f"process {rank}:\n{trace}")
         what = f"process {rank} failed, see above: {told['message']}"
     elif failure.exitcode < 0:
         what = f"process {rank} was ended by {signal.Signals(-failure.exitcode).name}"

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ddpm.console import say
+from ddpm.console import info_once
 from ddpm.errors import require
 from ddpm.lifetime import THREADS_SHARED
 
@@ -128,7 +128,7 @@ def _automatic(
         alone = stored == 1 or not _others_are_busy(accelerator)
         slow = "" if alone else "; other processes are busy: threads=1 may be faster"
         if stored < most or not alone:
-            say(accelerator, f"threads: {stored} of {most}, as in training{slow}")
+            info_once(accelerator, f"threads: {stored} of {most}, as in training{slow}")
         return Choice(stored, metadata.seconds_per_step)
     if most == 1:
         return Choice(1)
@@ -155,7 +155,7 @@ def _tried(trial: Trial, most: int, accelerator: Accelerator) -> Choice:
         measured[threads] = seconds
     best = fastest(measured)
     busy = load.is_busy and accelerator.num_processes == 1  # else they are our own
-    say(accelerator, described(measured, most, trial.unit, busy=busy))
+    info_once(accelerator, described(measured, most, trial.unit, busy=busy))
     return Choice(best, measured[best])
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ddpm.console import duration, echo
+from ddpm.console import duration, info
 from ddpm.distributed.sharding import Shard
 from ddpm.evaluation.partial_results import PartialResults
 from ddpm.generation import SamplingPipeline
@@ -105,4 +105,4 @@ class Estimate:
 
     def _print(self, line: str) -> None:
         if self.main:
-            echo(line)
+            info(line)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ddpm.config.registry import config_with_defaults_if_known
-from ddpm.console import echo, say, warn
+from ddpm.console import info, info_once, warn
 from ddpm.distributed import devices
 from ddpm.distributed.consensus import wait_for_all
 from ddpm.distributed.main_process import broadcast
@@ -78,7 +78,7 @@ class Comparison:
         """Evaluate the runs, and write their table into a folder."""
         names, reports = _names(places), []
         for number, place in enumerate(places, 1):
-            say(accelerator, f"run {number} of {len(places)}: {place}")
+            info_once(accelerator, f"run {number} of {len(places)}: {place}")
             evaluation, trained = self._evaluate(place, first=number == 1)
             if accelerator.is_main_process:
                 reports.append(replace(_read_report(evaluation, trained), run=names[place]))
@@ -102,7 +102,7 @@ class Comparison:
             folder, _ = job.evaluate_model(evaluator, trained, self.weights)
             return folder, trained
         line = f"was evaluated with these options, see {folder} (delete it to evaluate again)"
-        say(trained.accelerator, line)
+        info_once(trained.accelerator, line)
         return folder, trained
 
     def _write(self, reports: list[Report], folder: OutputFolder) -> float:
@@ -111,8 +111,8 @@ class Comparison:
         ranked = write_comparison(folder.aside / "report.html", reports, sort_by=metric)
         for warning in comparability_warnings(reports):
             warn(warning)
-        echo(_table(ranked))
-        echo(f"done: {folder.path} (report.html)")
+        info(_table(ranked))
+        info(f"done: {folder.path} (report.html)")
         return next(m.value for m in ranked[0].metrics if m.name == metric)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from accelerate import Accelerator
 
 from ddpm import instantiate
-from ddpm.console import echo, say, tell, warn, warn_once
+from ddpm.console import info, info_once, note, warn, warn_once
 from ddpm.distributed import cpu_threads
 from ddpm.distributed.consensus import wait_for_all
 from ddpm.distributed.output import agreed, check, writing
@@ -226,7 +226,7 @@ class EvaluationJob:
         def claim() -> bool:
             if not locks:
                 locks.append(Lock(folder.path / partial_results.FOLDER))
-                locks[0].acquire("out", tell)
+                locks[0].acquire("out", note)
             continued = partial_results.is_unfinished(folder.path, request)
             if not continued:
                 stored = partial_results.PartialResults(folder.path / partial_results.FOLDER)
@@ -238,7 +238,7 @@ class EvaluationJob:
             with writing(accelerator, COMMAND, self._files, out=out, default=default) as folder:
                 continued = agreed(accelerator, claim)
                 line = "continuing the unfinished evaluation in" if continued else "results go to"
-                say(accelerator, f"{line} {folder.path}")
+                info_once(accelerator, f"{line} {folder.path}")
                 record = EvaluationRecord(folder, request, main=accelerator.is_main_process)
                 with _cleared_at_end(record, accelerator):
                     yield record
@@ -267,8 +267,8 @@ class EvaluationJob:
         folder.publish()
         for metric in result.metrics:
             error = "" if metric.error is None else f" +- {metric.error:.4g}"
-            echo(f"{metric.name:12} {metric.value:.6g}{error}")
-        echo(f"done: {folder.path} (report.html, evaluation.json)")
+            info(f"{metric.name:12} {metric.value:.6g}{error}")
+        info(f"done: {folder.path} (report.html, evaluation.json)")
 
 
 @contextmanager

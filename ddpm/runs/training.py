@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from ddpm import instantiate
 from ddpm.config import paths
 from ddpm.config.text import to_yaml
-from ddpm.console import recording, say, tell, warn_once
+from ddpm.console import info_once, note, recording, warn_once
 from ddpm.data.spec import DataSpec
 from ddpm.distributed import cpu_threads, devices
 from ddpm.distributed.consensus import main_first, wait_for_all
@@ -122,7 +122,7 @@ class _Training:
         lock = Lock(run.path)
         try:
             if accelerator.is_main_process:
-                lock.acquire(planned.key, tell)
+                lock.acquire(planned.key, note)
             wait_for_all(accelerator)
             if planned.path is not None and not planned.exists:
                 # Another process may have begun it before we had the lock.
@@ -146,18 +146,18 @@ class _Training:
         pending &= missing(run, trainer.step)
         if trainer.step >= trainer.max_steps and not pending:
             done = f"{run.path} is done: {trainer.step} steps; add trainer.max_steps=..."
-            say(accelerator, done)
+            info_once(accelerator, done)
             return _outcome(run, trainer)
         with _events(run, trainer):
             _begin(run, planned, trainer, self._latest(run))
-            say(accelerator, _summary(trainer, objects.facts, run, planned.chosen))
+            info_once(accelerator, _summary(trainer, objects.facts, run, planned.chosen))
             expected = timing.line()
             if expected:
-                say(accelerator, expected)
+                info_once(accelerator, expected)
             self._fit(run, planned, objects, choice)
         wait_for_all(accelerator)  # all leave together
-        say(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
-        say(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
+        info_once(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
+        info_once(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
         accelerator.end_training()
         return _outcome(run, trainer)
 
@@ -232,7 +232,7 @@ def _begin(run: Run, planned: Plan, trainer: Trainer, latest: Path) -> None:
     """Write the config and the first event, and remove what was logged after the checkpoint."""
     accelerator = trainer.accelerator
     for key, (old, new) in planned.changed.items():
-        say(accelerator, f"{key}: {old} until step {trainer.step}, from now on {new}")
+        info_once(accelerator, f"{key}: {old} until step {trainer.step}, from now on {new}")
     if accelerator.is_main_process:
         run.create(to_yaml(paths.stored(planned.config)), latest)
         run.rewind(trainer.step)
