@@ -1,4 +1,4 @@
-"""Configs whose losses are the same quantity, so that a lower one is a better one."""
+"""Comparison of configs: losses are comparable if they measure the same quantity."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ddpm.errors import render
 from ddpm.nested import flat
 
 GROUPS = ("objective", "schedule", "diffusion", "data")
-# Options of these groups that leave the quantity the same: what the network is given beside x_t,
-# how samples are drawn, where data lie and how they are read.
+# Options of these groups that do not change the quantity: further inputs of the network, sampling,
+# location and reading of the data.
 FREE = frozenset(
     {
         *("diffusion.self_condition", "diffusion.rescale_timesteps", "diffusion.label_dropout"),
@@ -23,27 +23,28 @@ BOUND = ("diffusion.variance", "diffusion.vlb_weight", "diffusion.bin_width")
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return the options that make losses of these configs other quantities, with their values.
+    """Return the options, with their values, that make the losses of these configs incomparable.
 
-    Objective, loss and weighting, schedule and number of steps, data and their scaling. Of a group
-    whose classes differ only the group is named; options that a config does not have are skipped.
+    These are objective, loss and weighting, schedule and number of steps, data and their scaling.
+    For a group whose classes differ only the group is named; options that a config lacks are
+    skipped.
     """
     bound = any(_loss(config) != "simple" for config in configs)
-    found: dict[str, list[Any]] = {}
+    result: dict[str, list[Any]] = {}
     for group in GROUPS:
         nodes = [config.get(group) for config in configs]
         options = [flat(node, f"{group}.") for node in nodes if isinstance(node, Mapping)]
         if len(options) < len(configs):
-            continue  # of an imported run without data, say
+            continue  # such as an imported run without data
         targets = _distinct([_name(each.get(f"{group}._target_")) for each in options])
         if len(targets) > 1:
-            found[group] = targets
+            result[group] = targets
             continue
         for key in options[0] if options else ():
             free = key in FREE or (key in BOUND and not bound)
             if not free and all(key in each for each in options):
-                found[key] = _distinct([each[key] for each in options])
-    return {key: values for key, values in found.items() if len(values) > 1}
+                result[key] = _distinct([each[key] for each in options])
+    return {key: values for key, values in result.items() if len(values) > 1}
 
 
 def groups(configs: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -60,20 +61,20 @@ def groups(configs: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def warning(configs: Sequence[Mapping[str, Any]], what: str) -> str | None:
-    """Return a sentence about losses that are not comparable; None where they are.
+    """Return a warning about losses that are not comparable, or None.
 
     Args:
-        configs: of the runs.
-        what: to call them, such as ``runs``.
+        configs: configs of the runs.
+        what: name of the compared things, such as ``runs``.
     """
-    found = differing(configs)
-    if not found:
+    options = differing(configs)
+    if not options:
         return None
-    told = [f"{key} ({', '.join(map(render, values))})" for key, values in found.items()]
+    names = [f"{key} ({', '.join(map(render, values))})" for key, values in options.items()]
     remedy = "compare fid or bpd (ddpm-evaluate runs=... metrics=[fid,bpd])"
-    if any(key.partition(".")[0] == "data" for key in found):
+    if any(key.partition(".")[0] == "data" for key in options):
         remedy = "compare those on the same data"
-    return f"Losses are not comparable: the {what} differ in {', '.join(told)}; {remedy}."
+    return f"Losses are not comparable: the {what} differ in {', '.join(names)}; {remedy}."
 
 
 def _loss(config: Mapping[str, Any]) -> Any:
@@ -82,7 +83,7 @@ def _loss(config: Mapping[str, Any]) -> Any:
 
 
 def _name(target: Any) -> str:
-    """Return the name of a class as a choice of a config group is written."""
+    """Return the name of a class in the style of a choice of a config group."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(target).rpartition(".")[2]).lower()
 
 

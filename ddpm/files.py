@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all; paths with the home folder as ~."""
+"""Atomic writes, locks, hashes and paths of files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ from typing import Any
 
 from ddpm.errors import ConfigError
 
-LARGEST_LIST = 10_000_000  # bytes; a network of a thousand tensors needs 1e5
+MAX_HEADER_BYTES = 10_000_000  # of a safetensors file; a network of a thousand tensors needs 1e5
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""Errors of reading a JSON file of ours that is missing, damaged or malicious."""
+"""Errors of reading a JSON file that is missing, damaged or malicious."""
 
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A name to write to, which becomes ``path`` once all went well: never half a file.
+    """Yield a temporary path that replaces ``path`` if the block succeeds.
 
-    Makes the folder. ``durable``: on the disk before it goes on, also after a power cut. Raises
-    ConfigError naming ``path`` if the file system refuses.
+    The folder is created if needed.
+
+    Args:
+        path: the file to write.
+        durable: flush the file and its name to the disk, so that they survive a power cut.
+
+    Raises:
+        ConfigError: (key ``path``) the file system raises an error.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -44,9 +50,11 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock that one process has at a time; call ``waiting`` before waiting for another one.
+    """Hold an exclusive lock of a file; on a file system without locks, hold nothing.
 
-    On a file system without locks, nothing is held.
+    Args:
+        path: the file.
+        waiting: called before waiting for another process.
     """
     with path.open("a") as file:
         try:
@@ -60,19 +68,18 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file, by name, on the CPU.
+    """Return the tensors of a safetensors file, by name, on the CPU.
 
     Raises:
-        ValueError: the file says that its list of names is larger than that of any network: it
-            would be taken apart whole, in gigabytes.
-        SafetensorError: it is damaged, or something else.
+        ValueError: the header is larger than that of any network, and would be parsed in memory.
+        SafetensorError: the file is damaged or of another format.
     """
-    import safetensors.torch  # here, because commands that need no torch import this module
+    import safetensors.torch  # commands without torch import this module
 
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-    if length > LARGEST_LIST:
-        raise ValueError(f"a list of names of {length} bytes")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {length} bytes")
     return safetensors.torch.load_file(path)
 
 
@@ -92,7 +99,7 @@ def missing_folders(path: Path) -> list[Path]:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk before going on."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -101,7 +108,7 @@ def sync(path: Path) -> None:
 
 
 def free_space(path: Path) -> str:
-    """How much the file system of ``path``, or of the nearest folder above, has left, in words."""
+    """Return the free space of the file system of ``path`` in words, such as ``1.5 GB free``."""
     while not path.exists() and path != path.parent:
         path = path.parent
     free = shutil.disk_usage(path).free
@@ -111,12 +118,12 @@ def free_space(path: Path) -> str:
 def expand(key: str, path: str) -> str:
     """Return a path with a leading ``~`` or ``~user`` replaced by that home directory.
 
-    As in a shell, the name of an unknown user is left as it is.
+    As in a shell, ``~`` with the name of an unknown user is returned unchanged.
 
     Raises:
-        ConfigError: the own home directory is not known.
+        ConfigError: the home directory of the current user is unknown.
     """
     expanded = os.path.expanduser(path)
     if expanded == "~" or expanded.startswith("~/"):
-        raise ConfigError(key, path, "the home directory is not known; set HOME")
+        raise ConfigError(key, path, "the home directory is unknown; set HOME")
     return expanded

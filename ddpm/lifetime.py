@@ -1,4 +1,4 @@
-"""The end of a process that is one of several: no abort at its exit, no life after its parent."""
+"""End of worker processes: an exit without abort, and an exit after the parent is gone."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# In the environment of the workers that a command starts itself: the process that started them.
 OWN_WORKERS = "DDPM_WORKERS"
-# There too, if the launcher, not the user, has set OMP_NUM_THREADS: to a share of the cores.
-BUSY = "ddpm-busy"  # the name of threads that may be in one long call of a library
+"""Environment variable of workers that a command starts: the id of the command's process."""
 THREADS_SHARED = "DDPM_THREADS_SHARED"
-HELD = (signal.SIGINT,)  # that these workers block until they import this module
+"""Environment variable of workers: the launcher, not the user, has set OMP_NUM_THREADS."""
+BUSY = "ddpm-busy"
+"""Name of threads that may be in a long call of a library."""
+HELD = (signal.SIGINT,)
+"""Signals that the workers block until they import this module."""
 _POLL_SECONDS = 0.5
-_STATUS = 1  # nobody is there to read it
+_STATUS = 1  # no process reads it
 
 
 class _Watch(threading.Thread):
-    """A thread that ends this process once its parent is gone.
+    """A thread that ends this process when its parent is gone.
 
     Attributes:
-        grace_seconds: time from then on in which the process may end by itself.
-        busy: returns True while the process must not be ended after that time either.
+        grace_seconds: time from then on in which the process may still end by itself.
+        busy: returns True while the process must not be ended even after that time.
     """
 
     def __init__(self, parent: int) -> None:
@@ -35,7 +37,7 @@ class _Watch(threading.Thread):
         self.busy: Callable[[], bool] = _never
 
     def run(self) -> None:
-        """Wait for the end of the parent, then for what has to be finished."""
+        """Wait for the end of the parent, then for unfinished work, and exit."""
         while os.getppid() == self.parent:
             time.sleep(_POLL_SECONDS)
         gone = time.monotonic()
@@ -69,11 +71,11 @@ def end_with_parent(
 
 
 def end_import_with_launcher() -> None:
-    """End a worker whose launcher is gone while it still imports; for the first import of all.
+    """End a worker whose launcher is gone while the worker still imports modules.
 
     Ctrl-C ends it too, without the traceback that Python would print.
     """
-    # The launcher of torch sets RANK later. With it, this is a process that a worker has started.
+    # torch's launcher sets RANK later. With it, this is a process that a worker has started.
     if OWN_WORKERS in os.environ and "RANK" not in os.environ:
         end_with_parent(int(os.environ[OWN_WORKERS]))
         for each in HELD:

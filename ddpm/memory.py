@@ -1,4 +1,4 @@
-"""Errors of memory that ran out, told from other errors."""
+"""Detection of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _REQUESTED = re.compile(r"(?i)tried to allocate ([\d.]+) ?(bytes|[KMGT]iB)")
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True for an error of a GPU's, the machine's or NumPy's allocator.
 
-    torch raises a class of its own for a GPU, and a plain ``RuntimeError`` for the CPU and for the
-    libraries below it, which only its text tells from others.
+    torch has an error class for GPUs. For the CPU and for the libraries below it, it raises a
+    ``RuntimeError`` that only the text distinguishes from others.
     """
     if isinstance(error, MemoryError) or on_gpu(error):
         return True
@@ -24,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def on_gpu(error: BaseException) -> bool:
-    """Return True where it is the memory of a GPU that ran out."""
+    """Return True if the memory of a GPU ran out."""
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
         return True
     text = str(error)

@@ -1,4 +1,4 @@
-"""Output folders, with a record of the files that each command wrote there.
+"""Output folders with a record of the files that each command wrote.
 
 The record, ``.ddpm-files.json``, lists the files of each command by name and sha256. A file is
 replaced or removed only if it is listed and still has that content; everything else in the folder
@@ -26,7 +26,7 @@ from ddpm.errors import ConfigError
 from ddpm.files import UNREADABLE, file_sha256, missing_folders, replacing
 
 RECORD = ".ddpm-files.json"
-JOB_RECORD = "job.json"  # in the folder of a job of a sweep: its overrides, and how it ended
+JOB_RECORD = "job.json"  # overrides and result of a job of a sweep, in its folder
 _FORMAT = 1
 _JOURNAL = ".ddpm-files-"
 _ASIDE = ".ddpm-part-"
@@ -60,7 +60,7 @@ class Written:
 
 def read_record(folder: Path) -> dict[str, Written]:
     """Return the files that each command wrote to ``folder``; empty without a readable record."""
-    found: dict[str, Written] = {}
+    result: dict[str, Written] = {}
     try:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if content["format"] == _FORMAT:
@@ -69,12 +69,12 @@ def read_record(folder: Path) -> dict[str, Written]:
                     _inside(name): list(map(str, sums)) for name, sums in entry["files"].items()
                 }
                 samples = [_inside(name) for name in entry["samples"]]
-                found[command] = Written(files, samples, bool(entry["complete"]))
+                result[command] = Written(files, samples, bool(entry["complete"]))
     except UNREADABLE:
-        found = {}
+        result = {}
     for journal in sorted(folder.glob(f"{_JOURNAL}*.jsonl")):
-        _add_journal(journal, found)
-    return found
+        _add_journal(journal, result)
+    return result
 
 
 def _inside(name: str) -> str:
@@ -85,12 +85,12 @@ def _inside(name: str) -> str:
     return name
 
 
-def _add_journal(journal: Path, found: dict[str, Written]) -> None:
+def _add_journal(journal: Path, result: dict[str, Written]) -> None:
     with suppress(OSError, UnicodeDecodeError):
         for line in journal.read_text(encoding="utf-8").splitlines():
             with suppress(*UNREADABLE):  # a line that a crash cut short was followed by no move
                 command, name, sha256 = map(str, json.loads(line))
-                sums = found.setdefault(command, Written()).files.setdefault(_inside(name), [])
+                sums = result.setdefault(command, Written()).files.setdefault(_inside(name), [])
                 if sha256 not in sums:
                     sums.append(sha256)
 
@@ -136,7 +136,7 @@ class OutputFolder:
         """Raise ConfigError if the command may not write one of ``names``; changes nothing."""
         record = read_record(self.path)
         own = record.get(self.command, Written())
-        self._refuse(own, record, [self._in_the_way(own, name) for name in dict.fromkeys(names)])
+        self._reject(own, record, [self._in_the_way(own, name) for name in dict.fromkeys(names)])
 
     def _in_the_way(self, own: Written, name: str) -> str | None:
         """Return the name of what the command may not replace by a file ``name``, or None."""
@@ -146,10 +146,10 @@ class OutputFolder:
         taken = os.path.lexists(self.path / name) and not own.owns(self.path, name)
         return name if taken else None
 
-    def _refuse(
-        self, own: Written, record: Mapping[str, Written], found: Iterable[str | None]
+    def _reject(
+        self, own: Written, record: Mapping[str, Written], conflicts: Iterable[str | None]
     ) -> None:
-        names = list(dict.fromkeys(name for name in found if name is not None))
+        names = list(dict.fromkeys(name for name in conflicts if name is not None))
         if not names:
             return
         one = len(names) == 1
@@ -162,17 +162,17 @@ class OutputFolder:
         else:
             reason = f"not written by ddpm-{self.command}"
         remedy = f"choose another place with out=, or move {them} away"
-        problem = f"{self.path / names[0]}{were} {reason}; {remedy}"
-        raise ConfigError("out", self._shown, problem)
+        problem = f"{self.path / names[0]}{were} {reason}"
+        raise ConfigError("out", self._shown, problem, remedy)
 
     def prepare(self, samples: Iterable[str] = ()) -> None:
-        """Make the folder, sweep up after crashes, and record that the command has begun.
+        """Create the folder, delete files of crashed commands, and record the start of the command.
 
         Args:
             samples: see :class:`Written`.
 
         Raises:
-            OSError: the file system refuses.
+            OSError: the folder cannot be written.
         """
         self.made = self.made or missing_folders(self.path)
         self.aside.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ class OutputFolder:
             self._write(record)
 
     def _write(self, record: Mapping[str, Written]) -> None:
-        """Write the record, and remove the journals in it that nobody writes to any more."""
+        """Write the record, and delete the journals that no process writes any more."""
         commands = {command: asdict(written) for command, written in record.items()}
         with replacing(self.path / RECORD) as aside:
             aside.write_text(json.dumps({"format": _FORMAT, "commands": commands}), "utf-8")
@@ -195,12 +195,12 @@ class OutputFolder:
                 journal.unlink(missing_ok=True)
 
     def open(self) -> None:
-        """Make the folder ``aside`` of this process; raises OSError if the file system refuses."""
+        """Create the folder ``aside`` of this process; raises OSError if it cannot be written."""
         self.aside.mkdir(parents=True, exist_ok=True)
         self._own = read_record(self.path).get(self.command, Written())
 
     def free_name(self, name: str) -> str:
-        """Return ``name``, or with the first of the endings -2, -3, ... that may be written."""
+        """Return ``name``, or the first of ``name-2``, ``name-3``, ... that may be written."""
         free, number = name, 1
         while self._in_the_way(self._own, free) is not None:
             number += 1
@@ -208,7 +208,7 @@ class OutputFolder:
         return free
 
     def adopt(self, name: str) -> bool:
-        """Take a file that is there for one of the command's own; returns True."""
+        """Treat an existing file as written by the command; returns True."""
         with suppress(OSError):
             self._own.files.setdefault(name, []).append(file_sha256(self.path / name))
         return True
@@ -217,11 +217,11 @@ class OutputFolder:
         """Move all files below ``aside`` into the folder.
 
         Raises:
-            ConfigError: a file of the user's is in the way, which appeared after ``check``.
+            ConfigError: a file of the user, which appeared after ``check``, would be replaced.
         """
         files = sorted(path for path in self.aside.rglob("*") if path.is_file())
         names = {path: path.relative_to(self.aside).as_posix() for path in files}
-        self._refuse(self._own, {}, [self._in_the_way(self._own, name) for name in names.values()])
+        self._reject(self._own, {}, [self._in_the_way(self._own, name) for name in names.values()])
         lines = []
         for path, name in names.items():
             sha256 = file_sha256(path)
@@ -234,7 +234,7 @@ class OutputFolder:
             os.replace(path, self.path / name)
 
     def finish(self, *, keep: bool = False) -> None:
-        """Remove what the command wrote before and did not replace, and complete the record.
+        """Delete files of earlier calls that were not replaced, and complete the record.
 
         Args:
             keep: leave the other files of the command in the folder and in the record.
@@ -262,7 +262,7 @@ class OutputFolder:
 
     @contextmanager
     def naming(self) -> Iterator[None]:
-        """Name files below ``aside`` by their places in the errors of what is done inside."""
+        """Replace paths below ``aside`` by their final places in errors of the block."""
         try:
             yield
         except ConfigError as error:
@@ -278,7 +278,7 @@ class OutputFolder:
         return any(os.path.lexists(self.path / name) for name in names)
 
     def close(self) -> None:
-        """Remove ``aside``; if nothing was written, also the record and the folders made for it."""
+        """Delete ``aside``, and the record and new folders if no file was written."""
         shutil.rmtree(self.aside, ignore_errors=True)
         with suppress(OSError):
             if self._main and not self.has_files():
@@ -291,7 +291,7 @@ class OutputFolder:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other commands from rewriting the record of a folder, where there are locks."""
+    """Lock the record of a folder, on file systems with locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -302,7 +302,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _is_alive(path: Path) -> bool:
-    """Return True if the process of a folder ``aside`` or a journal still runs on this machine."""
+    """Return True if the process of a folder ``aside`` or a journal is running on this machine."""
     number = path.name.removeprefix(_ASIDE).removeprefix(_JOURNAL).partition("-")[0]
     if not number.isdecimal() or int(number) == os.getpid():
         return False
@@ -313,26 +313,26 @@ def _is_alive(path: Path) -> bool:
 
 
 def unwritable(folder: Path, error: OSError) -> ConfigError:
-    """The mistake of an output folder that the file system refuses."""
-    problem = f"cannot be written ({error.strerror}); choose another folder with out="
-    return ConfigError("out", str(folder), problem)
+    """Return the error of an output folder that cannot be written."""
+    problem = f"cannot be written ({error.strerror})"
+    return ConfigError("out", str(folder), problem, "choose another folder with out=")
 
 
-def new_folder(parent: Path, wanted: str) -> Path:
-    """Make the folder ``wanted``, or with the first of the endings -2, -3, ... that is free.
+def new_folder(parent: Path, name: str) -> Path:
+    """Create the folder ``name``, or the first free one of ``name-2``, ``name-3``, ...
 
     Raises:
-        ConfigError: the place cannot be written.
+        ConfigError: the parent folder cannot be written.
     """
-    folder, number = parent / wanted, 1
+    folder, number = parent / name, 1
     try:
         parent.mkdir(parents=True, exist_ok=True)
         while True:
             try:
                 folder.mkdir()
                 return folder
-            except FileExistsError:  # of an earlier run, or of one that starts at the same time
+            except FileExistsError:  # of an earlier run, or of a run that starts now
                 number += 1
-                folder = parent / f"{wanted}-{number}"
+                folder = parent / f"{name}-{number}"
     except OSError as error:
         raise unwritable(folder, error) from error

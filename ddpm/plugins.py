@@ -1,4 +1,4 @@
-"""Modules of the user's own, which the command line names."""
+"""Import of the user's modules that the option ``plugins`` names."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ddpm.errors import ConfigError
 class _CurrentFolder(MetaPathFinder):
     """Finder of the named modules in the current folder, and of nothing else there.
 
-    Console scripts do not have the current folder in ``sys.path``. Adding it would let any file in
-    it stand for a module that some library tries to import.
+    Console scripts do not have the current folder in ``sys.path``. With it, any file in it
+    could replace a module that some library tries to import.
     """
 
     names: frozenset[str] = frozenset()
@@ -25,7 +25,7 @@ class _CurrentFolder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the specification of a named module that is nowhere else."""
+        """Return the specification of a named module that no other finder has."""
         if path is not None or fullname not in self.names:
             return None
         try:
@@ -54,18 +54,18 @@ def _load(name: str, modules: Sequence[str]) -> ModuleType:
         problem = f"names a file; name the module: {name.removesuffix('.py').replace('/', '.')}"
         raise ConfigError("plugins", list(modules), problem)
     try:
-        importlib.invalidate_caches()  # the file may be newer than what was seen of its folder
+        importlib.invalidate_caches()  # the file may be newer than the cached listing of its folder
         module = importlib.import_module(name)
     except ImportError as error:
         own = isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]
         remedy = f"run the command in the folder of {name}.py, or add that folder to PYTHONPATH"
         if not own:
             remedy = "install what it imports, or add the folder of that to PYTHONPATH"
-        problem = f"cannot import {name} ({error}); {remedy}"
-        raise ConfigError("plugins", list(modules), problem) from error
+        problem = f"cannot import {name} ({error})"
+        raise ConfigError("plugins", list(modules), problem, remedy) from error
     except (SyntaxError, NameError, AttributeError, TypeError, ValueError) as error:
-        problem = f"cannot import {name} ({type(error).__name__}: {error}); mend it"
-        raise ConfigError("plugins", list(modules), problem) from error
+        problem = f"cannot import {name} ({type(error).__name__}: {error})"
+        raise ConfigError("plugins", list(modules), problem, "correct the module") from error
     if not hasattr(module, "__all__"):
         problem = f"{name} has no __all__; list the classes there that configs may name"
         where = getattr(module, "__file__", None)

@@ -1,8 +1,8 @@
-"""Output streams as a courtesy: a command works on when its output cannot be written.
+"""Output streams that ignore write errors, so that a command continues without its output.
 
 A reader that has quit, a closed terminal, a full disk below a redirected log, a closed descriptor
-and a character that the encoding lacks must not end hours of work. Text that cannot be written is
-dropped; everything that a user needs is in the files of a command.
+and a character that the encoding lacks must not end hours of work. Text that
+cannot be written is dropped; all results of a command are in its files.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, TextIO
 def protect() -> None:
     """Make ``sys.stdout`` and ``sys.stderr`` ignore write errors, in this process from now on.
 
-    Streams that somebody has put in place of Python's own, such as a notebook, are left alone.
-    Closed standard descriptors are pointed to the null device: otherwise the next file that is
-    opened would take their number, and receive what libraries print.
+    Streams that replace Python's own, such as those of a notebook, are left unchanged.
+    Closed standard descriptors are pointed to the null device: otherwise the next
+    file that is opened would get their number, and receive the output of libraries.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -37,7 +37,7 @@ def protect() -> None:
 
 
 def _protected(stream: TextIO | None) -> TextIO:
-    """A stream to the same descriptor, or to the null device if that was closed at the start."""
+    """Return a stream to the same descriptor, or to the null device if it was closed."""
     if not isinstance(stream, io.TextIOWrapper) or stream.closed:
         return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
     with suppress(OSError):
@@ -53,7 +53,7 @@ def _protected(stream: TextIO | None) -> TextIO:
 
 
 class _Descriptor(io.RawIOBase):
-    """A file descriptor that takes everything, whether it can be written or not."""
+    """A file descriptor that accepts all data, whether it can be written or not."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -68,7 +68,7 @@ class _Descriptor(io.RawIOBase):
         return os.isatty(self._number)
 
     def write(self, data: Any, /) -> int:
-        """Write all of the data, or drop what cannot be written."""
+        """Write the data, and drop the part that cannot be written."""
         rest = memoryview(data).cast("B")
         size = len(rest)
         with suppress(OSError):

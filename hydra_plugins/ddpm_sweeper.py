@@ -1,7 +1,6 @@
-"""Hydra's own sweeper, for sweeps in which a config group has several choices.
+"""Hydra's basic sweeper, extended to sweeps in which a config group has several choices.
 
-Hydra loads sweepers from the namespace package ``hydra_plugins`` only, so this one is here and not
-in ``ddpm.cli``.
+Hydra loads sweepers from the namespace package ``hydra_plugins`` only.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 
 class ChoiceSweeper(BasicSweeper):
-    """All combinations of the values; each option only in the jobs whose choices have it."""
+    """Runs all combinations of the values, each option only in the jobs whose choices have it."""
 
     def split_arguments(self, overrides: Any, max_batch_size: int | None) -> Any:  # type: ignore[override]
         """Return the overrides per job, in batches."""
-        from ddpm.cli.sweep_options import fitting
+        from ddpm.cli.sweep_options import fit_jobs
 
         assert self.config is not None and self.hydra_context is not None
         (combinations,) = BasicSweeper.split_arguments(overrides, None)
         loader, config = self.hydra_context.config_loader, self.config
-        jobs = fitting(combinations, lambda job: loader.load_sweep_config(config, job))
+        jobs = fit_jobs(combinations, lambda job: loader.load_sweep_config(config, job))
         return list(BasicSweeper.split_overrides_to_chunks(jobs, max_batch_size))

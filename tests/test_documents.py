@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm.cli import app, explaining, train
+from ddpm.cli import app, argument_errors, train
 from ddpm.cli.usage import usage
 from ddpm.config.comments import Groups
 from ddpm.config.location import config_dir
@@ -116,7 +116,7 @@ def options_of(name, arguments):
 
 @pytest.mark.parametrize(("name", "arguments"), cases())
 def test_the_options_of_a_command_exist(name, arguments):
-    explaining.check_arguments(name, arguments)
+    argument_errors.check_arguments(name, arguments)
     keys = options_of(name, arguments)
     for argument in arguments:
         key, equals, _ = argument.partition("=")

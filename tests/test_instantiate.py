@@ -60,9 +60,9 @@ BAD = [
     (
         Choice,
         "fp15",
-        "k=fp15: there is no such choice; did you mean 'fp16'? (there are: no, fp16, yes)",
+        "k=fp15: unknown choice; did you mean 'fp16'? (there are: no, fp16, yes)",
     ),
-    (Choice, "zzzz", "k=zzzz: there is no such choice (there are: fp16, no, yes)"),
+    (Choice, "zzzz", "k=zzzz: unknown choice (there are: fp16, no, yes)"),
     (Choice, 3, "k=3: must be one of no, fp16, yes"),
     (Literal["a", "b"], True, "k=true: must be one of a, b"),
     (tuple[float, float], [0.9], "k=[0.9]: must be 2 entries, each a number, like [1,2]"),
@@ -102,7 +102,7 @@ def test_a_dataclass_is_made_of_a_group_of_options():
         ({}, "k.size: is missing; add k.size=..."),
         ({"size": True}, "k.size=true: must be a whole number"),
         ({"size": 1, "names": 2}, "k.names=2: must be a list, each text, like [a,b]"),
-        ({"size": 1, "name": 2}, "k.name=2: there is no such option; did you mean 'k.names'?"),
+        ({"size": 1, "name": 2}, "k.name=2: unknown option; did you mean 'k.names'?"),
         ([1], "k=[1]: must be a group of options"),
         (None, "k=null: must be a group of options"),
     ]:
@@ -124,7 +124,7 @@ def test_check():
     assert type(check({"size": 1e1}, target)["size"]) is int
     assert refusal(check, {}, target, "g") == "g.size: is missing; add g.size=..."
     assert refusal(check, {"size": "???"}, target) == "size: is missing; add size=..."
-    line = "g.sise=1: there is no such option; did you mean 'g.size'?"
+    line = "g.sise=1: unknown option; did you mean 'g.size'?"
     assert refusal(check, {"sise": 1}, target, "g") == line
     # What code supplies is no option.
     assert refusal(check, {"runtime": 1, "size": 1}, target).startswith("runtime=1: there is no")
@@ -316,7 +316,7 @@ def test_trainer_options_have_the_defaults_of_those_not_given():
     )
     assert (options.lr, options.precision, options.max_steps) == (1.0, "no", 100_000)
     line = refusal(instantiate.trainer_options, {"trainer": {"lrr": 1}})
-    assert line == "trainer.lrr=1: there is no such option; did you mean 'trainer.lr'?"
+    assert line == "trainer.lrr=1: unknown option; did you mean 'trainer.lr'?"
 
 
 def test_facts_are_restored_from_their_state():
@@ -380,7 +380,7 @@ def test_the_config_is_left_as_it_was():
          "0.1"),
         (data(val_fraction=1e-4), "data.val_fraction=0.0001: would hold out 0 of 1797 items, and "
          "neither part may be empty; raise it, or leave it at 0"),
-        (data(val_fraction=0.1, image_sise=8), "data.image_sise=8: there is no such option; did "
+        (data(val_fraction=0.1, image_sise=8), "data.image_sise=8: unknown option; did "
          "you mean 'data.image_size'?"),
         (data(val_fraction=0.1, image_size=0), "data.image_size=0: must be a positive number of "
          "pixels, or two: [H,W]"),

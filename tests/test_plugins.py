@@ -68,7 +68,7 @@ def test_installed_modules_come_before_those_of_the_folder(folder):
         ("bare_for_a_plugin_test", "", "bare_for_a_plugin_test has no __all__; list the classes "
          "there that configs may name ({folder}/bare_for_a_plugin_test.py)"),
         ("bad_for_a_plugin_test", "1 +\n", "cannot import bad_for_a_plugin_test (SyntaxError: "
-         "invalid syntax (bad_for_a_plugin_test.py, line 1)); mend it"),
+         "invalid syntax (bad_for_a_plugin_test.py, line 1)); correct the module"),
         ("my/file_for_a_plugin_test.py", None, "names a file; name the module: "
          "my.file_for_a_plugin_test"),
     ],
@@ -93,7 +93,7 @@ def test_a_typed_class_has_no_options_of_the_one_that_it_replaces(folder):
     assert fitted == {"_target_": f"{name}.Own", "steps": 3}
     assert type(build(fitted, "sampler")).__name__ == "Own"
     fitted = retargeted(node, "sampler", {"sampler._target_", "sampler.eta"})
-    with pytest.raises(ConfigError, match=r"^sampler.eta=0.0: there is no such option"):
+    with pytest.raises(ConfigError, match=r"^sampler.eta=0.0: unknown option"):
         build(fitted, "sampler")
     node["_target_"] = f"{name}.Hidden"
     with pytest.raises(ConfigError, match=f"is not in the __all__ of {name}; add it there"):

@@ -1,4 +1,4 @@
-"""The commands. ``app`` is what they share; each other module is one short main."""
+"""The commands: ``app`` is their framework."""
 
 from ddpm.lifetime import end_import_with_launcher
 

@@ -1,4 +1,4 @@
-"""What the commands share: composing the config, and one line for each mistake."""
+"""Framework of the commands: composition of the config, errors in one line, exit status."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from ddpm import streams
-from ddpm.cli import explaining, invocation
+from ddpm.cli import argument_errors, invocation
 from ddpm.cli.usage import usage
 from ddpm.config import values
 from ddpm.config.location import config_dir
 from ddpm.errors import ConfigError, Stopped, reported_as
 from ddpm.lifetime import BUSY, leaving, one_of_several
-from ddpm.signals import STOPPED_STATUS, StopSignal, broken_off_by
+from ddpm.signals import STOPPED_STATUS, StopSignal, interrupted_by
 
-# A function of the options, or a dataclass of them whose instances are called; gives a number.
+# A function of the options, or a dataclass of the options whose instances are callable.
 Command = Callable[..., Any]
 
 
 def main(config_name: str, command: Callable[[], Command]) -> None:
-    """Compose the config of a command, check it, run it, and exit with what came of it.
+    """Compose and check the config of a command, run the command, and exit with its status.
 
-    The status is 0 when all is done, 1 after a user's mistake, and 75 after a signal, Ctrl-C among
-    them, in every command and any number of processes: nothing is lost, and the same command
-    continues or starts afresh. A second signal ends the process at once with 128 + its number.
+    The status is 0 on success, 1 after a user's error, and 75 (EX_TEMPFAIL) after a signal or
+    Ctrl-C: no work is lost, and the same command continues or starts again. A second signal ends
+    the process at once with 128 + its number.
 
     Args:
-        config_name: the root config, and the command's name after ``ddpm-``.
+        config_name: name of the root config, and of the command after ``ddpm-``.
         command: imports and returns the function to call with the root's options. It is called
             only when there is work to do, so that ``--help`` does not wait for torch.
     """
     streams.protect()
     with leaving() if one_of_several() else nullcontext():
         try:
-            with StopSignal(last=True):  # from the start: also while Hydra and torch are loaded
+            with StopSignal(last=True):  # from the start: also while Hydra and torch are imported
                 if {"-h", "--help"} & set(sys.argv[1:]):
                     print(usage(config_name, sys.argv[1:]))
                 else:
@@ -48,7 +48,7 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
             if str(stopped) and os.environ.get("RANK", "0") == "0":
                 _report(config_name, str(stopped))
             if any(thread.name == BUSY for thread in threading.enumerate()):
-                # Python would take apart what a library still works with.
+                # The end of the interpreter would destroy objects that a library still uses.
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(STOPPED_STATUS)
@@ -56,7 +56,7 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
 
 
 def _compose(config_name: str, command: Callable[[], Command]) -> None:
-    """Have Hydra compose the config, or those of a sweep, and call the command."""
+    """Let Hydra compose the config, or the configs of a sweep, and run the command."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     import hydra
     from hydra.errors import HydraException
@@ -64,69 +64,89 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
 
     from ddpm.cli import sweeps
 
+    typed = _read_arguments(config_name)
     failures: list[BaseException] = []
+    status = 0
+    try:
+        options = {"version_base": "1.3", "config_path": str(config_dir())}
+        with _signals_first():
+            hydra.main(**options, config_name=config_name)(_job(config_name, command, failures))()
+    except ConfigError as error:
+        failures.append(error)  # of a job in another process, which has printed it
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        composing = isinstance(error, HydraException | OmegaConfBaseException)
+        if not composing and argument_errors.NO_CHOICE not in str(error):
+            raise
+        if os.environ.get("DDPM_DEBUG"):
+            raise
+        _report(config_name, argument_errors.explain(config_name, error, typed))
+        sys.exit(1)
+    except OSError as error:  # of Hydra, which makes the folder of a sweep
+        _report(config_name, f"{error.filename or 'out'}: {error.strerror}; choose another out=")
+        sys.exit(1)
+    except Exception:  # of a launcher that misses the results of stopped jobs
+        if not sweeps.is_stopping():
+            raise
+    finally:
+        status = sweeps.finish()
+    if failures or status:
+        sys.exit(status or 1)
+
+
+def _read_arguments(config_name: str) -> list[str]:
+    """Check ``sys.argv`` and prepare it for Hydra; return the arguments as typed, but quoted.
+
+    After an error the process exits with status 1.
+    """
+    try:
+        argument_errors.check_arguments(config_name, sys.argv[1:])
+        typed = [readable(argument, sys.argv[1:]) for argument in sys.argv[1:]]
+        with _signals_first():
+            sys.argv[1:] = _prepared(config_name, typed)
+    except ConfigError as error:
+        _report(config_name, str(error))
+        sys.exit(1)
+    return typed
+
+
+def _job(
+    config_name: str, command: Callable[[], Command], failures: list[BaseException]
+) -> Callable[[Any], float | None]:
+    """Return the function that Hydra calls with the config of each job.
+
+    It prints a ConfigError and appends it to ``failures``, so that the other jobs of a sweep run.
+    """
+    from ddpm.cli import sweeps
+
     starter = os.getpid()  # launchers run jobs in other processes
 
     def job(config: Any) -> float | None:
         streams.protect()
 
         def work() -> float | None:
-            with _obeying():
+            with _signals_first():
                 return _run(config, command())
 
         try:
-            return sweeps.recorded(config_name, config, starter, work)
+            return sweeps.record_job(config_name, config, starter, work)
         except ConfigError as error:
             if os.environ.get("DDPM_DEBUG"):
                 traceback.print_exc()
             _report(config_name, str(error))
             failures.append(error)
-            if os.getpid() != starter and not sweeps.keeps_table(config_name):
-                raise  # else the process that started the sweep would not know
+            if os.getpid() != starter and not sweeps.has_table(config_name):
+                raise  # only a table would show the failure to the process that started the sweep
         return None
 
-    try:
-        explaining.check_arguments(config_name, sys.argv[1:])
-        sys.argv[1:] = [readable(argument, sys.argv[1:]) for argument in sys.argv[1:]]
-        typed = sys.argv[1:]
-        with _obeying():
-            sys.argv[1:] = _prepared(config_name, typed)
-    except ConfigError as error:
-        _report(config_name, str(error))
-        sys.exit(1)
-    status = 0
-    try:
-        options = {"version_base": "1.3", "config_path": str(config_dir())}
-        with _obeying():
-            hydra.main(**options, config_name=config_name)(job)()
-    except ConfigError as error:
-        failures.append(error)  # of a job in another process, which has told it
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        composing = isinstance(error, HydraException | OmegaConfBaseException)
-        if not composing and explaining.NO_CHOICE not in str(error):
-            raise
-        if os.environ.get("DDPM_DEBUG"):
-            raise
-        _report(config_name, explaining.explain(config_name, error, typed))
-        sys.exit(1)
-    except OSError as error:  # of Hydra, which makes the folder of a sweep
-        _report(config_name, f"{error.filename or 'out'}: {error.strerror}; choose another out=")
-        sys.exit(1)
-    except Exception:  # a launcher that misses jobs which were told to stop
-        if not sweeps.is_stopping():
-            raise
-    finally:
-        status = sweeps.conclude()
-    if failures or status:
-        sys.exit(status or 1)
+    return job
 
 
 def readable(argument: str, arguments: list[str]) -> str:
-    """An argument as Hydra's grammar reads it.
+    """Return an argument in the form that Hydra's grammar requires.
 
-    Values are quoted where :func:`ddpm.config.values.literal` says so. Beside ``resume`` and
-    the ``_target_`` of a group, options may be those of choices that are not the default ones, so
-    they are marked as additions.
+    Values are quoted by :func:`ddpm.config.values.literal`. Beside ``resume`` and beside the
+    ``_target_`` of a group, options may belong to choices other than the defaults, so that they are
+    marked as additions.
     """
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
@@ -134,7 +154,7 @@ def readable(argument: str, arguments: list[str]) -> str:
     if value:
         sweep = invocation.starts_sweep(arguments)
         value = values.literal(key.lstrip("+"), value, sweep=sweep)
-    if key.startswith("network."):  # arguments of somebody else's constructor: any are possible
+    if key.startswith("network."):  # arguments of another system's constructor
         key = f"++{key}"
     plain = "." in key and "@" not in key and key[0].isalpha()
     group = key.partition(".")[0]
@@ -145,37 +165,38 @@ def readable(argument: str, arguments: list[str]) -> str:
 
 
 def _prepared(config_name: str, arguments: list[str]) -> list[str]:
-    """Return the arguments for Hydra; of a sweep, say where its jobs write."""
+    """Return the arguments for Hydra, and print the places of a sweep's results."""
     from ddpm.cli import sweep_options, sweep_outputs, sweeps, workers
     from ddpm.console import info
 
-    workers.refuse_sweeps(arguments)
-    prepared = sweeps.placed(config_name, sweeps.prepared(config_name, arguments))
+    workers.reject_sweep(arguments)
+    prepared = sweeps.with_sweep_dir(config_name, sweeps.prepare(config_name, arguments))
     if invocation.starts_sweep(prepared):
-        prepared, places = sweep_outputs.separated(config_name, prepared)
+        prepared, places = sweep_outputs.separate(config_name, prepared)
         if places and any(a.endswith(sweep_options.SWEEPER) for a in prepared):
-            places = [f"{places[0].rstrip(':')}, with its number"]  # some may become one job
+            places = [f"{places[0].rstrip(':')}, with its number"]  # several may become one
         if places:
             info("\n".join(places))
     return prepared
 
 
 @contextmanager
-def _obeying() -> Iterator[None]:
-    """Raise Stopped in place of errors inside that a signal has caused.
+def _signals_first() -> Iterator[None]:
+    """Raise Stopped in place of an error that a signal has caused.
 
-    An import that it breaks off may end with any error, of which a line would be printed.
+    An import that a signal interrupts may raise any error.
     """
     try:
         yield
     except Exception as error:
-        signal = broken_off_by()
+        signal = interrupted_by()
         if signal is None:
             raise
         raise Stopped(f"stopped by {signal}") from error
 
 
 def _run(config: Any, command: Command) -> float | None:
+    """Check the composed options and run the command, in several processes if requested."""
     from ddpm.cli import workers
     from ddpm.cli.memory import shortage
     from ddpm.config.registry import load_plugins
@@ -184,14 +205,14 @@ def _run(config: Any, command: Command) -> float | None:
     from ddpm.memory import is_out_of_memory
 
     options, typed_as = invocation.resolved(values.expanded(plain(config)))
-    launched = options.pop("launch", None)
+    launch = options.pop("launch", None)
     if "ckpt" in options:
-        for key in explaining.FROM_CHECKPOINT:
+        for key in argument_errors.FROM_CHECKPOINT:
             if key in options:
-                raise ConfigError(key, None, explaining.not_here(key))
+                raise ConfigError(key, None, argument_errors.from_checkpoint(key))
     checked = check(options, command, hint=_hint)
-    if launched is not None:
-        count = workers.count(typed(launched, workers.Launch, "launch"), checked["device"])
+    if launch is not None:
+        count = workers.count(typed(launch, workers.Launch, "launch"), checked["device"])
         if count > 1:
             return workers.start(count, _run, config, command)
     load_plugins(checked["plugins"])
@@ -203,7 +224,7 @@ def _run(config: Any, command: Command) -> float | None:
         if not is_out_of_memory(error):
             raise
         short = shortage(error, options)
-    # Out of the handler: the error's frames hold what filled the memory, and a sweep goes on.
+    # Outside of the handler: the frames of the error hold the memory that the next job needs.
     raise short
 
 
@@ -222,25 +243,25 @@ def _retargeted(options: dict[str, Any], aliased: Iterable[str]) -> dict[str, An
 
 
 def _hint(key: str, value: object) -> str:
-    """The end of a message about an option that a command does not have."""
+    """Return the end of a message about an unknown option of a command."""
     from ddpm.errors import render
 
     name = invocation.command_name()
-    return explaining.advice(name, key, render(value), invocation.overrides())
+    return argument_errors.advice(name, key, render(value), invocation.overrides())
 
 
 def _call(command: Command, options: dict[str, Any]) -> float | None:
-    """Run a command on its checked options."""
+    """Run a command with its checked options."""
     from ddpm.memory import is_out_of_memory
 
     try:
-        made = command(**options)
-        return made() if isinstance(command, type) else made
+        result = command(**options)
+        return result() if isinstance(command, type) else result
     except OSError as error:
         if is_out_of_memory(error):
             raise
-        problem = f"{error.strerror}; mend that, then run the same command again"
-        raise ConfigError(str(error.filename or "out"), None, problem) from error
+        place, remedy = str(error.filename or "out"), "fix this and run the same command again"
+        raise ConfigError(place, None, str(error.strerror), remedy) from error
 
 
 def _report(config_name: str, message: str) -> None:

@@ -31,7 +31,7 @@ _MODEL_OPTIONS = (
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     app.main("evaluate", lambda: Evaluate)
 
 

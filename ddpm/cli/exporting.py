@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     app.main("export", lambda: export)
 
 
@@ -34,43 +34,43 @@ def export(
     out: str | None,
     plugins: list[str],
 ) -> None:
-    """Write the file, and beside it what else loading it takes."""
+    """Write the file, and beside it the arguments that are needed to load it."""
     import safetensors.torch
 
     from ddpm.console import info, warn
     from ddpm.interop.files import write
     from ddpm.training import checkpoint
 
-    found = checkpoint.find(ckpt, warn)
+    source = checkpoint.find(ckpt, warn)
     ending = ".safetensors" if format == "safetensors" else ".pt"
     parts = ["" if format == "safetensors" else format, version or "", "raw" * (weights == "raw")]
     named = "".join(f"-{part}" for part in parts if part)
-    default = found.run / "exported" / f"step-{found.step:08d}{named}{ending}"
+    default = source.run / "exported" / f"step-{source.step:08d}{named}{ending}"
     target = Path(default if out is None else out)
     beside = f"{target.stem if target.suffix == '.pt' else target.name}.json"
     ours = format == "safetensors"
     require(not ours or version is None, "version", version, "is for other systems; leave it out")
     with _writing(target, [target.name] if ours else [target.name, beside]) as folder:
         if ours:
-            config = json.dumps(found.config)
-            metadata = {"config": config, "step": str(found.step), "weights": weights}
-            content = safetensors.torch.save(found.weights(weights), metadata)
+            config = json.dumps(source.config)
+            metadata = {"config": config, "step": str(source.step), "weights": weights}
+            content = safetensors.torch.save(source.weights(weights), metadata)
             write(folder / target.name, content)
         else:
-            content, arguments = _taken(found, format, weights, version)
+            content, arguments = _content(source, format, weights, version)
             write(folder / target.name, content)
             write(folder / beside, (json.dumps(arguments, indent=1) + "\n").encode())
-    about = "our names; its metadata hold the config"
+    about = "with the names of ddpm; its metadata hold the config"
     about = about if ours else f"{beside} has the arguments of its network"
     info(f"done: {target} ({about})")
 
 
 @contextmanager
 def _writing(target: Path, names: list[str]) -> Iterator[Path]:
-    """Give the folder to write files ``names`` to, which are then moved beside ``target``.
+    """Yield a folder for files ``names``, which are then moved to the folder of ``target``.
 
     Raises:
-        ConfigError: the folder cannot be written, or holds such a file that is not an export.
+        ConfigError: the folder cannot be written, or has such a file that is not an export.
     """
     from ddpm.outputs import OutputFolder, unwritable
 
@@ -91,36 +91,36 @@ def _writing(target: Path, names: list[str]) -> Iterator[Path]:
         folder.close()
 
 
-def _taken(
-    found: Checkpoint, format: str, weights: Literal["ema", "raw"], version: str | None
+def _content(
+    source: Checkpoint, format: str, weights: Literal["ema", "raw"], version: str | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The content of the original's file, and what is to be said when it is loaded."""
+    """Return the content of the exported file, and the arguments that are needed to load it."""
     from ddpm import instantiate
     from ddpm.interop.export import export_model
 
-    network, process, facts = instantiate.trained(found, weights)
-    taken = export_model(
+    network, process, facts = instantiate.trained(source, weights)
+    exported = export_model(
         format,
-        _network_spec(found, network, facts.shape[1:]),
-        {which: found.weights(which) for which in ("raw", "ema")},
+        _network_spec(source, network, facts.shape[1:]),
+        {which: source.weights(which) for which in ("raw", "ema")},
         weights,
         diffusion=process,
-        step=found.step,
+        step=source.step,
         version=version,
     )
-    config = {key: found.config[key] for key in ("schedule", "objective", "diffusion")}
-    return taken.content, {"format": format, "network": taken.kwargs, "process": config}
+    config = {key: source.config[key] for key in ("schedule", "objective", "diffusion")}
+    return exported.content, {"format": format, "network": exported.kwargs, "process": config}
 
 
-def _network_spec(found: Checkpoint, network: nn.Module, size: tuple[int, ...]) -> NetworkSpec:
-    """The network of a checkpoint, with all of its options."""
+def _network_spec(source: Checkpoint, network: nn.Module, size: tuple[int, ...]) -> NetworkSpec:
+    """Return the description of the network of a checkpoint, with all of its options."""
     from ddpm.interop.foreign_format import NetworkSpec
     from ddpm.models.layers import Network
 
     problem = "is a network of a plugin, which no other system has"
     require(isinstance(network, Network), "format", None, problem)
     assert isinstance(network, Network)
-    node = with_defaults(found.config["model"], "model")
+    node = with_defaults(source.config["model"], "model")
     options = check({k: v for k, v in node.items() if k != "_target_"}, type(network))
     return NetworkSpec(
         type(network),

@@ -21,7 +21,7 @@ AXES = {1: "length", 2: "height and width", 3: "frames, height and width"}
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     app.main("import", lambda: bring)
 
 

@@ -1,4 +1,4 @@
-"""The one line of a command that ran out of memory."""
+"""Error of a command that ran out of memory, with options that reduce its use."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Options = Mapping[str, Any]
 
 
 def shortage(error: BaseException, options: Options) -> ConfigError:
-    """Return the error of a command whose options need more memory than there is.
+    """Return the error of a command that ran out of memory.
 
     Args:
         error: one that :func:`ddpm.memory.is_out_of_memory` recognizes.
-        options: of the command, as composed.
+        options: composed options of the command.
     """
     size = requested(error)
     where = "the GPU" if on_gpu(error) else "this machine"
@@ -24,22 +24,22 @@ def shortage(error: BaseException, options: Options) -> ConfigError:
     if "trainer" in options:
         return _of_training(what, options)
     if "batch_size" not in options:
-        return ConfigError("memory", None, f"{what}; use a machine with more, or free some")
-    remedies = ["use a smaller batch_size (it changes no result)"]
+        return ConfigError("memory", None, f"{what}; use a machine with more memory, or free some")
+    remedies = ["use a smaller batch_size (with the same results)"]
     if options.get("precision") == "no":
         remedies.append("precision=bf16")
     return ConfigError("batch_size", options["batch_size"], f"{what}; {', or '.join(remedies)}")
 
 
 def _of_training(what: str, options: Options) -> ConfigError:
-    """Return the error of a training; the remedies are ordered by how little they change."""
+    """Return the error of a training; the remedies that change least come first."""
     from ddpm.distributed.devices import world_size
 
     trainer, model = options["trainer"], options["model"]
-    resumed = options.get("resume") is not None  # then the options are those of the run
+    resumed = options.get("resume") is not None  # the options are those of the run
     remedies = []
-    mine = trainer["batch_size"] // world_size()  # samples of a step, of one process
-    parts = None if resumed else _more_parts(mine, trainer["accumulate"])
+    samples = trainer["batch_size"] // world_size()  # per step and process
+    parts = None if resumed else _more_parts(samples, trainer["accumulate"])
     if resumed:
         remedies.append("a higher trainer.accumulate (the same batch in smaller parts)")
     elif parts is not None:
@@ -55,6 +55,6 @@ def _of_training(what: str, options: Options) -> ConfigError:
 
 
 def _more_parts(samples: int, accumulate: int) -> int | None:
-    """Return the next number of micro-batches that divides the samples, None if each has one."""
+    """Return the next number of micro-batches that divides the samples, or None."""
     larger = range(2 * accumulate, samples + 1)
     return next((parts for parts in larger if samples % parts == 0), None)

@@ -9,16 +9,18 @@ from ddpm.console import info_once
 from ddpm.errors import require
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from torch import Tensor
 
     from ddpm.data.spec import DataSpec
+    from ddpm.outputs import OutputFolder
     from ddpm.trajectory import Trajectory
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     app.main("sample", lambda: sample)
 
 
@@ -42,7 +44,7 @@ def sample(
     precision: Literal["no", "fp16", "bf16"],
     plugins: list[str],
 ) -> None:
-    """Draw samples and write them, each process its share."""
+    """Draw samples and write them; each process draws its share."""
     from ddpm.distributed.sharding import Shard, gather_samples
     from ddpm.drawing import Trained, label
     from ddpm.generation import generate
@@ -51,69 +53,89 @@ def sample(
     require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
     require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
     trained = Trained.load(ckpt, weights, device, precision)
-    codec, wanted = trained.codec, trained.class_numbers(classes)
+    codec, numbers = trained.codec, trained.class_numbers(classes)
     pipeline = trained.pipeline(sampler, guidance=guidance, guidance_rescale=guidance_rescale)
-    singly, jointly = trained.formats(format)
-    known = trained.given(condition)
-    calls, step = pipeline.num_calls(), trained.checkpoint.step
-    look = "grid.gif" if codec.has_motion else "grid.png"
-    names = trained.facts.names
-    of_items = None
-    if names is not None and wanted is not None:
-        of_items = [names[wanted[n % len(wanted)]] for n in range(num_samples)]
-    pictures = ["grid.png", look, *(["trajectory.gif"] if trajectory else [])]
+    formats = per_item, joint = trained.formats(format)
+    conditions, calls = trained.given(condition), pipeline.num_calls()
+    names = _class_names(trained.facts, numbers, num_samples)
+    grid = "grid.gif" if codec.has_motion else "grid.png"
+    pictures = ["grid.png", grid, *(["trajectory.gif"] if trajectory else [])]
     with trained.writing(
         "sample",
-        [*codec.file_names([*singly, *jointly], num_samples, of_items), *pictures],
+        [*codec.file_names([*per_item, *joint], num_samples, names), *pictures],
         out=out,
-        default=f"step-{step:08d}-{label(sampler)}-{calls}-seed-{seed}",
-        samples=codec.output_names([*singly, *jointly]),
+        default=f"step-{trained.checkpoint.step:08d}-{label(sampler)}-{calls}-seed-{seed}",
+        samples=codec.output_names([*per_item, *joint]),
     ) as folder:
-        said = f"drawing {num_samples} samples of step {step} into {folder.path}"
-        info_once(trained.accelerator, said)
+        start = f"drawing {num_samples} samples of step {trained.checkpoint.step}"
+        info_once(trained.accelerator, f"{start} into {folder.path}")
         film = Trajectory(codec, calls) if trajectory else None
         shard = Shard(trained.accelerator, num_samples, batch_size, calls=calls, single_items=True)
-        mine, total, kept = shard.indices, shard.calls, []
-        size = min(batch_size, len(mine))
-        trained.use_threads(threads, lambda: trained.trial(pipeline, total, size, wanted))
-        with trained.progress(total, "sampling") as bar:
-            batches = generate(
-                pipeline,
-                mine,
-                seed=seed,
-                batch_size=batch_size,
-                classes=wanted,
-                condition=known,
-                on_step=on_step(bar, film),
-            )
-            first = mine.start
-            for raw, numbers in batches:
-                labels = trained.facts.values(numbers)
-                here = None if of_items is None else of_items[first : first + len(raw)]
-                for each in singly:
-                    codec.write(raw, folder.aside, format=each, first=first, classes=here)
-                folder.publish()
-                if jointly or first < GRID:
-                    kept.append((raw, labels))
-                first += len(raw)
-        raw, labels = gather_samples(kept)
+        indices, size = shard.indices, min(batch_size, len(shard.indices))
+        trained.use_threads(threads, lambda: trained.trial(pipeline, shard.calls, size, numbers))
+        with trained.progress(shard.calls, "sampling") as bar:
+            options = {"classes": numbers, "condition": conditions, "on_step": on_step(bar, film)}
+            batches = generate(pipeline, indices, seed=seed, batch_size=batch_size, **options)
+            needed = _write_batches(trained.facts, batches, folder, indices.start, formats, names)
+        data, labels = gather_samples(needed)
         if trained.accelerator.is_main_process:
-            for each in jointly:
-                codec.write(raw, folder.aside, format=each, labels=labels)
-            _draw(trained.facts, raw[:GRID], wanted, film, folder.aside)
-    info_once(trained.accelerator, f"done: {folder.path} (look at {look})")
+            for each in joint:
+                codec.write(data, folder.aside, format=each, labels=labels)
+            _draw(trained.facts, data[:GRID], numbers, film, folder.aside)
+    info_once(trained.accelerator, f"done: {folder.path} (look at {grid})")
     trained.accelerator.end_training()
 
 
+def _class_names(facts: DataSpec, numbers: list[int] | None, num_samples: int) -> list[str] | None:
+    """Return the name of the class of each sample, or None without classes."""
+    names = facts.names
+    if names is None or numbers is None:
+        return None
+    return [names[numbers[n % len(numbers)]] for n in range(num_samples)]
+
+
+def _write_batches(
+    facts: DataSpec,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    folder: OutputFolder,
+    first: int,
+    formats: tuple[list[str], list[str]],
+    names: list[str] | None,
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Write samples to one file each, and return those that are needed later.
+
+    Args:
+        facts: of the model's data.
+        batches: raw data (N, C, *spatial) and class numbers (N,).
+        folder: the output folder.
+        first: index of the first sample.
+        formats: of one file per sample, and of one file for all.
+        names: of the class of each sample.
+    """
+    from ddpm.trajectory import GRID
+
+    per_item, joint = formats
+    needed = []
+    for data, numbers in batches:
+        classes = None if names is None else names[first : first + len(data)]
+        for each in per_item:
+            facts.codec.write(data, folder.aside, format=each, first=first, classes=classes)
+        folder.publish()
+        if joint or first < GRID:
+            needed.append((data, facts.values(numbers)))
+        first += len(data)
+    return needed
+
+
 def _draw(
-    facts: DataSpec, raw: Tensor, classes: list[int] | None, film: Trajectory | None, folder: Path
+    facts: DataSpec, data: Tensor, classes: list[int] | None, film: Trajectory | None, folder: Path
 ) -> None:
-    """Write the pictures beside the samples."""
+    """Write the pictures of the samples."""
     from ddpm.data.class_rows import cyclic_class_rows
 
-    codec, rows = facts.codec, cyclic_class_rows(len(raw), classes, facts.names)
-    codec.picture(raw, rows=rows).save(folder / "grid.png")
-    codec.write_motion_gif(raw, folder / "grid.gif", rows=rows)
+    codec, rows = facts.codec, cyclic_class_rows(len(data), classes, facts.names)
+    codec.picture(data, rows=rows).save(folder / "grid.png")
+    codec.write_motion_gif(data, folder / "grid.gif", rows=rows)
     if film is not None:
         rows = cyclic_class_rows(len(film.frames[0]), classes, facts.names)
         codec.animate(film.frames, folder / "trajectory.gif", rows=rows)

@@ -1,9 +1,9 @@
 """Sweeps over a config group, together with options that only some of its choices have.
 
 ``-m model=iddpm_unet,simple_unet model.model_channels=32`` sets the option in the jobs whose
-network has it. Hydra composes one config without the swept values first, and then that of each
-job, and refuses an option that is not there in either. So an option that the default choices lack
-is marked as swept, and a sweeper of ours leaves options out of the jobs that lack them.
+network has it. Hydra first composes one config without the swept values, then the config of each
+job, and rejects an option that one of them lacks. Therefore an option that the default choices lack
+is marked as swept, and ``ChoiceSweeper`` leaves options out of the jobs that lack them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,15 @@ from ddpm.console import info
 SWEEPER = "hydra_plugins.ddpm_sweeper.ChoiceSweeper"
 
 
-def prepared(
-    config_name: str, arguments: Sequence[str], overrides: Sequence[Override]
-) -> list[str]:
-    """Return the arguments of a sweep, changed so that Hydra composes it with our sweeper.
+def prepare(config_name: str, arguments: Sequence[str], overrides: Sequence[Override]) -> list[str]:
+    """Return the arguments of a sweep, changed so that Hydra uses ``ChoiceSweeper``.
 
-    They stay as they are where no group has several choices, or where the user chose a sweeper.
+    They are unchanged if each group has a single choice, or if the user chose a sweeper.
 
     Args:
-        config_name: the command.
+        config_name: name of the command.
         arguments: as typed.
-        overrides: the same, read by Hydra; empty where it cannot.
+        overrides: the same, parsed by Hydra; empty if they cannot be parsed.
     """
     groups = [one for one in overrides if (config_dir() / one.key_or_group).is_dir()]
     chosen = any(one.key_or_group.startswith("hydra/sweeper") for one in overrides)
@@ -53,7 +51,7 @@ def _key(override: str) -> str:
 
 
 def _lacked_by_default(config_name: str, overrides: Sequence[Override]) -> set[str]:
-    """The keys of single values that the config without the swept values does not have."""
+    """Return the options with a single value that the config without the swept values lacks."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -64,9 +62,9 @@ def _lacked_by_default(config_name: str, overrides: Sequence[Override]) -> set[s
 
 
 def _lacked(job: Sequence[str], load: Callable[[list[str]], Any]) -> set[str]:
-    """The keys of a job's options that its config does not have.
+    """Return the options of a job that its config lacks.
 
-    Whatever else is wrong with the job is not reported: Hydra will, when it composes it.
+    Other errors of the job are left to Hydra, which composes it later.
     """
     lacking: set[str] = set()
     rest = list(job)
@@ -75,20 +73,20 @@ def _lacked(job: Sequence[str], load: Callable[[list[str]], Any]) -> set[str]:
             load(rest)
             return lacking
         except ConfigCompositionException as error:
-            found = re.search(r"Could not override '([^']+)'", str(error))
+            match = re.search(r"Could not override '([^']+)'", str(error))
         except Exception:
             return lacking
-        left = [one for one in rest if found is None or _key(one) != found[1]]
-        if found is None or len(left) == len(rest):
+        left = [one for one in rest if match is None or _key(one) != match[1]]
+        if match is None or len(left) == len(rest):
             return lacking
-        lacking.add(found[1])
+        lacking.add(match[1])
         rest = left
 
 
-def fitting(jobs: Sequence[list[str]], load: Callable[[list[str]], Any]) -> list[list[str]]:
+def fit_jobs(jobs: Sequence[list[str]], load: Callable[[list[str]], Any]) -> list[list[str]]:
     """Return the jobs of a sweep, each without the options that its choices lack.
 
-    Jobs that differ in such options alone become one. What is left out is printed.
+    Jobs that differ in such options only are merged. The omitted options are printed.
 
     Args:
         jobs: the overrides of each combination.
@@ -108,19 +106,19 @@ def fitting(jobs: Sequence[list[str]], load: Callable[[list[str]], Any]) -> list
         others = next(iter(lacking.values())) - nowhere  # of the first job
         load([one for one in jobs[0] if _key(one) not in others])  # Hydra's error names the option
     left: list[list[str]] = []
-    known: set[tuple[str, ...]] = set()
+    kept_jobs: set[tuple[str, ...]] = set()
     for job in jobs:
         missing = lacking[tuple(one for one in job if _key(one) in groups)]
         rest = [one for one in job if _key(one) not in missing]
-        if not missing or tuple(rest) not in known:
+        if not missing or tuple(rest) not in kept_jobs:
             left.append(rest)
-        known.update([tuple(rest)] if missing else [])
+        kept_jobs.update([tuple(rest)] if missing else [])
     _report(lacking, len(jobs), len(left))
     return left
 
 
 def _report(lacking: dict[tuple[str, ...], set[str]], combinations: int, jobs: int) -> None:
-    """Print which options are left out where, and how many jobs that makes."""
+    """Print the omitted options and the number of jobs."""
     everywhere = set.intersection(*map(set, lacking))
     for key in sorted(set.union(*lacking.values())):
         without = [choices for choices, missing in lacking.items() if key in missing]

@@ -28,7 +28,7 @@ _KEYS = {
 }
 
 
-def separated(config_name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def separate(config_name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the arguments of a sweep with one place per job, and lines that list the places.
 
     A place that is swept, or that contains the value of another option (``out=gen/${seed}``), is
@@ -66,14 +66,14 @@ def separated(config_name: str, arguments: Sequence[str]) -> tuple[list[str], li
 
 
 def _values(override: Override) -> list[str]:
-    """The values of an override, one if it is not swept."""
+    """Return the values of an override; a single one if it is not swept."""
     if override.is_sweep_override():
         return [_unquoted(each) for each in override.sweep_string_iterator()]
     return [_unquoted(override.get_value_element_as_str())]
 
 
 def _jobs(overrides: list[Override]) -> list[dict[str, str]]:
-    """The options of each job by key, in the order in which Hydra runs the jobs."""
+    """Return the options of each job by key, in the order of the jobs."""
     keys = [each.key_or_group for each in overrides]
     rows = itertools.product(*map(_values, overrides))
     return [dict(zip(keys, row, strict=True)) for row in rows]
@@ -84,9 +84,9 @@ def _lines(overrides: list[Override], key: str) -> list[str | None]:
 
 
 def _filled(place: str, job: dict[str, str], number: int) -> str:
-    """A place with the options of a job in it."""
-    known = {**job, "hydra:job.num": str(number), "hydra.job.num": str(number)}
-    return re.sub(r"\$\{([^{}]+)\}", lambda found: known.get(found[1], found[0]), place)
+    """Return a place with the references to options of a job replaced by their values."""
+    values = {**job, "hydra:job.num": str(number), "hydra.job.num": str(number)}
+    return re.sub(r"\$\{([^{}]+)\}", lambda match: values.get(match[1], match[0]), place)
 
 
 def _normal(place: str) -> Path:
@@ -101,7 +101,7 @@ def _with_job(config_name: str, place: str, number: str) -> str:
 
 
 def _unquoted(text: str) -> str:
-    """The text of a value that may be quoted or escaped."""
+    """Return a value without quotes and escapes."""
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return re.sub(r"\\([\\'\"])", r"\1", text[1:-1])
     return re.sub(r"\\(.)", r"\1", text)

@@ -1,8 +1,8 @@
-"""Sweeps: a folder for every job, a word in it of how the job ended, and the table of them all.
+"""Sweeps of trainings: a folder and a record per job, and a table of all jobs.
 
-Launchers may run the jobs in other processes, so what a job did is read from its folder. The
-sweep's own folder is fixed on the command line before Hydra composes anything: no clock is asked
-twice, and every process sees the same one.
+Launchers may run the jobs in other processes, so that results are read from the folders of the
+jobs. The folder of the sweep is fixed on the command line before Hydra composes a config, so that
+all processes use the same one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,121 +34,129 @@ from ddpm.runs import sweep_table as table
 from ddpm.signals import SIGNALS, STOPPED_STATUS, pending
 
 
-class _Own:
-    """The sweep that this process started: Hydra calls Begin, and hands nothing back."""
+@dataclass
+class _SweepState:
+    """The sweep that this process started.
 
-    place: Path | None = None
-    before: dict[signal.Signals, Any] = {}
-    told = False
+    Attributes:
+        folder: of the sweep; None without one.
+        handlers: signal handlers from before the sweep.
+        stopping: True after a signal was forwarded to the jobs.
+    """
+
+    folder: Path | None = None
+    handlers: dict[signal.Signals, Any] = field(default_factory=dict)
+    stopping: bool = False
 
 
-_own = _Own()
+_state = _SweepState()  # global, because Hydra creates SweepStart itself
 
 
-def placed(config_name: str, arguments: Sequence[str]) -> list[str]:
-    """The arguments, with the folder of the sweep behind them if they start one.
+def with_sweep_dir(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments, followed by the folder of the sweep if they start one.
 
-    ``<out>/multirun/<name>``, or without a name the time and four random digits in its place.
+    The folder is ``<out>/multirun/<name>``; a missing name is replaced by the time and four random
+    digits.
 
     Raises:
-        ConfigError: ``out`` or ``name`` with several values, or other names for the jobs.
+        ConfigError: several values of ``out`` or ``name``, or other names for the jobs.
     """
-    given = list(arguments)
-    if not keeps_table(config_name) or not invocation.starts_sweep(given):
-        return given
-    known = invocation.parse(given)
+    unchanged = list(arguments)
+    if not has_table(config_name) or not invocation.starts_sweep(unchanged):
+        return unchanged
+    typed = invocation.parse(unchanged)
     for key, problem in (
-        ("out", "is the parent folder of the whole sweep; give one"),
-        ("name", "names the whole sweep, whose jobs are numbered below it; give one"),
+        ("out", "is the parent folder of the whole sweep; set one value"),
+        ("name", "names the whole sweep, whose jobs are numbered below it; set one value"),
     ):
-        if key in known and known[key].is_sweep_override():
-            raise ConfigError(key, str(known[key].input_line).partition("=")[2], problem)
-    problem = "the folder of a job is its number; leave it out, or take hydra.sweep.dir="
-    require("hydra.sweep.subdir" not in known, "hydra.sweep.subdir", None, problem)
-    if "hydra.sweep.dir" in known:
-        return given
-    name = known["name"].value() if "name" in known else None
-    # A name that is no plain folder is refused by each job: the sweep must not follow it.
+        if key in typed and typed[key].is_sweep_override():
+            raise ConfigError(key, str(typed[key].input_line).partition("=")[2], problem)
+    problem = "the folder of a job is its number; leave it out, or set hydra.sweep.dir="
+    require("hydra.sweep.subdir" not in typed, "hydra.sweep.subdir", None, problem)
+    if "hydra.sweep.dir" in typed:
+        return unchanged
+    name = typed["name"].value() if "name" in typed else None
+    # Each job rejects a name that is not a plain folder; the sweep must not create that folder.
     plain = name is not None and str(name) not in ("", "..") and Path(str(name)).name == str(name)
-    own = "${name}" if plain else f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    return [*given, f"hydra.sweep.dir=${{out}}/multirun/{own}"]
+    folder = "${name}" if plain else f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return [*unchanged, f"hydra.sweep.dir=${{out}}/multirun/{folder}"]
 
 
-def prepared(config_name: str, arguments: Sequence[str]) -> list[str]:
-    """Return the arguments, ready for a sweep over a config group if they start one."""
+def prepare(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments, changed for a sweep over a config group if they start one."""
     if not invocation.starts_sweep(arguments):
         return list(arguments)
     parsed = list(invocation.parse(arguments).values())
-    return sweep_options.prepared(config_name, arguments, parsed)
+    return sweep_options.prepare(config_name, arguments, parsed)
 
 
-def keeps_table(config_name: str) -> bool:
-    """Whether a sweep of this command has a table; the others measure nothing."""
+def has_table(config_name: str) -> bool:
+    """Return True if a sweep of this command has a table of results."""
     return config_name == "train"
 
 
-class Begin(Callback):
-    """Hydra calls it where a sweep starts: forget how the jobs of an earlier one ended."""
+class SweepStart(Callback):
+    """Callback of Hydra at the start of a sweep: deletes the job records of an earlier one."""
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
-        """Note the sweep's folder for :func:`conclude`, and who is to hear signals."""
-        where = expand("hydra.sweep.dir", config.hydra.sweep.dir)
+        """Store the folder of the sweep for :func:`finish`, and install signal handlers."""
+        folder = expand("hydra.sweep.dir", config.hydra.sweep.dir)
         with read_write(config):
-            config.hydra.sweep.dir = where
-        _own.place = Path(where)
-        for record in table.records(_own.place):
+            config.hydra.sweep.dir = folder
+        _state.folder = Path(folder)
+        for record in table.records(_state.folder):
             if table.is_record(record):
                 record.unlink()
-        here = str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher")
-        if not here and threading.current_thread() is threading.main_thread():
-            listened = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
-            _own.before = {each: signal.signal(each, _hand_on) for each in listened}
+        in_process = str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher")
+        if not in_process and threading.current_thread() is threading.main_thread():
+            handled = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+            _state.handlers = {each: signal.signal(each, _forward) for each in handled}
 
 
-def _hand_on(number: int, frame: FrameType | None) -> None:
-    """Let jobs in other processes of this machine stop by themselves, and wait on for them."""
+def _forward(number: int, frame: FrameType | None) -> None:
+    """Forward a signal to the jobs in other processes of this machine, which stop by themselves."""
     jobs = psutil.Process().children()
     for job in jobs:
         with suppress(psutil.NoSuchProcess):
-            job.send_signal(signal.SIGTERM)  # the one that a launcher's own process hands on
-    _own.told = _own.told or bool(jobs)
-    handler = _own.before[signal.Signals(number)]
-    if not jobs and callable(handler):  # on other machines they are their scheduler's
+            job.send_signal(signal.SIGTERM)  # the one that launchers forward
+    _state.stopping = _state.stopping or bool(jobs)
+    handler = _state.handlers[signal.Signals(number)]
+    if not jobs and callable(handler):  # the scheduler signals jobs on other machines
         handler(number, frame)
 
 
 def is_stopping() -> bool:
-    """Whether the jobs were told to stop, so that a launcher may miss some."""
-    return _own.told
+    """Return True if the jobs were signalled to stop, so that a launcher may miss results."""
+    return _state.stopping
 
 
-def recorded(
+def record_job(
     config_name: str, config: Any, starter: int, work: Callable[[], float | None]
 ) -> float | None:
-    """Do the work of a job; in a sweep of trainings ``job.json`` in its folder says how it ended.
+    """Run a job; in a sweep of trainings, record its result in ``job.json`` in its folder.
 
-    There unforeseen errors are printed and get no further, so that the other jobs run; after a job
-    that was stopped no other one starts.
+    In such a sweep unexpected errors are printed and not raised, so that the other jobs run. After
+    a job was stopped, no other job starts.
 
     Args:
-        config_name: the command.
-        config: of the job.
-        starter: the process that started the sweep; in others being stopped gets no further,
-            which would have the launcher kill jobs that are saving.
-        work: of the job.
+        config_name: name of the command.
+        config: config of the job.
+        starter: id of the process that started the sweep. Others do not raise Stopped, since the
+            launcher would kill jobs that are saving.
+        work: function that runs the job.
 
     Raises:
         ConfigError: of the job.
         Stopped: in the process that started the sweep.
     """
-    place = invocation.job_folder() if keeps_table(config_name) else None
+    place = invocation.job_folder() if has_table(config_name) else None
     if place is None:
         return work()
-    heard = pending()  # when the job before was about to end anyway
-    if heard is not None and os.getpid() == starter:
-        raise Stopped(f"stopped by {heard}")
+    received = pending()  # at the end of the previous job
+    if received is not None and os.getpid() == starter:
+        raise Stopped(f"stopped by {received}")
     try:
-        with _told(place, config):
+        with _job_record(place, config):
             return work()
     except ConfigError:
         raise
@@ -161,11 +170,12 @@ def recorded(
 
 
 @contextmanager
-def _told(place: Path, config: Any) -> Iterator[None]:
-    if os.environ.get("RANK", "0") != "0":  # of the processes of a job, the first one writes
+def _job_record(place: Path, config: Any) -> Iterator[None]:
+    """Write ``job.json`` at the start and at the end of a job."""
+    if os.environ.get("RANK", "0") != "0":  # the main process of a job writes
         yield
         return
-    told = {
+    record = {
         "job": int(place.name),
         "overrides": invocation.overrides(),
         "folder": str(config.resume or place),
@@ -176,54 +186,55 @@ def _told(place: Path, config: Any) -> Iterator[None]:
     try:
         others = [table.read(path) for path in table.records(place.parent)]
         if any(other.get("status") == "stopped" for other in others):
-            raise Stopped("another job of the sweep was stopped: this one does not start")
-        record = place / JOB_RECORD
+            raise Stopped("another job of the sweep was stopped: this one is not started")
+        path = place / JOB_RECORD
         problem = "is not the record of a job; choose another folder, or move it away"
-        mine = not os.path.lexists(record) or table.is_record(record)
-        require(mine, "out", str(record), problem)
-        _write(record, told)
+        mine = not os.path.lexists(path) or table.is_record(path)
+        require(mine, "out", str(path), problem)
+        _write(path, record)
         begun = True
         yield
-        told["status"] = "done"
+        record["status"] = "done"
     except BaseException as error:
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
-        told |= {"status": "stopped" if stopped else "failed", "error": _line(error)}
+        record |= {"status": "stopped" if stopped else "failed", "error": _line(error)}
         raise
     finally:
         if begun or not os.path.lexists(place / JOB_RECORD):
-            _write(place / JOB_RECORD, told)
+            _write(place / JOB_RECORD, record)
 
 
 def _line(error: BaseException) -> str:
-    """An error in one line, with its kind unless its message explains itself."""
+    """Return an error in one line, with the name of its class unless it is one of ours."""
     line = " ".join(str(error).split())
     explains = isinstance(error, ConfigError | Stopped)
     return line if explains else f"{type(error).__name__}: {line}".removesuffix(": ")
 
 
-def _write(path: Path, told: dict[str, Any]) -> None:
+def _write(path: Path, record: dict[str, Any]) -> None:
     try:
         with replacing(path) as aside:
-            aside.write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
-    except ConfigError as error:  # a full disk: the job itself will say so, or has
+            aside.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    except ConfigError as error:  # such as a full disk, which the job reports as well
         warn(str(error))
 
 
-def conclude() -> int:
-    """Write and print the table of the sweep that this process started, if it did.
+def finish() -> int:
+    """Write and print the table of the sweep that this process started, if any.
 
     Returns:
-        The exit status: 75 where a job was stopped, else 1 where one failed, else 0.
+        The exit status: 75 if a job was stopped, else 1 if one failed, else 0.
     """
-    global _own
-    own, _own = _own, _Own()
-    for each, handler in own.before.items():
+    global _state
+    state, _state = _state, _SweepState()
+    for each, handler in state.handlers.items():
         signal.signal(each, handler)
-    rows = [] if own.place is None else table.jobs(own.place)
-    if own.place is None or not rows:
+    rows = [] if state.folder is None else table.jobs(state.folder)
+    if state.folder is None or not rows:
         return 0
-    written = table.write(rows, own.place)
+    written = table.write(rows, state.folder)
     info("\n".join([table.summary(rows), *written]))
-    ends = {job.status for job in rows}
-    stopped = "stopped" in ends or (own.told and "failed" in ends)  # maybe before they could say so
-    return STOPPED_STATUS if stopped else int("failed" in ends)
+    results = {job.status for job in rows}
+    # A job that is killed while it stops leaves no record of that.
+    stopped = "stopped" in results or (state.stopping and "failed" in results)
+    return STOPPED_STATUS if stopped else int("failed" in results)

@@ -1,8 +1,8 @@
-"""Starting the processes of a command from the command itself: ``launch.processes=8``.
+"""Worker processes that a command starts itself: ``launch.processes=8``.
 
-Hydra composes once, here; the workers get the composed config. They are started and watched by
-torch's elastic launcher. A signal to this process is handed on to them, and they decide; if this
-process is killed, torch has the system send them a SIGINT.
+Hydra composes the config once, in the launcher, and the workers receive it. torch's elastic
+launcher starts and monitors them. Signals are forwarded to the workers, which decide when to stop;
+if the launcher is killed, the system sends them a SIGINT.
 """
 
 from __future__ import annotations
@@ -34,54 +34,51 @@ from ddpm.lifetime import (
 from ddpm.signals import ECHO_SECONDS, SIGNALS, StopSignal, raise_pending
 
 Work = Callable[..., float | None]
-# For a worker whose launcher is gone: it hears a signal, finishes its step and saves.
+# Time in which a worker whose launcher is gone finishes its step and saves.
 _GRACE_SECONDS = 8.0
-_OBEYING_SECONDS = 3.0  # from a second signal until a worker is killed
-_NOTHING_OF_KILLED_WORKERS = "ignore::UserWarning:multiprocessing.resource_tracker"
+_EXIT_SECONDS = 3.0  # from a second signal until a worker is killed
+_NO_WARNING_OF_KILLED_WORKERS = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How many processes a command runs in.
+    """Options of the launcher.
 
     Attributes:
-        processes: on this machine; ``auto`` is one for each GPU, and one where there is none.
+        processes: number of processes on this machine; ``auto`` is one per GPU, and one without
+            GPUs.
     """
 
     processes: int | Literal["auto"] = 1
 
 
 def count(launch: Launch, device: str) -> int:
-    """How many processes to start; 1 for none beside this one, also where others were started.
+    """Return the number of processes to start; 1 = none beside this one.
 
     Raises:
-        ConfigError: fewer than one, more than there are GPUs (which device=cuda lets them share),
-            or a launcher has started us already.
+        ConfigError: fewer than one, more than the GPUs (unless device=cuda lets them share), or
+            this process was started by a launcher.
     """
-    key, wanted = "launch.processes", launch.processes
+    key, requested = "launch.processes", launch.processes
     if one_of_several():
         problem = "the launcher has started the processes; leave it out"
-        require(wanted == 1 or OWN_WORKERS in os.environ, key, wanted, problem)
+        require(requested == 1 or OWN_WORKERS in os.environ, key, requested, problem)
         return 1
-    if wanted == 1:
+    if requested == 1:
         return 1
     import torch
 
     gpus = 0 if device == "cpu" else torch.cuda.device_count()
-    if wanted == "auto":
+    if requested == "auto":
         return max(gpus, 1)
-    require(wanted >= 1, key, wanted, "must be at least 1, or auto for one a GPU")
-    problem = f"this machine has {gpus} GPUs; take fewer, or device=cpu; device=cuda shares them"
-    require(gpus == 0 or wanted <= gpus or device == "cuda", key, wanted, problem)
-    return wanted
+    require(requested >= 1, key, requested, "must be at least 1, or auto for one per GPU")
+    problem = f"this machine has {gpus} GPUs; use fewer, or device=cpu; device=cuda shares them"
+    require(gpus == 0 or requested <= gpus or device == "cuda", key, requested, problem)
+    return requested
 
 
-def refuse_sweeps(arguments: Sequence[str]) -> None:
-    """Refuse a sweep inside a launcher: each of its processes would run all jobs.
-
-    Raises:
-        ConfigError: that is what was asked for.
-    """
+def reject_sweep(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for a sweep inside a launcher, where each process would run all jobs."""
     if one_of_several() and invocation.starts_sweep(arguments):
         problem = (
             "a sweep inside a launcher would run every job in every process; start the sweep "
@@ -91,23 +88,23 @@ def refuse_sweeps(arguments: Sequence[str]) -> None:
 
 
 def start(processes: int, work: Work, *arguments: Any) -> float | None:
-    """Run ``work(*arguments)`` in so many processes; returns what the first of them does.
+    """Run ``work(*arguments)`` in several processes; return the result of the first.
 
     Args:
-        processes: on this machine.
-        work: a function of a module, called in each process as one of that many.
-        arguments: its own; they can be pickled.
+        processes: number of processes on this machine.
+        work: function of a module, called in each process.
+        arguments: of the function; can be pickled.
 
     Raises:
-        ConfigError: of a worker, or telling which one died, and of what.
-        Stopped: the workers were told to stop, and have.
+        ConfigError: of a worker, or which worker died, and the reason.
+        Stopped: the workers were signalled to stop, and have stopped.
     """
     from hydra.core.hydra_config import HydraConfig
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # we tell what happened in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are reported in one line below
     setup = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -115,21 +112,21 @@ def start(processes: int, work: Work, *arguments: Any) -> float | None:
         run_id=f"ddpm-{os.getpid()}",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        local_addr="localhost",  # no look-up of names: machines may have no network
+        local_addr="localhost",  # without name resolution: machines may be offline
         max_restarts=0,
-        signals_to_handle="SIGQUIT",  # the others are handed on, see below
+        signals_to_handle="SIGQUIT",  # the others are forwarded, see below
         start_method="spawn",
     )
-    with _environment(processes), _handing_on() as heard, _holding():
+    with _environment(processes), _forwarding() as received, _holding():
         try:
             composed = HydraConfig.instance().cfg
             results = elastic_launch(setup, _worker)(composed, work, arguments)
         except ChildFailedError as error:
             _, failure = error.get_first_failure()
-            if len(heard) > 1 and not 0 < failure.exitcode < 128:
-                raise SystemExit(128 + heard[-1]) from None
-            if heard and -failure.exitcode in SIGNALS:  # before it could listen
-                raise Stopped(f"stopped by {heard[0].name}") from None
+            if len(received) > 1 and not 0 < failure.exitcode < 128:
+                raise SystemExit(128 + received[-1]) from None
+            if received and -failure.exitcode in SIGNALS:  # before it installed handlers
+                raise Stopped(f"stopped by {received[0].name}") from None
             raise _explained(error, processes) from None
     return results[0]
 
@@ -144,10 +141,10 @@ def _worker(composed: Any, work: Work, arguments: Sequence[Any]) -> float | None
     streams.protect()
     launcher = int(os.environ[OWN_WORKERS])
     end_with_parent(launcher, _GRACE_SECONDS, in_progress)
-    os.setsid()  # Ctrl-C reaches the parent alone, which hands it on
+    os.setsid()  # Ctrl-C reaches the parent only, which forwards it
     setup_globals()  # ${hydra:...} in the config
     HydraConfig.instance().set_config(composed)
-    with leaving(), _heard_at_last():
+    with leaving(), _ignoring_at_the_end():
         try:
             with StopSignal(last=True):
                 return work(*arguments)
@@ -156,16 +153,17 @@ def _worker(composed: Any, work: Work, arguments: Sequence[Any]) -> float | None
         except Stopped as stopped:
             raise WorkerStopped(str(stopped)) from None
         finally:
-            end_with_parent(launcher)  # nothing is left to save
+            end_with_parent(launcher)  # everything is saved
 
 
 @contextmanager
-def _heard_at_last() -> Iterator[None]:
-    """Afterwards a signal is ignored for a while only: torch waits for the launcher without limit.
+def _ignoring_at_the_end() -> Iterator[None]:
+    """After the block, ignore signals for some seconds.
 
-    A scheduler's signal to all processes, when all is done, must not make a failure of it.
+    A scheduler's signal to all processes after the end of the work must not turn it into a failure.
+    Later signals end the process, since torch waits for the launcher without a limit.
     """
-    listened = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+    handled = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
     try:
         yield
     finally:
@@ -175,17 +173,17 @@ def _heard_at_last() -> Iterator[None]:
             if time.monotonic() - done > _GRACE_SECONDS:
                 os._exit(128 + number)
 
-        for each in listened:
+        for each in handled:
             signal.signal(each, end)
 
 
 @contextmanager
 def _environment(processes: int) -> Iterator[None]:
-    """What the workers shall find: their threads, and that they are wanted without a GPU too."""
+    """Set the environment variables of the workers, such as their number of threads."""
     before = dict(os.environ)
     os.environ[OWN_WORKERS] = str(os.getpid())
     os.environ["PYTHONWARNINGS"] = ",".join(
-        filter(None, [os.environ.get("PYTHONWARNINGS"), _NOTHING_OF_KILLED_WORKERS])
+        filter(None, [os.environ.get("PYTHONWARNINGS"), _NO_WARNING_OF_KILLED_WORKERS])
     )
     if not os.environ.get("OMP_NUM_THREADS"):
         os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // processes, 1))
@@ -198,40 +196,41 @@ def _environment(processes: int) -> Iterator[None]:
 
 
 @contextmanager
-def _handing_on() -> Iterator[list[signal.Signals]]:
-    """Inside, signals go to the workers, and this process waits for what they do.
+def _forwarding() -> Iterator[list[signal.Signals]]:
+    """Forward signals to the workers inside the block; yield the list of received signals.
 
-    Gives those that came, without echoes. After a second one the workers have some seconds.
+    Repetitions of a signal by launchers are left out. After a second signal the workers have some
+    seconds to exit.
 
     Raises:
-        Stopped: on a signal while there are no workers, or one that came before.
+        Stopped: a signal arrived before, or while no worker runs.
     """
-    heard: list[signal.Signals] = []
+    received: list[signal.Signals] = []
     last = 0.0
     if threading.current_thread() is not threading.main_thread():
-        yield heard
+        yield received
         return
 
-    def hand_on(number: int, _: object) -> None:
+    def forward(number: int, _: object) -> None:
         nonlocal last
         now = time.monotonic()
-        if not heard or now - last >= ECHO_SECONDS:
-            heard.append(signal.Signals(number))
+        if not received or now - last >= ECHO_SECONDS:
+            received.append(signal.Signals(number))
             last = now
         workers = multiprocessing.active_children()
         if not workers:
-            raise Stopped(f"stopped by {heard[0].name}")
-        if len(heard) > 1:
+            raise Stopped(f"stopped by {received[0].name}")
+        if len(received) > 1:
             _kill_later(workers)
         for worker in workers:
             if worker.pid is not None:
                 os.kill(worker.pid, number)
 
     raise_pending()
-    listened = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # nohup
-    before = {each: signal.signal(each, hand_on) for each in listened}
+    handled = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # nohup
+    before = {each: signal.signal(each, forward) for each in handled}
     try:
-        yield heard
+        yield received
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -239,10 +238,11 @@ def _handing_on() -> Iterator[list[signal.Signals]]:
 
 @contextmanager
 def _holding() -> Iterator[None]:
-    """Block Ctrl-C in processes that start inside, until they have changed what it does.
+    """Block Ctrl-C in processes that start inside, until they have installed their handlers.
 
     A terminal sends it to them as well, and Python would end them with a traceback. They inherit
-    the mask of the thread that starts them. Another thread takes the signals of this process.
+    the signal mask of the thread that starts them; another thread receives the signals of this
+    process.
     """
     done = threading.Event()
     threading.Thread(target=done.wait, daemon=True).start()
@@ -255,45 +255,45 @@ def _holding() -> Iterator[None]:
 
 
 def _kill_later(workers: Sequence[BaseProcess]) -> None:
-    """Kill the workers that a second signal has not ended, such as those in a hanging exchange."""
+    """Kill workers that a second signal has not ended, such as those in a hanging collective."""
 
     def kill() -> None:
         for worker in workers:
             with suppress(ValueError, OSError):  # it has ended
                 worker.kill()
 
-    timer = threading.Timer(_OBEYING_SECONDS, kill)
+    timer = threading.Timer(_EXIT_SECONDS, kill)
     timer.daemon = True
     timer.start()
 
 
 def _explained(error: Any, processes: int) -> BaseException:
-    """The failure of the worker that failed first."""
+    """Return the error of the worker that failed first."""
     rank, failure = error.get_first_failure()
-    told = failure.message
-    if isinstance(told, dict):
-        kind, _, line = str(told["message"]).partition(": ")
+    report = failure.message
+    if isinstance(report, dict):
+        kind, _, line = str(report["message"]).partition(": ")
         if kind == WorkerError.__name__:
             return WorkerError(line)
         if kind == WorkerStopped.__name__:
             return Stopped(line)
-        trace = str(told.get("extraInfo", {}).get("py_callstack", ""))
+        trace = str(report.get("extraInfo", {}).get("py_callstack", ""))
         note(f"process {rank}:\n{trace}")
-        what = f"process {rank} failed, see above: {told['message']}"
+        problem = f"process {rank} failed, see above: {report['message']}"
     elif failure.exitcode < 0:
-        what = f"process {rank} was ended by {signal.Signals(-failure.exitcode).name}"
+        problem = f"process {rank} was ended by {signal.Signals(-failure.exitcode).name}"
     else:
-        what = f"process {rank} ended with status {failure.exitcode}"
-    problem = f"{what}; the others were ended too, the same command goes on"
-    return ConfigError("launch.processes", processes, problem)
+        problem = f"process {rank} ended with status {failure.exitcode}"
+    remedy = "the others were ended too; run the same command to continue"
+    return ConfigError("launch.processes", processes, problem, remedy)
 
 
 class WorkerStopped(Exception):  # noqa: N818, as Stopped itself
-    """A worker has stopped; the launcher says so, unless it ended the worker itself."""
+    """Stopped, in a worker: the launcher raises it again unless it ended the worker itself."""
 
 
 class WorkerError(ConfigError):
-    """The mistake that a worker found, in its own words."""
+    """ConfigError of a worker, as one line."""
 
     def __init__(self, line: str) -> None:
         super().__init__("", None, line)

@@ -10,7 +10,7 @@ RENAMED_PACKAGES = {"ddpm.fidelity": "ddpm.metrics"}
 
 
 def migrate(value: Any) -> Any:
-    """Return a stored config, or a part of it, in which every ``_target_`` has its present name.
+    """Return a stored config, or a part of it, in which every ``_target_`` has its current name.
 
     Other values are returned as they are; applying it twice changes nothing.
     """

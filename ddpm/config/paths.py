@@ -1,4 +1,4 @@
-"""Paths in the configs of runs: stored as absolute paths, and found again from any folder."""
+"""Paths in the configs of runs: stored as absolute paths, and resolved from any folder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ KEYS = (
 )
 """Options of a run that name files or folders to read."""
 TYPED = "as_typed"
-"""Key of a stored config under which relative paths stand as they were typed."""
+"""Key of a stored config for relative paths as they were typed."""
 _NO_PATHS = ("train", "val")  # of evaluation.reference
-_ABOVE = 4  # folders between a job of a sweep and where it was started
+_ABOVE = 4  # folders between a job of a sweep and the folder where the sweep was started
 Node = dict[str, Any]
 
 
@@ -38,15 +38,15 @@ def stored(config: Mapping[str, Any]) -> Node:
 
 
 def located(config: Mapping[str, Any], run: Path) -> Node:
-    """Return a stored config with its paths where they are found.
+    """Return a stored config with paths that exist now, where possible.
 
-    That is where they were, else as they were typed, from the current folder. Runs of earlier
-    versions stored relative paths: data that the current folder does not have are also looked
-    for in the folders above the run.
+    A path that no longer exists is resolved as it was typed, from the current folder. Runs of
+    earlier versions stored relative paths: their data are also searched in the folders above the
+    run.
 
     Args:
-        config: the stored one.
-        run: the folder of the run.
+        config: the stored config.
+        run: folder of the run.
     """
     made, typed = deepcopy(dict(config)), _typed(config)
     for key in KEYS:
@@ -61,7 +61,7 @@ def located(config: Mapping[str, Any], run: Path) -> Node:
 
 
 def _elsewhere(key: str, path: str, typed: str | None, run: Path) -> str | None:
-    """Return where else a path leads to something, or None."""
+    """Return another existing path of a file or folder that is missing, or None."""
     if typed is not None and os.path.exists(typed):
         return typed
     if key != "data.path" or os.path.isabs(path):
@@ -74,7 +74,7 @@ def _elsewhere(key: str, path: str, typed: str | None, run: Path) -> str | None:
 
 
 def repeated(config: Mapping[str, Any], there: Mapping[str, Any]) -> Node:
-    """Return a config in which paths that were typed as for a run are the paths of that run.
+    """Return a config in which paths that were typed as in a run are the paths of that run.
 
     Args:
         config: as typed.
@@ -88,14 +88,14 @@ def repeated(config: Mapping[str, Any], there: Mapping[str, Any]) -> Node:
 
 
 def without(config: Mapping[str, Any], keys: set[str]) -> Node:
-    """Return a config that no longer says how the paths of these options were typed."""
+    """Return a config without the typed form of the paths of some options."""
     typed = {key: path for key, path in _typed(config).items() if key not in keys}
     rest = {key: value for key, value in config.items() if key != TYPED}
     return {**rest, TYPED: typed} if typed else rest
 
 
 def is_same(key: str, old: object, new: object) -> bool:
-    """Return whether two values of an option are paths of the same file or folder."""
+    """Return True if two values of an option are paths of the same file or folder."""
     if key not in KEYS or not isinstance(old, str) or not isinstance(new, str):
         return False
     return os.path.abspath(expand(key, old)) == os.path.abspath(new)

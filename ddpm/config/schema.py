@@ -46,7 +46,7 @@ def check(
             known = [f"{prefix}{parameter}" for parameter in parameters]
             full = f"{prefix}{name}"
             end = synonyms.hint(full, render(value), known) if hint is None else hint(full, value)
-            raise ConfigError(full, value, f"there is no such option{end}")
+            raise ConfigError(full, value, f"unknown option{end}")
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and options.get(name, "???") == "???":
             raise ConfigError(f"{prefix}{name}", None, f"is missing; add {prefix}{name}=...")
@@ -85,9 +85,9 @@ def typed(value: Any, annotation: Any, key: str) -> Any:
         words = all(get_origin(kind) is Literal or kind is type(None) for kind in kinds)
         use = synonyms.value(key, render(value), [*map(str, literals)])
         if use is not None:
-            problem = f"there is no such choice; {use}"
+            problem = f"unknown choice; {use}"
         elif literals and words and isinstance(value, str):
-            problem = f"there is no such choice{did_you_mean(value, map(str, literals))}"
+            problem = f"unknown choice{did_you_mean(value, map(str, literals))}"
             if "did you mean" in problem:
                 problem += f" (there are: {', '.join(map(str, literals))})"
         else:

@@ -1,4 +1,4 @@
-"""Values of options as they were typed: text is not read as a number, and ``~`` is expanded."""
+"""Typed values of options: text that looks like a number stays text, and ``~`` is expanded."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PATHS = frozenset(
 )
 """Options that name files or folders."""
 TEXT = PATHS | {"name", "version", "recipe", "data.key", "classes", "evaluation.classes"}
-"""Options whose values are text, also where they look like numbers."""
+"""Options whose values are text, even if they look like numbers."""
 SEEDS = frozenset({"a", "b"})  # a whole number is the seed of a sample
 RESERVED = {
-    "latest": "the link to the last run; to go on with that, take resume={out}/latest",
+    "latest": "the link to the last run; to resume that run, use resume={out}/latest",
     "multirun": "the folder of sweeps; use another name",
     "references": "the folder of reference statistics; use another name",
 }
@@ -31,16 +31,16 @@ _PAIRS = {"[": "]", "(": ")", "{": "}"}
 
 
 def literal(key: str, value: str, *, sweep: bool) -> str:
-    """Return a typed value in the form in which Hydra's grammar reads what was meant.
+    """Return a typed value in a form that Hydra's grammar reads as intended.
 
-    Values with characters that the grammar accepts only in quotes are quoted: accents, ``~``,
-    ``=``, and parentheses other than those of its functions. So is text that the grammar would
-    read as a number or a truth value. In paths, a leading ``~`` is expanded.
+    Values with characters that the grammar accepts in quotes only are quoted: accents, ``~``,
+    ``=``, and parentheses other than those of its functions. Text that the grammar would read as a
+    number or a truth value is quoted too. In paths, a leading ``~`` is expanded.
 
     Args:
-        key: the option.
-        value: as typed, not empty.
-        sweep: whether commas separate the values of a sweep.
+        key: name of the option.
+        value: as typed; not empty.
+        sweep: True if commas separate the values of a sweep.
     """
     parts = _split(value) if sweep else [value]
     return ",".join(_element(key, part) if part else part for part in parts)
@@ -66,11 +66,11 @@ def quoted(text: str) -> str:
 
 def as_typed(text: str) -> str:
     """Return the text of an option, or of its value, without the quotes of :func:`literal`."""
-    return re.sub(r'"((?:[^"\\]|\\.)*)"', lambda found: re.sub(r"\\(.)", r"\1", found[1]), text)
+    return re.sub(r'"((?:[^"\\]|\\.)*)"', lambda match: re.sub(r"\\(.)", r"\1", match[1]), text)
 
 
 def _is_number(text: str, *, seed: bool) -> bool:
-    """Return whether Hydra reads a text as a number or a truth value, other than a seed."""
+    """Return True if Hydra reads a text as a number or a truth value, other than a seed."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -82,7 +82,7 @@ def _is_number(text: str, *, seed: bool) -> bool:
 
 
 def _split(text: str) -> list[str]:
-    """Split at the commas that are in no quotes and no brackets."""
+    """Split at commas outside of quotes and brackets."""
     parts, start, closing, quote = [], 0, [], ""
     for at, letter in enumerate(text):
         if quote:
@@ -103,7 +103,7 @@ def expanded(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return a config in which the leading ``~`` of every path is expanded.
 
     Raises:
-        ConfigError: the own home directory is not known.
+        ConfigError: the home directory of the current user is unknown.
     """
     return {name: _expanded(f"{prefix}{name}", value) for name, value in options.items()}
 
@@ -119,10 +119,10 @@ def _expanded(key: str, value: Any) -> Any:
 
 
 def check_run_name(name: str, out: str) -> None:
-    """Refuse the name of a run that is not a folder of its own in ``out``.
+    """Check that the name of a run is that of a folder of its own in ``out``.
 
     Raises:
-        ConfigError: a path, or a name under which something else is kept.
+        ConfigError: a path, or a reserved name.
     """
     problem = "is the name of one folder, without / in it; its parent is out="
     require(name not in ("", "..") and Path(name).name == name, "name", name, problem)

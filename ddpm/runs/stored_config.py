@@ -143,7 +143,7 @@ def _merge(merged: Node, config: Node, override: str) -> None:
             there, here = there.get(parent, {}), here.get(parent, {})
         options = [".".join([group, *parents, each]) for each in there]
         value = values.as_typed(override.partition("=")[2])
-        problem = f"there is no such option{synonyms.hint(key, value, options)}"
+        problem = f"unknown option{synonyms.hint(key, value, options)}"
         require(key in options, key, value, problem)
         there[name] = here[name]
     elif config[group].get("_target_") != merged[group].get("_target_"):

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ddpm.config.migration import migrate
 from ddpm.errors import ConfigError
-from ddpm.files import LARGEST_LIST, file_sha256, free_space, load_tensors, sync
+from ddpm.files import MAX_HEADER_BYTES, file_sha256, free_space, load_tensors, sync
 from ddpm.memory import is_out_of_memory
 
 FORMAT = 1
@@ -333,7 +333,7 @@ def readable(place: Path) -> Path:
 
 def read_json(path: Path) -> Any:
     """What a JSON file of ours holds; raises ValueError for one that is larger than any."""
-    if path.stat().st_size > LARGEST_LIST:
+    if path.stat().st_size > MAX_HEADER_BYTES:
         raise ValueError(f"{path} is too large")
     return json.loads(path.read_text(encoding="utf-8"))
 

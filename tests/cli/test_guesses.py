@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ddpm import synonyms
-from ddpm.cli import explaining
+from ddpm.cli import argument_errors
 from ddpm.config.location import config_dir
 from ddpm.config.registry import build, exported, options_of
 from ddpm.config.schema import check, typed
@@ -255,12 +255,12 @@ def composed(command, choices):
 def once(monkeypatch):
     """Configs are composed once for all tests, which need hundreds of them."""
 
-    def known(command, arguments):
-        groups = explaining._groups(command)
+    def options(command, arguments):
+        groups = argument_errors._groups(command)
         choices = tuple(each for each in arguments if each.partition("=")[0] in groups)
         return [*paths(composed(command, choices))]
 
-    monkeypatch.setattr(explaining, "_known", known)
+    monkeypatch.setattr(argument_errors, "_options", options)
 
 
 def paths(node, prefix=""):
@@ -275,7 +275,7 @@ def check_that_it_works(command, typed, use):
     words = use.partition(" (")[0].split()
     if words[0].startswith("ddpm-"):
         command, typed = words.pop(0).removeprefix("ddpm-"), ()
-    groups = explaining._groups(command)
+    groups = argument_errors._groups(command)
     choices, options = [], []
     for word in words:
         key, _, value = word.partition("=")
@@ -314,7 +314,7 @@ def check_that_it_works(command, typed, use):
 def told(command, typed, error):
     """The answer to a mistake in the last option, with Hydra's error; what it says to use."""
     *_, last = typed
-    line = explaining.explain(command, error, typed)
+    line = argument_errors.explain(command, error, typed)
     assert line.startswith(f"{last}: ") and "\n" not in line
     return line.removeprefix(f"{last}: ")
 
@@ -327,10 +327,10 @@ def told(command, typed, error):
 def test_unknown_options(command, options, use):
     typed = options.split()
     key = typed[-1].partition("=")[0]
-    assert key not in explaining._known(command, typed), "it is an option"
+    assert key not in argument_errors._options(command, typed), "it is an option"
     answer = told(command, typed, Exception(f"Could not override '{key}'.\nKey is not in struct"))
     before, _, advice = answer.partition("; use ")
-    assert before == "there is no such option"
+    assert before == "unknown option"
     assert advice == use or advice.startswith(f"{use} ("), answer
     check_that_it_works(command, typed, use)
 
@@ -343,7 +343,7 @@ def test_unknown_choices(options, use):
     listed = "".join(f"\n\t{file}" for file in files)
     message = f"In 'train': Could not find '{group}/{name}'\n\nAvailable options in '{group}':{listed}\nConfig search path:\n\tx"
     answer = told("train", [options], Exception(message))
-    assert answer == f"there is no such choice (there are: {', '.join(files)}); use {use}"
+    assert answer == f"unknown choice (there are: {', '.join(files)}); use {use}"
     check_that_it_works("train", [], use)
 
 
@@ -359,7 +359,7 @@ def test_unknown_values(option, use):
         hint = get_type_hints(importlib.import_module("ddpm.cli.train").train)[name]
     with pytest.raises(ConfigError) as raised:
         typed(yaml.safe_load(value), hint, key)
-    assert str(raised.value) == f"{option}: there is no such choice; use {use}"
+    assert str(raised.value) == f"{option}: unknown choice; use {use}"
     meant = yaml.safe_load(use.partition(" (")[0].partition("=")[2])
     assert typed(meant, hint, key) == meant
 
@@ -367,7 +367,7 @@ def test_unknown_values(option, use):
 @pytest.mark.parametrize(("command", "arguments", "shown", "use"), FLAGS, ids=[f[1] for f in FLAGS])
 def test_dashes_and_missing_equals_signs(command, arguments, shown, use):
     with pytest.raises(ConfigError) as raised:
-        explaining.check_arguments(command, arguments.split())
+        argument_errors.check_arguments(command, arguments.split())
     found = re.fullmatch(
         r"(.+?): options are written key=value(, without dashes)?; use (.+)", str(raised.value)
     )
@@ -380,12 +380,12 @@ def test_dashes_and_missing_equals_signs(command, arguments, shown, use):
     ["-m seed=1,2", "--multirun seed=1", "--cfg job", "-c job --resolve", "--info all", "-cd mine seed=1", "--config-dir=mine", "--config-name mine", "--hydra-help", "~trainer.lr", "seed=1", "-sc install=bash", "--experimental-rerun job.pickle"],
 )  # fmt: skip
 def test_flags_of_hydra_are_its_own(arguments):
-    explaining.check_arguments("train", arguments.split())
+    argument_errors.check_arguments("train", arguments.split())
 
 
 def test_a_flag_that_runs_what_a_file_says_is_read_in_full_only():
     with pytest.raises(ConfigError, match="use name=job"):
-        explaining.check_arguments("train", ["--exp", "job"])
+        argument_errors.check_arguments("train", ["--exp", "job"])
 
 
 @pytest.mark.parametrize(
@@ -393,23 +393,23 @@ def test_a_flag_that_runs_what_a_file_says_is_read_in_full_only():
     [
         ("train", "timesteps=1000", "must be one of its choices; use schedule.num_steps=1000 (T of the process)"),
         ("train", "model=3", "must be one of its choices; --help lists them"),
-        ("sample", "timesteps=50", "there is no such option; use steps=50 (network calls)"),
+        ("sample", "timesteps=50", "unknown option; use steps=50 (network calls)"),
     ],
 )  # fmt: skip
 def test_numbers_in_place_of_choices(command, typed, answer):
-    assert told(command, [typed], ValueError(f"{explaining.NO_CHOICE}. Got int")) == answer
+    assert told(command, [typed], ValueError(f"{argument_errors.NO_CHOICE}. Got int")) == answer
 
 
 @pytest.mark.parametrize(
     ("command", "typed", "answer"),
     [
-        ("sample", "image_size=64", "there is no such option; the size comes from the checkpoint; leave it out"),
-        ("sample", "class_cond=true", "there is no such option; it comes from the checkpoint; leave it out"),
+        ("sample", "image_size=64", "unknown option; the size comes from the checkpoint; leave it out"),
+        ("sample", "class_cond=true", "unknown option; it comes from the checkpoint; leave it out"),
         ("sample", "model.dim=64", "the model comes from the checkpoint; leave it out"),
-        ("train", "optimizer=adam", "there is no such option; the optimizer is AdamW; its options are trainer.lr, trainer.adam_betas and trainer.weight_decay"),
-        ("train", "verbose=1", "there is no such option; it has no counterpart; leave it out"),
-        ("train", "trainer.max_step=5", "there is no such option; did you mean 'trainer.max_steps'?"),
-        ("train", "sampler.etta=5", "there is no such option; did you mean 'sampler.eta'?"),
+        ("train", "optimizer=adam", "unknown option; the optimizer is AdamW; its options are trainer.lr, trainer.adam_betas and trainer.weight_decay"),
+        ("train", "verbose=1", "unknown option; it has no counterpart; leave it out"),
+        ("train", "trainer.max_step=5", "unknown option; did you mean 'trainer.max_steps'?"),
+        ("train", "sampler.etta=5", "unknown option; did you mean 'sampler.eta'?"),
     ],
 )  # fmt: skip
 def test_other_answers(command, typed, answer):
@@ -435,7 +435,7 @@ def test_rows_name_options_that_exist(command, rows):
     for row in rows:
         for use in row.use.split("|") if row.use else ():
             words = use.split()
-            groups = explaining._groups(command)
+            groups = argument_errors._groups(command)
             choices = tuple(w for w in words if w.partition("=")[0] in groups and "{}" not in w)
             fitting = [choices] if choices else [(), ("model=iddpm_unet",), ("model=simple_unet",)]
             for word in words:
@@ -451,7 +451,7 @@ def test_a_group_of_an_unknown_option_in_a_stored_config_is_answered_too():
     with pytest.raises(ConfigError) as raised:
         build(node, "sampler")
     assert str(raised.value).startswith(
-        "sampler.num_inference_steps=5: there is no such option; use sampler.steps=5"
+        "sampler.num_inference_steps=5: unknown option; use sampler.steps=5"
     )
 
 
@@ -480,9 +480,9 @@ def test_formats_are_listed_once():
     ("name", "options", "line"),
     [
         ("train", "timesteps=1000", "timesteps=1000: must be one of its choices; use schedule.num_steps=1000 (T of the process)"),
-        ("train", "+epochs=3", f"epochs=3: there is no such option; use {EPOCHS}"),
+        ("train", "+epochs=3", f"epochs=3: unknown option; use {EPOCHS}"),
         ("sample", "--steps 20", "--steps 20: options are written key=value, without dashes; use steps=20"),
-        ("train", "data=/no/pictures", "data=/no/pictures: there is no such choice (there are: cifar, digits, folder, sequence, video); use data=folder data.path=/no/pictures"),
+        ("train", "data=/no/pictures", "data=/no/pictures: unknown choice (there are: cifar, digits, folder, sequence, video); use data=folder data.path=/no/pictures"),
     ],
 )  # fmt: skip
 def test_whole_commands(command, name, options, line):
@@ -496,6 +496,6 @@ def test_a_folder_of_pictures_is_data_and_a_run_is_resumed(tmp_path, monkeypatch
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
     for name, answer in (("pets", "data=folder data.path=pets"), ("old", "resume=old")):
         with pytest.raises(ConfigError, match=f"options are written key=value; use {answer}$"):
-            explaining.check_arguments("train", [name])
+            argument_errors.check_arguments("train", [name])
     missing = Exception("In 'train': Could not find 'data/pets'")
     assert told("train", ["data=pets"], missing).endswith("; use data=folder data.path=pets")

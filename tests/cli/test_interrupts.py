@@ -11,12 +11,12 @@ from hydra.errors import HydraException
 
 from ddpm import generation
 from ddpm.cli import app, workers
+from ddpm.cli.argument_errors import COMMANDS
 from ddpm.distributed.processes import SingleProcess
 from ddpm.distributed.sharding import Shard
 from ddpm.distributed.stopping import GivenUpError, Stopping
 from ddpm.errors import ConfigError, Stopped
 from ddpm.signals import StopSignal
-from tests.cli.test_help import COMMANDS
 
 
 def interrupt(*_, **__):
@@ -35,7 +35,7 @@ def test_during_help(command, monkeypatch, name):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_during_composition(command, monkeypatch, name):
-    monkeypatch.setattr("ddpm.cli.sweeps.placed", interrupt)
+    monkeypatch.setattr("ddpm.cli.sweeps.with_sweep_dir", interrupt)
     ended = command(name)
     assert ended.status == 75 and ended.err == f"ddpm-{name}: stopped by SIGINT\n"
 
@@ -53,7 +53,7 @@ def test_no_further_job_of_a_sweep_starts(command, monkeypatch, name):
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        ("ddpm.cli.sweeps.prepared", ConfigError("-m", None, "cannot be read")),
+        ("ddpm.cli.sweeps.prepare", ConfigError("-m", None, "cannot be read")),
         ("hydra._internal.hydra.Hydra.run", ValueError("")),
         ("hydra._internal.hydra.Hydra.run", HydraException("")),
         ("ddpm.cli.app._run", ImportError("numpy")),
@@ -75,7 +75,7 @@ def test_errors_that_a_signal_has_caused_are_not_shown(command, monkeypatch, pla
 def test_a_signal_that_an_import_has_hidden_is_obeyed_before_processes_start():
     with StopSignal() as stop:
         stop.received = "SIGINT"
-        with pytest.raises(Stopped, match="stopped by SIGINT"), workers._handing_on():
+        with pytest.raises(Stopped, match="stopped by SIGINT"), workers._forwarding():
             pytest.fail("the signal was not obeyed")
 
 

@@ -54,7 +54,7 @@ def test_the_allocators_of_torch_and_numpy_are_recognized():
 
 
 BEGUN = "; a run that has begun takes other trainer options with override=true"
-BATCH = "use a smaller batch_size (it changes no result), or precision=bf16"
+BATCH = "use a smaller batch_size (with the same results), or precision=bf16"
 
 
 def test_training(command, tiny, monkeypatch):
@@ -135,12 +135,12 @@ def test_sampling_interpolating_and_evaluating(command, trained, monkeypatch):
         assert (ended.status, ended.err.splitlines()[-1]) == (1, f"ddpm-{name}: {line}")
         assert "Traceback" not in ended.err
     ended = command("sample", f"ckpt={trained}", "precision=bf16")
-    assert ended.line.endswith("; use a smaller batch_size (it changes no result)")
+    assert ended.line.endswith("; use a smaller batch_size (with the same results)")
     monkeypatch.setattr(checkpoint.Checkpoint, "weights", cpu)  # they are not called unfitting
     ended = command("sample", f"ckpt={trained}")
     assert ended.line.startswith("ddpm-sample: batch_size=64: this machine ran out of memory (")
     ended = command("export", f"ckpt={trained}", "format=safetensors")
-    remedy = "use a machine with more, or free some"
+    remedy = "use a machine with more memory, or free some"
     assert ended.line == (
         f"ddpm-export: memory: this machine ran out of memory (allocating 524288.00 GiB); {remedy}"
     )

@@ -163,7 +163,7 @@ def test_data_of_another_shape_and_missing_runs_are_refused(trained, tmp_path):
     image = torch.zeros(1, 8, 8, dtype=torch.uint8)
     for wrong, message in (
         ({"a": image.float()}, "a=torch.float32: the model's data are torch.uint8"),
-        ({"mode": "SLERP"}, "mode=SLERP: there is no such choice"),
+        ({"mode": "SLERP"}, "mode=SLERP: unknown choice"),
         ({"t": 1.5}, "t=1.5: must be a whole number or null"),
         ({"num_frames": 1}, "num_frames=1: must be at least 2, the two ends"),
         ({"a": "~/none.png"}, "a=~/none.png: no such file"),
@@ -172,7 +172,7 @@ def test_data_of_another_shape_and_missing_runs_are_refused(trained, tmp_path):
             model.interpolate(**{"a": image, "b": 1, **wrong})
         assert str(error.value).startswith(message)
     for name, value in (("device", "gpu"), ("precision", "float16"), ("weights", "emma")):
-        with pytest.raises(ConfigError, match=f"^{name}={value}: there is no such choice"):
+        with pytest.raises(ConfigError, match=f"^{name}={value}: unknown choice"):
             ddpm.load(trained, **{name: value})
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="this machine has no GPU"):

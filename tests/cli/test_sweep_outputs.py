@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.cli.sweep_outputs import separated
+from ddpm.cli.sweep_outputs import separate
 
 JOB = "${hydra:job.num}"
 CASES = [  # command, arguments, the rewritten argument, the places of the jobs
@@ -24,7 +24,7 @@ CASES = [  # command, arguments, the rewritten argument, the places of the jobs
 @pytest.mark.parametrize(("command", "arguments", "changed", "places"), CASES)
 def test_jobs_with_the_same_place_are_numbered(command, arguments, changed, places):
     given = ["-m", *arguments.split()]
-    found, lines = separated(command, given)
+    found, lines = separate(command, given)
     assert found == [one for one in given if not one.startswith(("out=", "name="))] + [changed]
     assert [line.strip() for line in lines[1:]] == places.split("|")
 
@@ -43,8 +43,8 @@ def test_jobs_with_the_same_place_are_numbered(command, arguments, changed, plac
     ],
 )
 def test_places_that_differ_are_used_as_typed(arguments):
-    assert separated("sample", ["-m", *arguments]) == (["-m", *arguments], [])
-    assert separated("train", ["-m", "out=g", "seed=0,1"])[1] == []
+    assert separate("sample", ["-m", *arguments]) == (["-m", *arguments], [])
+    assert separate("train", ["-m", "out=g", "seed=0,1"])[1] == []
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -146,7 +146,7 @@ def test_being_told_to_stop_ends_the_sweep(sweep, monkeypatch):
 
 def test_in_another_process_being_stopped_keeps_later_jobs_from_starting(sweep, monkeypatch):
     failing(monkeypatch, Stopped("stopped by SIGTERM"))
-    real, starter = sweeps.recorded, os.getpid() + 1
+    real, starter = sweeps.record_job, os.getpid() + 1
     monkeypatch.setattr(
         sweeps, "recorded", lambda name, config, _, work: real(name, config, starter, work)
     )
@@ -167,8 +167,8 @@ def test_another_command_that_fails_in_another_process_is_not_lost(command, trai
 
 
 REFUSED = {
-    "out=a,b": "out=a,b: is the parent folder of the whole sweep; give one",
-    "name=a,b": "name=a,b: names the whole sweep, whose jobs are numbered below it; give one",
+    "out=a,b": "out=a,b: is the parent folder of the whole sweep; set one value",
+    "name=a,b": "name=a,b: names the whole sweep, whose jobs are numbered below it; set one value",
     "hydra.sweep.subdir=a": "hydra.sweep.subdir: the folder of a job is its number; leave it out, "
     "or take hydra.sweep.dir=",
 }
@@ -204,9 +204,9 @@ def test_a_name_that_is_no_folder_is_refused_by_the_jobs(command, tmp_path, name
     ],
 )
 def test_the_folder_of_a_sweep_is_fixed_on_the_command_line(typed, place):
-    more = [STAMP.sub("STAMP", one) for one in sweeps.placed("train", typed)[len(typed) :]]
+    more = [STAMP.sub("STAMP", one) for one in sweeps.with_sweep_dir("train", typed)[len(typed) :]]
     assert more == ([] if place is None else [f"hydra.sweep.dir={place}"])
-    assert sweeps.placed("sample", typed) == typed
+    assert sweeps.with_sweep_dir("sample", typed) == typed
 
 
 NETWORKS = ("model=unet,simple_unet", "model.width=8", "trainer.max_steps=1")
@@ -292,11 +292,11 @@ def test_the_samplers_of_a_sweep_have_their_own_options(command, monkeypatch):
 
 NOWHERE = {
     ("model=iddpm_unet,simple_unet", "model.model_chanels=32"): (
-        "model.model_chanels=32: there is no such option; did you mean 'model.model_channels'?"
+        "model.model_chanels=32: unknown option; did you mean 'model.model_channels'?"
     ),
     ("model=unet,simple_unet", "model.model_channels=32,64"): None,
     ("model=unet,simple_unet", "model.width=8", "trainer.lrr=1"): (
-        "trainer.lrr=1: there is no such option; did you mean 'trainer.lr'?"
+        "trainer.lrr=1: unknown option; did you mean 'trainer.lr'?"
     ),
     ("model=unet,nosuch", "model.width=8"): None,
     ("hydra/sweeper=basic", "model=unet,simple_unet", "model.width=8"): None,

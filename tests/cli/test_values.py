@@ -57,7 +57,7 @@ def test_a_sweep_a_resumed_run_and_an_output_folder_too(command, tiny):
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("latest", "is the link to the last run; to go on with that, take resume=o/latest"),
+        ("latest", "is the link to the last run; to resume that run, use resume=o/latest"),
         ("multirun", "is the folder of sweeps; use another name"),
         ("references", "is the folder of reference statistics; use another name"),
     ],
@@ -103,7 +103,7 @@ def test_a_home_that_is_not_known(monkeypatch):
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(ConfigError) as caught:
         expand("out", "~/a")
-    assert str(caught.value) == "out=~/a: the home directory is not known; set HOME"
+    assert str(caught.value) == "out=~/a: the home directory is unknown; set HOME"
 
 
 @pytest.mark.slow

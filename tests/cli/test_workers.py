@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm.cli.workers import Launch, count, refuse_sweeps
+from ddpm.cli.workers import Launch, count, reject_sweep
 from ddpm.errors import ConfigError
 
 
@@ -39,12 +39,12 @@ def test_how_many_are_started(monkeypatch, processes, device, gpus, expected):
 @pytest.mark.parametrize(
     ("processes", "gpus", "line"),
     [
-        (0, 0, "launch.processes=0: must be at least 1, or auto for one a GPU"),
-        (-1, 8, "launch.processes=-1: must be at least 1, or auto for one a GPU"),
+        (0, 0, "launch.processes=0: must be at least 1, or auto for one per GPU"),
+        (-1, 8, "launch.processes=-1: must be at least 1, or auto for one per GPU"),
         (
             9,
             8,
-            "launch.processes=9: this machine has 8 GPUs; take fewer, or device=cpu; device=cuda "
+            "launch.processes=9: this machine has 8 GPUs; use fewer, or device=cpu; device=cuda "
             "shares them",
         ),
     ],
@@ -70,12 +70,12 @@ def test_inside_a_launcher_no_more_are_started(monkeypatch):
 
 @pytest.mark.parametrize("flag", ["-m", "--multirun", "--multi", "hydra.mode=MULTIRUN"])
 def test_a_sweep_inside_a_launcher_is_refused(monkeypatch, flag):
-    refuse_sweeps([flag, "seed=1,2"])
+    reject_sweep([flag, "seed=1,2"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    refuse_sweeps(["seed=1"])
+    reject_sweep(["seed=1"])
     with pytest.raises(ConfigError) as caught:
-        refuse_sweeps([flag, "seed=1,2"])
+        reject_sweep([flag, "seed=1,2"])
     assert str(caught.value) == (
         "-m: a sweep inside a launcher would run every job in every process; start the sweep "
         "without the launcher and add launch.processes=N"

@@ -295,8 +295,8 @@ def test_the_condition_is_built_from_a_group_of_options(tmp_path: Path):
         ({"channels": [2, 1, 0]}, "condition.channels=[2,1,0]: at least 1 of the channels 0 to 2 "
          "must be generated; remove one"),
         ({"channels": 1}, "condition.channels=1: must be a list, each a whole number, like [1,2]"),
-        ({"frames": 1}, "condition.frames=1: there is "
-         "no such option; did you mean 'data.condition.cond_frames'?"),
+        ({"frames": 1}, "condition.frames=1: unknown option; did you mean "
+         "'data.condition.cond_frames'?"),
         (3, "condition=3: must be a group of options"),
         (None, "condition=null: must be a group of options"),
     ],

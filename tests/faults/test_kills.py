@@ -69,7 +69,7 @@ def test_all_are_killed_at_twenty_instants(shell, reference):
     assert_as(reference(2), shell.run, STEPS[2])
 
 
-ENDED = "the others were ended too, the same command goes on"
+ENDED = "the others were ended too; run the same command to continue"
 
 
 @pytest.mark.slow

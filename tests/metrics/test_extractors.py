@@ -309,9 +309,9 @@ def test_options_are_keyword_only_and_checked():
         "extractor.path: is missing; add extractor.path=..."
     )
     said = told(lambda: check({"size": "xl"}, DINOv2, "extractor"))
-    assert said.startswith("extractor.size=xl: there is no such choice")
+    assert said.startswith("extractor.size=xl: unknown choice")
     said = told(lambda: check({"model": "rn51"}, CLIP, "extractor"))
-    assert said.startswith("extractor.model=rn51: there is no such choice; did you mean 'rn50'?")
+    assert said.startswith("extractor.model=rn51: unknown choice; did you mean 'rn50'?")
 
 
 def test_every_model_has_a_name_of_torch_fidelitys():

@@ -1,4 +1,4 @@
-"""One line for each mistake in the arguments: key and value as typed, and what to use instead."""
+"""Errors in the arguments, in one line: key and value as typed, and what to use instead."""
 
 from __future__ import annotations
 
@@ -13,58 +13,58 @@ from ddpm.config import values
 from ddpm.config.location import config_dir
 from ddpm.errors import ConfigError, did_you_mean
 
-NO_CHOICE = "Config group override must be a string"  # Hydra's bare ValueError for data=null
+NO_CHOICE = "Config group override must be a string"  # text of Hydra's ValueError for data=null
 FROM_CHECKPOINT = ("model", "diffusion", "schedule", "objective", "timesteps", "data", "trainer")
 COMMANDS = ("train", "sample", "interpolate", "evaluate", "import", "export")
 _SWITCHES = ("help", "hydra-help", "version", "resolve", "run", "multirun", "shell-completion")
 _VALUED = ("cfg", "package", "config-path", "config-name", "config-dir", "info")
-_RERUN = "--experimental-rerun"  # only in full: it runs what a file says
+_RERUN = "--experimental-rerun"  # not abbreviated, as it unpickles a file
 _SHORT_SWITCHES, _SHORT_VALUED = ("-h", "-r", "-m", "-sc"), ("-c", "-p", "-cp", "-cn", "-cd", "-i")
 
 
 def explain(config_name: str, error: Exception, arguments: Sequence[str]) -> str:
-    """A composition error of Hydra or OmegaConf in one line: key, value, remedy."""
-    told = str(error)
+    """Return a composition error of Hydra or OmegaConf in one line: key, value, remedy."""
+    message = str(error)
     typed = {
         a.lstrip("+~").split("=", 1)[0]: values.as_typed(a.partition("=")[2])
         for a in arguments
         if "=" in a
     }
-    unknown = re.search(r"Could not override '([^']+)'", told)
+    unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown:
         key = unknown[1]
-        said = f"{key}={typed[key]}" if key in typed else key
-        return f"{said}: {_unknown(config_name, key, typed.get(key, ''), arguments)}"
-    if NO_CHOICE in told:
-        return _not_a_name(config_name, typed, arguments)
-    choice = re.search(r"Could not find '([^']+)'", told)
+        option = f"{key}={typed[key]}" if key in typed else key
+        return f"{option}: {_unknown(config_name, key, typed.get(key, ''), arguments)}"
+    if NO_CHOICE in message:
+        return _no_name(config_name, typed, arguments)
+    choice = re.search(r"Could not find '([^']+)'", message)
     if choice:
-        return _no_choice(choice[1], told, typed)
+        return _no_choice(choice[1], message, typed)
     if type(error).__name__ == "OverrideParseException":
         text = getattr(error, "override", "") or ""
         return f"{text}: cannot be read; quote values with = , or spaces: 'key=\"the value\"'"
-    return " ".join(line.strip() for line in told.splitlines() if line.strip())
+    return " ".join(line.strip() for line in message.splitlines() if line.strip())
 
 
 def _unknown(config_name: str, key: str, value: str, arguments: Sequence[str]) -> str:
-    """What is wrong with an option that does not exist."""
+    """Return the problem of an option that does not exist, and its remedy."""
     group, _, leaf = key.partition("@")[0].partition(".")
-    of_checkpoint = config_name != "train" and group in FROM_CHECKPOINT
-    if of_checkpoint and not leaf and value in ("", *_choices(group)):
-        return not_here(group)
+    in_checkpoint = config_name != "train" and group in FROM_CHECKPOINT
+    if in_checkpoint and not leaf and value in ("", *_choices(group)):
+        return from_checkpoint(group)
     hint = advice(config_name, key, value, arguments)
-    if of_checkpoint and (not hint.startswith("; use") or "ddpm-train" in hint):
-        return not_here(group)
-    return f"there is no such option{hint}"
+    if in_checkpoint and (not hint.startswith("; use") or "ddpm-train" in hint):
+        return from_checkpoint(group)
+    return f"unknown option{hint}"
 
 
-def not_here(key: str) -> str:
-    """Why an option of training is not one of sampling."""
+def from_checkpoint(key: str) -> str:
+    """Return the error of an option that the checkpoint determines."""
     return f"the {key} comes from the checkpoint; leave it out"
 
 
-def _not_a_name(config_name: str, typed: Mapping[str, str], arguments: Sequence[str]) -> str:
-    """A config group whose choice was typed as null, as a number or as a truth value."""
+def _no_name(config_name: str, typed: Mapping[str, str], arguments: Sequence[str]) -> str:
+    """Return the error of a group whose choice is null, a number or a truth value."""
     problem = "must be one of its choices"
     plain = r"[\d.eE+-]*|null|none|~|true|false"
     for key, value in typed.items():
@@ -76,15 +76,15 @@ def _not_a_name(config_name: str, typed: Mapping[str, str], arguments: Sequence[
     return f"group=null: {problem}; --help lists them"
 
 
-def _no_choice(wanted: str, told: str, typed: Mapping[str, str]) -> str:
-    """A choice that its config group does not have."""
-    group, _, name = wanted.rpartition("/")
+def _no_choice(path: str, message: str, typed: Mapping[str, str]) -> str:
+    """Return the error of a choice that its config group does not have."""
+    group, _, name = path.rpartition("/")
     for key, value in typed.items():
-        if wanted == f"{key.partition('@')[0]}/{value}":  # the value may have / in it
+        if path == f"{key.partition('@')[0]}/{value}":  # the value may contain /
             group, name = key, value
-    found = re.search(r"Available options in '[^']*':\s*(.+?)(?:\nConfig search|\Z)", told, re.S)
+    match = re.search(r"Available options in '[^']*':\s*(.+?)(?:\nConfig search|\Z)", message, re.S)
     plain = group.partition("@")[0]
-    names = found[1].split() if found else _choices(plain)
+    names = match[1].split() if match else _choices(plain)
     use = synonyms.choice(plain, name)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -92,7 +92,7 @@ def _no_choice(wanted: str, told: str, typed: Mapping[str, str]) -> str:
         hint = f"; {use}".replace(f"; use {plain}=", f"; use {group}=")
     elif group == "data" and Path(name).is_dir():
         hint = f"; use data=folder data.path={name}"
-    return f"{group}={name}: there is no such choice (there are: {', '.join(names)}){hint}"
+    return f"{group}={name}: unknown choice (there are: {', '.join(names)}){hint}"
 
 
 def _choices(group: str) -> list[str]:
@@ -100,24 +100,24 @@ def _choices(group: str) -> list[str]:
 
 
 def check_arguments(config_name: str, arguments: Sequence[str]) -> None:
-    """Refuse arguments that are neither ``key=value`` nor flags of Hydra.
+    """Check that arguments are ``key=value`` or flags of Hydra.
 
     Raises:
-        ConfigError: the first of them, with the option that it may mean.
+        ConfigError: for the first other argument, with a suggestion.
     """
     previous = ""
     for place, argument in enumerate(arguments):
         follows = arguments[place + 1] if place + 1 < len(arguments) else ""
         if argument.startswith("-"):
-            if not _is_hydras(argument):
-                raise _misspelt(config_name, argument, follows, arguments)
+            if not _is_hydra_flag(argument):
+                raise _dashed(config_name, argument, follows, arguments)
         elif "=" not in argument and argument[:1] != "~" and not _takes_value(previous):
             raise _bare(config_name, argument)
         previous = argument
 
 
-def _is_hydras(argument: str) -> bool:
-    """Return True if Hydra has a flag."""
+def _is_hydra_flag(argument: str) -> bool:
+    """Return True if the argument is a flag of Hydra."""
     if not argument.startswith("--"):
         return argument in (*_SHORT_SWITCHES, *_SHORT_VALUED)
     name = argument[2:].partition("=")[0]
@@ -126,16 +126,14 @@ def _is_hydras(argument: str) -> bool:
 
 
 def _takes_value(flag: str) -> bool:
-    """Return True if a flag of Hydra is followed by its value."""
+    """Return True if the next argument is the value of a flag of Hydra."""
     if not flag.startswith("--") or flag == _RERUN:
         return flag in (*_SHORT_VALUED, _RERUN)
     return "=" not in flag and any(each.startswith(flag[2:]) for each in _VALUED)
 
 
-def _misspelt(
-    config_name: str, argument: str, follows: str, arguments: Sequence[str]
-) -> ConfigError:
-    """The error about an option with dashes, such as ``--lr 1e-4``."""
+def _dashed(config_name: str, argument: str, follows: str, arguments: Sequence[str]) -> ConfigError:
+    """Return the error about an option with dashes, such as ``--lr 1e-4``."""
     name, equals, value = argument.partition("=")
     shown = argument
     if not equals and follows and "=" not in follows and not re.match(r"-+[a-zA-Z]", follows):
@@ -148,7 +146,7 @@ def _misspelt(
 
 
 def _bare(config_name: str, argument: str) -> ConfigError:
-    """The error about an argument that is not an option."""
+    """Return the error about an argument without ``=``."""
     hint = "; --help lists them"
     subject = {"train": "resume", "import": "file"}.get(config_name, "ckpt")
     groups = [group for group in _groups(config_name) if argument in _choices(group)]
@@ -162,52 +160,52 @@ def _bare(config_name: str, argument: str) -> ConfigError:
 
 
 def _is_run(folder: Path) -> bool:
-    """Return whether a folder looks like a run or a checkpoint."""
+    """Return True if a folder looks like a run or a checkpoint."""
     return any((folder / name).exists() for name in ("config.yaml", "config.json", "checkpoints"))
 
 
 def advice(config_name: str, key: str, value: str, arguments: Sequence[str]) -> str:
-    """The end of a message about an unknown option: what to use instead, or what is near.
+    """Return the end of a message about an unknown option: a remedy, or similar options.
 
     Args:
-        config_name: the command.
+        config_name: name of the command.
         key: the option as typed.
-        value: as typed; empty if there is none.
-        arguments: all that was typed; choices in them decide which options there are.
+        value: its value as typed; may be empty.
+        arguments: all arguments; their choices of groups determine which options exist.
     """
-    known = _known(config_name, arguments)
+    options = _options(config_name, arguments)
     shown = value or "..."
-    if key in known:
+    if key in options:
         return f"; use {key}={shown}"
-    use = synonyms.option(config_name, key, value, known)
+    use = synonyms.option(config_name, key, value, options)
     if use is None:
-        use = _same_leaf(key, shown, known) or _other_choice(config_name, key, shown)
+        use = _same_leaf(key, shown, options) or _other_choice(config_name, key, shown)
     if use is None:
         use = _other_command(config_name, key, value)
     if use is not None:
         return f"; {use}"
     parent = key.rpartition(".")[0]
-    beside = [path for path in known if path.rpartition(".")[0] == parent]
-    if difflib.get_close_matches(key, known, n=1, cutoff=0.7):
-        return did_you_mean(key, known)
-    use = synonyms.near(config_name, key, value, known)
+    beside = [path for path in options if path.rpartition(".")[0] == parent]
+    if difflib.get_close_matches(key, options, n=1, cutoff=0.7):
+        return did_you_mean(key, options)
+    use = synonyms.near(config_name, key, value, options)
     if use is not None:
         return f"; {use}"
-    return did_you_mean(key, beside or [path for path in known if "." not in path])
+    return did_you_mean(key, beside or [path for path in options if "." not in path])
 
 
-def _same_leaf(key: str, value: str, known: Iterable[str]) -> str | None:
-    """Advice to use the option of the same name in a config group, or outside of them."""
+def _same_leaf(key: str, value: str, options: Iterable[str]) -> str | None:
+    """Return advice to use the option of the same name in another config group or in none."""
     group, _, _ = key.rpartition(".")
     leaf = key.rpartition(".")[2].lower()
-    same = [path for path in known if path.rpartition(".")[2] == leaf]
-    outside = synonyms.is_training(group)  # trainer.seed is rather seed than evaluation.seed
+    same = [path for path in options if path.rpartition(".")[2] == leaf]
+    outside = synonyms.is_training(group)  # trainer.seed means seed, not evaluation.seed
     same.sort(key=lambda path: ("." in path) == outside)
     return f"use {same[0]}={value}" if same and not leaf.startswith("_") else None
 
 
 def _other_choice(config_name: str, key: str, value: str) -> str | None:
-    """Advice to make the choice of a config group that has the option."""
+    """Return advice to use a choice of a config group that has the option."""
     typed, _, option = key.rpartition(".")
     if not re.fullmatch(r"[a-z]\w*", option):
         return None
@@ -221,7 +219,7 @@ def _other_choice(config_name: str, key: str, value: str) -> str | None:
 
 
 def _other_command(config_name: str, key: str, value: str) -> str | None:
-    """Advice to use another command, which has the option."""
+    """Return advice to use another command that has the option."""
     shown = value or "..."
     for other in COMMANDS:
         if other != config_name and "." not in key and key in _keys(other):
@@ -241,20 +239,20 @@ def _other_command(config_name: str, key: str, value: str) -> str | None:
 
 
 def _keys(file: str) -> list[str]:
-    """The options at the top of a config file."""
+    """Return the top-level options of a config file."""
     text = (config_dir() / f"{file}.yaml").read_text(encoding="utf-8")
     return re.findall(r"^([a-z]\w*):", text, re.M)
 
 
 def _groups(config_name: str) -> list[str]:
-    """The config groups of a command."""
+    """Return the config groups of a command."""
     text = (config_dir() / f"{config_name}.yaml").read_text(encoding="utf-8")
-    found = re.findall(r"^  - ([a-z]\w*):", text, re.M)
-    return [name for name in found if (config_dir() / name).is_dir()]
+    names = re.findall(r"^  - ([a-z]\w*):", text, re.M)
+    return [name for name in names if (config_dir() / name).is_dir()]
 
 
-def _known(config_name: str, arguments: Sequence[str]) -> list[str]:
-    """The options that exist under the choices that were typed; empty if these cannot be read."""
+def _options(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """Return the options that exist with the typed choices; empty if these are invalid."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -264,23 +262,23 @@ def _known(config_name: str, arguments: Sequence[str]) -> list[str]:
     swept = [f"{a.partition('=')[0]}={choice}" for a in groups if a not in single
              for choice in a.partition("=")[2].split(",")]  # fmt: skip
     GlobalHydra.instance().clear()
-    known: list[str] = []
+    options: list[str] = []
     try:
         with initialize_config_dir(config_dir=str(place), version_base="1.3"):
             for choice in [[one] for one in swept] or [[]]:
-                known += _paths(compose(config_name, overrides=[*single, *choice]))
-    except Exception:  # the suggestion is a courtesy: any trouble here must not hide the mistake
+                options += _paths(compose(config_name, overrides=[*single, *choice]))
+    except Exception:  # the error itself matters more than a suggestion
         return []
-    return known
+    return options
 
 
 def _paths(config: Any, prefix: str = "") -> list[str]:
-    """All dotted paths of a config."""
-    found = []
+    """Return all dotted paths of a config."""
+    paths = []
     for key in config:
         path = f"{prefix}{key}"
-        found.append(path)
+        paths.append(path)
         node = config._get_node(key)
         if node is not None and hasattr(node, "keys") and not node._is_none():
-            found.extend(_paths(node, f"{path}."))
-    return found
+            paths.extend(_paths(node, f"{path}."))
+    return paths
