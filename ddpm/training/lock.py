@@ -1,4 +1,4 @@
-"""One writer a run folder."""
+"""A lock that allows one writer per run folder."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from ddpm.errors import ConfigError
 from ddpm.outputs import unwritable
 
 FILE = ".lock"
-_WAIT_SECONDS = 15.0  # for a run that was just told to stop
+_WAIT_SECONDS = 15.0  # for a run that is stopping
 _HELD = (errno.EACCES, errno.EAGAIN)
 _UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Lock:
-    """Held by the process that writes a run; whatever ends the process frees it.
+    """Lock of the process that writes a run; the system releases it when the process ends.
 
     It is a POSIX record lock: forked processes do not inherit it, and it works on NFS. On a file
-    system without locks, a file says who writes, and only a process of the same machine that is
-    dead is taken over from.
+    system without locks, the file names the writer, and a new process takes over only from a dead
+    process of the same machine.
+
+    The package ``filelock`` is not used, because it raises ENOLCK and EOPNOTSUPP of such file
+    systems (release 4.3), where a run has to start, and does not name the writer.
 
     Args:
-        folder: of the run; made if need be.
+        folder: the run folder; created if needed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,17 +40,17 @@ class Lock:
         self._descriptor: int | None = None
 
     def acquire(
-        self, key: str, tell: Callable[[str], None], seconds: float = _WAIT_SECONDS
+        self, key: str, report: Callable[[str], None], seconds: float = _WAIT_SECONDS
     ) -> None:
-        """Take the lock, waiting for another process to end.
+        """Acquire the lock; wait if another process holds it.
 
         Args:
-            key: the option to blame.
-            tell: told that it waits.
-            seconds: how long.
+            key: the option that names the folder, for the error.
+            report: called with a message before waiting.
+            seconds: maximum time to wait.
 
         Raises:
-            ConfigError: another process writes into the folder, or it cannot be written.
+            ConfigError: another process still holds the lock, or the folder cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -60,20 +63,18 @@ class Lock:
             if time.monotonic() > end:
                 holder = self._holder()
                 self.release()
-                problem = (
-                    f"{self.folder} is being written by {holder}; wait for it, stop it, or choose "
-                    "another name"
-                )
-                raise ConfigError(key, None, problem)
+                problem = f"{self.folder} is being written by {holder}"
+                remedy = "wait for it, stop it, or choose another name"
+                raise ConfigError(key, None, problem, remedy)
             if not waiting:
-                tell(f"{self.folder} is being written by {self._holder()}; waiting for its end")
+                report(f"{self.folder} is being written by {self._holder()}; waiting for its end")
             waiting = True
             time.sleep(0.2)
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()} {socket.gethostname()}".encode(), 0)
 
     def release(self) -> None:
-        """Give the lock back, if it is held."""
+        """Release the lock if it is held."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -86,25 +87,25 @@ class Lock:
             if error.errno in _HELD:
                 return False
             if error.errno in _UNKNOWN:
-                return self._dead()
+                return self._is_writer_dead()
             raise unwritable(self.folder, error) from error
         return True
 
     def _read(self) -> tuple[int, str] | None:
-        """Process and machine of who wrote last, or None."""
+        """Return id and machine of the last writer, or None."""
         assert self._descriptor is not None
         number, _, host = os.pread(self._descriptor, 300, 0).decode(errors="replace").partition(" ")
         return (int(number), host) if number.isdecimal() and host else None
 
     def _holder(self) -> str:
-        read = self._read()
-        return "another process" if read is None else f"process {read[0]} on {read[1]}"
+        writer = self._read()
+        return "another process" if writer is None else f"process {writer[0]} on {writer[1]}"
 
-    def _dead(self) -> bool:
-        """Whether who wrote last does not live any more, as far as one can see from here."""
-        read = self._read()
-        if read is None or read[0] == os.getpid():
+    def _is_writer_dead(self) -> bool:
+        """Return True if the last writer is known to have ended."""
+        writer = self._read()
+        if writer is None or writer[0] == os.getpid():
             return True
-        if read[1] != socket.gethostname():
+        if writer[1] != socket.gethostname():
             return False
-        return not psutil.pid_exists(read[0])
+        return not psutil.pid_exists(writer[0])

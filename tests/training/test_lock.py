@@ -1,5 +1,6 @@
-"""One writer a run folder."""
+"""The lock that allows one writer per run folder."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -34,23 +35,23 @@ def holder(tmp_path):
     process.wait()
 
 
-def test_a_second_writer_is_refused_with_the_name_of_the_first(tmp_path, holder):
-    told = []
+def test_second_writer_is_rejected_with_the_name_of_the_first(tmp_path, holder):
+    messages = []
     with pytest.raises(ConfigError) as caught:
-        Lock(tmp_path).acquire("name", told.append, seconds=0.3)
+        Lock(tmp_path).acquire("name", messages.append, seconds=0.3)
     who = f"process {holder.pid} on {socket.gethostname()}"
     assert str(caught.value) == (
         f"name: {tmp_path} is being written by {who}; wait for it, stop it, or choose another name"
     )
-    assert told == [f"{tmp_path} is being written by {who}; waiting for its end"]
+    assert messages == [f"{tmp_path} is being written by {who}; waiting for its end"]
 
 
 def test_it_waits_for_a_writer_that_ends(tmp_path, holder):
     Timer(0.5, holder.kill).start()
-    told = []
+    messages = []
     began = time.monotonic()
-    Lock(tmp_path).acquire("name", told.append, seconds=10)
-    assert 0.5 < time.monotonic() - began < 5 and len(told) == 1
+    Lock(tmp_path).acquire("name", messages.append, seconds=10)
+    assert 0.5 < time.monotonic() - began < 5 and len(messages) == 1
 
 
 def test_a_killed_writer_is_taken_over_at_once(tmp_path, holder):
@@ -62,7 +63,7 @@ def test_a_killed_writer_is_taken_over_at_once(tmp_path, holder):
     assert (tmp_path / ".lock").read_text().split()[0] == str(os.getpid())
 
 
-def test_what_is_released_can_be_taken(tmp_path):
+def test_released_lock_can_be_acquired_again(tmp_path):
     first = Lock(tmp_path)
     first.acquire("name", pytest.fail)
     first.release()
@@ -103,11 +104,14 @@ def test_processes_that_read_data_do_not_inherit_it(tmp_path):
         ("1 elsewhere", False),
     ],
 )
-def test_without_locks_a_file_tells_who_writes(tmp_path, monkeypatch, text, free):
-    def unknown(*_):
-        raise OSError(lock.errno.ENOLCK, "No locks available")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_file_systems_without_locks(tmp_path, monkeypatch, number, text, free):
+    """The guarantee that ``filelock`` lacks."""
 
-    monkeypatch.setattr(lock.fcntl, "lockf", unknown)
+    def unsupported(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock.fcntl, "lockf", unsupported)
     (tmp_path / ".lock").write_text(text.format(host=socket.gethostname()))
     if free:
         Lock(tmp_path).acquire("name", pytest.fail, seconds=0)
@@ -116,7 +120,7 @@ def test_without_locks_a_file_tells_who_writes(tmp_path, monkeypatch, text, free
             Lock(tmp_path).acquire("name", lambda _: None, seconds=0)
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"cannot be written \(File exists\)"):
         Lock(tmp_path / "file").acquire("name", pytest.fail)
