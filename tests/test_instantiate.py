@@ -127,8 +127,8 @@ def test_check():
     line = "g.sise=1: unknown option; did you mean 'g.size'?"
     assert refusal(check, {"sise": 1}, target, "g") == line
     # What code supplies is no option.
-    assert refusal(check, {"runtime": 1, "size": 1}, target).startswith("runtime=1: there is no")
-    assert refusal(check, {"size": 1, "mode": "c"}, target, "g").startswith("g.mode=c: there is no")
+    assert refusal(check, {"runtime": 1, "size": 1}, target).startswith("runtime=1: unknown option")
+    assert refusal(check, {"size": 1, "mode": "c"}, target, "g").startswith("g.mode=c: unknown choice")
 
 
 FORBIDDEN = [
