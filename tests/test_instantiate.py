@@ -128,7 +128,9 @@ def test_check():
     assert refusal(check, {"sise": 1}, target, "g") == line
     # What code supplies is no option.
     assert refusal(check, {"runtime": 1, "size": 1}, target).startswith("runtime=1: unknown option")
-    assert refusal(check, {"size": 1, "mode": "c"}, target, "g").startswith("g.mode=c: unknown choice")
+    assert refusal(check, {"size": 1, "mode": "c"}, target, "g").startswith(
+        "g.mode=c: unknown choice"
+    )
 
 
 FORBIDDEN = [

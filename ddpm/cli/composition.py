@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ddpm.cli import app, explaining, invocation
+from ddpm.cli import app, argument_errors, invocation
 from ddpm.config import values
 from ddpm.config.location import config_dir
 from ddpm.errors import ConfigError, render
@@ -45,7 +45,7 @@ def compose(config_name: str, config: Mapping[str, Any] | Sequence[str]) -> Comp
     from ddpm.config.text import plain
 
     typed = arguments(config) if isinstance(config, Mapping) else [str(each) for each in config]
-    explaining.check_arguments(config_name, typed)
+    argument_errors.check_arguments(config_name, typed)
     overrides = [app.readable(argument, typed) for argument in typed]
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -61,7 +61,7 @@ def compose(config_name: str, config: Mapping[str, Any] | Sequence[str]) -> Comp
 
 def _explained(config_name: str, error: Exception, overrides: Sequence[str]) -> ConfigError:
     """Return an error of composing as a ConfigError with the same text as that of the command."""
-    line = explaining.explain(config_name, error, overrides)
+    line = argument_errors.explain(config_name, error, overrides)
     option, _, problem = line.partition(": ")
     key, equals, value = option.partition("=")
     return ConfigError(key, value if equals else None, problem)

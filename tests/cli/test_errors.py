@@ -22,7 +22,7 @@ TRAIN = [
     ("trainer.max_steps=true", "trainer.max_steps=true: must be a whole number"),
     ("trainer.max_steps=0", "trainer.max_steps=0: must be at least 1"),
     ("launch.processes=two", "launch.processes=two: must be a whole number or auto"),
-    ("launch.processes=0", "launch.processes=0: must be at least 1, or auto for one a GPU"),
+    ("launch.processes=0", "launch.processes=0: must be at least 1, or auto for one per GPU"),
     ("launch=2", "launch=2: must be a group of options"),
     ("launch.proceses=2", "launch.proceses=2: unknown option; did you mean 'launch.processes'?"),
     ("trainer.on_nonfinite=go", "trainer.on_nonfinite=go: unknown choice (there are: skip, stop)"),

@@ -270,11 +270,11 @@ def paths(node, prefix=""):
             yield from paths(value, f"{prefix}{key}.")
 
 
-def check_that_it_works(command, typed, use):
+def check_that_it_works(command, arguments, use):
     """The options of an answer exist beside what was typed, and take their values."""
     words = use.partition(" (")[0].split()
     if words[0].startswith("ddpm-"):
-        command, typed = words.pop(0).removeprefix("ddpm-"), ()
+        command, arguments = words.pop(0).removeprefix("ddpm-"), ()
     groups = argument_errors._groups(command)
     choices, options = [], []
     for word in words:
@@ -287,11 +287,12 @@ def check_that_it_works(command, typed, use):
     made = {each.partition("=")[0] for each in choices}
     before = [
         each
-        for each in typed
+        for each in arguments
         if each.partition("=")[0] in groups and each.partition("=")[0] not in made
     ]
     config = composed(command, (*before, *choices))
     for key, value in options:
+        key = {"steps": "sampler.steps"}.get(key, key)  # an alias
         read = None if value == "..." else yaml.safe_load(value)
         group, _, option = key.partition(".")
         if not option:
