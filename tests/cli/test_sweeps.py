@@ -15,7 +15,7 @@ from PIL import Image
 from ddpm.cli import invocation, sweeps
 from ddpm.errors import Stopped
 from ddpm.runs import sweep_table
-from ddpm.training import Trainer
+from ddpm.training.loop import TrainingLoop
 from ddpm.training.run import Run
 
 NAMED = Path("outputs/multirun/lr")
@@ -45,14 +45,14 @@ def sweep(command, tiny):
 
 def failing(monkeypatch, error, lr=0.002):
     """Let the job with one learning rate raise this instead of training."""
-    train = Trainer.fit
+    train = TrainingLoop.train
 
-    def fit(self, *given, **named):
-        if self.lr == lr:
+    def raise_or_train(self):
+        if self.options.lr == lr:
             raise error
-        return train(self, *given, **named)
+        return train(self)
 
-    monkeypatch.setattr(Trainer, "fit", fit)
+    monkeypatch.setattr(TrainingLoop, "train", raise_or_train)
 
 
 def test_a_sweep_ends_with_a_table_of_all_jobs_and_survives_one_that_fails(sweep):
@@ -148,12 +148,12 @@ def test_in_another_process_being_stopped_keeps_later_jobs_from_starting(sweep, 
     failing(monkeypatch, Stopped("stopped by SIGTERM"))
     real, starter = sweeps.record_job, os.getpid() + 1
     monkeypatch.setattr(
-        sweeps, "recorded", lambda name, config, _, work: real(name, config, starter, work)
+        sweeps, "record_job", lambda name, config, _, work: real(name, config, starter, work)
     )
     ended = sweep(lr="0.001,0.002,0.003")
     assert ended.status == 75
     assert [row["status"] for row in rows()] == ["done", "stopped", "stopped"]
-    said = "another job of the sweep was stopped: this one does not start"
+    said = "another job of the sweep was stopped: this one is not started"
     assert rows()[2]["error"] == said and numbered(NAMED / "2") == []
 
 
@@ -170,7 +170,7 @@ REFUSED = {
     "out=a,b": "out=a,b: is the parent folder of the whole sweep; set one value",
     "name=a,b": "name=a,b: names the whole sweep, whose jobs are numbered below it; set one value",
     "hydra.sweep.subdir=a": "hydra.sweep.subdir: the folder of a job is its number; leave it out, "
-    "or take hydra.sweep.dir=",
+    "or set hydra.sweep.dir=",
 }
 
 
