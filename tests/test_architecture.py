@@ -21,13 +21,6 @@ COPY_FOR_A_RANK = re.compile(r"[123]_?d(_|$)|[123]D|^(one|two|three)_d(_|$)", re
 RANK_LETTERS = re.compile(r"^(b|n)?c?t?d?hw$")
 
 
-# Cycles that are still to be removed.
-PENDING_CYCLES = [
-    {"ddpm.diffusion.likelihood", "ddpm.diffusion.process"},
-    {"ddpm.training.due", "ddpm.training.loop", "ddpm.training.trainer"},
-]
-
-
 def python_files(*parts: str) -> list[Path]:
     """The Python files of these parts of the package, or of all of it."""
     roots = [PACKAGE / part for part in parts] or [PACKAGE]
@@ -132,7 +125,7 @@ def test_no_module_imports_itself_through_others():
     """Imports in functions and under TYPE_CHECKING count as well."""
     sources = {module_name(file): file.read_text() for file in python_files()}
     graph = {name: imported(source, sources) - {name} for name, source in sources.items()}
-    assert [cycle for cycle in cycles(graph) if cycle not in PENDING_CYCLES] == []
+    assert cycles(graph) == []
 
 
 def test_imports_are_seen_at_every_level():
