@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -15,7 +15,7 @@ from ddpm.distributed.processes import SingleProcess
 from ddpm.errors import did_you_mean, require
 from ddpm.evaluation.evaluator import Evaluator
 from ddpm.evaluation.model import EvaluatedModel
-from ddpm.evaluation.options import EvaluationOptions
+from ddpm.evaluation.options import FIDELITY, EvaluationOptions
 from ddpm.evaluation.reference_data import ReferenceResolver
 from ddpm.evaluation.results import EvaluationResult
 from ddpm.metrics import Extractor
@@ -55,50 +55,69 @@ def checkpoint_data(checkpoint: Checkpoint | None) -> ConfiguredData:
     return ConfiguredData(paths.located(checkpoint.config, checkpoint.run).get("data"))
 
 
+class CheckpointModel(EvaluatedModel, Protocol):
+    """A model that knows its checkpoint."""
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint of the weights; None for a network that is still being trained."""
+        ...
+
+    @property
+    def weights(self) -> str:
+        """``ema`` or ``raw``."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the network."""
+        ...
+
+
 def evaluate(
-    model: EvaluatedModel,
-    checkpoint: Checkpoint | None,
-    options: EvaluationOptions,
+    model: CheckpointModel,
+    metrics: list[str],
     *,
     sampler: Sampler,
-    extractor: Extractor | None,
-    weights: str,
-    precision: str,
-    device: torch.device,
+    extractor: str | Extractor,
     cache: str | None,
+    precision: str,
+    **options: Any,
 ) -> EvaluationResult:
     """Evaluate a model in this process, with the numbers of ``ddpm-evaluate``.
 
     Args:
         model: the model.
-        checkpoint: of its weights; None for a network that is still being trained.
-        options: metrics and their options.
+        metrics: names of the metrics.
         sampler: draws the samples.
-        extractor: of the metrics of samples; None if none are requested.
-        weights: ``ema`` or ``raw``, for the provenance.
-        precision: of the network's arithmetic, for the provenance.
-        device: of the network.
+        extractor: of the metrics of samples: a name, see :data:`EXTRACTORS`, or an instance.
         cache: the folder of reference statistics; None = no cache.
+        precision: of the network's arithmetic, for the provenance.
+        options: the others of :class:`~ddpm.evaluation.options.EvaluationOptions`.
 
     Raises:
         ConfigError: an option that the model or its data do not support.
     """
-    provenance: dict[str, Any] = {"ddpm": __version__, "weights": weights, "precision": precision}
-    if checkpoint is not None:
-        provenance = checkpoint_provenance(checkpoint, weights, precision)
-    folder = None if cache is None else Path(cache)
-    references = ReferenceResolver(
-        options.reference, checkpoint_data(checkpoint), folder, options.folder_options
+    shape, features, node = model.facts.shape, None, {}
+    if set(metrics) & set(FIDELITY) and len(shape) == 3:
+        features, node = build_extractor(extractor, shape)
+    requested = EvaluationOptions(
+        metrics=metrics, extractor=node, sampler=describe_sampler(sampler), **options
     )
+    references = ReferenceResolver(
+        requested.reference,
+        checkpoint_data(model.checkpoint),
+        None if cache is None else Path(cache),
+        requested.folder_options,
+    )
+    processes = SingleProcess(model.device)
     evaluator = Evaluator(
-        options,
-        SingleProcess(device),
-        references,
-        model.facts.shape,
-        extractor=extractor,
-        sampler=sampler,
+        requested, processes, references, shape, extractor=features, sampler=sampler
     )
     evaluator.check_model(model)
+    provenance = {"ddpm": __version__, "weights": model.weights, "precision": precision}
+    if model.checkpoint is not None:
+        provenance = checkpoint_provenance(model.checkpoint, model.weights, precision)
     return evaluator.evaluate_model(model, provenance)
 
 

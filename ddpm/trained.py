@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast, get_type_hints
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ddpm import generation, instantiate, samplers
+from ddpm.arguments import checked
 from ddpm.config.registry import load_plugins
-from ddpm.config.schema import typed
 from ddpm.console import warn
 from ddpm.data import Codec
-from ddpm.data.classes import class_number, format_names
 from ddpm.data.spec import DataSpec
 from ddpm.diffusion import DenoiserProtocol, GaussianDiffusion, Schedule
 from ddpm.distributed import devices
@@ -27,42 +24,14 @@ from ddpm.errors import ConfigError, did_you_mean, reported_as, require
 from ddpm.evaluation.results import EvaluationResult
 from ddpm.files import expand
 from ddpm.generation import Autocast, Mode, SamplingPipeline
+from ddpm.inputs import Classes, ModelInputs
 from ddpm.metrics import Extractor
 from ddpm.outputs import OutputFolder
 from ddpm.samplers import Sampler
 from ddpm.samplers.base import Steps
 from ddpm.training.checkpoint import Checkpoint, find
 
-Classes = Sequence[int | str] | int | str | None
 Weights = Literal["ema", "raw"]
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def _checked(function: Function) -> Function:
-    """Check the arguments of a function against its annotations; wrong ones are ConfigErrors."""
-    signature = inspect.signature(function)
-
-    @wraps(function)
-    def checked(*args: Any, **named: Any) -> Any:
-        bound, hints = signature.bind(*args, **named), get_type_hints(function)
-        for name in bound.arguments.keys() - {"self"}:
-            value = _plain(bound.arguments[name])
-            try:
-                bound.arguments[name] = typed(value, hints[name], name)
-            except ConfigError as error:
-                if isinstance(value, str | int | float | list | tuple | None):
-                    raise
-                raise error.renamed(name, type(value).__name__) from error
-        return function(*bound.args, **bound.kwargs)
-
-    return cast(Function, checked)
-
-
-def _plain(value: Any) -> Any:
-    """Return numbers and arrays of NumPy as Python's numbers and tensors."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 class Samples(NamedTuple):
@@ -100,10 +69,45 @@ class TrainedModel:
     checkpoint: Checkpoint | None
     weights: Weights = "ema"
 
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        weights: Weights,
+        device: torch.device,
+        autocast: Autocast = nullcontext,
+    ) -> TrainedModel:
+        """Return the model of a checkpoint.
+
+        Args:
+            checkpoint: the checkpoint.
+            weights: ``ema`` for the average, ``raw`` for the weights of the last step.
+            device: of the network.
+            autocast: see the attribute.
+
+        Raises:
+            ConfigError: classes in the config that are not exported, or weights that do not fit.
+        """
+        network, diffusion, spec = instantiate.trained(checkpoint, weights)
+        return cls(
+            network=_placed(network, device, spec).eval(),
+            diffusion=diffusion,
+            facts=spec,
+            device=device,
+            autocast=autocast,
+            checkpoint=checkpoint,
+            weights=weights,
+        )
+
     @property
     def codec(self) -> Codec:
         """Conversion between raw data and model space."""
         return self.facts.codec
+
+    @property
+    def inputs(self) -> ModelInputs:
+        """Checks and readers of classes, conditioning data and ends of interpolations."""
+        return ModelInputs(self.facts, self.diffusion.num_steps)
 
     @property
     def schedule(self) -> Schedule:
@@ -171,7 +175,7 @@ class TrainedModel:
         labels = [batch.labels for batch in batches if batch.labels is not None]
         return Samples(data, torch.cat(labels) if labels else None)
 
-    @_checked
+    @checked
     def samples(
         self,
         n: int,
@@ -189,7 +193,7 @@ class TrainedModel:
         require(n >= 1, "n", n, "must be at least 1")
         require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
         pipeline = self.pipeline(sampler, steps, guidance, guidance_rescale)
-        numbers, clean = self.class_numbers(classes), self.condition(condition)
+        numbers, clean = self.class_numbers(classes), self.inputs.condition(condition)
         batches = generation.generate(
             pipeline,
             range(n),
@@ -200,7 +204,7 @@ class TrainedModel:
         )
         return (Samples(data, self.facts.values(labels)) for data, labels in batches)
 
-    @_checked
+    @checked
     def interpolate(
         self,
         a: int | str | Path | Tensor,
@@ -239,8 +243,8 @@ class TrainedModel:
         """
         require(num_frames >= 2, "num_frames", num_frames, "must be at least 2, the two ends")
         require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
-        ends = self.end("a", a), self.end("b", b)
-        t, pair = self.noised_to(t, ends, mode), self.class_pair(classes)
+        ends = self.inputs.end("a", a), self.inputs.end("b", b)
+        t, pair = self.inputs.timestep(t, ends, mode), self.inputs.class_pair(classes)
         return generation.interpolate(
             self.pipeline(sampler, steps, guidance, guidance_rescale),
             ends,
@@ -252,7 +256,7 @@ class TrainedModel:
             classes=pair,
         )
 
-    @_checked
+    @checked
     def evaluate(
         self,
         metrics: Sequence[str] | str = ("fid",),
@@ -300,19 +304,15 @@ class TrainedModel:
             ConfigError: an option that the model or its data do not support.
         """
         from ddpm import model_evaluation
-        from ddpm.evaluation.options import FIDELITY, EvaluationOptions
 
-        names = [metrics] if isinstance(metrics, str) else list(metrics)
-        drawn_by = _sampler(sampler, steps)
-        images = bool(set(names) & set(FIDELITY)) and len(self.facts.shape) == 3
-        extracted_by, node = None, {}
-        if images:
-            extracted_by, node = model_evaluation.build_extractor(extractor, self.facts.shape)
-        options = EvaluationOptions(
-            metrics=names,
-            extractor=node,
+        return model_evaluation.evaluate(
+            self,
+            [metrics] if isinstance(metrics, str) else list(metrics),
+            sampler=_sampler(sampler, steps),
+            extractor=extractor,
+            cache=None if cache is None else expand("cache", str(cache)),
+            precision=self._precision(),
             reference=None if reference is None else expand("reference", str(reference)),
-            sampler=model_evaluation.describe_sampler(drawn_by),
             num_samples=num_samples,
             num_images=num_images,
             bound_steps=bound_steps,
@@ -321,17 +321,6 @@ class TrainedModel:
             seed=seed,
             guidance=guidance,
             guidance_rescale=guidance_rescale,
-        )
-        return model_evaluation.evaluate(
-            self,
-            self.checkpoint,
-            options,
-            sampler=drawn_by,
-            extractor=extracted_by,
-            weights=self.weights,
-            precision=self._precision(),
-            device=self.device,
-            cache=None if cache is None else expand("cache", str(cache)),
         )
 
     def _precision(self) -> str:
@@ -342,7 +331,7 @@ class TrainedModel:
             dtype = torch.get_autocast_dtype(self.device.type)
         return "bf16" if dtype == torch.bfloat16 else "fp16"
 
-    @_checked
+    @checked
     def save_images(self, data: Tensor, folder: str | Path) -> Path:
         """Write raw data (N, C, *spatial) as ``ddpm-sample`` does, and return the path of the grid.
 
@@ -353,7 +342,7 @@ class TrainedModel:
             ConfigError: data of another shape or type, a folder that cannot be written, or files
                 in the way that were not written by ddpm.
         """
-        self._check_data("data", data, batch=True)
+        self.inputs.check_data("data", data, batch=True)
         place, formats = Path(expand("folder", str(folder))), [self.codec.default_format]
         output = OutputFolder(place, "sample")
         try:
@@ -403,106 +392,15 @@ class TrainedModel:
             )
 
     def class_numbers(self, classes: Classes | Tensor) -> list[int] | None:
-        """Return the numbers of classes given by number or name; by default all.
+        """Return the numbers of classes named by number or name; by default all.
 
         Raises:
             ConfigError: an unconditional model, or an unknown class.
         """
-        names = self.facts.names
-        if names is None:
-            problem = "the model knows no classes; leave it out, or train with data.class_cond=true"
-            require(classes is None, "classes", classes, problem)
-            return None
-        if classes is None:
-            return list(range(len(names)))
-        classes = classes.tolist() if isinstance(classes, Tensor) else classes
-        wanted = [classes] if isinstance(classes, int | str) else list(classes)
-        numbers = [class_number(each, names) for each in wanted]
-        known = [number for number in numbers if number is not None]
-        problem = f"the model knows the classes {format_names(names)}; use some of those"
-        require(len(known) == len(wanted), "classes", classes, problem)
-        require(bool(known), "classes", classes, "name at least one, or leave it out")
-        return known
-
-    def class_pair(self, classes: Classes | Tensor) -> tuple[int, int] | None:
-        """Return the class numbers of the two ends of an interpolation.
-
-        Raises:
-            ConfigError: a class-conditional model without one or two classes.
-        """
-        numbers = self.class_numbers(classes)
-        if numbers is None:
-            return None
-        problem = "the model is class-conditional; say classes=[3], or [3,7] for the two ends"
-        require(classes is not None and len(numbers) <= 2, "classes", classes, problem)
-        return numbers[0], numbers[-1]
-
-    def condition(self, condition: str | Path | Tensor | None) -> Tensor | None:
-        """Return the raw data (N, C, *spatial) that hold the given entries of the samples.
-
-        Raises:
-            ConfigError: a model without given entries, one that needs them, or a file that does
-                not fit.
-        """
-        if self.codec.condition_mask is None:
-            problem = "the model is given nothing; leave it out, or train with data.condition"
-            require(condition is None, "condition", condition, problem)
-            return None
-        if condition is None:
-            problem = "is missing: the model is given part of the data; name a file that holds it"
-            raise ConfigError("condition", None, problem)
-        if isinstance(condition, Tensor):
-            self._check_data("condition", condition, batch=True)
-            return condition
-        try:
-            return self.codec.read_condition(expand("condition", str(condition)))
-        except ConfigError as error:
-            raise error.renamed("condition", str(condition)) from error
-
-    def end(self, key: str, value: int | str | Path | Tensor) -> Tensor | int:
-        """Return an end of an interpolation: a seed, or the raw data of a file.
-
-        Raises:
-            ConfigError: names ``key``; a file that cannot be read or is of another size.
-        """
-        if isinstance(value, int):
-            return value
-        if isinstance(value, Tensor):
-            self._check_data(key, value)
-            return value
-        try:
-            return self.codec.read(expand(key, str(value)))
-        except ConfigError as error:
-            raise error.renamed(key, str(value)) from error
-
-    def noised_to(self, t: int | None, ends: Sequence[Tensor | int], mode: Mode) -> int:
-        """Return the timestep to which the ends of an interpolation are noised.
-
-        By default T-1 between two seeds and for ``ddim``, else (T-1) // 2.
-
-        Raises:
-            ConfigError: a step that the process does not have.
-        """
-        last = self.diffusion.num_steps - 1
-        if t is None:
-            seeds = all(isinstance(end, int) for end in ends)
-            return last if seeds or mode == "ddim" else last // 2
-        require(0 <= t <= last, "t", t, f"the process has {last + 1} steps; use 0 to {last}")
-        return t
-
-    def _check_data(self, key: str, data: Tensor, *, batch: bool = False) -> None:
-        """Refuse data of another shape or type than the model's raw data."""
-        shape, expected = tuple(data.shape), tuple(self.facts.shape)
-        good = (shape[1:] if batch else shape) == expected and len(data) > 0
-        wanted = f"({'N, ' if batch else ''}{', '.join(map(str, expected))})"
-        require(good, key, f"shape {shape}", f"the model's data are of shape {wanted}")
-        dtype = self.codec.decode(torch.zeros(1, *expected)).dtype
-        require(data.dtype == dtype, key, str(data.dtype), f"the model's data are {dtype}")
-        finite = not dtype.is_floating_point or bool(data.isfinite().all())
-        require(finite, key, f"shape {shape}", "has values that are not finite")
+        return self.inputs.class_numbers(classes)
 
 
-@_checked
+@checked
 def load(
     path: str | Path,
     weights: Weights = "ema",
@@ -515,24 +413,15 @@ def load(
     if plugins:
         load_plugins([plugins] if isinstance(plugins, str) else list(plugins))
     found = find(expand("path", str(path)), warn)
-    network, diffusion, facts = instantiate.trained(found, weights)
     autocast: Autocast = nullcontext
     if precision != "no":
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
         autocast = partial(torch.autocast, place.type, dtype)
-    return TrainedModel(
-        network=placed(network, place, facts).eval(),
-        diffusion=diffusion,
-        facts=facts,
-        device=place,
-        autocast=autocast,
-        checkpoint=found,
-        weights=weights,
-    )
+    return TrainedModel.from_checkpoint(found, weights, place, autocast)
 
 
-def placed(network: nn.Module, device: torch.device, facts: DataSpec) -> nn.Module:
-    """Move a network to the device on which it draws, with the memory layout that is fast there."""
+def _placed(network: nn.Module, device: torch.device, facts: DataSpec) -> nn.Module:
+    """Move a network to the device, with the memory layout that is faster in sampling."""
     network = network.to(device)
     if device.type == "cpu" and len(facts.shape) == 3:  # scripts/sampling_speed.py
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore

@@ -54,9 +54,9 @@ class Evaluate(EvaluationOptions):
         """Evaluate a model, existing images, or several runs."""
         from ddpm.distributed import devices
         from ddpm.distributed.consensus import wait_for_all
-        from ddpm.drawing import Trained
         from ddpm.runs.comparison import Comparison
         from ddpm.runs.evaluation import EvaluationJob
+        from ddpm.runs.session import Session
 
         subjects = [each for each in (self.ckpt, self.samples, self.runs) if each is not None]
         problem = "set exactly one of ckpt= (a model), samples= (images) and runs= (several models)"
@@ -74,10 +74,10 @@ class Evaluate(EvaluationOptions):
             result = job.evaluate_images(self.samples, accelerator)
         else:
             assert self.ckpt is not None
-            trained = Trained.load(self.ckpt, self.weights, self.device, self.precision)
-            accelerator = trained.accelerator
-            job.use_threads(trained)
-            _, result = job.evaluate_model(job.evaluator(trained), trained, self.weights)
+            session = Session.load(self.ckpt, self.weights, self.device, self.precision)
+            accelerator = session.accelerator
+            job.use_threads(session)
+            _, result = job.evaluate_model(job.evaluator(session), session, self.weights)
         wait_for_all(accelerator)
         accelerator.end_training()
         return result.value(self.metrics[0])

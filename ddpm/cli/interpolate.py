@@ -1,12 +1,17 @@
-"""``ddpm-interpolate``: the frames between two items, or two seeds."""
+"""``ddpm-interpolate``: frames between two items, or two seeds."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli import app
 from ddpm.console import info_once, warn_once
 from ddpm.errors import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddpm.runs.session import Session
 
 
 def main() -> None:
@@ -35,56 +40,84 @@ def interpolate(
     precision: Literal["no", "fp16", "bf16"],
     plugins: list[str],
 ) -> None:
-    """Draw the frames and write them, with a strip that shows all of them."""
+    """Compute the frames and write them with a strip of all."""
     from ddpm import generation
-    from ddpm.drawing import Trained, label
+    from ddpm.runs.session import Session, sampler_name, trial
     from ddpm.trajectory import on_step
 
     require(num_frames >= 2, "num_frames", num_frames, "must be at least 2, the two ends")
     require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
-    trained = Trained.load(ckpt, weights, device, precision)
-    codec, ends = trained.codec, (trained.end("a", a), trained.end("b", b))
-    for path in (end for end in (a, b) if isinstance(end, str)):
-        warn_once(trained.accelerator, codec.file_warnings(path))
-    t, pair = trained.noised_to(t, ends, mode), trained.class_pair(classes)
-    pipeline = trained.pipeline(sampler, guidance=guidance, guidance_rescale=guidance_rescale)
+    session = Session.load(ckpt, weights, device, precision)
+    codec, inputs, ends = session.model.codec, session.model.inputs, _ends(session, a, b)
+    t, pair = inputs.timestep(t, ends, mode), inputs.class_pair(classes)
+    pipeline = session.model.pipeline(sampler, guidance=guidance, guidance_rescale=guidance_rescale)
     generation.check_mode(pipeline, ends, mode)
+    total, size = _num_calls(pipeline.num_calls(t), num_frames, batch_size, ends, mode)
     formats = [codec.default_format, *codec.extra_formats]
-    with trained.writing(
+    with session.writing(
         "interpolate",
         [*codec.file_names(formats, num_frames), "strip.png"],
         out=out,
-        default=f"interpolation-{label(sampler)}-t-{t}-{mode}-seed-{seed}",
+        default=f"interpolation-{sampler_name(sampler)}-t-{t}-{mode}-seed-{seed}",
         samples=codec.output_names(formats),
     ) as folder:
-        info_once(trained.accelerator, f"drawing {num_frames} frames from t={t} into {folder.path}")
-        rounds = -(-num_frames // batch_size)
-        if mode == "ddim":
-            rounds += (generation.REFINE + 1) * sum(not isinstance(end, int) for end in ends)
-        total, size = rounds * pipeline.num_calls(t), min(batch_size, num_frames)
-        trained.use_threads(threads, lambda: trained.trial(pipeline, total, size, pair))
-        with trained.progress(total, "interpolating") as bar:
-            options = {"mode": mode, "seed": seed, "batch_size": batch_size, "classes": pair}
-            options |= {"t": t, "num_frames": num_frames, "on_step": on_step(bar)}
-            frames = generation.interpolate(pipeline, ends, **options)
-        if trained.accelerator.is_main_process:
-            for each in formats:
-                codec.write(frames, folder.aside, format=each)
+        info_once(session.accelerator, f"drawing {num_frames} frames from t={t} into {folder.path}")
+        session.use_threads(threads, lambda: trial(pipeline, total, size, pair))
+        with session.progress(total, "interpolating") as bar:
+            frames = generation.interpolate(
+                pipeline, ends, t=t, num_frames=num_frames, mode=mode, seed=seed,
+                batch_size=batch_size, classes=pair, on_step=on_step(bar),
+            )  # fmt: skip
+        if session.accelerator.is_main_process:
+            for format in formats:
+                codec.write(frames, folder.aside, format=format)
             codec.picture(frames, columns=num_frames).save(folder.aside / "strip.png")
             if mode == "ddim":
-                _report_ends(trained, ends, frames)
-    info_once(trained.accelerator, f"done: {folder.path} (look at strip.png)")
-    trained.accelerator.end_training()
+                _report_reconstruction(session, ends, frames)
+    info_once(session.accelerator, f"done: {folder.path} (look at strip.png)")
+    session.accelerator.end_training()
 
 
-def _report_ends(trained: Any, ends: tuple[Any, Any], frames: Any) -> None:
-    """Print the error of the reconstruction of each end that is a file."""
-    codec = trained.facts.codec
+def _ends(session: Session, a: int | str, b: int | str) -> tuple[Tensor | int, Tensor | int]:
+    """Return both ends, seeds or raw data, and print the warnings about their files."""
+    inputs = session.model.inputs
+    ends = inputs.end("a", a), inputs.end("b", b)
+    for path in (a, b):
+        if isinstance(path, str):
+            warn_once(session.accelerator, session.model.codec.file_warnings(path))
+    return ends
+
+
+def _num_calls(
+    calls: int, num_frames: int, batch_size: int, ends: tuple[Tensor | int, ...], mode: str
+) -> tuple[int, int]:
+    """Return the number of network calls, and of frames per call.
+
+    Args:
+        calls: network calls per trajectory.
+        num_frames: number of frames.
+        batch_size: frames at once.
+        ends: seeds or raw data.
+        mode: of the interpolation; ``ddim`` inverts the ends that are data.
+    """
+    from ddpm.generation import REFINE
+
+    trajectories = -(-num_frames // batch_size)
+    if mode == "ddim":
+        trajectories += (REFINE + 1) * sum(not isinstance(end, int) for end in ends)
+    return trajectories * calls, min(batch_size, num_frames)
+
+
+def _report_reconstruction(
+    session: Session, ends: tuple[Tensor | int, Tensor | int], frames: Tensor
+) -> None:
+    """Print the distance of the first and last frame from the ends that are data."""
+    codec = session.model.codec
     for key, end, frame in zip("ab", ends, (frames[0], frames[-1]), strict=True):
         if not isinstance(end, int):
             x, y = (codec.encode(raw.unsqueeze(0)) for raw in (end, frame))
-            error = float((x - y).square().mean().sqrt()) / 2
-            info_once(trained.accelerator, f"{key} came back within {error:.2%} of the range (rms)")
+            rms = float((x - y).square().mean().sqrt()) / 2
+            info_once(session.accelerator, f"{key} came back within {rms:.2%} of the range (rms)")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from ddpm.distributed import devices
 from ddpm.distributed.consensus import wait_for_all
 from ddpm.distributed.main_process import broadcast
 from ddpm.distributed.output import writing
-from ddpm.drawing import Trained
 from ddpm.errors import ConfigError, require
 from ddpm.evaluation import results
 from ddpm.evaluation.options import matches_metric
@@ -27,6 +26,7 @@ from ddpm.outputs import JOB_RECORD, OutputFolder
 from ddpm.report.pages import Report, comparability_warnings, write_comparison
 from ddpm.report.run_table import Column, as_text, metric_columns
 from ddpm.runs.evaluation import SAMPLES, EvaluationJob, Weights, report_provenance, training_report
+from ddpm.runs.session import Session
 from ddpm.training import checkpoint
 from ddpm.training.run import Run
 
@@ -79,31 +79,31 @@ class Comparison:
         names, reports = _names(places), []
         for number, place in enumerate(places, 1):
             info_once(accelerator, f"run {number} of {len(places)}: {place}")
-            evaluation, trained = self._evaluate(place, first=number == 1)
+            evaluation, session = self._evaluate(place, first=number == 1)
             if accelerator.is_main_process:
-                reports.append(replace(_read_report(evaluation, trained), run=names[place]))
+                reports.append(replace(_read_report(evaluation, session), run=names[place]))
             wait_for_all(accelerator)
         return self._write(reports, folder) if accelerator.is_main_process else 0.0
 
-    def _evaluate(self, place: Path, *, first: bool) -> tuple[Path, Trained]:
+    def _evaluate(self, place: Path, *, first: bool) -> tuple[Path, Session]:
         """Return the folder of an evaluation of this request, an earlier one or a new one."""
-        trained = Trained.load(str(place), self.weights, self.device, self.precision)
-        main, job = trained.accelerator.is_main_process, replace(self.job, out=None)
+        session = Session.load(str(place), self.weights, self.device, self.precision)
+        main, job = session.accelerator.is_main_process, replace(self.job, out=None)
         if first:  # the first run determines the number of threads for all
-            job.use_threads(trained)
+            job.use_threads(session)
         try:
-            evaluator = job.evaluator(trained)
+            evaluator = job.evaluator(session)
         except ConfigError as error:
             raise ConfigError("runs", str(place), f"cannot be evaluated: {error}") from error
-        request = job.request(evaluator, trained, job.provenance(trained, self.weights))
-        earlier = _find_earlier(trained.checkpoint.run, request) if main else None
-        folder = broadcast(trained.accelerator, earlier)
+        request = job.request(evaluator, session, job.provenance(session, self.weights))
+        earlier = _find_earlier(session.checkpoint.run, request) if main else None
+        folder = broadcast(session.accelerator, earlier)
         if folder is None:
-            folder, _ = job.evaluate_model(evaluator, trained, self.weights)
-            return folder, trained
+            folder, _ = job.evaluate_model(evaluator, session, self.weights)
+            return folder, session
         line = f"was evaluated with these options, see {folder} (delete it to evaluate again)"
-        info_once(trained.accelerator, line)
-        return folder, trained
+        info_once(session.accelerator, line)
+        return folder, session
 
     def _write(self, reports: list[Report], folder: OutputFolder) -> float:
         requested, numbers = self.job.options.metrics[0], reports[0].metrics
@@ -160,9 +160,9 @@ def _modified(file: Path) -> int:
     return file.stat().st_mtime_ns
 
 
-def _read_report(folder: Path, trained: Trained) -> Report:
+def _read_report(folder: Path, session: Session) -> Report:
     """Return the report of an evaluation in a comparison."""
-    source = trained.checkpoint
+    source = session.checkpoint
     try:
         metrics, warnings, content = results.read(folder)
     except UNREADABLE as error:

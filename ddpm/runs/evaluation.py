@@ -15,7 +15,6 @@ from ddpm.console import info, info_once, note, warn, warn_once
 from ddpm.distributed import cpu_threads
 from ddpm.distributed.consensus import wait_for_all
 from ddpm.distributed.output import agreed, check, writing
-from ddpm.drawing import Trained, label
 from ddpm.errors import Stopped, require
 from ddpm.evaluation import likelihood_metrics, partial_results
 from ddpm.evaluation.evaluator import Evaluator
@@ -32,6 +31,8 @@ from ddpm.model_evaluation import checkpoint_data, checkpoint_provenance
 from ddpm.named_data import ConfiguredData
 from ddpm.outputs import OutputFolder
 from ddpm.report.pages import Report, write_report
+from ddpm.runs.session import Session, sampler_name
+from ddpm.runs.session import trial as call_trial
 from ddpm.training.lock import Lock
 from ddpm.training.run import Run
 from ddpm.version import __version__
@@ -98,12 +99,12 @@ class EvaluationJob:
                 self._write(folder, result, report, {"request": request})
         return result
 
-    def use_threads(self, trained: Trained) -> None:
+    def use_threads(self, session: Session) -> None:
         """Set the number of threads, before anything is computed for a checkpoint."""
-        options, facts = self.options, trained.facts
+        options, facts = self.options, session.model.facts
 
         def trial() -> cpu_threads.Trial:
-            pipeline = trained.pipeline(
+            pipeline = session.model.pipeline(
                 options.sampler,
                 guidance=options.guidance,
                 guidance_rescale=options.guidance_rescale,
@@ -113,51 +114,53 @@ class EvaluationJob:
                 calls = options.bound_steps or pipeline.diffusion.num_steps
                 calls = calls if "bpd" in options.metrics else likelihood_metrics.NUM_QUARTERS
                 count = options.num_images
-            batches = -(-count // (options.batch_size * trained.accelerator.num_processes))
+            batches = -(-count // (options.batch_size * session.accelerator.num_processes))
             classes = None if facts.num_classes is None else [0]
-            return trained.trial(pipeline, batches * calls, min(options.batch_size, count), classes)
+            return call_trial(pipeline, batches * calls, min(options.batch_size, count), classes)
 
-        trained.use_threads(self.threads, trial)
+        session.use_threads(self.threads, trial)
 
-    def evaluator(self, trained: Trained) -> Evaluator:
+    def evaluator(self, session: Session) -> Evaluator:
         """Return the evaluator of a checkpoint, with its reference computed.
 
         Raises:
             ConfigError: options that the model or its data do not support.
         """
-        check(trained.accelerator, COMMAND, self._files, self.out)
-        shape, extractor = trained.facts.shape, None
-        references = self._references(checkpoint_data(trained.checkpoint))
+        check(session.accelerator, COMMAND, self._files, self.out)
+        shape, extractor = session.model.facts.shape, None
+        references = self._references(checkpoint_data(session.checkpoint))
         self.options.check_shape(shape)
         if self.options.fidelity:
             extractor = instantiate.extractor(self.options.extractor, shape)
         evaluator = Evaluator(
-            self.options, trained.accelerator, references, shape, extractor=extractor
+            self.options, session.accelerator, references, shape, extractor=extractor
         )
-        evaluator.check_model(trained)
-        evaluator.prepare(trained.facts)
+        evaluator.check_model(session.model)
+        evaluator.prepare(session.model.facts)
         return evaluator
 
     def evaluate_model(
-        self, evaluator: Evaluator, trained: Trained, weights: Weights
+        self, evaluator: Evaluator, session: Session, weights: Weights
     ) -> tuple[Path, EvaluationResult]:
         """Evaluate a checkpoint and write the results.
 
         Args:
             evaluator: of this job.
-            trained: the model.
+            session: has the model.
             weights: that the model has, for the provenance.
 
         Returns:
             The folder of the results, and the results.
         """
-        source, accelerator = trained.checkpoint, trained.accelerator
-        name = f"step-{source.step:08d}-{label(self.options.sampler)}"
-        provenance = self.provenance(trained, weights)
-        request = self.request(evaluator, trained, provenance)
+        source, accelerator = session.checkpoint, session.accelerator
+        name = f"step-{source.step:08d}-{sampler_name(self.options.sampler)}"
+        provenance = self.provenance(session, weights)
+        request = self.request(evaluator, session, provenance)
         with self._record(accelerator, source.run / "evaluations", name, request) as record:
             folder = record.output_folder
-            result = evaluator.evaluate_model(trained, provenance, estimate=True, record=record)
+            result = evaluator.evaluate_model(
+                session.model, provenance, estimate=True, record=record
+            )
             if accelerator.is_main_process:
                 run, reference = Run(source.run), self.options.reference
                 run.evaluated(source.step, result.numbers, str(folder.path))
@@ -167,19 +170,19 @@ class EvaluationJob:
                 self._write(folder, result, report, {"request": request})
         return folder.path, result
 
-    def provenance(self, trained: Trained, weights: Weights) -> dict[str, Any]:
+    def provenance(self, session: Session, weights: Weights) -> dict[str, Any]:
         """Return the provenance that all numbers of a checkpoint share."""
-        precision = trained.accelerator.mixed_precision
-        return checkpoint_provenance(trained.checkpoint, weights, precision)
+        precision = session.accelerator.mixed_precision
+        return checkpoint_provenance(session.checkpoint, weights, precision)
 
     def request(
-        self, evaluator: Evaluator, trained: Trained, provenance: Mapping[str, Any]
+        self, evaluator: Evaluator, session: Session, provenance: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Return everything that determines the results; equal requests have equal results.
 
         Args:
             evaluator: of this job.
-            trained: the model.
+            session: has the model.
             provenance: of the checkpoint.
         """
         defaults = {"image_size", "color", "low", "high"} - self.options.folder_options.keys()
@@ -187,7 +190,7 @@ class EvaluationJob:
         return {
             **options,
             "compared": evaluator.reference_provenance(),
-            **evaluator.class_provenance(trained),
+            **evaluator.class_provenance(session.model),
             **{k: provenance[k] for k in ("ddpm", "weights", "weights_sha256", "precision")},
         }
 

@@ -15,13 +15,13 @@ from ddpm.config.schema import check
 from ddpm.console import note, warn
 from ddpm.data.spec import DataSpec
 from ddpm.distributed.stopping import GivenUpError, Stopping
-from ddpm.drawing import Model
 from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.evaluation.evaluator import Evaluator
 from ddpm.evaluation.options import EvaluationOptions
 from ddpm.evaluation.reference_data import ReferenceResolver
 from ddpm.evaluation.results import EvaluationResult
 from ddpm.named_data import ConfiguredData
+from ddpm.trained import TrainedModel
 from ddpm.training import Trainer
 from ddpm.training.loop import Evaluated
 from ddpm.training.meter import LOGGED, QUARTERS
@@ -103,15 +103,14 @@ class Validation:
         with _under_evaluation():
             self.evaluator.prepare(self.facts, part="val")
 
-    def _model(self, trainer: Trainer) -> Model:
-        return Model(
+    def _model(self, trainer: Trainer) -> TrainedModel:
+        return TrainedModel(
             network=trainer.ema.model,
             diffusion=trainer.diffusion,
             facts=self.facts,
             device=self.accelerator.device,
             autocast=lambda: self.accelerator.autocast(),
             checkpoint=None,
-            accelerator=self.accelerator,
         )
 
     def __call__(self, trainer: Trainer, stopping: Stopping) -> Evaluated | None:

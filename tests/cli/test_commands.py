@@ -231,7 +231,7 @@ def test_interpolation_asks_a_conditional_model_for_classes(command, tiny):
     options = ("name=c", "data.class_cond=true", "trainer.max_steps=2", *tiny)
     assert command("train", *options).status == 0
     ended = command("interpolate", "ckpt=outputs/c", "a=1", "b=2")
-    assert "say classes=[3], or [3,7] for the two ends" in ended.line
+    assert "use classes=[3], or [3,7] for the two ends" in ended.line
     ended = command(
         "interpolate", "ckpt=outputs/c", "a=1", "b=2", "classes=[3,7]", "steps=2", "out=i"
     )

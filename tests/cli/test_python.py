@@ -62,7 +62,7 @@ def test_classes_are_numbers_or_names_and_guidance_changes_the_samples(command, 
     assert not torch.equal(guided, data) and torch.equal(labels, again)
     _, every = model.sample(12, steps=1)
     assert every is not None and every.tolist() == [*range(10), 0, 1]
-    with pytest.raises(ConfigError, match="say classes="):
+    with pytest.raises(ConfigError, match="use classes="):
         model.interpolate(1, 2)
 
 

@@ -1,0 +1,139 @@
+"""A trained model on the processes of a command, and the folder that it writes to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm.console import progress, warn, warn_once
+from ddpm.distributed import cpu_threads, devices
+from ddpm.distributed.output import agreed, writing
+from ddpm.errors import Stopped
+from ddpm.generation import SamplingPipeline
+from ddpm.outputs import OutputFolder
+from ddpm.signals import raise_pending
+from ddpm.trained import TrainedModel, Weights
+from ddpm.training import checkpoint as checkpoints
+from ddpm.training.checkpoint import Checkpoint
+from ddpm.training.trial import median_seconds
+
+
+@dataclass(frozen=True)
+class Session:
+    """A trained model on the processes of a command.
+
+    Attributes:
+        model: the model, on the device of this process.
+        checkpoint: of the model.
+        accelerator: of the command.
+    """
+
+    model: TrainedModel
+    checkpoint: Checkpoint
+    accelerator: Accelerator
+
+    @classmethod
+    def load(
+        cls, ckpt: str, weights: Weights, device: devices.Device, precision: devices.Precision
+    ) -> Session:
+        """Read the checkpoint that ``ckpt`` names, the same on every process.
+
+        Raises:
+            ConfigError: see :func:`ddpm.load`.
+        """
+        accelerator = devices.accelerator(device, precision, key="precision")
+        checkpoint = _find(ckpt, accelerator)
+        model = TrainedModel.from_checkpoint(
+            checkpoint, weights, accelerator.device, lambda: accelerator.autocast()
+        )
+        return cls(model, checkpoint, accelerator)
+
+    def condition(self, path: str | None) -> Tensor | None:
+        """Return the conditioning data of a file, and print the warnings about the file.
+
+        Raises:
+            ConfigError: see :meth:`ddpm.inputs.ModelInputs.condition`.
+        """
+        data = self.model.inputs.condition(path)
+        if path is not None:
+            warn_once(self.accelerator, self.model.codec.file_warnings(path))
+        return data
+
+    def use_threads(
+        self, threads: cpu_threads.Threads, trial: Callable[[], cpu_threads.Trial]
+    ) -> None:
+        """Set the number of threads; by default that of the training, which keeps the bits."""
+        cpu_threads.use(threads, self.accelerator, trial=trial, stored=self.checkpoint.metadata)
+
+    def progress(self, calls: int, description: str) -> tqdm:
+        """Return a progress bar of network calls, shown by the main process."""
+        return progress(calls, description, "call", shown=self.accelerator.is_main_process)
+
+    @contextmanager
+    def writing(
+        self,
+        command: str,
+        names: Sequence[str],
+        *,
+        out: str | None,
+        default: str,
+        samples: Sequence[str],
+    ) -> Iterator[OutputFolder]:
+        """Give the folder to write to: ``out``, or a new one in the run; see :func:`writing`.
+
+        Raises:
+            Stopped: a signal arrived inside; the message says what the folder contains.
+        """
+        raise_pending()
+        place, folder = self.checkpoint.run / "generated" / default, None
+        output = writing(self.accelerator, command, names, out=out, default=place, samples=samples)
+        try:
+            with output as folder:
+                yield folder
+        except Stopped as stopped:
+            if folder is None or not str(stopped):
+                raise
+            if folder.has_files():
+                where = "" if out is not None else f" with out={folder.path}"
+                note = f"{folder.path} is incomplete, the same command{where} draws all of it again"
+            else:
+                note = "no file was written, the same command starts afresh"
+            raise Stopped(f"{stopped}; {note}") from stopped
+
+
+def trial(
+    pipeline: SamplingPipeline, calls: int, size: int, classes: Sequence[int] | None
+) -> cpu_threads.Trial:
+    """Return the trial of network calls for the choice of the number of threads.
+
+    Args:
+        pipeline: makes the calls.
+        calls: number of calls of the command.
+        size: samples per call.
+        classes: numbers of the classes, or None.
+    """
+    call = pipeline.benchmark_call(max(size, 1), classes)  # a process may have no samples
+
+    def measure(seconds: float) -> float:
+        return median_seconds(call, pipeline.device, seconds=seconds)
+
+    return cpu_threads.Trial(measure, calls, "network call")
+
+
+def sampler_name(node: Mapping[str, Any]) -> str:
+    """Return ``ddim`` for ``ddpm.samplers.DDIM``, for names of folders."""
+    return str(node.get("_target_")).rpartition(".")[2].lower()
+
+
+def _find(ckpt: str, accelerator: Accelerator) -> Checkpoint:
+    """Return the named checkpoint, the same on all processes even while its run goes on."""
+    if accelerator.num_processes == 1:
+        return checkpoints.find(ckpt, warn)
+    folder = agreed(accelerator, lambda: checkpoints.find(ckpt, warn).folder)
+    return checkpoints.load(folder, whole=False)
