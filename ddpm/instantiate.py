@@ -96,7 +96,7 @@ def splits(config: Config) -> Split:
         raise error.under("data") from error
 
 
-def diffusion(config: Config, facts: DataSpec) -> GaussianDiffusion:
+def diffusion(config: Config, spec: DataSpec) -> GaussianDiffusion:
     """The process that a config describes.
 
     Raises:
@@ -104,22 +104,22 @@ def diffusion(config: Config, facts: DataSpec) -> GaussianDiffusion:
     """
     schedule = build(config["schedule"], "schedule")
     objective = build(config["objective"], "objective")
-    mask = facts.codec.condition_mask
+    mask = spec.codec.condition_mask
     made: GaussianDiffusion = build(config["diffusion"], "diffusion", schedule, objective, mask)
-    if made.label_dropout > 0 and facts.num_classes is None:
+    if made.label_dropout > 0 and spec.num_classes is None:
         problem = "there are no labels to drop; add data.class_cond=true, or leave it at 0"
         raise ConfigError("diffusion.label_dropout", made.label_dropout, problem)
     return made
 
 
-def network(config: Config, facts: DataSpec, process: GaussianDiffusion) -> nn.Module:
+def network(config: Config, spec: DataSpec, process: GaussianDiffusion) -> nn.Module:
     """The network, its channels, size and classes taken from the data and the process.
 
     A process with label dropout adds one class that stands for "no class". The initial weights
     are a function of the config's seed, the same on every process.
     """
-    channels, *size = facts.shape
-    classes = facts.num_classes
+    channels, *size = spec.shape
+    classes = spec.num_classes
     if classes is not None and process.label_dropout > 0:
         classes += 1
     with torch.random.fork_rng(devices=[]):
@@ -173,15 +173,15 @@ def trainer(
 def trained(
     found: Checkpoint, weights: Literal["ema", "raw"]
 ) -> tuple[nn.Module, GaussianDiffusion, DataSpec]:
-    """The network of a checkpoint with its weights, its process, and the facts of its data.
+    """The network of a checkpoint with its weights, its process, and the spec of its data.
 
     Raises:
         ConfigError: the config names what is not exported, or the weights do not fit it.
     """
-    facts = DataSpec.from_metadata(found.metadata.data)
+    spec = DataSpec.from_metadata(found.metadata.data)
     try:
-        process = diffusion(found.config, facts)
-        model = network(found.config, facts, process)
+        process = diffusion(found.config, spec)
+        model = network(found.config, spec, process)
         model.load_state_dict(found.weights(weights))
     except KeyError as error:
         problem = f"its config has no {error}; use another checkpoint"
@@ -191,4 +191,4 @@ def trained(
             raise
         problem = f"its weights do not fit its config: {str(error).splitlines()[-1].strip()}"
         raise ConfigError("ckpt", str(found.folder), problem) from error
-    return model, process, facts
+    return model, process, spec

@@ -98,7 +98,7 @@ def evaluate(
     Raises:
         ConfigError: an option that the model or its data do not support.
     """
-    shape, features, node = model.facts.shape, None, {}
+    shape, features, node = model.spec.shape, None, {}
     if set(metrics) & set(FIDELITY) and len(shape) == 3:
         features, node = build_extractor(extractor, shape)
     requested = EvaluationOptions(

@@ -54,7 +54,7 @@ class TrainedModel:
     Attributes:
         network: in eval mode, on ``device``.
         diffusion: the process that it was trained for.
-        facts: shape, classes and codec of its data.
+        spec: shape, classes and codec of its data.
         device: of the network.
         autocast: returns the context in which the network runs in half precision.
         checkpoint: that the weights are from; None for a network that is still being trained.
@@ -63,7 +63,7 @@ class TrainedModel:
 
     network: nn.Module
     diffusion: GaussianDiffusion
-    facts: DataSpec
+    spec: DataSpec
     device: torch.device
     autocast: Autocast = nullcontext
     checkpoint: Checkpoint | None
@@ -92,7 +92,7 @@ class TrainedModel:
         return cls(
             network=_placed(network, device, spec).eval(),
             diffusion=diffusion,
-            facts=spec,
+            spec=spec,
             device=device,
             autocast=autocast,
             checkpoint=checkpoint,
@@ -102,12 +102,12 @@ class TrainedModel:
     @property
     def codec(self) -> Codec:
         """Conversion between raw data and model space."""
-        return self.facts.codec
+        return self.spec.codec
 
     @property
     def inputs(self) -> ModelInputs:
         """Checks and readers of classes, conditioning data and ends of interpolations."""
-        return ModelInputs(self.facts, self.diffusion.num_steps)
+        return ModelInputs(self.spec, self.diffusion.num_steps)
 
     @property
     def schedule(self) -> Schedule:
@@ -202,7 +202,7 @@ class TrainedModel:
             classes=numbers,
             condition=clean,
         )
-        return (Samples(data, self.facts.values(labels)) for data, labels in batches)
+        return (Samples(data, self.spec.values(labels)) for data, labels in batches)
 
     @checked
     def interpolate(
@@ -387,7 +387,7 @@ class TrainedModel:
                 device=self.device,
                 guidance=guidance,
                 guidance_rescale=guidance_rescale,
-                num_classes=self.facts.num_classes,
+                num_classes=self.spec.num_classes,
                 autocast=self.autocast,
             )
 
@@ -420,10 +420,10 @@ def load(
     return TrainedModel.from_checkpoint(found, weights, place, autocast)
 
 
-def _placed(network: nn.Module, device: torch.device, facts: DataSpec) -> nn.Module:
+def _placed(network: nn.Module, device: torch.device, spec: DataSpec) -> nn.Module:
     """Move a network to the device, with the memory layout that is faster in sampling."""
     network = network.to(device)
-    if device.type == "cpu" and len(facts.shape) == 3:  # scripts/sampling_speed.py
+    if device.type == "cpu" and len(spec.shape) == 3:  # scripts/sampling_speed.py
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore
     return network
 

@@ -61,9 +61,9 @@ def images(count: int) -> Tensor:
 
 def bound_of(run: Path, x0: Tensor, variance: Variance | None) -> Tensor:
     """Bits per dimension of each image, with the averaged weights, and the variance if given."""
-    network, process, facts = instantiate.trained(checkpoint.find(str(run), print), "ema")
+    network, process, spec = instantiate.trained(checkpoint.find(str(run), print), "ema")
     process.variance = variance or process.variance
-    denoiser = Denoiser(network.eval(), process, bounds=facts.codec.bounds)
+    denoiser = Denoiser(network.eval(), process, bounds=spec.codec.bounds)
     generator = torch.Generator().manual_seed(1)
     with progress(process.num_steps, f"bound of {run.name}", "term", shown=True) as bar:
         return bits_per_dimension(

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     found = checkpoint.find(options.ckpt, warn)
-    network, _, facts = instantiate.trained(found, "ema")
+    network, _, spec = instantiate.trained(found, "ema")
     other, _, _ = instantiate.trained(found, "ema")
     layouts = {"contiguous": network.eval(), "channels last": other.eval()}
     layouts["channels last"].to(memory_format=torch.channels_last)  # pyright: ignore
@@ -45,7 +45,7 @@ def main() -> None:
     print("precision  batch  contiguous  channels last  ratio of times, median [min..max]")
     for bf16 in (False, True):
         for batch in (64, 256):
-            x = torch.randn(batch, *facts.shape)
+            x = torch.randn(batch, *spec.shape)
             took: dict[str, list[float]] = {name: [] for name in layouts}
             for _ in range(options.rounds + 1):
                 for name, each in layouts.items():

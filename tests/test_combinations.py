@@ -72,10 +72,10 @@ def built(config):
         accumulate=options.accumulate,
     )
     data = instantiate.dataset(config)
-    facts = DataSpec.from_dataset(data)
-    process = instantiate.diffusion(config, facts)
-    network = instantiate.network(config, facts, process)
-    return instantiate.trainer(config, network, process, data, accelerator), facts, process
+    spec = DataSpec.from_dataset(data)
+    process = instantiate.diffusion(config, spec)
+    network = instantiate.network(config, spec, process)
+    return instantiate.trainer(config, network, process, data, accelerator), spec, process
 
 
 def test_the_groups_are_those_that_are_tested():
@@ -102,11 +102,11 @@ def test_two_steps_and_samples(tmp_path, files, model, objective, schedule):
         "trainer.lr_warmup=0",
         *([f"data.path={files[model]}"] if model in files else []),
     )
-    trainer, facts, process = built(config)
+    trainer, spec, process = built(config)
     before = [p.clone() for p in trainer.network.parameters()]
     run = Run(tmp_path / "run")
     run.create("")
-    loss = TrainingLoop(trainer, run, CheckpointMetadata(config=config, data=facts.state())).train()
+    loss = TrainingLoop(trainer, run, CheckpointMetadata(config=config, data=spec.state())).train()
     assert np.isfinite(loss) and trainer.step == 2
     assert any(
         not torch.equal(p, q) for p, q in zip(before, trainer.network.parameters(), strict=True)
@@ -115,10 +115,10 @@ def test_two_steps_and_samples(tmp_path, files, model, objective, schedule):
         node = yaml.safe_load((CONFIGS / "sampler" / f"{sampler}.yaml").read_text())
         walk = instantiate.sampler({**node, "steps": 3})
         pipeline = generation.build_pipeline(
-            trainer.ema.model, process, walk, facts.codec, device=torch.device("cpu")
+            trainer.ema.model, process, walk, spec.codec, device=torch.device("cpu")
         )
         ((raw, _),) = generation.generate(pipeline, range(2), seed=0, batch_size=2)
-        assert tuple(raw.shape) == (2, *facts.shape) and raw.float().isfinite().all()
+        assert tuple(raw.shape) == (2, *spec.shape) and raw.float().isfinite().all()
 
 
 VALUES = [
@@ -162,11 +162,11 @@ VALUES = [
 def test_every_option_trains(tmp_path, options, model):
     base = [f"model={model}", *SMALL[model], "trainer.batch_size=4", "trainer.max_steps=2"]
     config = composed(*base, *options)
-    trainer, facts, _ = built(config)
+    trainer, spec, _ = built(config)
     run = Run(tmp_path / "run")
     run.create("")
     assert np.isfinite(
-        TrainingLoop(trainer, run, CheckpointMetadata(config=config, data=facts.state())).train()
+        TrainingLoop(trainer, run, CheckpointMetadata(config=config, data=spec.state())).train()
     )
 
 

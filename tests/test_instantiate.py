@@ -254,7 +254,7 @@ def test_plain_resolves_and_refuses_what_is_missing():
 MODEL = {"_target_": "ddpm.models.UNet", "dim": 8, "dim_mults": [1, 2]}
 
 
-def facts(num_classes=None):
+def data_spec(num_classes=None):
     from ddpm.data import ImageCodec
 
     names = None if num_classes is None else [str(n) for n in range(num_classes)]
@@ -265,7 +265,7 @@ def weights(seed, before=0):
     torch.manual_seed(before)
     torch.rand(before)
     process = GaussianDiffusion(cosine(), PredV())
-    made = instantiate.network({"seed": seed, "model": MODEL}, facts(), process)
+    made = instantiate.network({"seed": seed, "model": MODEL}, data_spec(), process)
     return made.state_dict()
 
 
@@ -280,17 +280,17 @@ def test_initial_weights_are_a_function_of_the_seed():
     expected = torch.rand(2)
     torch.manual_seed(3)
     process = GaussianDiffusion(cosine(), PredV())
-    instantiate.network({"seed": 0, "model": MODEL}, facts(), process)
+    instantiate.network({"seed": 0, "model": MODEL}, data_spec(), process)
     assert torch.equal(torch.rand(2), expected), "the random state of the caller was touched"
 
 
 @pytest.mark.parametrize(("dropout", "known"), [(0.0, 4), (0.1, 5)])
 def test_label_dropout_adds_one_class(dropout, known):
     process = GaussianDiffusion(cosine(), PredV(), label_dropout=dropout)
-    net = instantiate.network({"seed": 0, "model": MODEL}, facts(4), process)
+    net = instantiate.network({"seed": 0, "model": MODEL}, data_spec(4), process)
     tables = [m for m in net.modules() if isinstance(m, torch.nn.Embedding)]
     assert [table.num_embeddings for table in tables] == [known]
-    bare = instantiate.network({"seed": 0, "model": MODEL}, facts(None), process)
+    bare = instantiate.network({"seed": 0, "model": MODEL}, data_spec(None), process)
     assert not any(isinstance(m, torch.nn.Embedding) for m in bare.modules())
 
 
@@ -300,9 +300,9 @@ def test_label_dropout_without_labels_is_refused():
         "objective": {"_target_": "ddpm.diffusion.PredV"},
         "diffusion": {"_target_": "ddpm.diffusion.GaussianDiffusion", "label_dropout": 0.1},
     }
-    line = refusal(instantiate.diffusion, config, facts(None))
+    line = refusal(instantiate.diffusion, config, data_spec(None))
     assert line.startswith("diffusion.label_dropout=0.1: there are no labels to drop")
-    assert instantiate.diffusion(config, facts(4)).label_dropout == 0.1
+    assert instantiate.diffusion(config, data_spec(4)).label_dropout == 0.1
 
 
 def test_steps_of_a_sampler():
@@ -321,8 +321,8 @@ def test_trainer_options_have_the_defaults_of_those_not_given():
     assert line == "trainer.lrr=1: unknown option; did you mean 'trainer.lr'?"
 
 
-def test_facts_are_restored_from_their_state():
-    for known in (facts(), facts(3)):
+def test_a_data_spec_is_restored_from_its_state():
+    for known in (data_spec(), data_spec(3)):
         again = DataSpec.from_metadata(known.state())
         assert (again.shape, again.num_classes, again.class_names) == (
             known.shape,
@@ -330,7 +330,7 @@ def test_facts_are_restored_from_their_state():
             known.class_names,
         )
         assert again.codec.state() == known.codec.state()
-    state = facts().state()
+    state = data_spec().state()
     del state["num_classes"]
     assert "has no 'num_classes'" in refusal(DataSpec.from_metadata, state)
 

@@ -98,10 +98,10 @@ def _content(
     from ddpm import instantiate
     from ddpm.interop.export import export_model
 
-    network, process, facts = instantiate.trained(source, weights)
+    network, process, spec = instantiate.trained(source, weights)
     exported = export_model(
         format,
-        _network_spec(source, network, facts.shape[1:]),
+        _network_spec(source, network, spec.shape[1:]),
         {which: source.weights(which) for which in ("raw", "ema")},
         weights,
         diffusion=process,

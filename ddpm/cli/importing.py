@@ -72,12 +72,12 @@ def bring(
     if data is not None:
         config["data"] = data
     config = {"seed": 0, **paths.stored(config_with_defaults(config))}
-    facts = _facts(found, config, size, given_channels, cond_frames, data)
-    _check(config, facts, found)
-    info("\n".join(_told(found, config, facts, source)))
+    data_spec = _data_spec(found, config, size, given_channels, cond_frames, data)
+    _check(config, data_spec, found)
+    info("\n".join(_told(found, config, data_spec, source)))
     came = {"source": source, "file": Path(file).name, "recipe": recipe}
     metadata = CheckpointMetadata(
-        ddpm=__version__, config=config, data=facts.state(), step=taken, came=came
+        ddpm=__version__, config=config, data=data_spec.state(), step=taken, came=came
     )
     state = {
         "step": taken,
@@ -96,7 +96,7 @@ def bring(
     info(f"done: {folder}\nsample it with: ddpm-sample ckpt={folder}")
 
 
-def _facts(
+def _data_spec(
     found: ImportedCheckpoint,
     config: Node,
     size: int | list[int] | None,
@@ -146,15 +146,15 @@ def _classes(found: ImportedCheckpoint, config: Node) -> int | None:
     return known if known is None or not dropped else known - 1
 
 
-def _check(config: Node, facts: DataSpec, found: ImportedCheckpoint) -> None:
+def _check(config: Node, data_spec: DataSpec, found: ImportedCheckpoint) -> None:
     """Refuse a process or data that the network is not for."""
     from ddpm import instantiate
 
-    spec, process = found.spec, instantiate.diffusion(config, facts)
-    channels = facts.shape[0]
+    spec, process = found.spec, instantiate.diffusion(config, data_spec)
+    channels = data_spec.shape[0]
     for key, have, need in (
         ("data", channels, spec.channels),
-        ("data's classes", facts.num_classes, _classes(found, config)),
+        ("data's classes", data_spec.num_classes, _classes(found, config)),
         ("diffusion.self_condition", process.self_condition, spec.self_condition),
     ):
         problem = f"the network has {render(need)} there; say what it was trained with"
@@ -166,7 +166,7 @@ def _check(config: Node, facts: DataSpec, found: ImportedCheckpoint) -> None:
         "(given_channels=[...]) none"
     )
     require(answers == needed, "diffusion.variance", process.variance, problem)
-    network = instantiate.network(config, facts, process)
+    network = instantiate.network(config, data_spec, process)
     network.load_state_dict(found.raw)
 
 
@@ -201,12 +201,12 @@ def _settle(place: Path, folder: Path, numbered: bool) -> Path:
     return free
 
 
-def _told(found: ImportedCheckpoint, config: Node, facts: DataSpec, source: str) -> list[str]:
+def _told(found: ImportedCheckpoint, config: Node, data_spec: DataSpec, source: str) -> list[str]:
     """What was found, and what had to be assumed."""
     spec = found.spec
     weights = sum(value.numel() for value in found.raw.values())
-    size = "x".join(map(str, facts.shape))
-    classes = "" if facts.num_classes is None else f", {facts.num_classes} classes"
+    size = "x".join(map(str, data_spec.shape))
+    classes = "" if data_spec.num_classes is None else f", {data_spec.num_classes} classes"
     lines = [f"{source}: {spec.target.__name__}, {weights:,} parameters, for {size}{classes}"]
     if found.assumed:
         said = ", ".join(f"{name}={render(value)}" for name, value in found.assumed.items())

@@ -46,7 +46,7 @@ def sample(
     session = Session.load(ckpt, weights, device, precision)
     accelerator, numbers = session.accelerator, session.model.class_numbers(classes)
     pipeline = session.model.pipeline(sampler, guidance=guidance, guidance_rescale=guidance_rescale)
-    files = SampleFiles(session.model.facts, num_samples, numbers, format, has_film=trajectory)
+    files = SampleFiles(session.model.spec, num_samples, numbers, format, has_film=trajectory)
     data, calls = session.condition(condition), pipeline.num_calls()
     step, first_samples = session.checkpoint.step, []
     with session.writing(
@@ -69,7 +69,7 @@ def sample(
                 files.write_batch(raw, first, folder.aside)
                 folder.publish()
                 if files.joint_formats or first < GRID:
-                    first_samples.append((raw, session.model.facts.values(drawn)))
+                    first_samples.append((raw, session.model.spec.values(drawn)))
                 first += len(raw)
         raw, labels = gather_samples(first_samples)
         if accelerator.is_main_process:

@@ -1,4 +1,4 @@
-"""Specification of data: the facts about a data set that a checkpoint stores."""
+"""Specification of a data set, stored in every checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ddpm.errors import ConfigError, require
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Facts about a data set that sampling requires, stored in every checkpoint.
+    """Properties of a data set that sampling requires, stored in every checkpoint.
 
     Attributes:
         shape: (C, *spatial) of a sample.

@@ -20,7 +20,7 @@ from ddpm.evaluation.likelihood_metrics import (
     compute_bits_per_dimension,
     compute_losses,
 )
-from ddpm.evaluation.model import DataFacts, EvaluatedModel
+from ddpm.evaluation.model import DataSpecProtocol, EvaluatedModel
 from ddpm.evaluation.neighbours import image_grid
 from ddpm.evaluation.options import EvaluationOptions
 from ddpm.evaluation.partial_results import EvaluationRecord
@@ -107,24 +107,24 @@ class Evaluator:
 
     def _classes(self, model: EvaluatedModel) -> list[int] | None:
         """Return the classes of the samples, see :func:`ddpm.generation.generate`."""
-        requested, counts = self.options.classes, model.facts.class_counts
-        if requested is None and model.facts.num_classes is not None and counts is not None:
+        requested, counts = self.options.classes, model.spec.class_counts
+        if requested is None and model.spec.num_classes is not None and counts is not None:
             return class_balance.balanced(counts, self.fidelity.num_samples)
         return model.class_numbers(requested)
 
     def class_provenance(self, model: EvaluatedModel) -> dict[str, Any]:
         """Return the provenance of the samples' classes; empty for an unconditional model."""
-        if not self.options.fidelity or model.facts.num_classes is None:
+        if not self.options.fidelity or model.spec.num_classes is None:
             return {}
         requested = self.options.classes
         numbers = None if requested is None else model.class_numbers(requested)
-        return class_balance.provenance(numbers, model.facts.class_counts)
+        return class_balance.provenance(numbers, model.spec.class_counts)
 
-    def prepare(self, facts: DataFacts, part: str | None = None) -> None:
+    def prepare(self, spec: DataSpecProtocol, part: str | None = None) -> None:
         """Read and compute everything that does not depend on the weights of the model.
 
         Args:
-            facts: shape, classes and codec of the model's data.
+            spec: shape, classes and codec of the model's data.
             part: of the data for the likelihood, see :meth:`ReferenceResolver.clean_data`.
 
         Raises:
@@ -132,7 +132,7 @@ class Evaluator:
         """
         if self.options.likelihood and self._clean_data is None:
             count, seed = self.options.num_images, self.options.seed
-            self._clean_data = self.references.clean_data(facts, count, seed, part)
+            self._clean_data = self.references.clean_data(spec, count, seed, part)
         if self._fidelity is not None:
             _ = self._fidelity.reference
 
@@ -201,7 +201,7 @@ class Evaluator:
             GivenUpError: the stop check returned True.
         """
         options, result = self.options, EvaluationResult()
-        self.prepare(model.facts)
+        self.prepare(model.spec)
         pipeline, record = self.check_model(model), record or EvaluationRecord()
         record.save(result)
         expected = self._estimate(model, pipeline, record if estimate else None)
@@ -252,7 +252,7 @@ class Evaluator:
         }
         fidelity.add_scores(samples.collected, provenance, result, record, stopping)
         if figures:
-            rows = cyclic_class_rows(len(samples.raw), classes, model.facts.names)
+            rows = cyclic_class_rows(len(samples.raw), classes, model.spec.names)
             fidelity.add_figures(result, samples.collected, samples.raw, rows)
             result.trajectory = [image_grid(snapshot) for snapshot in samples.snapshots]
 
@@ -310,6 +310,6 @@ class Evaluator:
         for stage in stages:
             shard = Shard(self.processes, stage.count, options.batch_size)
             estimate.add(stage, shard, record.partial_results)
-        classes = None if model.facts.num_classes is None else [0]
+        classes = None if model.spec.num_classes is None else [0]
         estimate.begin(pipeline, classes, options.batch_size)
         return estimate

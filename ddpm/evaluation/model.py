@@ -11,7 +11,7 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.generation import SamplingPipeline
 
 
-class DataFacts(Protocol):
+class DataSpecProtocol(Protocol):
     """Properties of the training data that an evaluation uses."""
 
     @property
@@ -62,7 +62,7 @@ class EvaluatedModel(Protocol):
         ...
 
     @property
-    def facts(self) -> DataFacts:
+    def spec(self) -> DataSpecProtocol:
         """Shape, classes and codec of the data."""
         ...
 

@@ -22,7 +22,7 @@ from ddpm.distributed.main_process import attended, broadcast, on_main
 from ddpm.distributed.processes import Processes
 from ddpm.errors import ConfigError, require
 from ddpm.evaluation.likelihood_metrics import CleanData
-from ddpm.evaluation.model import DataFacts
+from ddpm.evaluation.model import DataSpecProtocol
 from ddpm.evaluation.sample_metrics import FeatureCollector, extract_images
 
 MAX_IMAGES = 50_000
@@ -118,12 +118,12 @@ class ReferenceResolver:
         return dataset, {**data.provenance, "part": part}
 
     def clean_data(
-        self, facts: DataFacts, count: int, seed: int, part: str | None = None
+        self, spec: DataSpecProtocol, count: int, seed: int, part: str | None = None
     ) -> CleanData:
         """Return the first ``count`` items of the data in an order by ``seed``.
 
         Args:
-            facts: of the model's data.
+            spec: of the model's data.
             count: largest number of items.
             seed: of the order.
             part: ``train`` or ``val`` of the model's data; None = those of ``reference``.
@@ -140,19 +140,19 @@ class ReferenceResolver:
             part = "train" if use_named or self._model_data.split.val is None else "val"
         source = self._named_data if use_named else self._model_data
         data, provenance = self._part(part, source)
-        data = relabel(data, facts.num_classes, facts.class_names)
-        problem = f"its data have shape {list(data.shape)}, the model's {list(facts.shape)}"
-        require(tuple(data.shape) == tuple(facts.shape), "reference", self.name, problem)
+        data = relabel(data, spec.num_classes, spec.class_names)
+        problem = f"its data have shape {list(data.shape)}, the model's {list(spec.shape)}"
+        require(tuple(data.shape) == tuple(spec.shape), "reference", self.name, problem)
         generator = torch.Generator().manual_seed(seed)
         indices = torch.randperm(len(data), generator=generator)[:count].tolist()
         raw, labels = data.fetch(indices, [UNAUGMENTED_KEY] * len(indices))
         problem = "its data have no labels, which a class-conditional model needs"
-        conditional = facts.num_classes is not None
+        conditional = spec.num_classes is not None
         require(labels is not None or not conditional, "reference", self.name, problem)
         sha256 = hashlib.sha256(raw.contiguous().numpy().data).hexdigest()
         reference = {**provenance, "num_images": len(indices), "sha256": sha256}
         prefix, labels = "val_" if part == "val" else "", labels if conditional else None
-        return CleanData(facts.codec.encode(raw), labels, prefix, {"reference": reference})
+        return CleanData(spec.codec.encode(raw), labels, prefix, {"reference": reference})
 
     def prepare(
         self,

@@ -101,7 +101,7 @@ class EvaluationJob:
 
     def use_threads(self, session: Session) -> None:
         """Set the number of threads, before anything is computed for a checkpoint."""
-        options, facts = self.options, session.model.facts
+        options, spec = self.options, session.model.spec
 
         def trial() -> cpu_threads.Trial:
             pipeline = session.model.pipeline(
@@ -115,7 +115,7 @@ class EvaluationJob:
                 calls = calls if "bpd" in options.metrics else likelihood_metrics.NUM_QUARTERS
                 count = options.num_images
             batches = -(-count // (options.batch_size * session.accelerator.num_processes))
-            classes = None if facts.num_classes is None else [0]
+            classes = None if spec.num_classes is None else [0]
             return call_trial(pipeline, batches * calls, min(options.batch_size, count), classes)
 
         session.use_threads(self.threads, trial)
@@ -127,7 +127,7 @@ class EvaluationJob:
             ConfigError: options that the model or its data do not support.
         """
         check(session.accelerator, COMMAND, self._files, self.out)
-        shape, extractor = session.model.facts.shape, None
+        shape, extractor = session.model.spec.shape, None
         references = self._references(checkpoint_data(session.checkpoint))
         self.options.check_shape(shape)
         if self.options.fidelity:
@@ -136,7 +136,7 @@ class EvaluationJob:
             self.options, session.accelerator, references, shape, extractor=extractor
         )
         evaluator.check_model(session.model)
-        evaluator.prepare(session.model.facts)
+        evaluator.prepare(session.model.spec)
         return evaluator
 
     def evaluate_model(

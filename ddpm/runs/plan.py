@@ -77,17 +77,17 @@ class Plan:
         """
         for folder in checkpoint.listed(self.path) if self.exists and self.path else []:
             try:
-                facts = DataSpec.from_metadata(checkpoint.read_metadata(folder).data)
+                spec = DataSpec.from_metadata(checkpoint.read_metadata(folder).data)
             except (ConfigError, ValueError, TypeError):
                 continue  # damaged: checkpoint() reports it
-            held_out, count, names = data.held_out, facts.num_classes, facts.class_names
+            held_out, count, names = data.held_out, spec.num_classes, spec.class_names
             if held_out is not None:
                 held_out = relabel(held_out, count, names)
             return Split(relabel(data.train, count, names), held_out)
         return data
 
     def checkpoint(
-        self, accelerator: Accelerator, facts: DataSpec, num_samples: int
+        self, accelerator: Accelerator, spec: DataSpec, num_samples: int
     ) -> Checkpoint | None:
         """Return the checkpoint to resume from, the same on every process; None for a new run.
 
@@ -106,7 +106,7 @@ class Plan:
         assert isinstance(folder, Path)
         if newest is None:
             newest = checkpoint.load(folder)
-        self._check_data(newest, facts.state(), num_samples)
+        self._check_data(newest, spec.state(), num_samples)
         stored = paths.without(config_with_defaults(newest.config), set(paths.KEYS))
         here = {key: node for key, node in self.config.items() if key in stored}
         check_same(stored, here, self.key, newest.run, override=True)  # plan() has checked that

@@ -25,7 +25,7 @@ class Previews:
     Args:
         sampler: how to draw.
         diffusion: the process that is trained.
-        facts: of the data.
+        spec: of the data.
         accelerator: of the training.
         seed: of the samples.
         run: where the grids go.
@@ -35,13 +35,13 @@ class Previews:
         self,
         sampler: Sampler,
         diffusion: GaussianDiffusion,
-        facts: DataSpec,
+        spec: DataSpec,
         accelerator: Accelerator,
         *,
         seed: int,
         run: Run,
     ) -> None:
-        self.sampler, self.diffusion, self.facts = sampler, diffusion, facts
+        self.sampler, self.diffusion, self.spec = sampler, diffusion, spec
         self.accelerator, self.seed, self.run = accelerator, seed, run
 
     def __call__(self, trainer: Trainer, stopping: Stopping) -> None:
@@ -55,16 +55,14 @@ class Previews:
             trainer.ema.model,
             self.diffusion,
             self.sampler,
-            self.facts.codec,
+            self.spec.codec,
             device=accelerator.device,
             autocast=lambda: accelerator.autocast(),
         )
         count = trainer.options.preview_samples
         known = None
-        classes = None if self.facts.num_classes is None else list(range(self.facts.num_classes))
-        if (
-            self.facts.codec.condition_mask is not None
-        ):  # of the first samples, and of their classes
+        classes = None if self.spec.num_classes is None else list(range(self.spec.num_classes))
+        if self.spec.codec.condition_mask is not None:  # of the first samples, and of their classes
             indices = [i % len(trainer.data) for i in range(count)]
             known, labels = trainer.data.fetch(indices, [0] * count)
             classes = None if labels is None else labels.tolist()
@@ -73,9 +71,9 @@ class Previews:
             with self.run.forgiving("the sample grid"):
                 # The picture comes last: a step that has one is not drawn again on resuming.
                 film = self.run.picture("samples", trainer.step).with_suffix(".gif")
-                rows = cyclic_class_rows(len(grid), classes, self.facts.names)
-                self.facts.codec.write_motion_gif(grid, film, rows=rows)
-                picture = self.facts.codec.picture(grid, rows=rows)
+                rows = cyclic_class_rows(len(grid), classes, self.spec.names)
+                self.spec.codec.write_motion_gif(grid, film, rows=rows)
+                picture = self.spec.codec.picture(grid, rows=rows)
                 self.run.show("samples", picture, trainer.step)
 
     def _drawn(

@@ -61,7 +61,7 @@ class Objects(NamedTuple):
 
     trainer: Trainer
     sampler: Sampler  # of the previews
-    facts: DataSpec
+    spec: DataSpec
     validation: Validation | None
 
 
@@ -134,7 +134,7 @@ class _Training:
     def _train(self, planned: Plan, objects: Objects, run: Run) -> Outcome:
         """Resume, choose the number of threads and of steps, and train; the folder is locked."""
         accelerator, trainer = self.accelerator, objects.trainer
-        found = planned.checkpoint(accelerator, objects.facts, len(trainer.data))
+        found = planned.checkpoint(accelerator, objects.spec, len(trainer.data))
         if found is not None:
             trainer.resume(found)
         began = time.monotonic()
@@ -150,7 +150,7 @@ class _Training:
             return _outcome(run, trainer)
         with _events(run, trainer):
             _begin(run, planned, trainer, self._latest(run))
-            info_once(accelerator, _summary(trainer, objects.facts, run, planned.chosen))
+            info_once(accelerator, _summary(trainer, objects.spec, run, planned.chosen))
             expected = timing.line()
             if expected:
                 info_once(accelerator, expected)
@@ -168,11 +168,11 @@ class _Training:
 
     def _fit(self, run: Run, planned: Plan, objects: Objects, choice: cpu_threads.Choice) -> None:
         """Run the training loop with previews and evaluations."""
-        trainer, facts, config = objects.trainer, objects.facts, planned.config
+        trainer, spec, config = objects.trainer, objects.spec, planned.config
         previews = Previews(
             objects.sampler,
             trainer.diffusion,
-            facts,
+            spec,
             self.accelerator,
             seed=config["seed"],
             run=run,
@@ -180,7 +180,7 @@ class _Training:
         metadata = CheckpointMetadata(
             ddpm=__version__,
             config=paths.stored(config),
-            data=facts.state(),
+            data=spec.state(),
             num_samples=len(trainer.data),
             processes=self.accelerator.num_processes,
             threads=choice.threads,
@@ -203,19 +203,19 @@ def build(planned: Plan, accelerator: Accelerator, out: Path) -> Objects:
     with main_first(accelerator) if fetching else nullcontext():
         data = planned.relabelled(instantiate.splits(config))
     warn_once(accelerator, data.train.warnings)
-    facts = DataSpec.from_dataset(data.train)
-    process = instantiate.diffusion(config, facts)
+    spec = DataSpec.from_dataset(data.train)
+    process = instantiate.diffusion(config, spec)
     sampler = instantiate.sampler(config["sampler"])
-    network = instantiate.network(config, facts, process)
+    network = instantiate.network(config, spec, process)
     trainer = instantiate.trainer(config, network, process, data.train, accelerator)
     check_steps(sampler, process)
     validation = None
     config = planned.adapted(trainer).config
     options, cache = trainer.options, out / "references"
     if options.evaluate_every:
-        validation = Validation(config, facts, data, accelerator, best=options.best, cache=cache)
+        validation = Validation(config, spec, data, accelerator, best=options.best, cache=cache)
         validation.check(trainer)
-    return Objects(trainer, sampler, facts, validation)
+    return Objects(trainer, sampler, spec, validation)
 
 
 def _new_folder(accelerator: Accelerator, out: Path, label: str) -> Path:
@@ -302,13 +302,13 @@ def _events(run: Run, trainer: Trainer) -> Iterator[None]:
             run.trackers.finish()
 
 
-def _summary(trainer: Trainer, facts: DataSpec, run: Run, chosen: dict[str, Any]) -> str:
+def _summary(trainer: Trainer, spec: DataSpec, run: Run, chosen: dict[str, Any]) -> str:
     """Return a few lines about the training that begins."""
     weights = sum(parameter.numel() for parameter in trainer.network.parameters())
     classes, names = "", ""
-    if facts.num_classes is not None:
-        classes = f", {facts.num_classes} classes"
-        names = f"classes: {shortened(facts.class_names or range(facts.num_classes))}\n"
+    if spec.num_classes is not None:
+        classes = f", {spec.num_classes} classes"
+        names = f"classes: {shortened(spec.class_names or range(spec.num_classes))}\n"
     start = f" from step {trainer.step}" if trainer.step else ""
     few = len(trainer.data) < trainer.batch_size
     note = " (fewer than a batch: each batch holds some of them more than once)" if few else ""
@@ -320,6 +320,6 @@ def _summary(trainer: Trainer, facts: DataSpec, run: Run, chosen: dict[str, Any]
     where = f"{world} processes, each on {device}" if world > 1 else str(device)
     return (
         f"training{start} to step {trainer.max_steps} on {where}: "
-        f"{weights:,} parameters, {facts.codec.describe_count(len(trainer.data))}{classes}{note}\n"
+        f"{weights:,} parameters, {spec.codec.describe_count(len(trainer.data))}{classes}{note}\n"
         f"{names}{adapted}{defaults}results go to {run.path}"
     )

@@ -45,7 +45,7 @@ class Validation:
 
     Args:
         config: of the training.
-        facts: shape, classes and codec of its data.
+        spec: shape, classes and codec of its data.
         split: its training data and validation data.
         accelerator: of the training.
         best: the number that ``trainer.best`` follows, or None.
@@ -58,7 +58,7 @@ class Validation:
     def __init__(
         self,
         config: Mapping[str, Any],
-        facts: DataSpec,
+        spec: DataSpec,
         split: Split,
         accelerator: Accelerator,
         *,
@@ -66,7 +66,7 @@ class Validation:
         cache: Path,
     ) -> None:
         checked = check(config["evaluation"], EvaluationOptions, "evaluation")
-        self.node, self.facts, self.accelerator = config["evaluation"], facts, accelerator
+        self.node, self.spec, self.accelerator = config["evaluation"], spec, accelerator
         with _under_evaluation():
             options = EvaluationOptions(**checked)
             _check_best(best, options)
@@ -76,12 +76,12 @@ class Validation:
             resolve = ConfiguredData(config["data"], lambda: split)
             folder_options = options.folder_options
             references = ReferenceResolver(options.reference, resolve, cache, folder_options)
-            options.check_shape(facts.shape)
+            options.check_shape(spec.shape)
             extractor = None
             if options.fidelity:
-                extractor = instantiate.extractor(options.extractor, facts.shape)
+                extractor = instantiate.extractor(options.extractor, spec.shape)
             self.evaluator = Evaluator(
-                options, accelerator, references, facts.shape, extractor=extractor
+                options, accelerator, references, spec.shape, extractor=extractor
             )
         self._printed_warnings: set[str] = set()
 
@@ -101,13 +101,13 @@ class Validation:
             ConfigError: a reference that cannot be computed.
         """
         with _under_evaluation():
-            self.evaluator.prepare(self.facts, part="val")
+            self.evaluator.prepare(self.spec, part="val")
 
     def _model(self, trainer: Trainer) -> TrainedModel:
         return TrainedModel(
             network=trainer.ema.model,
             diffusion=trainer.diffusion,
-            facts=self.facts,
+            spec=self.spec,
             device=self.accelerator.device,
             autocast=lambda: self.accelerator.autocast(),
             checkpoint=None,

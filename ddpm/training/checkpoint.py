@@ -50,7 +50,7 @@ class CheckpointMetadata:
     Attributes:
         config: resolved config of the run, as plain data: nothing in it is evaluated.
         step: number of optimizer steps.
-        data: shape, classes and codec of the data, see :class:`ddpm.instantiate.Facts`.
+        data: shape, classes and codec of the data, see :class:`ddpm.data.spec.DataSpec`.
         num_samples: number of training samples.
         processes: number of processes.
         threads: CPU threads per process.

@@ -30,10 +30,10 @@ def noise(*shape):
 
 def walked(start, **more):
     """The network and the process of the imported run, and what DDIM makes of x_T with it."""
-    network, process, facts = instantiate.trained(find("outputs/i", print), "ema")
+    network, process, spec = instantiate.trained(find("outputs/i", print), "ema")
     sampler, cpu = DDIM(steps=CALLS, spacing="trailing"), torch.device("cpu")
-    pipeline = generation.build_pipeline(network, process, sampler, facts.codec, device=cpu)
-    return network, pipeline.sample(start, SampleNoise([]), **more), facts.codec
+    pipeline = generation.build_pipeline(network, process, sampler, spec.codec, device=cpu)
+    return network, pipeline.sample(start, SampleNoise([]), **more), spec.codec
 
 
 def check_pictures(codec, ours, theirs):

@@ -112,11 +112,11 @@ def check_import(command, theirs, *options):
 
 def sampled(start):
     """What the imported run makes of x_T with deterministic DDIM, in model space; and its codec."""
-    network, process, facts = instantiate.trained(find("outputs/i", print), "ema")
+    network, process, spec = instantiate.trained(find("outputs/i", print), "ema")
     sampler = DDIM(steps=CALLS, spacing="trailing")
     cpu = torch.device("cpu")
-    pipeline = generation.build_pipeline(network, process, sampler, facts.codec, device=cpu)
-    return pipeline.sample(start, SampleNoise([])), facts.codec
+    pipeline = generation.build_pipeline(network, process, sampler, spec.codec, device=cpu)
+    return pipeline.sample(start, SampleNoise([])), spec.codec
 
 
 def check_pictures(pictures, values):
