@@ -234,8 +234,8 @@ def test_training_from_python_equals_the_command(command, tiny):
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        (["model=nope"], "model=nope: there is no such choice"),
-        (["trainer.lrr=1"], "trainer.lrr=1: there is no such option; did you mean 'trainer.lr'?"),
+        (["model=nope"], "model=nope: unknown choice"),
+        (["trainer.lrr=1"], "trainer.lrr=1: unknown option; did you mean 'trainer.lr'?"),
         ({"trainer": {"lr": "x"}}, "trainer.lr=x: must be a number or null"),
         ({"trainer": {"lr": object()}}, "trainer.lr=object: must be text, a number"),
         (["launch.processes=2"], "launch.processes=2: cannot start processes from Python"),
