@@ -273,25 +273,19 @@ def interpolate(
         _invert_endpoint(pipeline, end, t, label, on_step)
         if mode == "ddim"
         else _encode_endpoint(
-            pipeline,
-            end,
-            t,
-            mix(seed, RandomStream.ENDPOINT, place if mode == "slerp" else 0),
-            label,
+            pipeline, end, t, mix(seed, RandomStream.ENDPOINT, i if mode == "slerp" else 0), label
         )
-        for place, (end, label) in enumerate(zip(ends, labels, strict=True))
+        for i, (end, label) in enumerate(zip(ends, labels, strict=True))
     )
     a, s = (0.0, 1.0) if mode == "ddim" else pipeline.diffusion.schedule.signal_noise(t)
     frames: list[Tensor] = []
-    for first in range(0, num_frames, batch_size):
-        weight = torch.linspace(0, 1, num_frames)[first : first + batch_size]
-        weight = weight.reshape(-1, *[1] * (x0_a.ndim - 1)).to(pipeline.device)
-        clean = torch.lerp(x0_a, x0_b, weight)
-        x_t = a * clean + s * interpolate_noise(noise_a, noise_b, weight, mode)
-        nearer = (weight.flatten() > 0.5).long().cpu()
-        y = None if classes is None else torch.tensor(classes)[nearer]
+    for weight in torch.linspace(0, 1, num_frames).split(batch_size):
+        w = weight.reshape(-1, *[1] * (x0_a.ndim - 1)).to(pipeline.device)
+        x0 = torch.lerp(x0_a, x0_b, w)
+        x_t = a * x0 + s * interpolate_noise(noise_a, noise_b, w, mode)
+        y = None if classes is None else torch.tensor(classes)[(weight > 0.5).long()]
         noise = SampleNoise([mix(seed, RandomStream.INTERPOLATION)] * len(weight))
-        condition = clean if pipeline.diffusion.conditioning_mask else None
+        condition = x0 if pipeline.diffusion.conditioning_mask else None
         x = pipeline.sample(x_t, noise, start=t, y=y, condition=condition, on_step=on_step)
         frames.append(pipeline.codec.decode(x).cpu())
     return torch.cat(frames)

@@ -18,6 +18,13 @@ from ddpm.generation import Mode
 Classes = Sequence[int | str] | int | str | None
 
 
+def as_list(classes: Classes | Tensor) -> list[int | str] | int | str | None:
+    """Return several classes as a list, one class and None as they are."""
+    if isinstance(classes, Tensor):
+        return classes.tolist()
+    return classes if isinstance(classes, int | str | None) else list(classes)
+
+
 @dataclass(frozen=True)
 class ModelInputs:
     """Checks and reads the inputs of a model.

@@ -9,17 +9,19 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ddpm import samplers
 from ddpm.config.registry import build, exported
 from ddpm.config.schema import check, typed
 from ddpm.data import Dataset
 from ddpm.data.spec import DataSpec
 from ddpm.data.split import Split, split
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.errors import ConfigError
+from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.memory import is_out_of_memory
 from ddpm.metrics import Auto, Extractor
 from ddpm.models.sizes import Fit
 from ddpm.samplers import Sampler
+from ddpm.samplers.base import Steps
 from ddpm.seeding import RandomStream, mix
 from ddpm.training import Trainer
 from ddpm.training.checkpoint import Checkpoint
@@ -135,9 +137,25 @@ def network(config: Config, spec: DataSpec, process: GaussianDiffusion) -> nn.Mo
         )
 
 
-def sampler(node: Config) -> Sampler:
-    """Return the sampler of a node."""
-    return build(node, "sampler")
+def sampler(choice: str | Sampler | Config, steps: Steps | list[int] = None) -> Sampler:
+    """Return a sampler by its name, its config node, or itself.
+
+    Args:
+        choice: name of a class, such as ``ddim``, with its default options; a node; an instance.
+        steps: network calls; None = those of the node or the class. An instance has its own.
+
+    Raises:
+        ConfigError: an unknown name, or options that the sampler rejects.
+    """
+    if isinstance(choice, Sampler):
+        problem = f"{type(choice).__name__} has steps of its own; set them there"
+        require(steps is None, "steps", steps, problem)
+        return choice
+    if isinstance(choice, str):
+        names = {name.lower(): name for name in samplers.__all__ if name != "Sampler"}
+        require(choice in names, "sampler", choice, f"unknown sampler{did_you_mean(choice, names)}")
+        choice = {"_target_": f"ddpm.samplers.{names[choice]}"}
+    return build(choice if steps is None else {**choice, "steps": steps}, "sampler")
 
 
 def extractor(node: Config, shape: tuple[int, ...]) -> Extractor:

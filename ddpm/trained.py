@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddpm import generation, instantiate, samplers
+from ddpm import generation, instantiate
 from ddpm.arguments import checked
 from ddpm.config.registry import load_plugins
 from ddpm.console import warn
@@ -20,13 +20,13 @@ from ddpm.data import Codec
 from ddpm.data.spec import DataSpec
 from ddpm.diffusion import DenoiserProtocol, GaussianDiffusion, Schedule
 from ddpm.distributed import devices
-from ddpm.errors import ConfigError, did_you_mean, reported_as, require
+from ddpm.errors import reported_as, require
 from ddpm.evaluation.results import EvaluationResult
 from ddpm.files import expand
 from ddpm.generation import Autocast, Mode, SamplingPipeline
-from ddpm.inputs import Classes, ModelInputs
+from ddpm.inputs import Classes, ModelInputs, as_list
 from ddpm.metrics import Extractor
-from ddpm.outputs import OutputFolder
+from ddpm.sample_files import save_samples
 from ddpm.samplers import Sampler
 from ddpm.samplers.base import Steps
 from ddpm.training.checkpoint import Checkpoint, find
@@ -160,17 +160,10 @@ class TrainedModel:
         """
         batches = list(
             self.samples(
-                n,
-                sampler=sampler,
-                steps=steps,
-                seed=seed,
-                classes=classes,
-                guidance=guidance,
-                guidance_rescale=guidance_rescale,
-                batch_size=batch_size,
-                condition=condition,
+                n, sampler=sampler, steps=steps, seed=seed, classes=classes, guidance=guidance,
+                guidance_rescale=guidance_rescale, batch_size=batch_size, condition=condition,
             )
-        )
+        )  # fmt: skip
         data = torch.cat([batch.data for batch in batches])
         labels = [batch.labels for batch in batches if batch.labels is not None]
         return Samples(data, torch.cat(labels) if labels else None)
@@ -308,20 +301,15 @@ class TrainedModel:
         return model_evaluation.evaluate(
             self,
             [metrics] if isinstance(metrics, str) else list(metrics),
-            sampler=_sampler(sampler, steps),
+            sampler=instantiate.sampler(sampler, steps),
             extractor=extractor,
             cache=None if cache is None else expand("cache", str(cache)),
             precision=self._precision(),
             reference=None if reference is None else expand("reference", str(reference)),
-            num_samples=num_samples,
-            num_images=num_images,
-            bound_steps=bound_steps,
-            classes=classes.tolist() if isinstance(classes, Tensor) else _as_list(classes),
-            batch_size=batch_size,
-            seed=seed,
-            guidance=guidance,
+            num_samples=num_samples, num_images=num_images, bound_steps=bound_steps,
+            classes=as_list(classes), batch_size=batch_size, seed=seed, guidance=guidance,
             guidance_rescale=guidance_rescale,
-        )
+        )  # fmt: skip
 
     def _precision(self) -> str:
         """Return the precision of the network's arithmetic: ``no``, ``fp16`` or ``bf16``."""
@@ -343,24 +331,7 @@ class TrainedModel:
                 in the way that were not written by ddpm.
         """
         self.inputs.check_data("data", data, batch=True)
-        place, formats = Path(expand("folder", str(folder))), [self.codec.default_format]
-        output = OutputFolder(place, "sample")
-        try:
-            output.check([*self.codec.file_names(formats, len(data)), "grid.png"])
-            output.prepare(self.codec.output_names(formats))
-            output.open()
-            self.codec.write(data, output.aside, format=formats[0])
-            self.codec.picture(data).save(output.aside / "grid.png")
-            output.publish()
-            output.finish()
-        except ConfigError as error:
-            raise error.renamed("folder", str(place)) from error
-        except OSError as error:
-            problem = f"cannot be written: {error.strerror}; choose another folder"
-            raise ConfigError("folder", str(place), problem) from error
-        finally:
-            output.close()
-        return place / "grid.png"
+        return save_samples(self.codec, data, Path(expand("folder", str(folder))))
 
     def pipeline(
         self,
@@ -382,7 +353,7 @@ class TrainedModel:
             return generation.build_pipeline(
                 self.network,
                 self.diffusion,
-                _sampler(sampler, steps),
+                instantiate.sampler(sampler, steps),
                 self.codec,
                 device=self.device,
                 guidance=guidance,
@@ -426,22 +397,3 @@ def _placed(network: nn.Module, device: torch.device, spec: DataSpec) -> nn.Modu
     if device.type == "cpu" and len(spec.shape) == 3:  # scripts/sampling_speed.py
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore
     return network
-
-
-def _as_list(classes: Classes) -> list[int | str] | int | str | None:
-    """Return several classes as a list."""
-    return classes if isinstance(classes, int | str | None) else list(classes)
-
-
-def _sampler(sampler: str | Sampler | Mapping[str, Any], steps: Steps | list[int]) -> Sampler:
-    """Return a sampler by its name, its config node, or itself."""
-    if isinstance(sampler, Sampler):
-        problem = f"{type(sampler).__name__} has steps of its own; set them there"
-        require(steps is None, "steps", steps, problem)
-        return sampler
-    if isinstance(sampler, str):
-        names = {name.lower(): name for name in samplers.__all__ if name != "Sampler"}
-        problem = f"there is no such sampler{did_you_mean(sampler, names)}"
-        require(sampler in names, "sampler", sampler, problem)
-        sampler = {"_target_": f"ddpm.samplers.{names[sampler]}"}
-    return instantiate.sampler(sampler if steps is None else {**sampler, "steps": steps})

@@ -37,8 +37,8 @@ def sample(
     """Draw samples and write them, each process its share."""
     from ddpm.distributed.sharding import Shard, gather_samples
     from ddpm.generation import generate
-    from ddpm.runs.sample_files import SampleFiles
     from ddpm.runs.session import Session, sampler_name, trial
+    from ddpm.sample_files import SampleFiles
     from ddpm.trajectory import GRID, Trajectory, on_step
 
     require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
@@ -46,7 +46,7 @@ def sample(
     session = Session.load(ckpt, weights, device, precision)
     accelerator, numbers = session.accelerator, session.model.class_numbers(classes)
     pipeline = session.model.pipeline(sampler, guidance=guidance, guidance_rescale=guidance_rescale)
-    files = SampleFiles(session.model.spec, num_samples, numbers, format, has_film=trajectory)
+    files = SampleFiles(model.facts, num_samples, numbers, format, has_film=trajectory)
     data, calls = session.condition(condition), pipeline.num_calls()
     step, first_samples = session.checkpoint.step, []
     with session.writing(
@@ -69,7 +69,7 @@ def sample(
                 files.write_batch(raw, first, folder.aside)
                 folder.publish()
                 if files.joint_formats or first < GRID:
-                    first_samples.append((raw, session.model.spec.values(drawn)))
+                    first_samples.append((raw, model.facts.values(drawn)))
                 first += len(raw)
         raw, labels = gather_samples(first_samples)
         if accelerator.is_main_process:

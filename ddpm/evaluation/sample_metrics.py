@@ -171,10 +171,18 @@ def generate_samples(
                 first.append(tensors["raw"])
             snapshots = tensors.get("frames", snapshots)
         shard.finish()
+    raw, snapshots = _gather_figures(processes, pipeline, first, snapshots)
+    return GeneratedSamples(collector.collect(), raw, snapshots)
+
+
+def _gather_figures(
+    processes: Processes, pipeline: SamplingPipeline, first: list[Tensor], snapshots: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the first samples and the snapshots of all processes, on the main process."""
     raw = to_main(processes, torch.cat([each for each in first if len(each)] or first))
-    snapshots = to_main(processes, snapshots)
+    frames = to_main(processes, snapshots)
     raw = torch.zeros(0, *pipeline.codec.shape, dtype=torch.uint8) if raw is None else raw[:GRID]
-    return GeneratedSamples(collector.collect(), raw, [] if snapshots is None else list(snapshots))
+    return raw, [] if frames is None else list(frames)
 
 
 def _figure_tensors(

@@ -83,13 +83,9 @@ def read_checkpoint(
     inferred = _guarded(original.infer, source, file, "file")(parts.raw)
     requested = _versioned(original, source, version, parts)
     requested.update(published.network if published else {})
-    for name, value, actual in _differences(requested, inferred):
-        problem = f"has {name}={render(value)}, but the weights have {actual}; use another recipe"
-        raise ConfigError("recipe", recipe, problem)
-    requested.update(network)
     proven = {name: value for name, value in inferred.items() if name not in original.guessed}
-    for name, value, actual in _differences(network, proven):
-        raise ConfigError(f"network.{name}", value, f"the weights have {actual}; leave it out")
+    _check_arguments(recipe, requested, inferred, network, proven)
+    requested.update(network)
     chosen = {**original.assumed, **inferred, **requested}
     try:
         arguments = bind(source, original.defaults, chosen)
@@ -116,6 +112,21 @@ def read_checkpoint(
         parts.types,
         parts.ignored,
     )
+
+
+def _check_arguments(
+    recipe: str | None,
+    published: Mapping[str, Any],
+    inferred: Mapping[str, Any],
+    network: Mapping[str, Any],
+    proven: Mapping[str, Any],
+) -> None:
+    """Raise for arguments of a recipe or of the user that contradict the weights."""
+    for name, value, actual in _differences(published, inferred):
+        problem = f"has {name}={render(value)}, but the weights have {actual}; use another recipe"
+        raise ConfigError("recipe", recipe, problem)
+    for name, value, actual in _differences(network, proven):
+        raise ConfigError(f"network.{name}", value, f"the weights have {actual}; leave it out")
 
 
 def _recipe(name: str | None, source: str) -> Recipe | None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from ddpm.data import Codec
 from ddpm.data.class_rows import Rows, cyclic_class_rows
 from ddpm.data.spec import DataSpec
-from ddpm.errors import require
+from ddpm.errors import ConfigError, require
+from ddpm.outputs import OutputFolder
 from ddpm.trajectory import Trajectory
 
 
@@ -103,3 +104,34 @@ class SampleFiles:
         if names is None or classes is None:
             return None
         return [names[classes[i % len(classes)]] for i in range(first, first + count)]
+
+
+def save_samples(codec: Codec, data: Tensor, folder: Path) -> Path:
+    """Write raw data in their default format, with a grid; return the path of the grid.
+
+    Args:
+        codec: of the data.
+        data: raw data (N, C, *spatial).
+        folder: output folder; files that ``ddpm-sample`` wrote there are replaced.
+
+    Raises:
+        ConfigError: (key ``folder``) a folder that cannot be written, or files in the way that were
+            not written by ddpm.
+    """
+    formats, output = [codec.default_format], OutputFolder(folder, "sample")
+    try:
+        output.check([*codec.file_names(formats, len(data)), "grid.png"])
+        output.prepare(codec.output_names(formats))
+        output.open()
+        codec.write(data, output.aside, format=formats[0])
+        codec.picture(data).save(output.aside / "grid.png")
+        output.publish()
+        output.finish()
+    except ConfigError as error:
+        raise error.renamed("folder", str(folder)) from error
+    except OSError as error:
+        problem = f"cannot be written: {error.strerror}; choose another folder"
+        raise ConfigError("folder", str(folder), problem) from error
+    finally:
+        output.close()
+    return folder / "grid.png"
