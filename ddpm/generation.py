@@ -245,8 +245,7 @@ def interpolate(
     x0 and eps are predicted from the x_t of its sample. Between the endpoints x0 is interpolated
     linearly, and eps along the sphere (``slerp``) or along the chord with its norm restored
     (``linear``), so that each frame has the noise level of t; then each frame is denoised from t.
-    (Ho et al. 2020, section 4.3, with shared noise.) Conditioning entries are interpolated
-    linearly.
+    (Ho et al. 2020, section 4.3, with shared noise.) Conditioning entries change linearly.
 
     With ``ddim`` an endpoint is the x_t from which deterministic sampling yields it, and frames lie
     on the sphere between the two x_t (Song et al. 2020, section 5.3): the endpoints are reproduced.
@@ -259,13 +258,11 @@ def interpolate(
         mode: ``slerp``, ``linear`` or ``ddim``.
         seed: of the noise of data, and of that of a stochastic sampler, the same for all frames.
         batch_size: frames per batch.
-        classes: of the two endpoints, for a class-conditional model; a frame has the class of the
-            nearer one.
+        classes: of the endpoints of a conditional model; a frame has that of the nearer one.
         on_step: see :meth:`Sampler.sample`; for ``ddim`` also :meth:`DDIM.invert`.
 
     Raises:
-        ConfigError: ``ddim`` with a sampler that is not deterministic DDIM; a seed as an endpoint
-            of a model with conditioning entries.
+        ConfigError: ``ddim`` with a stochastic sampler; a seed with conditioning entries.
     """
     check_mode(pipeline, ends, mode)
     labels = classes or (None, None)
@@ -277,16 +274,16 @@ def interpolate(
         )
         for i, (end, label) in enumerate(zip(ends, labels, strict=True))
     )
-    a, s = (0.0, 1.0) if mode == "ddim" else pipeline.diffusion.schedule.signal_noise(t)
-    frames: list[Tensor] = []
+    diffusion, frames = pipeline.diffusion, []
+    a, s = (0.0, 1.0) if mode == "ddim" else diffusion.schedule.signal_noise(t)
     for weight in torch.linspace(0, 1, num_frames).split(batch_size):
         w = weight.reshape(-1, *[1] * (x0_a.ndim - 1)).to(pipeline.device)
         x0 = torch.lerp(x0_a, x0_b, w)
         x_t = a * x0 + s * interpolate_noise(noise_a, noise_b, w, mode)
         y = None if classes is None else torch.tensor(classes)[(weight > 0.5).long()]
         noise = SampleNoise([mix(seed, RandomStream.INTERPOLATION)] * len(weight))
-        condition = x0 if pipeline.diffusion.conditioning_mask else None
-        x = pipeline.sample(x_t, noise, start=t, y=y, condition=condition, on_step=on_step)
+        clean = x0 if diffusion.conditioning_mask else None
+        x = pipeline.sample(x_t, noise, start=t, y=y, condition=clean, on_step=on_step)
         frames.append(pipeline.codec.decode(x).cpu())
     return torch.cat(frames)
 

@@ -44,28 +44,23 @@ def sample(
     require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
     require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
     session = Session.load(ckpt, weights, device, precision)
-    accelerator, numbers = session.accelerator, session.model.class_numbers(classes)
-    pipeline = session.model.pipeline(sampler, guidance=guidance, guidance_rescale=guidance_rescale)
+    accelerator, model = session.accelerator, session.model
+    numbers, step = model.class_numbers(classes), session.checkpoint.step
+    pipeline = model.pipeline(sampler, guidance=guidance, guidance_rescale=guidance_rescale)
     files = SampleFiles(model.facts, num_samples, numbers, format, has_film=trajectory)
-    data, calls = session.condition(condition), pipeline.num_calls()
-    step, first_samples = session.checkpoint.step, []
-    with session.writing(
-        "sample",
-        files.names(),
-        out=out,
-        default=f"step-{step:08d}-{sampler_name(sampler)}-{calls}-seed-{seed}",
-        samples=files.codec.output_names(files.formats),
-    ) as folder:
+    data, calls, first_samples = session.condition(condition), pipeline.num_calls(), []
+    name = f"step-{step:08d}-{sampler_name(sampler)}-{calls}-seed-{seed}"
+    samples = files.codec.output_names(files.formats)
+    with session.writing("sample", files.names(), out=out, default=name, samples=samples) as folder:
         info_once(accelerator, f"drawing {num_samples} samples of step {step} into {folder.path}")
         film = Trajectory(files.codec, calls) if trajectory else None
         shard = Shard(accelerator, num_samples, batch_size, calls=calls, single_items=True)
         size, first = min(batch_size, len(shard.indices)), shard.indices.start
         session.use_threads(threads, lambda: trial(pipeline, shard.calls, size, numbers))
         with session.progress(shard.calls, "sampling") as bar:
-            for raw, drawn in generate(
-                pipeline, shard.indices, seed=seed, batch_size=batch_size, classes=numbers,
-                condition=data, on_step=on_step(bar, film),
-            ):  # fmt: skip
+            options = {"classes": numbers, "condition": data, "on_step": on_step(bar, film)}
+            batches = generate(pipeline, shard.indices, seed=seed, batch_size=batch_size, **options)
+            for raw, drawn in batches:
                 files.write_batch(raw, first, folder.aside)
                 folder.publish()
                 if files.joint_formats or first < GRID:

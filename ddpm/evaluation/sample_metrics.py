@@ -24,6 +24,7 @@ from ddpm.distributed.stopping import NEVER, Stopping
 from ddpm.evaluation.partial_results import EvaluationRecord, PartialResults
 from ddpm.evaluation.results import EvaluationResult
 from ddpm.generation import SamplingPipeline, generate
+from ddpm.samplers.base import OnStep
 from ddpm.trajectory import GRID, Trajectory, on_step
 
 _SNAPSHOTS, _SNAPSHOT_SAMPLES = 10, 16  # grids of the trajectory in a report, and samples per grid
@@ -144,22 +145,19 @@ def generate_samples(
         GivenUpError: the stop check returned True.
     """
     calls, stored = pipeline.num_calls(), partial_results or PartialResults()
-    options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "classes": classes}
     shard = Shard(processes, count, batch_size, calls=calls, stopping=stopping)
-    record = record_trajectory and 0 in shard.indices
-    trajectory = Trajectory(pipeline.codec, calls) if record else None
+    recorded = record_trajectory and 0 in shard.indices
+    trajectory = Trajectory(pipeline.codec, calls) if recorded else None
     left = [batch for batch in shard.batches() if not stored.has(SAMPLES, batch)]
     first, snapshots = [torch.zeros(0, dtype=torch.uint8)], torch.zeros(0, dtype=torch.uint8)
     main, done = processes.is_main_process, shard.calls - len(left) * calls
     with progress(shard.calls, "sampling", "call", initial=done, shown=main) as bar:
-        advance = on_step(bar, trajectory)
-
-        def after(done: int, total: int, x: Tensor) -> None:
-            advance(done, total, x)
-            shard.tick()
+        after = _each(on_step(bar, trajectory), shard)
 
         def compute(batch: list[int]) -> dict[str, Tensor]:
-            ((raw, _),) = generate(pipeline, batch, on_step=after, **options)
+            ((raw, _),) = generate(
+                pipeline, batch, seed=seed, batch_size=batch_size, classes=classes, on_step=after
+            )
             raw = pipeline.codec.pixels(raw)
             tensors = _extract(extractor, raw.to(processes.device), batch)
             return {**tensors, **_figure_tensors(pipeline, raw, batch, trajectory)}
@@ -173,6 +171,16 @@ def generate_samples(
         shard.finish()
     raw, snapshots = _gather_figures(processes, pipeline, first, snapshots)
     return GeneratedSamples(collector.collect(), raw, snapshots)
+
+
+def _each(advance: OnStep, shard: Shard) -> OnStep:
+    """Return the function to call after each network call, with the stop check."""
+
+    def after(done: int, total: int, x: Tensor) -> None:
+        advance(done, total, x)
+        shard.tick()
+
+    return after
 
 
 def _gather_figures(
