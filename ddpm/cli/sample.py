@@ -47,7 +47,7 @@ def sample(
     accelerator, model = session.accelerator, session.model
     numbers, step = model.class_numbers(classes), session.checkpoint.step
     pipeline = model.pipeline(sampler, guidance=guidance, guidance_rescale=guidance_rescale)
-    files = SampleFiles(model.facts, num_samples, numbers, format, has_film=trajectory)
+    files = SampleFiles(model.spec, num_samples, numbers, format, has_film=trajectory)
     data, calls, first_samples = session.condition(condition), pipeline.num_calls(), []
     name = f"step-{step:08d}-{sampler_name(sampler)}-{calls}-seed-{seed}"
     samples = files.codec.output_names(files.formats)
@@ -64,7 +64,7 @@ def sample(
                 files.write_batch(raw, first, folder.aside)
                 folder.publish()
                 if files.joint_formats or first < GRID:
-                    first_samples.append((raw, model.facts.values(drawn)))
+                    first_samples.append((raw, model.spec.values(drawn)))
                 first += len(raw)
         raw, labels = gather_samples(first_samples)
         if accelerator.is_main_process:
