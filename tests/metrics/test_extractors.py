@@ -1,4 +1,4 @@
-"""Extractors: what they give, what they refuse, and that no file is unpickled before its hash."""
+"""Extractors: outputs, error messages, and hash checks before unpickling."""
 
 import hashlib
 import pickle
@@ -14,7 +14,7 @@ from ddpm.metrics import CLIP, Custom, DINOv2, Inception, Pixels
 from tests.metrics.torch_fidelity_reference import Convolutions, custom, pictures, save
 
 
-def told(call):
+def error_of(call):
     with pytest.raises(ConfigError) as caught:
         call()
     assert "\n" not in str(caught.value)
@@ -44,13 +44,13 @@ def test_images_are_uint8():
 # custom
 
 
-def test_custom_gives_what_its_file_gives(tmp_path):
+def test_custom_returns_the_outputs_of_its_module(tmp_path):
     images = pictures(5, 3, 9, 9)
     torch.manual_seed(0)
     features, logits = Convolutions(3)(images)
     extractor = custom(tmp_path / "net.pt", 3)
-    found = extractor.outputs(images)
-    assert torch.equal(found["features"], features) and torch.equal(found["logits"], logits)
+    outputs = extractor.outputs(images)
+    assert torch.equal(outputs["features"], features) and torch.equal(outputs["logits"], logits)
     assert torch.equal(extractor(images), features)
     assert extractor.output_sizes((3, 9, 9), "cpu") == (48, 7)
     assert extractor.sha256 == hashlib.sha256((tmp_path / "net.pt").read_bytes()).hexdigest()
@@ -60,19 +60,19 @@ def test_custom_gives_what_its_file_gives(tmp_path):
 
 
 class Returns(nn.Module):
-    def __init__(self, what: str):
+    def __init__(self, kind: str):
         super().__init__()
-        self.what = what
+        self.kind = kind
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         flat = images.flatten(1)
-        if self.what == "whole":
+        if self.kind == "whole":
             return flat
-        if self.what == "maps":
+        if self.kind == "maps":
             return images.float()
-        if self.what == "double":
+        if self.kind == "double":
             return flat.double()
-        if self.what == "half":
+        if self.kind == "half":
             return flat.half()
         return flat[:1].float()
 
@@ -99,30 +99,30 @@ def returning(path, module):
 
 
 @pytest.mark.parametrize(
-    ("what", "shape"),
+    ("kind", "shape"),
     [
         ("whole", "uint8 of shape (2, 16)"),
         ("maps", "float32 of shape (2, 1, 4, 4)"),
         ("one", "float32 of shape (1, 16)"),
     ],
 )
-def test_a_custom_extractor_gives_a_row_of_floats_an_image(tmp_path, what, shape):
-    extractor = returning(tmp_path / "a.pt", Returns(what))
-    assert told(lambda: extractor(pictures(2, 1, 4, 4))) == (
+def test_custom_features_are_floats_of_shape_images_by_features(tmp_path, kind, shape):
+    extractor = returning(tmp_path / "a.pt", Returns(kind))
+    assert error_of(lambda: extractor(pictures(2, 1, 4, 4))) == (
         f"extractor=custom: gives features in {shape} for 2 images; they must be floats of shape "
         "(images, features)"
     )
 
 
-def test_double_stays_and_half_becomes_single(tmp_path):
+def test_double_features_stay_and_half_features_become_float32(tmp_path):
     images = pictures(2, 1, 4, 4)
-    kinds = {"double": torch.float64, "half": torch.float32}
-    for what, dtype in kinds.items():
-        features = returning(tmp_path / f"{what}.pt", Returns(what))(images)
+    dtypes = {"double": torch.float64, "half": torch.float32}
+    for kind, dtype in dtypes.items():
+        features = returning(tmp_path / f"{kind}.pt", Returns(kind))(images)
         assert features.dtype == dtype and torch.equal(features, images.flatten(1).to(dtype))
 
 
-def test_a_custom_extractor_does_not_train(tmp_path):
+def test_a_custom_extractor_is_in_eval_mode_without_gradients(tmp_path):
     module = Dropping()
     with pytest.warns(FutureWarning):
         torch.jit.save(torch.jit.script(module.train()), str(tmp_path / "a.pt"))
@@ -134,21 +134,23 @@ def test_a_custom_extractor_does_not_train(tmp_path):
     assert not features.requires_grad
 
 
-def test_what_is_wrong_with_a_custom_file_is_told_in_a_line(tmp_path):
+def test_invalid_custom_files_are_reported_in_one_line(tmp_path):
     path = tmp_path / "a.pt"
-    assert told(lambda: Custom(path=str(path))) == (
+    assert error_of(lambda: Custom(path=str(path))) == (
         f"path={path}: file not found; save a TorchScript module there with torch.jit.save"
     )
     path.write_bytes(b"not an archive")
-    said = told(lambda: Custom(path=str(path)).prepare("cpu"))
-    assert said.startswith(f"extractor.path={path}: cannot be loaded as TorchScript (")
-    assert said.endswith("); write it again with torch.jit.save")
+    message = error_of(lambda: Custom(path=str(path)).prepare("cpu"))
+    assert message.startswith(f"extractor.path={path}: cannot be loaded as TorchScript (")
+    assert message.endswith("); write it again with torch.jit.save")
     extractor = custom(path, 3)
-    said = told(lambda: extractor.output_sizes((1, 9, 9), "cpu"))
-    assert said.startswith(f"extractor.path={path}: fails on uint8 images of shape (1, 1, 9, 9): ")
-    assert "to have 3 channels, but got 1 channels instead" in said
+    message = error_of(lambda: extractor.output_sizes((1, 9, 9), "cpu"))
+    assert message.startswith(
+        f"extractor.path={path}: fails on uint8 images of shape (1, 1, 9, 9): "
+    )
+    assert "to have 3 channels, but got 1 channels instead" in message
     three = returning(path, Three())
-    assert told(lambda: three(pictures(2, 1, 4, 4))) == (
+    assert error_of(lambda: three(pictures(2, 1, 4, 4))) == (
         f"extractor.path={path}: must give a tensor of features, or a tuple of features and logits"
     )
 
@@ -174,41 +176,43 @@ def bomb(tmp_path):
 def test_weights_are_hashed_before_they_are_unpickled(tmp_path, bomb):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    found = hashlib.sha256(bomb.read_bytes()).hexdigest()
-    assert told(lambda: Inception(weights=str(bomb))) == (
+    digest = hashlib.sha256(bomb.read_bytes()).hexdigest()
+    assert error_of(lambda: Inception(weights=str(bomb))) == (
         f"weights={bomb}: is not the published file of inception-v3-compat: its sha256 is "
-        f"{found[:12]}..., not 6726825d0af5...; fetch it from https://github.com/toshas/"
+        f"{digest[:12]}..., not 6726825d0af5...; fetch it from https://github.com/toshas/"
         "torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
     )
-    assert told(lambda: CLIP(weights=str(bomb))).startswith(
-        f"weights={bomb}: is not the published file of clip-vit-b-32: its sha256 is {found[:12]}"
+    assert error_of(lambda: CLIP(weights=str(bomb))).startswith(
+        f"weights={bomb}: is not the published file of clip-vit-b-32: its sha256 is {digest[:12]}"
     )
     assert not (tmp_path / "ran").exists()
-    with pytest.raises(RuntimeError, match="Invalid magic number"):  # but by then it has run
+    with pytest.raises(RuntimeError, match="Invalid magic number"):  # the payload has run by then
         FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=str(bomb))
     assert (tmp_path / "ran").exists()
 
 
-def test_weights_that_change_after_the_start_are_seen(tmp_path, bomb, monkeypatch):
+def test_weights_are_hashed_again_when_they_are_loaded(tmp_path, bomb, monkeypatch):
     monkeypatch.setattr(Inception, "sha256", hashlib.sha256(bomb.read_bytes()).hexdigest())
     extractor = Inception(weights=str(bomb))
     bomb.write_bytes(bomb.read_bytes() + b" ")
-    assert told(lambda: extractor.prepare("cpu")).startswith(f"extractor.weights={bomb}: is not")
+    assert error_of(lambda: extractor.prepare("cpu")).startswith(
+        f"extractor.weights={bomb}: is not"
+    )
     assert not (tmp_path / "ran").exists()
 
 
-def test_weights_of_a_download_are_hashed_too(tmp_path, bomb, monkeypatch):
+def test_cached_downloads_are_hashed(tmp_path, bomb, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
-    there = tmp_path / "checkpoints" / bomb.name
-    there.write_bytes(bomb.read_bytes())
-    said = told(lambda: Inception().prepare("cpu"))
-    assert said.startswith(f"extractor.weights={there}: is not the published file")
-    assert said.endswith("; remove it: it is downloaded anew")
+    path = tmp_path / "checkpoints" / bomb.name
+    path.write_bytes(bomb.read_bytes())
+    message = error_of(lambda: Inception().prepare("cpu"))
+    assert message.startswith(f"extractor.weights={path}: is not the published file")
+    assert message.endswith("; remove it: it is downloaded anew")
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
+def test_a_failed_download_is_reported_with_a_remedy(tmp_path, monkeypatch):
     def refuse(url, path, hash_prefix):
         assert path == str(tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth")
         assert hash_prefix == Inception.sha256 and len(hash_prefix) == 64
@@ -216,7 +220,7 @@ def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    assert told(lambda: Inception().prepare("cpu")) == (
+    assert error_of(lambda: Inception().prepare("cpu")) == (
         "extractor.weights: the download of https://github.com/toshas/torch-fidelity/releases/"
         "download/v0.2.0/weights-inception-2015-12-05-6726825d.pth failed (<urlopen error "
         "[Errno -3] Temporary failure in name resolution>); fetch it on another machine and add "
@@ -224,27 +228,27 @@ def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
     )
 
 
-def test_dinov2_that_cannot_be_had_says_what_to_do(monkeypatch):
+def test_an_unavailable_dinov2_is_reported_with_a_remedy(monkeypatch):
     def refuse(repository, name):
         assert (repository, name) == ("facebookresearch/dinov2", "dinov2_vits14")
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "load", refuse)
-    assert told(lambda: DINOv2(size="s").prepare("cpu")) == (
+    assert error_of(lambda: DINOv2(size="s").prepare("cpu")) == (
         "extractor=dinov2-vit-s-14: cannot be loaded from torch.hub (no network); copy "
         f"{torch.hub.get_dir()} from a machine that has it, or use another extractor"
     )
 
 
-def test_dinov2_is_known_by_the_weights_that_came(monkeypatch):
-    def stand_in(value):
+def test_the_hash_of_dinov2_is_of_its_weights(monkeypatch):
+    def stub_network(value):
         net = nn.Sequential(nn.AvgPool2d(224), nn.Flatten(), nn.BatchNorm1d(3))
         nn.init.constant_(net[2].bias, value)
         return net
 
     hashes = []
     for value in (0.0, 0.0, 1.0):
-        monkeypatch.setattr(torch.hub, "load", lambda *_, value=value: stand_in(value))
+        monkeypatch.setattr(torch.hub, "load", lambda *_, value=value: stub_network(value))
         extractor = DINOv2()
         extractor.prepare("cpu")
         hashes.append(extractor.sha256)
@@ -256,7 +260,7 @@ def test_dinov2_is_known_by_the_weights_that_came(monkeypatch):
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
-    """Inception with weights of our own, as a file."""
+    """Path of an Inception state dict with random weights."""
     from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
     torch.manual_seed(0)
@@ -269,7 +273,7 @@ def untrained(tmp_path_factory):
     return path
 
 
-def test_inception_is_torch_fidelitys_with_its_layers(untrained, monkeypatch):
+def test_inception_equals_torch_fidelity(untrained, monkeypatch):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     digest = hashlib.sha256(untrained.read_bytes()).hexdigest()
@@ -281,17 +285,17 @@ def test_inception_is_torch_fidelitys_with_its_layers(untrained, monkeypatch):
     )
     images = pictures(2, 3, 40, 32)
     features, logits = direct(images)
-    found = extractor.outputs(images)
-    assert torch.equal(found["features"], features) and torch.equal(found["logits"], logits)
+    outputs = extractor.outputs(images)
+    assert torch.equal(outputs["features"], features) and torch.equal(outputs["logits"], logits)
     assert extractor.output_sizes((1, 8, 8), "cpu") == (2048, 1008)
     assert torch.equal(extractor(images[:, :1]), direct(images[:, :1].repeat(1, 3, 1, 1))[0])
-    assert told(lambda: extractor.output_sizes((2, 8, 8), "cpu")) == (
+    assert error_of(lambda: extractor.output_sizes((2, 8, 8), "cpu")) == (
         "extractor=inception-v3-compat: takes images of 1 or 3 channels, these have 2; use "
         "extractor=pixels"
     )
 
 
-def test_layers_are_those_that_torch_fidelity_takes():
+def test_inception_layers_are_the_defaults_of_torch_fidelity():
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Theirs
 
     assert Theirs.get_default_feature_layer_for_metric("fid") == Inception._layers[0]
@@ -305,16 +309,16 @@ def test_options_are_keyword_only_and_checked():
     assert check({"weights": None}, Inception, "extractor") == {"weights": None}
     assert check({}, Pixels, "extractor") == {}
     assert check({"path": "a.pt"}, Custom, "extractor") == {"path": "a.pt"}
-    assert told(lambda: check({}, Custom, "extractor")) == (
+    assert error_of(lambda: check({}, Custom, "extractor")) == (
         "extractor.path: is missing; add extractor.path=..."
     )
-    said = told(lambda: check({"size": "xl"}, DINOv2, "extractor"))
-    assert said.startswith("extractor.size=xl: unknown choice")
-    said = told(lambda: check({"model": "rn51"}, CLIP, "extractor"))
-    assert said.startswith("extractor.model=rn51: unknown choice; did you mean 'rn50'?")
+    message = error_of(lambda: check({"size": "xl"}, DINOv2, "extractor"))
+    assert message.startswith("extractor.size=xl: unknown choice")
+    message = error_of(lambda: check({"model": "rn51"}, CLIP, "extractor"))
+    assert message.startswith("extractor.model=rn51: unknown choice; did you mean 'rn50'?")
 
 
-def test_every_model_has_a_name_of_torch_fidelitys():
+def test_model_names_are_those_of_torch_fidelity():
     from typing import get_args
 
     from torch_fidelity.feature_extractor_clip import MODEL_METADATA as CLIPS

@@ -1,4 +1,4 @@
-"""Features in batches and shards."""
+"""Feature extraction in batches and shards."""
 
 import pickle
 
@@ -21,35 +21,35 @@ from tests.metrics.torch_fidelity_reference import custom, pictures, save
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 30, 31])
-def test_shares_go_round_and_cut_the_batches_of_one_process(world, count):
-    shares = [shard_range(count, rank, world, batch_size=5) for rank in range(world)]
-    assert [index for mine in shares for index in mine] == list(range(count))
-    batches = [tuple(mine[s : s + 5]) for mine in shares for s in range(0, len(mine), 5)]
+def test_shards_consist_of_whole_batches(world, count):
+    shards = [shard_range(count, rank, world, batch_size=5) for rank in range(world)]
+    assert [index for shard in shards for index in shard] == list(range(count))
+    batches = [tuple(shard[s : s + 5]) for shard in shards for s in range(0, len(shard), 5)]
     assert batches == [tuple(range(s, min(s + 5, count))) for s in range(0, count, 5)]
-    sizes = [-(-len(mine) // 5) for mine in shares]
+    sizes = [-(-len(shard) // 5) for shard in shards]
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_features_come_in_the_order_asked_for_with_their_logits(tmp_path):
+def test_features_and_logits_follow_the_order_of_the_indices(tmp_path):
     extractor = custom(tmp_path / "net.pt", 3)
     pixels, done = pictures(23, 3, 9, 9), []
-    wanted = [22, 3, 7, 7, 0]
-    found = extract(extractor, InMemoryImages(pixels), wanted, batch_size=2, device="cpu",
+    indices = [22, 3, 7, 7, 0]
+    features = extract(extractor, InMemoryImages(pixels), indices, batch_size=2, device="cpu",
                     on_batch=done.append)  # fmt: skip
     whole = extractor.outputs(pixels)
-    assert found.indices.tolist() == wanted and done == [2, 2, 1]
-    torch.testing.assert_close(found.features, whole["features"][wanted])
-    torch.testing.assert_close(found.logits, whole["logits"][wanted])
+    assert features.indices.tolist() == indices and done == [2, 2, 1]
+    torch.testing.assert_close(features.features, whole["features"][indices])
+    torch.testing.assert_close(features.logits, whole["logits"][indices])
 
 
-def test_joining_sorts_drops_padding_and_skips_processes_that_had_nothing():
+def test_concatenate_sorts_and_drops_padding_and_empty_parts():
     def part(*indices):
         values = torch.tensor(indices, dtype=torch.float32)[:, None]
         return Features(torch.tensor(indices), values, -values)
 
     parts = [part(3, 4), concatenate([]), part(0, 1, 2, 5), part(0, 1, 6)]
     assert len(parts[1]) == 0
-    parts = pickle.loads(pickle.dumps(parts))  # as processes hand them on
+    parts = pickle.loads(pickle.dumps(parts))  # as in communication between processes
     whole = concatenate(parts, 6)
     assert whole.indices.tolist() == [0, 1, 2, 3, 4, 5]
     assert whole.features[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
@@ -59,7 +59,7 @@ def test_joining_sorts_drops_padding_and_skips_processes_that_had_nothing():
         concatenate(parts[:1], 6)
 
 
-def test_features_without_logits_join_without():
+def test_concatenate_without_logits():
     whole = concatenate([extract_batch(Pixels(), pictures(2, 1, 2, 2), [1, 0])], 2)
     assert whole.logits is None
     assert torch.equal(whole.features, pictures(2, 1, 2, 2).flatten(1).flip(0) / 255)
@@ -70,7 +70,7 @@ class Inverse(torch.nn.Module):
         return 1 / images.flatten(1).float()
 
 
-def test_features_that_are_no_numbers_are_told_in_a_line(tmp_path):
+def test_non_finite_features_are_reported_in_one_line(tmp_path):
     save(Inverse(), tmp_path / "a.pt")
     extractor = Custom(path=str(tmp_path / "a.pt"))
     extractor.prepare("cpu")

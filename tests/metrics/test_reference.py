@@ -1,4 +1,4 @@
-"""Statistics that are kept: used when they are what is asked for, else computed anew or refused."""
+"""Cached reference statistics: reused where the provenance matches, else recomputed or rejected."""
 
 import functools
 import json
@@ -26,15 +26,15 @@ from ddpm.metrics.reference import find, keep, key_of, provenance
 from tests.metrics.torch_fidelity_reference import custom, pictures
 
 
-def told(call):
+def error_of(call):
     with pytest.raises(ConfigError) as caught:
         call()
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-class Count:
-    """Computes features, and counts how often."""
+class CountingExtract:
+    """Extracts features and counts the calls."""
 
     def __init__(self, extractor, images):
         self.extractor, self.images, self.calls = extractor, images, 0
@@ -45,13 +45,13 @@ class Count:
 
 
 @pytest.fixture
-def made(tmp_path):
-    """A cache with one file: cache, extractor, images, the reference."""
+def cached(tmp_path):
+    """A cache with one file: (cache, extractor, images, reference)."""
     images = InMemoryImages(pictures(40, 1, 4, 4), "noise")
-    compute = Count(Pixels(), images)
-    found = cached_reference(Pixels(), images, compute, cache=tmp_path / "cache")
+    compute = CountingExtract(Pixels(), images)
+    reference = cached_reference(Pixels(), images, compute, cache=tmp_path / "cache")
     assert compute.calls == 1
-    return tmp_path / "cache", Pixels(), images, found
+    return tmp_path / "cache", Pixels(), images, reference
 
 
 def file_of(cache) -> Path:
@@ -59,11 +59,11 @@ def file_of(cache) -> Path:
     return path
 
 
-def never(count):
-    raise AssertionError("computed anew")
+def must_not_run(count):
+    raise AssertionError("the reference was computed")
 
 
-def same(a, b):
+def assert_same(a, b):
     assert np.array_equal(a.statistics.mu, b.statistics.mu)
     assert a.statistics.mu.dtype == b.statistics.mu.dtype
     assert np.array_equal(a.statistics.sigma, b.statistics.sigma)
@@ -71,10 +71,10 @@ def same(a, b):
     assert a.provenance == b.provenance
 
 
-def test_a_reference_is_computed_once_and_equal_afterwards(made):
-    cache, extractor, images, first = made
-    again = cached_reference(extractor, images, never, cache=cache, need_features=True)
-    same(first, again)
+def test_a_reference_is_computed_once_and_then_read_from_the_cache(cached):
+    cache, extractor, images, first = cached
+    again = cached_reference(extractor, images, must_not_run, cache=cache, need_features=True)
+    assert_same(first, again)
     assert torch.equal(first.features, again.features)
     samples = extractor(pictures(30, 1, 4, 4, seed=1))
     assert fid(samples, again.statistics) == fid(samples, first.features)
@@ -90,20 +90,20 @@ def test_a_reference_is_computed_once_and_equal_afterwards(made):
         "resize": "none",
     }
     assert file_of(cache).name == f"{key_of(first.provenance)}.safetensors"
-    assert file_of(cache).stat().st_mode & 0o044  # others may read it, as the umask has it
+    assert file_of(cache).stat().st_mode & 0o044  # readable by others, according to the umask
 
 
-def test_without_a_cache_nothing_is_kept(tmp_path):
+def test_without_a_cache_nothing_is_written(tmp_path):
     images = InMemoryImages(pictures(5, 1, 2, 2))
-    compute = Count(Pixels(), images)
+    compute = CountingExtract(Pixels(), images)
     for calls in (1, 2):
         cached_reference(Pixels(), images, compute, cache=None)
         assert compute.calls == calls
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_features_of_several_processes_make_the_same_file(made, tmp_path):
-    cache, extractor, images, _ = made
+def test_the_features_of_several_processes_make_the_same_file(cached, tmp_path):
+    cache, extractor, images, _ = cached
     halves = [
         extract(extractor, images, indices, batch_size=16, device="cpu")
         for indices in (range(20, 40), range(21))  # one of them twice
@@ -112,8 +112,8 @@ def test_the_features_of_several_processes_make_the_same_file(made, tmp_path):
     assert file_of(tmp_path / "other").read_bytes() == file_of(cache).read_bytes()
 
 
-def test_other_images_count_extractor_or_resizing_are_other_files(made, tmp_path):
-    cache, extractor, images, first = made
+def test_images_count_extractor_and_resizing_are_part_of_the_key(cached, tmp_path):
+    cache, extractor, images, first = cached
     other = InMemoryImages(pictures(40, 1, 4, 4, seed=1))
     net = custom(tmp_path / "a.pt", 1)
     for each, source, count in (
@@ -121,10 +121,10 @@ def test_other_images_count_extractor_or_resizing_are_other_files(made, tmp_path
         (extractor, images, 39),
         (net, images, None),
     ):
-        compute = Count(each, source)
-        found = cached_reference(each, source, compute, cache=cache, count=count)
+        compute = CountingExtract(each, source)
+        reference = cached_reference(each, source, compute, cache=cache, count=count)
         assert compute.calls == 1
-        assert found.statistics.num_images == (count or 40)
+        assert reference.statistics.num_images == (count or 40)
     retrained = Pixels()
     retrained.sha256 = "0" * 64
     assert find(cache, provenance(retrained, images)) is None
@@ -132,39 +132,41 @@ def test_other_images_count_extractor_or_resizing_are_other_files(made, tmp_path
     resized.resize = "halved"
     assert find(cache, provenance(resized, images)) is None
     assert len(list(cache.iterdir())) == 4
-    same(cached_reference(extractor, images, never, cache=cache), first)
+    assert_same(cached_reference(extractor, images, must_not_run, cache=cache), first)
 
 
-def test_where_the_images_lie_does_not_matter_and_is_told_as_it_is_now(made):
-    cache, extractor, images, first = made
+def test_the_path_of_the_images_is_not_part_of_the_key(cached):
+    cache, extractor, images, first = cached
     moved = InMemoryImages(images.read(range(40)), "elsewhere")
-    found = cached_reference(extractor, moved, never, cache=cache)
-    assert found.provenance["reference"]["source"] == "elsewhere"
-    assert found.provenance["extractor"] == first.provenance["extractor"]
+    reference = cached_reference(extractor, moved, must_not_run, cache=cache)
+    assert reference.provenance["reference"]["source"] == "elsewhere"
+    assert reference.provenance["extractor"] == first.provenance["extractor"]
 
 
-def test_many_features_are_not_kept_and_computed_anew_where_needed(tmp_path, monkeypatch):
+def test_large_features_are_not_cached_and_recomputed_on_demand(tmp_path, monkeypatch):
     images = InMemoryImages(pictures(40, 1, 4, 4))
     monkeypatch.setattr(module, "LARGEST_CACHED", 40 * 16 * 4 - 1)
-    compute = Count(Pixels(), images)
+    compute = CountingExtract(Pixels(), images)
     first = cached_reference(Pixels(), images, compute, cache=tmp_path)
     assert first.features is not None
-    again = cached_reference(Pixels(), images, never, cache=tmp_path)
-    same(first, again)
+    again = cached_reference(Pixels(), images, must_not_run, cache=tmp_path)
+    assert_same(first, again)
     assert again.features is None
     again = cached_reference(Pixels(), images, compute, cache=tmp_path, need_features=True)
     assert compute.calls == 2 and again.features is not None
     monkeypatch.setattr(module, "LARGEST_CACHED", 40 * 16 * 4)
     cached_reference(Pixels(), images, compute, cache=tmp_path, need_features=True)
     assert (
-        cached_reference(Pixels(), images, never, cache=tmp_path, need_features=True).features
+        cached_reference(
+            Pixels(), images, must_not_run, cache=tmp_path, need_features=True
+        ).features
         is not None
     )
 
 
 @pytest.mark.parametrize("damage", [0, 1, 100, "half", "end", "bit", "bomb", "folder"])
-def test_a_damaged_file_is_told_and_computed_anew(made, damage, capsys):
-    cache, extractor, images, first = made
+def test_a_damaged_file_is_reported_and_recomputed(cached, damage, capsys):
+    cache, extractor, images, first = cached
     path = file_of(cache)
     whole = path.read_bytes()
     ends = {"half": len(whole) // 2, "end": len(whole) - 1}
@@ -180,25 +182,25 @@ def test_a_damaged_file_is_told_and_computed_anew(made, damage, capsys):
         return
     else:
         path.write_bytes(whole[: ends.get(damage, damage)])
-    compute = Count(extractor, images)
-    found = cached_reference(extractor, images, compute, cache=cache)
-    said = capsys.readouterr().err
-    assert said.startswith(f"warning: {path} cannot be used (")
-    assert said.endswith("); computing the reference again\n") and said.count("\n") == 1
+    compute = CountingExtract(extractor, images)
+    reference = cached_reference(extractor, images, compute, cache=cache)
+    message = capsys.readouterr().err
+    assert message.startswith(f"warning: {path} cannot be used (")
+    assert message.endswith("); computing the reference again\n") and message.count("\n") == 1
     if damage == "bit":
-        assert "(its content does not match its hash)" in said
+        assert "(its content does not match its hash)" in message
     assert compute.calls == 1
-    same(found, first)
+    assert_same(reference, first)
     assert path.read_bytes() == whole
-    same(cached_reference(extractor, images, never, cache=cache), first)
+    assert_same(cached_reference(extractor, images, must_not_run, cache=cache), first)
 
 
-def test_a_file_under_the_name_of_another_is_not_used(made, capsys):
-    cache, extractor, _, _ = made
+def test_a_file_with_the_name_of_another_is_not_used(cached, capsys):
+    cache, extractor, _, _ = cached
     other = InMemoryImages(pictures(40, 1, 4, 4, seed=1))
     wrong = cache / f"{key_of(provenance(extractor, other))}.safetensors"
     wrong.write_bytes(file_of(cache).read_bytes())
-    compute = Count(extractor, other)
+    compute = CountingExtract(extractor, other)
     cached_reference(extractor, other, compute, cache=cache)
     assert compute.calls == 1
     assert capsys.readouterr().err == (
@@ -207,91 +209,93 @@ def test_a_file_under_the_name_of_another_is_not_used(made, capsys):
     )
 
 
-def test_too_few_images_are_refused_before_any_work(tmp_path):
+def test_too_few_images_are_rejected_before_the_extraction(tmp_path):
     one = InMemoryImages(pictures(1, 1, 4, 4))
-    assert told(lambda: cached_reference(Pixels(), one, never, cache=tmp_path)) == (
+    assert error_of(lambda: cached_reference(Pixels(), one, must_not_run, cache=tmp_path)) == (
         "reference: contains 1 images; at least 2 are required"
     )
-    assert told(lambda: cached_reference(Pixels(), one, never, cache=tmp_path, count=5)) == (
-        "reference: has 1 images, not 5; request fewer"
-    )
+    assert error_of(
+        lambda: cached_reference(Pixels(), one, must_not_run, cache=tmp_path, count=5)
+    ) == ("reference: has 1 images, not 5; request fewer")
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path):
+def test_an_unwritable_cache_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     images = InMemoryImages(pictures(5, 1, 2, 2))
-    said = told(
-        lambda: cached_reference(Pixels(), images, Count(Pixels(), images), cache=tmp_path / "file")
+    message = error_of(
+        lambda: cached_reference(
+            Pixels(), images, CountingExtract(Pixels(), images), cache=tmp_path / "file"
+        )
     )
-    assert "cannot be written (" in said
+    assert "cannot be written (" in message
 
 
-# a file that the user names
+# reference=path
 
 
-def test_our_own_file_by_name(made):
-    cache, extractor, _, first = made
+def test_a_cached_file_can_be_loaded_by_path(cached):
+    cache, extractor, _, first = cached
     path = str(file_of(cache))
-    found, warnings = load_reference(path, extractor, 16, need_features=True)
-    same(found, first)
-    assert warnings == () and torch.equal(found.features, first.features)
+    reference, warnings = load_reference(path, extractor, 16, need_features=True)
+    assert_same(reference, first)
+    assert warnings == () and torch.equal(reference.features, first.features)
 
 
-def test_our_own_file_of_another_extractor_is_refused(made, tmp_path):
-    cache, extractor, _, _ = made
+def test_a_cached_file_of_another_extractor_is_rejected(cached, tmp_path):
+    cache, extractor, _, _ = cached
     path = file_of(cache)
     net = custom(tmp_path / "a.pt", 1)
-    assert told(lambda: load_reference(str(path), net, 48)) == (
+    assert error_of(lambda: load_reference(str(path), net, 48)) == (
         f"reference={path}: was made with the extractor pixels, the samples with custom; use "
         "the images instead"
     )
     retrained = Pixels()
     retrained.sha256 = "0" * 64
-    assert told(lambda: load_reference(str(path), retrained, 16, key="against")) == (
+    assert error_of(lambda: load_reference(str(path), retrained, 16, key="against")) == (
         f"against={path}: was made with the weights {Pixels.sha256[:12]}, the samples with "
         "000000000000; use the images instead"
     )
     resized = Pixels()
     resized.resize = "halved"
-    assert told(lambda: load_reference(str(path), resized, 16)) == (
+    assert error_of(lambda: load_reference(str(path), resized, 16)) == (
         f"reference={path}: was made with the resizing none, the samples with halved; use the "
         "images instead"
     )
-    assert told(lambda: load_reference(str(path), extractor, 64)) == (
+    assert error_of(lambda: load_reference(str(path), extractor, 64)) == (
         f"reference={path}: its mu is 16 and its sigma 16x16, and the extractor has 64 features; "
         "use the extractor that it was made with"
     )
     bare = safetensors.torch.load_file(path)
     safetensors.torch.save_file(bare, path)
-    assert told(lambda: load_reference(str(path), extractor, 16)) == (
+    assert error_of(lambda: load_reference(str(path), extractor, 16)) == (
         f"reference={path}: cannot be used (its content does not match its hash); use another "
         "file, or the images"
     )
     path.write_bytes(b"")
-    assert told(lambda: load_reference(str(path), extractor, 16)).startswith(
+    assert error_of(lambda: load_reference(str(path), extractor, 16)).startswith(
         f"reference={path}: cannot be used ("
     )
     path.unlink()
-    assert told(lambda: load_reference(str(path), extractor, 16)) == (
+    assert error_of(lambda: load_reference(str(path), extractor, 16)) == (
         f"reference={path}: file not found"
     )
 
 
-def test_a_file_without_features_serves_fid_only(made, tmp_path, monkeypatch):
-    _, extractor, _, first = made
+def test_a_file_without_features_supports_fid_only(cached, tmp_path, monkeypatch):
+    _, extractor, _, first = cached
     monkeypatch.setattr(module, "LARGEST_CACHED", 0)
     path = keep(tmp_path / "small", first)
-    same(load_reference(str(path), extractor, 16)[0], first)
-    assert told(lambda: load_reference(str(path), extractor, 16, need_features=True)) == (
+    assert_same(load_reference(str(path), extractor, 16)[0], first)
+    assert error_of(lambda: load_reference(str(path), extractor, 16, need_features=True)) == (
         f"reference={path}: contains no features, which kid and prc need; use the images, or "
         "metrics=[fid]"
     )
 
 
-def test_a_file_that_claims_other_counts_is_refused(made, tmp_path):
-    _, extractor, _, first = made
+def test_a_file_with_inconsistent_counts_is_rejected(cached, tmp_path):
+    _, extractor, _, first = cached
     path = keep(tmp_path / "forged", replace(first, features=first.features[:7]))
-    assert told(lambda: load_reference(str(path), extractor, 16)) == (
+    assert error_of(lambda: load_reference(str(path), extractor, 16)) == (
         f"reference={path}: cannot be used (its features are of another number of images); use "
         "another file, or the images"
     )
@@ -303,29 +307,29 @@ def npz(path, mu, sigma, **more):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_an_npz_of_the_field_gives_the_same_distance(made, tmp_path, dtype):
-    _, extractor, _, first = made
-    held = first.statistics
-    mu, sigma = held.mu.astype(dtype), held.sigma.astype(dtype)
+def test_an_npz_of_pytorch_fid_gives_the_same_distance(cached, tmp_path, dtype):
+    _, extractor, _, first = cached
+    statistics = first.statistics
+    mu, sigma = statistics.mu.astype(dtype), statistics.sigma.astype(dtype)
     path = npz(tmp_path / "s.npz", mu, sigma, mu_s=np.zeros(3))
-    found, warnings = load_reference(path, extractor, 16)
-    assert found.features is None and found.statistics.num_images is None
+    reference, warnings = load_reference(path, extractor, 16)
+    assert reference.features is None and reference.statistics.num_images is None
     assert warnings == (f"{path} does not record its extractor and images; pixels is assumed",)
     samples = extractor(pictures(30, 1, 4, 4, seed=1))
     expected = fid(samples, first.statistics)
-    score = fid(samples, found.statistics)
+    score = fid(samples, reference.statistics)
     assert score.values["fid"] == pytest.approx(expected.values["fid"], rel=1e-4)
     assert (score.num_samples, score.num_reference) == (30, None)
-    assert found.provenance["extractor"]["features"] == 16
-    assert len(found.provenance["reference"]["sha256"]) == 64
-    json.dumps(found.provenance)
+    assert reference.provenance["extractor"]["features"] == 16
+    assert len(reference.provenance["reference"]["sha256"]) == 64
+    json.dumps(reference.provenance)
 
 
 EYE = np.eye(4)
 
 
 @pytest.mark.parametrize(
-    ("mu", "sigma", "said"),
+    ("mu", "sigma", "problem"),
     [
         (np.zeros(3), EYE, "its mu is 3 and its sigma 4x4, and the extractor has 4 features; use "
          "the extractor that it was made with"),
@@ -346,34 +350,34 @@ EYE = np.eye(4)
          "images"),
     ],
 )  # fmt: skip
-def test_an_npz_of_no_statistics_is_refused(tmp_path, mu, sigma, said):
+def test_invalid_npz_statistics_are_rejected(tmp_path, mu, sigma, problem):
     path = npz(tmp_path / "s.npz", mu, sigma)
-    assert told(lambda: load_reference(path, Pixels(), 4)) == f"reference={path}: {said}"
+    assert error_of(lambda: load_reference(path, Pixels(), 4)) == f"reference={path}: {problem}"
 
 
-def test_an_npz_lacks_what_is_needed(tmp_path):
+def test_missing_npz_arrays_are_reported(tmp_path):
     path = npz(tmp_path / "s.npz", np.zeros(4), EYE)
-    assert told(lambda: load_reference(path, Pixels(), 4, need_features=True)).startswith(
+    assert error_of(lambda: load_reference(path, Pixels(), 4, need_features=True)).startswith(
         f"reference={path}: contains no features, which kid and prc need"
     )
     np.savez(path, mu=np.zeros(4))
-    assert told(lambda: load_reference(path, Pixels(), 4)) == (
+    assert error_of(lambda: load_reference(path, Pixels(), 4)) == (
         f"reference={path}: holds no mu and sigma (there are: mu)"
     )
     np.savez(path, mu=np.array([object()]), sigma=EYE)
-    assert told(lambda: load_reference(path, Pixels(), 4)) == (
+    assert error_of(lambda: load_reference(path, Pixels(), 4)) == (
         f"reference={path}: cannot be read as an .npz (Object arrays cannot be loaded when "
         "allow_pickle=False); save it again"
     )
 
 
-def test_a_file_says_what_the_reference_is_and_nothing_else(tmp_path):
-    """It may be somebody else's: what it says more would stand beside our numbers."""
+def test_unexpected_provenance_of_a_file_is_dropped(tmp_path):
+    """A file from elsewhere must not add keys to the provenance of a metric."""
     images = InMemoryImages(pictures(9, 1, 4, 4))
     extractor = Pixels()
     compute = functools.partial(extract, extractor, images, range(9), batch_size=4, device="cpu")
-    made = cached_reference(extractor, images, lambda _: compute(), cache=None)
-    forged = {**made.provenance, "value": 0.001, "num_samples": 50_000, "seed": "any"}
-    place = keep(tmp_path, module.Reference(made.statistics, made.features, forged))
-    found, _ = load_reference(str(place), extractor, 16)
-    assert set(found.provenance) == {"reference", "extractor", "resize"}
+    reference = cached_reference(extractor, images, lambda _: compute(), cache=None)
+    forged = {**reference.provenance, "value": 0.001, "num_samples": 50_000, "seed": "any"}
+    place = keep(tmp_path, module.Reference(reference.statistics, reference.features, forged))
+    loaded, _ = load_reference(str(place), extractor, 16)
+    assert set(loaded.provenance) == {"reference", "extractor", "resize"}

@@ -1,4 +1,4 @@
-"""Numbers: closed forms, and torch-fidelity's own to the last digit."""
+"""Scores: closed forms, and bitwise equality with torch-fidelity."""
 
 import math
 
@@ -36,8 +36,8 @@ def statistics(mu, sigma, count=10**6):
 # equal to torch-fidelity
 
 
-def shared(extractor, pixels, batch_size, world):
-    """What ``world`` processes extract, gathered out of order and with padding."""
+def gathered(extractor, pixels, batch_size, world):
+    """Return the features of ``world`` processes, gathered out of order and with padding."""
     images = InMemoryImages(pixels)
     parts = [
         extract(extractor, images, shard_range(len(pixels), rank, world, batch_size=batch_size),
@@ -50,23 +50,21 @@ def shared(extractor, pixels, batch_size, world):
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("batch_size", [64, 50])
-def test_of_a_custom_extractor_all_are_torch_fidelitys_to_the_last_digit(
-    tmp_path, world, batch_size
-):
+def test_scores_of_a_custom_extractor_equal_torch_fidelity(tmp_path, world, batch_size):
     extractor = custom(tmp_path / "net.pt", 3)
     samples, real = pictures(333, 3, 12, 10, dark=9), pictures(420, 3, 12, 10, seed=1)
     expected = theirs(
         extractor, samples, real, fid=True, kid=True, isc=True, prc=True,
         batch_size=batch_size, kid_subset_size=333,
     )  # fmt: skip
-    ours, against = (shared(extractor, each, batch_size, world) for each in (samples, real))
-    found = {
-        **fid(ours.features, against.features).values,
-        **kid(ours.features, against.features).values,
+    ours, reference = (gathered(extractor, each, batch_size, world) for each in (samples, real))
+    result = {
+        **fid(ours.features, reference.features).values,
+        **kid(ours.features, reference.features).values,
         **isc(ours.logits).values,
-        **prc(ours.features, against.features).values,
+        **prc(ours.features, reference.features).values,
     }
-    assert found == {
+    assert result == {
         "fid": expected["frechet_inception_distance"],
         "kid": expected["kernel_inception_distance_mean"],
         "kid_std": expected["kernel_inception_distance_std"],
@@ -76,28 +74,28 @@ def test_of_a_custom_extractor_all_are_torch_fidelitys_to_the_last_digit(
         "recall": expected["recall"],
         "f_score": expected["f_score"],
     }
-    assert found["fid"] > 1e-4 and found["isc"] > 1.01 and 0 < found["precision"] < 1
+    assert result["fid"] > 1e-4 and result["isc"] > 1.01 and 0 < result["precision"] < 1
 
 
 @pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_of_pixels_all_are_torch_fidelitys_to_the_last_digit(world):
+def test_scores_of_pixels_equal_torch_fidelity(world):
     samples, real = pictures(1100, 1, 8, 8, dark=9), pictures(1050, 1, 8, 8, seed=1)
     expected = theirs(Pixels(), samples, real, fid=True, kid=True, prc=True)
-    ours, against = (shared(Pixels(), each, 100, world).features for each in (samples, real))
-    found = kid(ours, against)
-    assert found.settings == {"subsets": 100, "subset_size": 1000, "seed": 2020}
-    assert fid(ours, against).values == {"fid": expected["frechet_inception_distance"]}
-    assert found.values == {
+    ours, reference = (gathered(Pixels(), each, 100, world).features for each in (samples, real))
+    result = kid(ours, reference)
+    assert result.settings == {"subsets": 100, "subset_size": 1000, "seed": 2020}
+    assert fid(ours, reference).values == {"fid": expected["frechet_inception_distance"]}
+    assert result.values == {
         "kid": expected["kernel_inception_distance_mean"],
         "kid_std": expected["kernel_inception_distance_std"],
     }
-    assert prc(ours, against).values == {
+    assert prc(ours, reference).values == {
         name: expected[name] for name in ("precision", "recall", "f_score")
     }
 
 
 class Products(torch.nn.Module):
-    """Products with a vector, whose order of summing depends on the size of the batch."""
+    """Two dot products, whose order of summation depends on the batch size."""
 
     def __init__(self):
         super().__init__()
@@ -109,30 +107,30 @@ class Products(torch.nn.Module):
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
-def test_processes_give_the_bits_of_one_where_the_batch_matters(tmp_path, world):
+def test_several_processes_give_the_features_of_one(tmp_path, world):
     torch.manual_seed(0)
     save(Products(), tmp_path / "net.pt")
     extractor = Custom(path=str(tmp_path / "net.pt"))
     extractor.prepare("cpu")
     pixels = pictures(333, 3, 12, 10)
-    together, alone = (shared(extractor, pixels, 50, each) for each in (world, 1))
+    together, alone = (gathered(extractor, pixels, 50, each) for each in (world, 1))
     assert torch.equal(together.features, alone.features)
 
 
-def test_another_seed_is_torch_fidelitys_too(tmp_path):
+def test_scores_with_another_seed_equal_torch_fidelity(tmp_path):
     extractor = custom(tmp_path / "net.pt", 3)
     samples, real = pictures(150, 3, 9, 9), pictures(1200, 3, 9, 9, seed=1)
     expected = theirs(extractor, samples, real, kid=True, isc=True, rng_seed=7, kid_subset_size=150)
-    ours, against = (shared(extractor, each, 64, 1) for each in (samples, real))
-    score = kid(ours.features, against.features, seed=7)
+    ours, reference = (gathered(extractor, each, 64, 1) for each in (samples, real))
+    score = kid(ours.features, reference.features, seed=7)
     assert score.values["kid"] == expected["kernel_inception_distance_mean"]
-    assert score.values != kid(ours.features, against.features).values
+    assert score.values != kid(ours.features, reference.features).values
     assert isc(ours.logits, seed=7).values["isc"] == expected["inception_score_mean"]
     assert (score.num_samples, score.num_reference) == (150, 1200)
     assert score.settings == {"subsets": 100, "subset_size": 150, "seed": 7}
 
 
-def test_above_ten_thousand_distances_are_taken_in_parts(monkeypatch):
+def test_large_sets_compute_distances_in_parts(monkeypatch):
     samples, real = normal(60, 5), normal(70, 5, seed=1)
     whole = prc(samples, real)
     assert 0 < whole.values["precision"] < 1
@@ -152,7 +150,7 @@ def test_above_ten_thousand_distances_are_taken_in_parts(monkeypatch):
 # closed forms
 
 
-def test_fid_of_gaussians_whose_axes_agree():
+def test_fid_of_gaussians_with_commuting_covariances():
     a = statistics([0, 1, 2], np.diag([1.0, 4, 9]))
     b = statistics([0, 3, 1], np.diag([4.0, 4, 1]))
     # |mu|^2 = 4 + 1; (1 - 2)^2 + 0 + (3 - 1)^2
@@ -160,17 +158,17 @@ def test_fid_of_gaussians_whose_axes_agree():
     assert fid(b, a).values["fid"] == pytest.approx(10, abs=1e-12)
 
 
-def test_fid_of_gaussians_whose_axes_differ():
+def test_fid_of_gaussians_with_general_covariances():
     first, second = np.array([[2.0, 1], [1, 3]]), np.array([[5.0, -2], [-2, 1]])
     product = first @ second
     # of a 2x2 matrix with positive eigenvalues: tr sqrt(M) = sqrt(tr M + 2 sqrt(det M))
     root = math.sqrt(np.trace(product) + 2 * math.sqrt(np.linalg.det(product)))
     expected = 1 + np.trace(first) + np.trace(second) - 2 * root
-    found = fid(statistics([0, 0], first), statistics([0, 1], second)).values["fid"]
-    assert found == pytest.approx(expected, rel=1e-12)
+    result = fid(statistics([0, 0], first), statistics([0, 1], second)).values["fid"]
+    assert result == pytest.approx(expected, rel=1e-12)
 
 
-def test_fid_of_one_set_with_itself_is_nothing_and_a_shift_costs_its_square():
+def test_fid_is_zero_for_equal_sets_and_the_squared_norm_of_a_shift():
     features = normal(500, 16)
     assert abs(fid(features, features).values["fid"]) < 1e-6
     shift = torch.zeros(16)
@@ -178,7 +176,7 @@ def test_fid_of_one_set_with_itself_is_nothing_and_a_shift_costs_its_square():
     assert fid(features + shift, features).values["fid"] == pytest.approx(14, abs=1e-4)
 
 
-def test_the_order_of_images_does_not_matter_to_fid():
+def test_fid_does_not_depend_on_the_order_of_images():
     samples, real = normal(300, 8), normal(200, 8, seed=1) * 1.5
     shuffled = samples[torch.randperm(300, generator=torch.Generator().manual_seed(1))]
     assert fid(shuffled, real).values["fid"] == pytest.approx(
@@ -186,20 +184,20 @@ def test_the_order_of_images_does_not_matter_to_fid():
     )
 
 
-def test_a_single_feature_has_a_distance_too():
+def test_fid_of_a_single_feature():
     features = normal(400, 1)
     mu, sd = features.double().mean().item(), features.double().std().item()
-    found = fid(features, statistics([0.5], [[4.0]])).values["fid"]
-    assert found == pytest.approx((mu - 0.5) ** 2 + (sd - 2) ** 2, rel=1e-6)
+    result = fid(features, statistics([0.5], [[4.0]])).values["fid"]
+    assert result == pytest.approx((mu - 0.5) ** 2 + (sd - 2) ** 2, rel=1e-6)
 
 
 def test_statistics_are_mean_and_unbiased_covariance():
     features = normal(50, 4)
-    held = Statistics.from_features(features)
-    np.testing.assert_allclose(held.mu, features.mean(0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(held.sigma, torch.cov(features.double().T), rtol=1e-6)
-    assert held.num_images == 50 and held.mu.dtype == np.float32
-    assert fid(held, features).values == fid(features, features).values
+    stats = Statistics.from_features(features)
+    np.testing.assert_allclose(stats.mu, features.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stats.sigma, torch.cov(features.double().T), rtol=1e-6)
+    assert stats.num_images == 50 and stats.mu.dtype == np.float32
+    assert fid(stats, features).values == fid(features, features).values
 
 
 def test_kid_of_all_images_is_the_unbiased_estimate():
@@ -213,36 +211,36 @@ def test_kid_of_all_images_is_the_unbiased_estimate():
 
     expected = off_diagonal(kernel(samples, samples)) + off_diagonal(kernel(real, real))
     expected = (expected - 2 * kernel(samples, real).mean()).item()
-    found = kid(samples, real)
-    assert found.values["kid"] == pytest.approx(expected, rel=1e-10)
-    assert found.values["kid_std"] < 1e-10 * expected
-    assert found.settings["subset_size"] == 30
+    result = kid(samples, real)
+    assert result.values["kid"] == pytest.approx(expected, rel=1e-10)
+    assert result.values["kid_std"] < 1e-10 * expected
+    assert result.settings["subset_size"] == 30
 
 
 @pytest.mark.parametrize(("classes", "score"), [(1, 1.0), (2, 2.0), (5, 5.0)])
-def test_the_inception_score_counts_the_classes_that_are_sure_and_equally_many(classes, score):
+def test_the_inception_score_of_confident_balanced_logits_is_the_number_of_classes(classes, score):
     logits = torch.full((classes * 400, 5), -100.0)
     logits[torch.arange(len(logits)), torch.arange(len(logits)) % classes] = 100.0
-    found = isc(logits)
-    assert found.values["isc"] == pytest.approx(score, rel=0.02)
-    assert (found.num_reference, found.settings) == (None, {"splits": 10, "seed": 2020})
+    result = isc(logits)
+    assert result.values["isc"] == pytest.approx(score, rel=0.02)
+    assert (result.num_reference, result.settings) == (None, {"splits": 10, "seed": 2020})
     assert isc(logits[:7]).settings["splits"] == 7
 
 
 def test_precision_is_of_the_samples_and_recall_of_the_reference():
     real = torch.cat([normal(100, 3), normal(100, 3, seed=1) + 1000])
-    found = prc(real[:100] * 1.0, real)
-    assert found.values["precision"] == 1.0
-    assert found.values["recall"] == pytest.approx(0.5)
-    assert found.values["f_score"] == pytest.approx(2 / 3)
+    result = prc(real[:100] * 1.0, real)
+    assert result.values["precision"] == 1.0
+    assert result.values["recall"] == pytest.approx(0.5)
+    assert result.values["f_score"] == pytest.approx(2 / 3)
     swapped = prc(real, real[:100] * 1.0)
     assert (swapped.values["precision"], swapped.values["recall"]) == (0.5, 1.0)
     apart = prc(real[:100], real[100:]).values
     assert apart == {"precision": 0.0, "recall": 0.0, "f_score": 0.0}
-    assert found.settings == {"neighbours": 3}
+    assert result.settings == {"neighbours": 3}
 
 
-# names, warnings and refusals
+# names, warnings and errors
 
 
 @pytest.mark.parametrize(
@@ -258,19 +256,19 @@ def test_precision_is_of_the_samples_and_recall_of_the_reference():
         (2, "fid_2"),
     ],
 )
-def test_few_samples_show_in_the_name(count, name):
+def test_the_name_contains_a_small_number_of_samples(count, name):
     assert metric_name("fid", count) == name
     assert metric_name("kid", count) == name.replace("fid", "kid")
 
 
-def told(call):
+def error_of(call):
     with pytest.raises(ConfigError) as caught:
         call()
     return str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
         (lambda: fid(normal(1, 3), normal(9, 3)), "num_samples=1: fid needs at least 2 samples"),
         (lambda: kid(normal(0, 3), normal(9, 3)), "num_samples=0: kid needs at least 2 samples"),
@@ -306,19 +304,19 @@ def told(call):
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_told_in_a_line(call, said):
-    assert told(call) == said
+def test_invalid_inputs_are_reported(call, message):
+    assert error_of(call) == message
 
 
-def test_four_images_are_enough_for_all():
+def test_four_images_are_enough_for_all_metrics():
     samples, real = normal(4, 3), normal(4, 3, seed=1)
     assert all(math.isfinite(v) for v in fid(samples, real).values.values())
     assert all(math.isfinite(v) for v in kid(samples[:2], real[:2]).values.values())
     assert prc(samples, samples).values["precision"] == 1.0
-    assert isc(normal(2, 3)).values["isc"] == 1.0  # a sample a split: no diversity to be seen
+    assert isc(normal(2, 3)).values["isc"] == 1.0  # one sample per split: no diversity
 
 
-def test_too_few_samples_are_a_warning():
+def test_few_samples_cause_a_warning():
     assert fid(normal(9, 9), normal(9, 9)).warnings == ()
     assert fid(normal(8, 9), normal(9, 9)).warnings == (
         "fid: 8 samples are fewer than the 9 features, so their covariance is singular; compare "

@@ -1,4 +1,4 @@
-"""torch-fidelity's own road from images to numbers, with an extractor of ours at its heart."""
+"""Metrics computed by torch-fidelity, with an extractor of ddpm."""
 
 import warnings
 
@@ -10,10 +10,10 @@ from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_fea
 from ddpm.metrics import Custom
 
 
-class Wrapped(FeatureExtractorBase):
-    """Calls ``Wrapped.ours``."""
+class ExtractorAdapter(FeatureExtractorBase):
+    """Feature extractor of torch-fidelity that calls ``ExtractorAdapter.extractor``."""
 
-    ours = None
+    extractor = None
 
     def __init__(self, name, features_list, **kwargs):
         super().__init__(name, features_list)
@@ -31,11 +31,11 @@ class Wrapped(FeatureExtractorBase):
         return False
 
     def forward(self, images):
-        found = Wrapped.ours.outputs(images)
-        return tuple(found[name] for name in self.features_list)
+        outputs = ExtractorAdapter.extractor.outputs(images)
+        return tuple(outputs[name] for name in self.features_list)
 
 
-register_feature_extractor("ours", Wrapped)
+register_feature_extractor("ours", ExtractorAdapter)
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -50,8 +50,8 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def theirs(extractor, samples, reference, **options):
-    """calculate_metrics on uint8 (N, C, H, W), with nothing kept between calls."""
-    Wrapped.ours = extractor
+    """Return the metrics of torch-fidelity for uint8 (N, C, H, W), without its cache."""
+    ExtractorAdapter.extractor = extractor
     return calculate_metrics(
         input1=Pictures(samples),
         input2=Pictures(reference),
@@ -65,7 +65,7 @@ def theirs(extractor, samples, reference, **options):
 
 
 class Convolutions(nn.Module):
-    """A small network whose sums a change of the batch may reorder."""
+    """A small network whose order of summation may depend on the batch size."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -89,13 +89,13 @@ class FeaturesOnly(nn.Module):
 
 
 def custom(path, channels, logits=True):
-    """A custom extractor from a file that is written to ``path``."""
+    """Return a custom extractor of a file that is written to ``path``."""
     torch.manual_seed(0)
     net = Convolutions(channels)
     save(net if logits else FeaturesOnly(net), path)
-    made = Custom(path=str(path))
-    made.prepare("cpu")
-    return made
+    extractor = Custom(path=str(path))
+    extractor.prepare("cpu")
+    return extractor
 
 
 def save(module, path):
@@ -104,7 +104,7 @@ def save(module, path):
 
 
 def pictures(count, *shape, seed=0, dark=0):
-    """Smooth noise, uint8 (count, *shape), darker by ``dark``."""
+    """Return smooth noise, uint8 (count, *shape), darker by ``dark``."""
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 256, (count, *shape)) * 0.5 + rng.integers(0, 120, (count, 1, 1, 1))
     return torch.from_numpy((values - dark).clip(0, 255).astype(np.uint8))
