@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-# Made once; again only when pyproject.toml is newer than the stamp.
+# Created once, and again when pyproject.toml is newer than the stamp.
 $(STAMP): pyproject.toml
 	@echo "setting up $(VENV) (once; 6 GB, a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml
 
 install: $(STAMP)  ## set up .venv with the package and the development tools
 
-demo: $(STAMP)  ## train on the bundled digits, sample, interpolate: the whole tool in minutes on a CPU
+demo: $(STAMP)  ## train on the bundled digits, sample and interpolate, in minutes on a CPU
 	$(BIN)/ddpm-train name=demo
 	$(BIN)/ddpm-sample ckpt=outputs/demo
 	$(BIN)/ddpm-interpolate ckpt=outputs/demo a=1 b=2
@@ -30,11 +30,11 @@ docs: $(STAMP)  ## build the documentation as a site in docs/_build
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs . docs/_build
 	@echo "look at docs/_build/docs/index.html"
 
-format: $(STAMP)  ## rewrite the code in the project's style
+format: $(STAMP)  ## fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lint: $(STAMP)  ## style, mistakes, and who may import whom
+lint: $(STAMP)  ## check style, errors and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
@@ -42,12 +42,12 @@ lint: $(STAMP)  ## style, mistakes, and who may import whom
 type: $(STAMP)  ## check the types
 	$(BIN)/pyright
 
-test: $(STAMP)  ## run the tests that take minutes in all
+test: $(STAMP)  ## run the fast tests, in minutes
 	$(BIN)/pytest -n 2 -q -m "not slow"
 
-test-slow: $(STAMP)  ## run the tests that train, or fetch the original packages
+test-slow: $(STAMP)  ## run the tests that train, or download the original packages
 	$(BIN)/pytest -n 2 -q -m slow
 
-clean:  ## remove what is built and cached; runs in outputs/ and .venv stay
+clean:  ## remove build outputs and caches; keep outputs/ and .venv
 	rm -rf build dist docs/_build .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

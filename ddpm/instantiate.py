@@ -1,4 +1,4 @@
-"""Factory: objects of the domain from the nodes of a config."""
+"""Factory of data sets, networks, processes, samplers and trainers from config nodes."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ Config = Mapping[str, Any]
 def adapted(node: Config, network: nn.Module) -> dict[str, Any]:
     """Return the node of a network with the options that it took from the size of the data."""
     fit = getattr(network, "fit", None)
-    known = inspect.signature(type(network)).parameters
+    parameters = inspect.signature(type(network)).parameters
     options = fit.options if isinstance(fit, Fit) else {}
-    return {**node, **{name: value for name, value in options.items() if name in known}}
+    return {**node, **{name: value for name, value in options.items() if name in parameters}}
 
 
 def sized(node: Config, device: str = "cuda", stored: Config | None = None) -> Config:
@@ -48,7 +48,7 @@ def sized(node: Config, device: str = "cuda", stored: Config | None = None) -> C
         stored: the node of a run, whose numbers precede both.
     """
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-        return node  # for build to refuse
+        return node  # build raises the error
     target = exported(node["_target_"], "model._target_")
     values = dict(vars(target).get("cpu_defaults", {}))  # not those of a base class
     if device != "cpu" or node.get(next(iter(values), "")) is not None:
@@ -60,27 +60,27 @@ def sized(node: Config, device: str = "cuda", stored: Config | None = None) -> C
 
 
 def adapted_as(node: Config, there: Config) -> dict[str, Any]:
-    """Return the node of a network in which options that the size decides are as in a stored one.
+    """Return the node of a network with the adaptive options of a stored node.
 
-    Those are options that are null, and with the first of ``adaptive``, the levels, all of them.
+    Options that are null are replaced; if the first of ``adaptive`` (the levels) is null, all are.
     """
     if node.get("_target_") != there.get("_target_"):
         return dict(node)
     names = getattr(exported(node["_target_"], "model._target_"), "adaptive", ())
     everything = bool(names) and node.get(names[0]) is None
-    taken = [name for name in names if name in there and (everything or node.get(name) is None)]
-    return {**node, **{name: there[name] for name in taken}}
+    replaced = [name for name in names if name in there and (everything or node.get(name) is None)]
+    return {**node, **{name: there[name] for name in replaced}}
 
 
 def dataset(config: Config) -> Dataset:
-    """The data that a config trains on."""
+    """Return the training data of a config."""
     return splits(config).train
 
 
 def splits(config: Config) -> Split:
-    """The data that a config trains on, and those that it validates with.
+    """Return the training data and the validation data of a config.
 
-    Whatever its class, a data node has one option more: ``val_fraction``, see
+    Data nodes of every class have the option ``val_fraction``, see
     :func:`ddpm.data.split.split`.
 
     Raises:
@@ -88,7 +88,7 @@ def splits(config: Config) -> Split:
     """
     node = config["data"]
     fraction = 0.0
-    if isinstance(node, Mapping):  # anything else is for build to refuse
+    if isinstance(node, Mapping):  # for anything else, build raises the error
         fraction = typed(node.get("val_fraction", fraction), float, "data.val_fraction")
         node = {name: value for name, value in node.items() if name != "val_fraction"}
     whole = build(node, "data")
@@ -99,7 +99,7 @@ def splits(config: Config) -> Split:
 
 
 def diffusion(config: Config, spec: DataSpec) -> GaussianDiffusion:
-    """The process that a config describes.
+    """Return the diffusion process of a config.
 
     Raises:
         ConfigError: also label dropout without labels.
@@ -107,15 +107,15 @@ def diffusion(config: Config, spec: DataSpec) -> GaussianDiffusion:
     schedule = build(config["schedule"], "schedule")
     objective = build(config["objective"], "objective")
     mask = spec.codec.condition_mask
-    made: GaussianDiffusion = build(config["diffusion"], "diffusion", schedule, objective, mask)
-    if made.label_dropout > 0 and spec.num_classes is None:
-        problem = "there are no labels to drop; add data.class_cond=true, or leave it at 0"
-        raise ConfigError("diffusion.label_dropout", made.label_dropout, problem)
-    return made
+    process: GaussianDiffusion = build(config["diffusion"], "diffusion", schedule, objective, mask)
+    if process.label_dropout > 0 and spec.num_classes is None:
+        problem = "the data have no labels to drop; set data.class_cond=true, or leave it at 0"
+        raise ConfigError("diffusion.label_dropout", process.label_dropout, problem)
+    return process
 
 
 def network(config: Config, spec: DataSpec, process: GaussianDiffusion) -> nn.Module:
-    """The network, its channels, size and classes taken from the data and the process.
+    """Return the network of a config, with channels, size and classes of the data and the process.
 
     A process with label dropout adds one class that stands for "no class". The initial weights
     are a function of the config's seed, the same on every process.
@@ -159,15 +159,15 @@ def sampler(choice: str | Sampler | Config, steps: Steps | list[int] = None) -> 
 
 
 def extractor(node: Config, shape: tuple[int, ...]) -> Extractor:
-    """The extractor of a node, for images (C, H, W)."""
-    made = build(node, "extractor")
-    return made.choose(shape) if isinstance(made, Auto) else made
+    """Return the extractor of a node, for images (C, H, W)."""
+    result = build(node, "extractor")
+    return result.choose(shape) if isinstance(result, Auto) else result
 
 
 def trainer_options(config: Config) -> TrainerOptions:
     """Return the trainer's options, checked, with defaults for those that are not set."""
-    typed = {name: value for name, value in config["trainer"].items() if name != "_target_"}
-    checked = check(typed, TrainerOptions, "trainer")
+    options = {name: value for name, value in config["trainer"].items() if name != "_target_"}
+    checked = check(options, TrainerOptions, "trainer")
     try:
         return TrainerOptions(**checked)
     except ConfigError as error:
@@ -181,7 +181,7 @@ def trainer(
     data: Dataset,
     accelerator: object,
 ) -> Trainer:
-    """The trainer of a config."""
+    """Return the trainer of a config."""
     node = config.get("timesteps", {"_target_": "ddpm.diffusion.Uniform"})  # older runs have none
     timesteps = build(node, "timesteps", process.num_steps)
     runtime = (model, process, data, accelerator, config["seed"], timesteps)
@@ -189,24 +189,24 @@ def trainer(
 
 
 def trained(
-    found: Checkpoint, weights: Literal["ema", "raw"]
+    checkpoint: Checkpoint, weights: Literal["ema", "raw"]
 ) -> tuple[nn.Module, GaussianDiffusion, DataSpec]:
-    """The network of a checkpoint with its weights, its process, and the spec of its data.
+    """Return the network of a checkpoint with its weights, its process and its data specification.
 
     Raises:
-        ConfigError: the config names what is not exported, or the weights do not fit it.
+        ConfigError: the config names a class that is not exported, or the weights do not fit it.
     """
-    spec = DataSpec.from_metadata(found.metadata.data)
+    spec = DataSpec.from_metadata(checkpoint.metadata.data)
     try:
-        process = diffusion(found.config, spec)
-        model = network(found.config, spec, process)
-        model.load_state_dict(found.weights(weights))
+        process = diffusion(checkpoint.config, spec)
+        model = network(checkpoint.config, spec, process)
+        model.load_state_dict(checkpoint.weights(weights))
     except KeyError as error:
         problem = f"its config has no {error}; use another checkpoint"
-        raise ConfigError("ckpt", str(found.folder), problem) from error
+        raise ConfigError("ckpt", str(checkpoint.folder), problem) from error
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
         problem = f"its weights do not fit its config: {str(error).splitlines()[-1].strip()}"
-        raise ConfigError("ckpt", str(found.folder), problem) from error
+        raise ConfigError("ckpt", str(checkpoint.folder), problem) from error
     return model, process, spec

@@ -301,7 +301,7 @@ def test_label_dropout_without_labels_is_refused():
         "diffusion": {"_target_": "ddpm.diffusion.GaussianDiffusion", "label_dropout": 0.1},
     }
     line = refusal(instantiate.diffusion, config, data_spec(None))
-    assert line.startswith("diffusion.label_dropout=0.1: there are no labels to drop")
+    assert line.startswith("diffusion.label_dropout=0.1: the data have no labels to drop")
     assert instantiate.diffusion(config, data_spec(4)).label_dropout == 0.1
 
 

@@ -46,16 +46,16 @@ def load_plugins(modules: list[str]) -> None:
 
 
 def build(node: Config, key: str, *runtime: object) -> Any:
-    """Make the object that a config node describes.
+    """Build the object that a config node describes.
 
     Args:
         node: ``_target_`` and options.
         key: its place in the config, for error messages.
-        runtime: the objects that go before the options.
+        runtime: positional arguments of the target.
 
     Raises:
         ConfigError: a target that is not exported, an option that is unknown, missing, of the
-            wrong type or refused by the constructor; its key begins with ``key``.
+            wrong type or rejected by the constructor; its key begins with ``key``.
     """
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise ConfigError(key, None, f"is missing; choose one with {key}=...")
@@ -88,13 +88,13 @@ def options_of(target: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def node(target: type, options: Config) -> dict[str, Any]:
-    """The config node of one of our classes with these options, as plain data."""
+    """Return the config node of a class of ddpm with these options, as plain data."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
     return {"_target_": f"{target.__module__.rpartition('.')[0]}.{target.__name__}", **plain}
 
 
 def with_defaults(node: Config, key: str) -> dict[str, Any]:
-    """A node with the options that it leaves out, at their defaults.
+    """Return a node with defaults for the options that are not set.
 
     A class may list in ``legacy_defaults`` the values that match versions without an option.
     """
@@ -113,7 +113,7 @@ def with_defaults(node: Config, key: str) -> dict[str, Any]:
 
 
 def config_with_defaults(config: Config) -> dict[str, Any]:
-    """A run's config whose nodes have every option."""
+    """Return the config of a run with every option of its nodes."""
     return {
         key: with_defaults(value, key)
         if isinstance(value, Mapping) and "_target_" in value
@@ -123,7 +123,7 @@ def config_with_defaults(config: Config) -> dict[str, Any]:
 
 
 def config_with_defaults_if_known(config: Config) -> dict[str, Any]:
-    """A run's config with every option, or as it is where a class comes from a plugin."""
+    """Return the config of a run with every option, unchanged if a class is from a plugin."""
     try:
         return config_with_defaults(config)
     except ConfigError:
@@ -156,10 +156,10 @@ def retargeted(node: Config, key: str, typed: Collection[str]) -> dict[str, Any]
     parameters = inspect.signature(options_of(constructor)).parameters
     # A null may stand for a default of the class that is replaced.
     null = {k for k, p in parameters.items() if p.default is not None and node.get(k) is None}
-    known = {"_target_", *parameters} - null
+    names = {"_target_", *parameters} - null
     if key == "data":
-        known.add("val_fraction")  # of every data node, see splits
-    return {k: v for k, v in node.items() if k in known or f"{key}.{k}" in typed}
+        names.add("val_fraction")  # of every data node, see splits
+    return {k: v for k, v in node.items() if k in names or f"{key}.{k}" in typed}
 
 
 def exported(target: str, key: str) -> Callable[..., Any]:
@@ -176,10 +176,10 @@ def exported(target: str, key: str) -> Callable[..., Any]:
     group = key.split(".")[-2]
     if package in (*PACKAGES.values(), *_plugins):
         module = importlib.import_module(package)
-        found = getattr(module, name) if name in module.__all__ else None
-        if callable(found) and not inspect.isabstract(found):
+        member = getattr(module, name) if name in module.__all__ else None
+        if callable(member) and not inspect.isabstract(member):
             if package in (PACKAGES.get(group), *_plugins):
-                return found
+                return member
             problem = f"is not a valid target for this option; choose one with {group}=..."
             raise ConfigError(key, target, problem)
     remedy = "classes of your own come through plugins=[their.module]"

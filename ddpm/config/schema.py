@@ -23,17 +23,17 @@ def check(
     *,
     hint: Callable[[str, object], str] | None = None,
 ) -> dict[str, Any]:
-    """Options compared with the keyword-only parameters of ``target``, in their types.
+    """Return options, validated and converted by the keyword-only parameters of ``target``.
 
     Args:
         options: by name.
         target: a function or a class.
         key: of the group in the config; empty for the root.
-        hint: gives the end of the message about an unknown option from its key and value;
+        hint: returns the end of the message about an unknown option from its key and value;
             default :func:`ddpm.synonyms.hint`.
 
     Raises:
-        ConfigError: the first that is unknown, missing or of the wrong type.
+        ConfigError: an unknown or missing option, or a value of the wrong type.
     """
     prefix = f"{key}." if key else ""
     parameters = {
@@ -43,9 +43,9 @@ def check(
     }
     for name, value in options.items():
         if name not in parameters:
-            known = [f"{prefix}{parameter}" for parameter in parameters]
+            names = [f"{prefix}{parameter}" for parameter in parameters]
             full = f"{prefix}{name}"
-            end = synonyms.hint(full, render(value), known) if hint is None else hint(full, value)
+            end = synonyms.hint(full, render(value), names) if hint is None else hint(full, value)
             raise ConfigError(full, value, f"unknown option{end}")
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and options.get(name, "???") == "???":
@@ -56,12 +56,12 @@ def check(
 
 
 def typed(value: Any, annotation: Any, key: str) -> Any:
-    """``value`` as the annotation's type: 1e5 is a whole number, a list a tuple.
+    """Return ``value`` in the annotation's type: 1e5 becomes an int, a list a tuple.
 
-    A dataclass with keyword-only fields is made of a group of options, see :func:`check`.
+    A group of options becomes a dataclass with keyword-only fields, see :func:`check`.
 
     Raises:
-        ConfigError: it is of another type, or not one of the choices.
+        ConfigError: a value of another type, or an unknown choice.
     """
     if isinstance(annotation, type) and is_dataclass(annotation):
         if isinstance(value, Mapping):
@@ -106,13 +106,13 @@ _NAMES: dict[Any, str] = {
 
 
 def _kinds(annotation: Any) -> list[Any]:
-    """The members of a union, or the annotation itself."""
+    """Return the members of a union, or the annotation itself."""
     union = get_origin(annotation) in (Union, types.UnionType)
     return list(get_args(annotation)) if union else [annotation]
 
 
 def _describe(kind: Any) -> str:
-    """A type in words."""
+    """Return a description of a type."""
     if get_origin(kind) is Literal:
         choices = ", ".join(map(str, get_args(kind)))
         return f"one of {choices}" if len(get_args(kind)) > 1 else choices

@@ -15,10 +15,10 @@ Config = Mapping[str, Any]
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A Hydra config as plain data, its interpolations resolved.
+    """Return a Hydra config as plain data, with interpolations resolved.
 
     Raises:
-        ConfigError: required options that are missing, or an interpolation that leads nowhere.
+        ConfigError: missing required options, or an interpolation that cannot be resolved.
     """
     try:
         missing = sorted(OmegaConf.missing_keys(config))
@@ -35,15 +35,19 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """A config as YAML, for people to read."""
+    """Return a config as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
 
 
 def from_yaml(text: str, file: str) -> dict[str, Any]:
-    """A config of :func:`to_yaml`, read from ``file``; nothing in it is evaluated.
+    """Return the config in the output of :func:`to_yaml`; interpolations are not resolved.
+
+    Args:
+        text: of the file.
+        file: its path, for the error message.
 
     Raises:
-        ConfigError: it is no such text.
+        ConfigError: invalid or empty YAML.
     """
     reason = "it is empty"
     try:

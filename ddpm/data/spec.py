@@ -57,16 +57,20 @@ class DataSpec:
             counts = typed(counts, list[int] | None, "config.json: class_counts")
         except (KeyError, TypeError) as error:
             raise ConfigError(
-                "ckpt", None, f"its config.json has no {error}; take another"
+                "ckpt", None, f"its config.json has no {error}; use another checkpoint"
             ) from error
-        require(len(shape) > 0, "ckpt", None, "its config.json has no shape; take another")
+        require(
+            len(shape) > 0, "ckpt", None, "its config.json has no shape; use another checkpoint"
+        )
         good = counts is None or (len(counts) == classes and min(counts) >= 0 < sum(counts))
-        require(good, "ckpt", None, "its config.json has no valid class_counts; take another")
+        require(
+            good, "ckpt", None, "its config.json has no valid class_counts; use another checkpoint"
+        )
         return cls(shape, classes, names, codec_from_state(codec), counts)
 
     @property
     def names(self) -> list[str] | None:
-        """Names of the classes, their numbers where they have none; None without classes."""
+        """Names of the classes, by default their numbers; None without classes."""
         if self.num_classes is None:
             return None
         return self.class_names or [str(number) for number in range(self.num_classes)]
@@ -77,7 +81,7 @@ class DataSpec:
         return labels if labels is None or values is None else torch.tensor(values)[labels]
 
     def state(self) -> dict[str, Any]:
-        """Return it as plain data for JSON."""
+        """Return the specification as plain data for JSON."""
         return {
             "shape": list(self.shape),
             "num_classes": self.num_classes,

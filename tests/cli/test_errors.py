@@ -46,7 +46,7 @@ TRAIN = [
     ("schedule=linear schedule.num_steps=10", "schedule.num_steps=10: beta at step 5 is 1.116, outside (0, 1); use more steps, other schedule parameters, or schedule=cosine"),
     ("schedule.num_steps=0", "schedule.num_steps=0: needs at least 1 step"),
     ("sampler.steps=2000", "sampler.steps=2000: the process has 1000 steps; use 1 to 1000"),
-    ("diffusion.label_dropout=0.1", "diffusion.label_dropout=0.1: there are no labels to drop; add data.class_cond=true, or leave it at 0"),
+    ("diffusion.label_dropout=0.1", "diffusion.label_dropout=0.1: the data have no labels to drop; set data.class_cond=true, or leave it at 0"),
     ("trainer.batch_size=7 trainer.accumulate=2", "trainer.batch_size=7: must be a multiple of 2 (accumulate 2 x 1 processes)"),
     ("trainer.weight_decay=-1", "trainer.weight_decay=-1.0: must be 0 (off) or above"),
     ("trainer.num_workers=-1", "trainer.num_workers=-1: must be at least 0; null = what suits the data"),
