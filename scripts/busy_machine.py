@@ -1,4 +1,4 @@
-"""Measure the default training beside busy processes: threads=auto, and as many as there are cores.
+"""Measure default training beside busy processes, with threads=auto and one thread per core.
 
     python scripts/busy_machine.py --busy 0 3 --rounds 2
 
@@ -28,7 +28,7 @@ SETTINGS = ("auto", "all cores")
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """Keep so many other processes busy."""
+    """Keep ``count`` other processes busy."""
     others = [subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(count)]
     try:
         yield
@@ -39,7 +39,7 @@ def busy(count: int) -> Iterator[None]:
 
 
 def train(folder: Path, setting: str, steps: int) -> tuple[float, float, str]:
-    """Return images per second, seconds of the command, and what it said of threads."""
+    """Return images per second, seconds of the command, and its line about threads."""
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     if setting != "auto":
         environment["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
@@ -53,35 +53,35 @@ def train(folder: Path, setting: str, steps: int) -> tuple[float, float, str]:
     seconds = time.monotonic() - began
     lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     speeds = [json.loads(line)["samples_per_second"] for line in lines]
-    said = [line for line in ended.stdout.splitlines() if line.startswith("threads:")]
-    return statistics.harmonic_mean(speeds), seconds, said[0] if said else ""
+    notices = [line for line in ended.stdout.splitlines() if line.startswith("threads:")]
+    return statistics.harmonic_mean(speeds), seconds, notices[0] if notices else ""
 
 
 def main() -> None:
-    """Run all, and print the table."""
+    """Run all measurements and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 3])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=120)
     options = parser.parse_args()
-    found: dict[tuple[int, str], list[tuple[float, float, str]]] = {}
+    results: dict[tuple[int, str], list[tuple[float, float, str]]] = {}
     for _ in range(options.rounds):
         for count in options.busy:
             for setting in SETTINGS:
                 with tempfile.TemporaryDirectory() as folder, busy(count):
                     made = train(Path(folder), setting, options.steps)
-                found.setdefault((count, setting), []).append(made)
+                results.setdefault((count, setting), []).append(made)
                 print(count, setting, *made, file=sys.stderr, flush=True)
     print(f"{os.cpu_count()} cores, {options.steps} steps, load before the end "
           f"{os.getloadavg()[2]:.1f} (15 minutes)\n")  # fmt: skip
     print("| busy processes | threads | images/s | seconds of the command |\n|---|---|---|---|")
-    for (count, setting), runs in found.items():
+    for (count, setting), runs in results.items():
         speeds, seconds = [run[0] for run in runs], [run[1] for run in runs]
         spread = f"{min(speeds):.0f} to {max(speeds):.0f}"
         print(f"| {count} | {setting} | {statistics.median(speeds):.0f} ({spread}) "
               f"| {statistics.median(seconds):.0f} |")  # fmt: skip
     for count in options.busy:
-        auto, cores = ([run[0] for run in found[count, setting]] for setting in SETTINGS)
+        auto, cores = ([run[0] for run in results[count, setting]] for setting in SETTINGS)
         ratio = statistics.median(auto) / statistics.median(cores)
         print(f"\n{count} busy processes: {ratio:.1f} times as fast with threads=auto")
 

@@ -2,7 +2,7 @@
 
 The new environment borrows the dependencies of the running one through a ``.pth`` file. Python
 does not follow the ``.pth`` files of a borrowed folder, so the editable install stays behind and
-the wheel's own files are what runs; the check looks, too.
+the wheel's own files run, which the check verifies.
 
     .venv/bin/python scripts/check_wheel.py
 """
@@ -41,15 +41,17 @@ IMPORT = [
 
 
 def run(command: list[str | Path], folder: Path) -> str:
-    """Run ``command`` in ``folder``, give its standard output, stop the check if it fails."""
+    """Run ``command`` in ``folder`` and return its standard output; exit if it fails."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    said = subprocess.run(
+    ended = subprocess.run(
         [str(word) for word in command], cwd=folder, env=environment, text=True, capture_output=True
     )
-    print(f"{'ok  ' if said.returncode == 0 else 'FAIL'} {' '.join(map(str, command))}", flush=True)
-    if said.returncode != 0:
-        sys.exit(f"{said.stdout}\n{said.stderr}")
-    return said.stdout
+    print(
+        f"{'ok  ' if ended.returncode == 0 else 'FAIL'} {' '.join(map(str, command))}", flush=True
+    )
+    if ended.returncode != 0:
+        sys.exit(f"{ended.stdout}\n{ended.stderr}")
+    return ended.stdout
 
 
 def build(folder: Path) -> Path:
@@ -60,7 +62,7 @@ def build(folder: Path) -> Path:
 
 
 def check_files(wheel: Path) -> None:
-    """The wheel has every source and every config, and nothing else."""
+    """Exit unless the wheel has every source and every config, and nothing else."""
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     sources = {
         file.relative_to(ROOT).as_posix()
@@ -77,21 +79,21 @@ def check_files(wheel: Path) -> None:
 
 
 def install(wheel: Path, folder: Path) -> Path:
-    """A new environment with the wheel and borrowed dependencies; its folder of programs."""
+    """Install the wheel with borrowed dependencies; return the folder of programs."""
     venv.create(folder, with_pip=True)
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
     run([programs / "python", "-m", "pip", "install", "-q", "--no-deps", wheel], folder)
-    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site_packages = Path(run([programs / "python", "-c", ask], folder).strip())
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site_packages = Path(run([programs / "python", "-c", code], folder).strip())
     borrowed = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     (site_packages / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
     return programs
 
 
 def use(programs: Path, folder: Path) -> None:
-    """Every command says how to use it, shows its config, and does two steps of its work."""
-    ask = "import ddpm; print(ddpm.__file__)"
-    origin = Path(run([programs / "python", "-c", ask], folder).strip())
+    """Run every command: its help, its config, and two steps of its work."""
+    code = "import ddpm; print(ddpm.__file__)"
+    origin = Path(run([programs / "python", "-c", code], folder).strip())
     if programs.parent.resolve() not in origin.resolve().parents:
         sys.exit(f"FAIL ddpm comes from {origin}, not from the wheel")
     for command, module in COMMANDS.items():
@@ -109,7 +111,7 @@ def use(programs: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Check the wheel; the exit status is 1 where something does not work."""
+    """Check the wheel; the exit status is 1 if something does not work."""
     with tempfile.TemporaryDirectory(prefix="ddpm-wheel-") as name:
         folder = Path(name)
         for part in ("dist", "empty"):

@@ -1,10 +1,10 @@
-"""How long training waits for a checkpoint: written on the spot, or on a thread as it is done.
+"""Measure how long training waits for a checkpoint that is written by a thread, or at once.
 
     python scripts/checkpoint_stall.py --out checkpoints_to_delete
 
 A U-Net of improved-diffusion's CIFAR size by default (52.5 million parameters: weights, average and
 two moments are 840 MB). In each round, one after the other: the copy into memory alone, a
-checkpoint on a thread, one on the spot. Prints medians over the rounds and their ratios.
+checkpoint on a thread, one on the spot (at once). Prints medians over the rounds and their ratios.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ddpm.training.saving import Saver
 
 
 def content(channels: int) -> dict[str, Any]:
-    """What a checkpoint of such a network holds."""
+    """Return the content of a checkpoint of such a network."""
     network = IDDPMUNet(
         3, 3, (32, 32), model_channels=channels, num_res_blocks=3, channel_mult=(1, 2, 2, 2)
     )
@@ -38,41 +38,41 @@ def content(channels: int) -> dict[str, Any]:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Return the duration of a call in seconds."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
-def one_round(place: Path, held: dict[str, Any]) -> dict[str, float]:
-    """Seconds that training waits for each of the three; ``place`` is removed after."""
+def one_round(place: Path, contents: dict[str, Any]) -> dict[str, float]:
+    """Return the seconds that training waits for each of the three; remove ``place``."""
     saver, metadata = Saver(place, lambda _: None, print), CheckpointMetadata(config={})
     try:
-        copy = seconds(lambda: recursively_apply(_copy, held))
-        thread = seconds(lambda: saver.start(metadata, **held))
+        copy = seconds(lambda: recursively_apply(_copy, contents))
+        thread = seconds(lambda: saver.start(metadata, **contents))
         failure = saver.error(last=True)
         if failure is not None:
             raise failure
-        spot = seconds(lambda: checkpoint.save(place / "spot", metadata, **held))
+        spot = seconds(lambda: checkpoint.save(place / "spot", metadata, **contents))
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return {"copy": copy, "on a thread": thread, "on the spot": spot}
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the times."""
     parser = argparse.ArgumentParser(description="how long a checkpoint stops training")
     parser.add_argument("--out", type=Path, required=True, help="a folder to write to and remove")
     parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    asked = parser.parse_args()
-    held = content(asked.channels)
+    options = parser.parse_args()
+    contents = content(options.channels)
     times: dict[str, list[float]] = {"copy": [], "on a thread": [], "on the spot": []}
-    for number in range(asked.rounds):
-        for name, taken in one_round(asked.out / str(number), held).items():
+    for number in range(options.rounds):
+        for name, taken in one_round(options.out / str(number), contents).items():
             times[name].append(taken)
-    size = sum(value.nbytes for value in held["raw"].values()) * 4 / 1e6
-    print(f"{size:.0f} MB, {asked.rounds} rounds, torch {torch.__version__}")
+    size = sum(value.nbytes for value in contents["raw"].values()) * 4 / 1e6
+    print(f"{size:.0f} MB, {options.rounds} rounds, torch {torch.__version__}")
     copy = statistics.median(times["copy"])
     for name, taken in times.items():
         middle = statistics.median(taken)

@@ -60,7 +60,7 @@ def _convolution(channels: int, out_channels: int) -> tuple[nn.Module, ...]:
 
 
 def read(data: Path, part: str) -> tuple[Tensor, Tensor, list[str]]:
-    """The images of a part.
+    """Return the images of a part.
 
     Args:
         data: the folder of the parts.
@@ -70,7 +70,7 @@ def read(data: Path, part: str) -> tuple[Tensor, Tensor, list[str]]:
         Uint8 images (N, C, H, W), labels int64 (N,) and the classes' names.
 
     Raises:
-        ConfigError: there is no such part, or its pictures do not go together.
+        ConfigError: the part does not exist, or its pictures differ in shape.
     """
     problem = f"holds no folder {part}; put the pictures into train/CLASS/ and test/CLASS/ there"
     require((data / part).is_dir(), "DATA", str(data), problem)
@@ -81,7 +81,7 @@ def read(data: Path, part: str) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def parts(labels: Tensor, sizes: list[int], generator: torch.Generator) -> list[Tensor]:
-    """Indices of random parts that share no image, with equally many of each class.
+    """Return indices of disjoint random parts with equally many images of each class.
 
     Args:
         labels: of all images, int64 (N,).
@@ -101,13 +101,13 @@ def parts(labels: Tensor, sizes: list[int], generator: torch.Generator) -> list[
     problem = f"a part of {few} images cannot have all of {len(classes)} classes"
     require(min(each) > 0, "--images", sizes[0], problem)
     problem = f"{sum(each)} of each class are needed, with a and b, and one has {smallest}"
-    require(sum(each) <= smallest, "--images", sizes[0], f"{problem}; ask for fewer")
+    require(sum(each) <= smallest, "--images", sizes[0], f"{problem}; use fewer")
     cut = [members[: sum(each)].split(each) for members in classes]
     return [torch.cat(part).sort().values for part in zip(*cut, strict=True)]
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A random half mirrored, and each moved by up to SHIFT pixels; edges are repeated."""
+    """Return images with a random half mirrored, and each shifted by up to SHIFT pixels."""
     count, _, height, width = images.shape
     mirrored = torch.rand(count, generator=generator) < 0.5
     images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
@@ -122,7 +122,7 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 def train(
     images: Tensor, labels: Tensor, *, classes: int, width: int, steps: int, batch: int, seed: int
 ) -> Classifier:
-    """A classifier of uint8 images (N, C, H, W), in evaluation mode."""
+    """Return a trained classifier of uint8 images (N, C, H, W), in evaluation mode."""
     torch.manual_seed(seed)  # the weights
     network = Classifier(images.shape[1], classes, width)
     generator = torch.Generator().manual_seed(seed)
@@ -146,7 +146,7 @@ def train(
 
 @torch.inference_mode()
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of images that it takes for what they are."""
+    """Return the fraction of images that are classified correctly."""
     right = 0
     with progress(len(images), "testing", "img") as bar:
         for some, true in zip(images.split(500), labels.split(500), strict=True):
@@ -156,15 +156,15 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def save(network: Classifier, channels: int, path: Path) -> str:
-    """Write it as TorchScript; returns the file's sha256."""
+    """Write the network as TorchScript; return the sha256 of the file."""
     example = torch.zeros(2, channels, 32, 32, dtype=torch.uint8)
-    held = io.BytesIO()  # a file would have its own name inside
+    buffer = io.BytesIO()  # a file would have its own name inside
     with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated
-        # not `script`, which writes the layers' constants in another order each time
-        torch.jit.save(torch.jit.trace(network, example), held)
+        # not `script`, which writes the constants of layers in an order that varies
+        torch.jit.save(torch.jit.trace(network, example), buffer)
     with replacing(path) as aside:
-        aside.write_bytes(held.getvalue())
-    return hashlib.sha256(held.getvalue()).hexdigest()
+        aside.write_bytes(buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 def save_images(path: Path, images: Tensor) -> None:
@@ -175,7 +175,7 @@ def save_images(path: Path, images: Tensor) -> None:
 
 
 def work(options: argparse.Namespace) -> None:
-    """Read, train, test and write; ConfigError for what the options ask in vain."""
+    """Read, train, test and write; raise ConfigError for invalid options."""
     images, labels, names = read(options.data, "train")
     test_images, test_labels, test_names = read(options.data, "test")
     ours, theirs = (names, list(images.shape[1:])), (test_names, list(test_images.shape[1:]))
@@ -185,8 +185,8 @@ def work(options: argparse.Namespace) -> None:
     seen, a, b = parts(labels, sizes, torch.Generator().manual_seed(options.seed))
     if options.splits is not None:
         pictures = {"test": test_images, "a": images[a], "b": images[b], "train": images}
-        for name, held in pictures.items():
-            save_images(options.splits / f"{name}.npz", held)
+        for name, split in pictures.items():
+            save_images(options.splits / f"{name}.npz", split)
     network = train(
         images[seen], labels[seen], classes=len(names), width=options.width,
         steps=options.steps, batch=options.batch_size, seed=options.seed,
@@ -198,21 +198,21 @@ def work(options: argparse.Namespace) -> None:
         "images of a and b": (images[unseen], labels[unseen]),
         "images it was trained on": (images[seen], labels[seen]),
     }
-    for what, (held, true) in tested.items():
-        share = accuracy(network, held, true)
-        print(f"accuracy on {len(held)} {what}: {100 * share:.2f} %", flush=True)
+    for subset, (inputs, true) in tested.items():
+        share = accuracy(network, inputs, true)
+        print(f"accuracy on {len(inputs)} {subset}: {100 * share:.2f} %", flush=True)
     print(f"{options.out}: {4 * options.width} features, sha256 {sha256[:12]}...")
 
 
 def main() -> None:
-    """Do what the options ask for; their mistakes are told in a line."""
+    """Run the script; an invalid option is reported in one line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path, help="holds pictures in train/CLASS and test/CLASS")
     parser.add_argument("out", type=Path, help="the TorchScript file to write")
     parser.add_argument("--splits", type=Path, help="a folder for test, a, b and train.npz")
     parser.add_argument("--images", type=int, default=20_000, help="to train on (20000)")
     parser.add_argument("--steps", type=int, default=1500, help="optimizer steps (1500)")
-    parser.add_argument("--batch-size", type=int, default=128, help="images a step (128)")
+    parser.add_argument("--batch-size", type=int, default=128, help="images per step (128)")
     parser.add_argument("--width", type=int, default=24, help="a quarter of the features (24)")
     parser.add_argument("--seed", type=int, default=0, help="of parts, weights and batches (0)")
     options = parser.parse_args()
@@ -221,7 +221,7 @@ def main() -> None:
     if options.seed < 0:
         parser.error("--seed must be at least 0")
     if options.out.is_dir():
-        parser.error(f"{options.out} is a folder; name a file")
+        parser.error(f"{options.out} is a folder; use the path of a file")
     try:
         work(options)
     except ConfigError as error:

@@ -1,11 +1,11 @@
-"""Whether this software works on the GPU of this machine, and how fast: one table in minutes.
+"""Check in minutes that this software works on the GPU of this machine, and measure its speed.
 
     python scripts/gpu_check.py [--minutes 8]
 
 Runs from a checkout; the package need not be installed. Prints a line for each check as it ends,
 and writes the table so far to ``gpu_check.md`` and ``gpu_check.json``. A check that fails, crashes
-or hangs does not stop the others. What no longer fits into the minutes is skipped. Without a GPU
-the same checks run in miniature on the CPU. Exit status 0 if nothing failed.
+or hangs does not stop the others. Checks that no longer fit into the minutes are skipped. Without a
+GPU the same checks run in miniature on the CPU. Exit status 0 if nothing failed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from scripts.gpu.machine import describe  # noqa: E402
 from scripts.gpu.report import Report  # noqa: E402
 from scripts.gpu.runner import python, run_all  # noqa: E402
 
-SLOWER = 8.0  # how much longer than on a GPU a check may take in miniature on a busy CPU
+SLOWER = 8.0  # factor on the time limits for the miniature checks on a busy CPU
 
 
 def parts(text: str) -> set[int]:
-    """Return the parts that are named, such as ``1,3``."""
+    """Parse the numbers of parts, such as ``1,3``."""
     named = {int(part) for part in text.split(",")}
     if not named <= {1, 2, 3, 4, 5}:
         raise ValueError(text)
@@ -35,7 +35,7 @@ def parts(text: str) -> set[int]:
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8.0, help="budget for all checks")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Run the checks and exit with 0 if none failed."""
-    asked, began = arguments(), time.monotonic()
+    options, began = arguments(), time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and end the worker
     try:
         import torch
@@ -56,7 +56,7 @@ def main() -> None:
     except ImportError as error:
         sys.exit(f"gpu_check: {error}; install the dependencies that pyproject.toml lists")
     available = torch.cuda.is_available()
-    device = asked.device
+    device = options.device
     if device == "auto":
         device = "cuda" if available else "cpu"
     if device == "cuda" and not available:
@@ -64,16 +64,16 @@ def main() -> None:
     note = "On the GPU."
     if device == "cpu":
         note = "No GPU: the checks run in miniature on the CPU and say nothing of speed."
-    folder = asked.out.resolve()
+    folder = options.out.resolve()
     report = Report(folder, describe(device), note)
     report.begin()
-    numbers = [number for number, check in enumerate(CHECKS) if check.part in asked.parts]
+    numbers = [number for number, check in enumerate(CHECKS) if check.part in options.parts]
     command = python("-m", "scripts.gpu.worker", device, str(folder / "runs"))
     run_all(
         {number: CHECKS[number] for number in numbers},
         report,
         command,
-        until=began + 60 * asked.minutes,
+        until=began + 60 * options.minutes,
         folder=folder,
         scale=1.0 if device == "cuda" else SLOWER,
     )

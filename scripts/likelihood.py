@@ -1,10 +1,10 @@
 """Compare losses by likelihood: bits per dimension of simple, hybrid and bound, and the gradients.
 
-Trains the same network on the digits with ``diffusion=ddpm``, ``iddpm`` and ``iddpm_vlb``, each
-by the command that is printed, and prints a table of the variational bound on images that are
-drawn from the training set, with the network's averaged weights. Then it takes the last run and
-asks how much the gradient of the bound varies from batch to batch, with steps t drawn uniformly
-and by their losses, at the same weights and on the same images. A quarter of an hour on two cores.
+Trains the same network on the digits with ``diffusion=ddpm``, ``iddpm`` and ``iddpm_vlb``, each by
+the command that is printed, and prints a table of the variational bound on images that are drawn
+from the training set, with the network's averaged weights. Then it measures the variance of the
+gradient of the bound over batches for the last run, with timesteps drawn uniformly and by their
+losses, at the same weights and on the same images. A quarter of an hour on two cores.
 
     .venv/bin/python scripts/likelihood.py --out outputs/likelihood
 """
@@ -27,7 +27,7 @@ from ddpm.diffusion.process import Variance
 from ddpm.evaluation.bits_per_dimension import bits_per_dimension
 from ddpm.training import checkpoint
 
-# Of the first, whose variance is not learned, both that it can have.
+# The first, whose variance is not learned, is measured with both fixed variances.
 RUNS: tuple[tuple[str, Variance | None], ...] = (
     ("ddpm", "fixed_small"),
     ("ddpm", "fixed_large"),
@@ -37,7 +37,7 @@ RUNS: tuple[tuple[str, Variance | None], ...] = (
 
 
 def train(out: Path, diffusion: str, steps: int) -> Path:
-    """Train one run with the command line; of one that is done it says so. Returns its folder."""
+    """Train one run with the command line, or reuse a finished one; return its folder."""
     arguments = [
         f"out={out}",
         f"name={diffusion}",
@@ -52,7 +52,7 @@ def train(out: Path, diffusion: str, steps: int) -> Path:
 
 
 def images(count: int) -> Tensor:
-    """The first ``count`` digits of a fixed shuffle, in model space."""
+    """Return the first ``count`` digits of a fixed shuffle, in model space."""
     data = Digits()
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
     raw, _ = data.fetch(chosen.tolist(), [0] * count)
@@ -60,7 +60,7 @@ def images(count: int) -> Tensor:
 
 
 def bound_of(run: Path, x0: Tensor, variance: Variance | None) -> Tensor:
-    """Bits per dimension of each image, with the averaged weights, and the variance if given."""
+    """Return bits per dimension of each image, with the averaged weights."""
     network, process, spec = instantiate.trained(checkpoint.find(str(run), print), "ema")
     process.variance = variance or process.variance
     denoiser = Denoiser(network.eval(), process, bounds=spec.codec.bounds)
@@ -75,22 +75,25 @@ def bound_of(run: Path, x0: Tensor, variance: Variance | None) -> Tensor:
 
 
 def gradient_variance(run: Path, x0: Tensor, batches: int, batch_size: int) -> dict[str, float]:
-    """Mean square distance of a batch's gradient from the mean one, of both ways to draw t."""
-    found = checkpoint.find(str(run), print)
-    network, process, _ = instantiate.trained(found, "raw")
+    """Return the variance of the gradient over batches, for both distributions of t."""
+    loaded = checkpoint.find(str(run), print)
+    network, process, _ = instantiate.trained(loaded, "raw")
     learned = LossSecondMoment(process.num_steps)
-    learned.load(found.state()["timesteps"])
-    ways: dict[str, Timesteps] = {"uniform": Uniform(process.num_steps), "by loss": learned}
+    learned.load(loaded.state()["timesteps"])
+    distributions: dict[str, Timesteps] = {
+        "uniform": Uniform(process.num_steps),
+        "by loss": learned,
+    }
     return {
-        name: _variance(network, process, way, x0, batches, batch_size)
-        for name, way in ways.items()
+        name: _variance(network, process, timesteps, x0, batches, batch_size)
+        for name, timesteps in distributions.items()
     }
 
 
 def _variance(
     network: torch.nn.Module,
     process: instantiate.GaussianDiffusion,
-    way: Timesteps,
+    timesteps: Timesteps,
     x0: Tensor,
     batches: int,
     batch_size: int,
@@ -99,7 +102,7 @@ def _variance(
     total, squares = torch.zeros(()), 0.0
     for _ in range(batches):
         chosen = x0[torch.randint(len(x0), (batch_size,))]
-        t, weights = way.draw(batch_size, x0.device)
+        t, weights = timesteps.draw(batch_size, x0.device)
         losses = DiffusionLoss(process)(network, chosen, t, torch.randn_like(chosen))
         network.zero_grad()
         (losses if weights is None else losses * weights).mean().backward()
@@ -111,10 +114,10 @@ def _variance(
 
 
 def main() -> None:
-    """Train, measure, print."""
+    """Train, measure and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/likelihood"))
-    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps a run")
+    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps per run")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batches", type=int, default=300, help="for the gradients")
     options = parser.parse_args()
@@ -122,8 +125,8 @@ def main() -> None:
     rows = []
     for diffusion, variance in RUNS:
         bits = bound_of(train(options.out, diffusion, options.steps), x0, variance)
-        error, said = float(bits.std()) / len(bits) ** 0.5, variance or "learned_range"
-        rows.append(f"| {diffusion} | {said} | {float(bits.mean()):.3f} +- {error:.3f} |")
+        error, name = float(bits.std()) / len(bits) ** 0.5, variance or "learned_range"
+        rows.append(f"| {diffusion} | {name} | {float(bits.mean()):.3f} +- {error:.3f} |")
     variances = gradient_variance(options.out / "iddpm_vlb", x0, options.batches, 64)
     print("\n| diffusion | variance | bits per dimension |\n|---|---|---|", *rows, sep="\n")
     print("\n| t drawn | variance of the gradient |\n|---|---|")

@@ -1,8 +1,9 @@
-"""How much faster a checkpoint's network samples on a CPU with channels last in memory.
+"""Measure the speed-up of a checkpoint's network on a CPU with channels last in memory.
 
     python scripts/sampling_speed.py outputs/latest
 
-Calls of the network on noise, in both layouts by turns, in float32 and bf16; medians of rounds.
+Calls of the network on noise, alternating between the layouts, in float32 and bf16; medians of
+rounds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ddpm.training import checkpoint
 
 @torch.inference_mode()
 def seconds(network: nn.Module, x: torch.Tensor, calls: int, bf16: bool) -> float:
-    """Of one call, on average."""
+    """Return the mean duration of a call in seconds."""
     t = torch.full((len(x),), 500)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         began = time.perf_counter()
@@ -36,9 +37,9 @@ def main() -> None:
     parser.add_argument("ckpt", help="a run of images without classes, or a checkpoint of one")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    found = checkpoint.find(options.ckpt, warn)
-    network, _, spec = instantiate.trained(found, "ema")
-    other, _, _ = instantiate.trained(found, "ema")
+    loaded = checkpoint.find(options.ckpt, warn)
+    network, _, spec = instantiate.trained(loaded, "ema")
+    other, _, _ = instantiate.trained(loaded, "ema")
     layouts = {"contiguous": network.eval(), "channels last": other.eval()}
     layouts["channels last"].to(memory_format=torch.channels_last)  # pyright: ignore
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")

@@ -1,4 +1,4 @@
-"""``ddpm-import``: a run out of a checkpoint of another system."""
+"""``ddpm-import``: a run made from a checkpoint of another system."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ AXES = {1: "length", 2: "height and width", 3: "frames, height and width"}
 
 def main() -> None:
     """Run the console script."""
-    app.main("import", lambda: bring)
+    app.main("import", lambda: import_run)
 
 
-def bring(
+def import_run(
     *,
     source: str,
     file: str,
@@ -46,7 +46,7 @@ def bring(
     timesteps: Node | None = None,
     data: Node | None = None,
 ) -> None:
-    """Read the checkpoint, say what it is, and write a run with one checkpoint."""
+    """Read a checkpoint of another system, print its properties, and write a run with it."""
     from ddpm.console import info
     from ddpm.interop.checkpoint_import import read_checkpoint
     from ddpm.training import checkpoint
@@ -56,135 +56,156 @@ def bring(
 
     require(step is None or step >= 0, "step", step, "must be 0 or above")
     _require_free(name, out)
-    parts = {
+    overrides = {
         "schedule": schedule,
         "objective": objective,
         "diffusion": diffusion,
         "timesteps": timesteps,
     }
-    said = {key: node for key, node in parts.items() if node is not None}
-    found = read_checkpoint(source, file, ema, recipe, version, network, said)
-    taken = found.step if step is None else step
-    config: Node = {
-        "model": node(found.spec.target, found.spec.options),
-        **found.process.nodes(),
-    }
-    if data is not None:
-        config["data"] = data
-    config = {"seed": 0, **paths.stored(config_with_defaults(config))}
-    data_spec = _data_spec(found, config, size, given_channels, cond_frames, data)
-    _check(config, data_spec, found)
-    info("\n".join(_told(found, config, data_spec, source)))
-    came = {"source": source, "file": Path(file).name, "recipe": recipe}
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    imported = read_checkpoint(source, file, ema, recipe, version, network, overrides)
+    config = _config(imported, data)
+    data_spec = _data_spec(imported, config, size, given_channels, cond_frames, data)
+    _check(config, data_spec, imported)
+    info("\n".join(_summary(imported, config, data_spec, source)))
+    step = imported.step if step is None else step
     metadata = CheckpointMetadata(
-        ddpm=__version__, config=config, data=data_spec.state(), step=taken, came=came
+        ddpm=__version__,
+        config=config,
+        data=data_spec.state(),
+        step=step,
+        came={"source": source, "file": Path(file).name, "recipe": recipe},
     )
-    state = {
-        "step": taken,
-        "num_updates": 0,  # the optimizer is new: its learning rate warms up
-        "optimizer": None,
-        "ema": {"step": max(taken, 1_000_000), "initted": 1},  # past the warm-up
-        "timesteps": None,
-        "scaler": None,
-    }
-    wanted = f"{time.strftime('%Y%m%d-%H%M%S')}-{source}" if name is None else name
-    with appearing(Path(out)) as place:
-        Run(place).create(to_yaml(config))
-        weights = {"raw": found.raw, "ema": found.ema}
-        checkpoint.save(place / checkpoint.FOLDER, metadata, **weights, state=state)
-        folder = _settle(place, Path(out, wanted), name is None)
+    run_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{source}" if name is None else name
+    with appearing(Path(out)) as temporary:
+        Run(temporary).create(to_yaml(config))
+        weights = {"raw": imported.raw, "ema": imported.ema}
+        state = _training_state(step)
+        checkpoint.save(temporary / checkpoint.FOLDER, metadata, **weights, state=state)
+        folder = _publish(temporary, Path(out, run_name), name is None)
     info(f"done: {folder}\nsample it with: ddpm-sample ckpt={folder}")
 
 
+def _config(imported: ImportedCheckpoint, data: Node | None) -> Node:
+    """Return the config of the run."""
+    config: Node = {
+        "model": node(imported.spec.target, imported.spec.options),
+        **imported.process.nodes(),
+    }
+    if data is not None:
+        config["data"] = data
+    return {"seed": 0, **paths.stored(config_with_defaults(config))}
+
+
+def _training_state(step: int) -> dict[str, Any]:
+    """Return the state of training at a step, with a new optimizer."""
+    return {
+        "step": step,
+        "num_updates": 0,  # the learning rate of a new optimizer warms up
+        "optimizer": None,
+        "ema": {"step": max(step, 1_000_000), "initted": 1},  # past the warm-up
+        "timesteps": None,
+        "scaler": None,
+    }
+
+
 def _data_spec(
-    found: ImportedCheckpoint,
+    imported: ImportedCheckpoint,
     config: Node,
     size: int | list[int] | None,
     given_channels: list[int] | None,
     cond_frames: int,
     data: Node | None,
 ) -> DataSpec:
-    """Shape, classes and codec: of the data if they are named, else of what the network takes."""
+    """Return shape, classes and codec of ``data``, or without it those that the network expects."""
     from ddpm import instantiate
     from ddpm.data import Codec, Condition, ImageCodec, SequenceCodec, VideoCodec
     from ddpm.data.classes import relabel
     from ddpm.data.spec import DataSpec
 
-    spec = found.spec
+    spec = imported.spec
     if data is not None:
-        own = instantiate.dataset({"data": data})
-        return DataSpec.from_dataset(relabel(own, _classes(found, config), None))
+        dataset = instantiate.dataset({"data": data})
+        return DataSpec.from_dataset(relabel(dataset, _classes(imported, config), None))
     axes = len(spec.size)
-    spatial = [size] * min(axes, 2) if isinstance(size, int) else size or found.size
-    what = AXES[axes]
+    spatial = [size] * min(axes, 2) if isinstance(size, int) else size or imported.size
+    names = AXES[axes]
     if spatial is None:
-        problem = f"is missing: the weights do not show it; add size=... ({what} of the data)"
+        problem = f"is missing: the weights do not show it; add size=... ({names} of the data)"
         raise ConfigError("size", None, problem)
-    good = len(spatial) == axes and all(n >= 1 for n in spatial)
-    require(good, "size", size, f"must be {axes} numbers above 0: {what}")
+    valid = len(spatial) == axes and all(n >= 1 for n in spatial)
+    require(valid, "size", size, f"must be {axes} numbers above 0: {names}")
     shape = (spec.channels, *spatial)
-    low, high = found.values or (None, None)
+    low, high = imported.values or (None, None)
     if axes == 3:
-        answered = spec.out_channels // (2 if found.learned else 1)
-        rest = tuple(range(answered, spec.channels))
-        given = rest if given_channels is None else tuple(given_channels)
-        condition = Condition(cond_frames=cond_frames, channels=given)
+        predicted = spec.out_channels // (2 if imported.learned else 1)
+        channels = tuple(range(predicted, spec.channels))
+        channels = channels if given_channels is None else tuple(given_channels)
+        condition = Condition(cond_frames=cond_frames, channels=channels)
         codec: Codec = VideoCodec(shape, low, high, condition)
     elif axes == 2:
         codec = ImageCodec(shape)
     else:
-        codec = SequenceCodec(shape, *(found.values or (-1.0, 1.0)))
-    return DataSpec(shape, _classes(found, config), None, codec)
+        codec = SequenceCodec(shape, *(imported.values or (-1.0, 1.0)))
+    return DataSpec(shape, _classes(imported, config), None, codec)
 
 
-def _classes(found: ImportedCheckpoint, config: Node) -> int | None:
-    """The classes of the data; with label dropout the network's last one stands for none."""
-    known = found.spec.num_classes
+def _classes(imported: ImportedCheckpoint, config: Node) -> int | None:
+    """Return the number of classes of the data: label dropout uses the network's last one."""
+    num_classes = imported.spec.num_classes
     dropped = config["diffusion"]["label_dropout"] > 0
     problem = "is for a network with classes; leave it at 0"
-    require(not dropped or known is not None, "diffusion.label_dropout", None, problem)
-    return known if known is None or not dropped else known - 1
+    require(not dropped or num_classes is not None, "diffusion.label_dropout", None, problem)
+    return num_classes if num_classes is None or not dropped else num_classes - 1
 
 
-def _check(config: Node, data_spec: DataSpec, found: ImportedCheckpoint) -> None:
-    """Refuse a process or data that the network is not for."""
+def _check(config: Node, data_spec: DataSpec, imported: ImportedCheckpoint) -> None:
+    """Raise ConfigError for a process or data that the network does not fit."""
     from ddpm import instantiate
 
-    spec, process = found.spec, instantiate.diffusion(config, data_spec)
+    spec, process = imported.spec, instantiate.diffusion(config, data_spec)
     channels = data_spec.shape[0]
-    for key, have, need in (
+    for key, actual, expected in (
         ("data", channels, spec.channels),
-        ("data's classes", data_spec.num_classes, _classes(found, config)),
+        ("data's classes", data_spec.num_classes, _classes(imported, config)),
         ("diffusion.self_condition", process.self_condition, spec.self_condition),
     ):
-        problem = f"the network has {render(need)} there; say what it was trained with"
-        require(have == need, key, have, problem)
-    answers, needed = spec.out_channels, process.output_channels(channels)
+        problem = f"the network has {render(expected)} there; set what it was trained with"
+        require(actual == expected, key, actual, problem)
+    outputs, required = spec.out_channels, process.output_channels(channels)
     problem = (
-        f"needs a network that answers with {needed} channels and this one has {answers}; a "
-        "learned variance (diffusion=iddpm) takes two a channel, channels that are given whole "
+        f"needs a network with {required} output channels and this one has {outputs}; a learned "
+        "variance (diffusion=iddpm) takes two per channel, channels that are given whole "
         "(given_channels=[...]) none"
     )
-    require(answers == needed, "diffusion.variance", process.variance, problem)
+    require(outputs == required, "diffusion.variance", process.variance, problem)
     network = instantiate.network(config, data_spec, process)
-    network.load_state_dict(found.raw)
+    network.load_state_dict(imported.raw)
 
 
 def _require_free(name: str | None, out: str) -> None:
-    """Raise ConfigError where the name is not that of one new folder."""
+    """Raise ConfigError unless the name is valid and its folder does not exist."""
     if name is None:
         return
     values.check_run_name(name, out)
     folder = Path(out, name)
-    problem = "there is such a folder; choose another name, or delete it"
+    problem = "this folder exists; choose another name, or delete it"
     require(not folder.exists() and not folder.is_symlink(), "name", name, problem)
 
 
-def _settle(place: Path, folder: Path, numbered: bool) -> Path:
-    """Give a complete run its name, with the first of -2, -3, ... that is free if it may have one.
+def _publish(temporary: Path, folder: Path, numbered: bool) -> Path:
+    """Move a complete run to ``folder`` and point ``latest`` to it.
+
+    Args:
+        temporary: the run.
+        folder: its new place.
+        numbered: append the first free one of -2, -3, ... if ``folder`` exists.
+
+    Returns:
+        The new place.
 
     Raises:
-        OSError: the file system refuses; the run is at ``place`` then, as after a signal.
+        OSError: the file system refuses; the run is at ``temporary`` then, as after a signal.
     """
     from ddpm.training.run import point
 
@@ -192,40 +213,42 @@ def _settle(place: Path, folder: Path, numbered: bool) -> Path:
     while numbered and free.exists():
         number += 1
         free = folder.with_name(f"{folder.name}-{number}")
-    place.rename(free)
+    temporary.rename(free)
     try:
         point(free.parent / "latest", free)
     except BaseException:
-        free.rename(place)
+        free.rename(temporary)
         raise
     return free
 
 
-def _told(found: ImportedCheckpoint, config: Node, data_spec: DataSpec, source: str) -> list[str]:
-    """What was found, and what had to be assumed."""
-    spec = found.spec
-    weights = sum(value.numel() for value in found.raw.values())
+def _summary(
+    imported: ImportedCheckpoint, config: Node, data_spec: DataSpec, source: str
+) -> list[str]:
+    """Return lines about the network, the process, and the options that were assumed."""
+    spec = imported.spec
+    weights = sum(value.numel() for value in imported.raw.values())
     size = "x".join(map(str, data_spec.shape))
     classes = "" if data_spec.num_classes is None else f", {data_spec.num_classes} classes"
     lines = [f"{source}: {spec.target.__name__}, {weights:,} parameters, for {size}{classes}"]
-    if found.assumed:
-        said = ", ".join(f"{name}={render(value)}" for name, value in found.assumed.items())
-        lines.append(f"assumed, for the weights do not show it (network.<name>=... to say): {said}")
+    if imported.assumed:
+        assumed = ", ".join(f"{name}={render(value)}" for name, value in imported.assumed.items())
+        lines.append(f"assumed, as the weights do not show it (set network.<name>=...): {assumed}")
     schedule, diffusion = config["schedule"], config["diffusion"]
     names = (config[key]["_target_"].rpartition(".")[2] for key in ("schedule", "objective"))
     lines.append(
         f"process: {', '.join(names)}, {schedule['num_steps']} steps, variance "
-        f"{diffusion['variance']} (schedule=, objective=, diffusion= to say otherwise)"
+        f"{diffusion['variance']} (set schedule=, objective=, diffusion=)"
     )
-    if found.averaged == "raw":
+    if imported.averaged == "raw":
         lines.append("no averaged weights were found: the average starts at the weights themselves")
-    elif found.averaged == "ema":
-        lines.append("only averaged weights were found: training would go on from the average")
-    if found.types:
-        lines.append(f"weights of {' and '.join(found.types)} were converted to float32")
-    if found.ignored:
-        rest = f" and {len(found.ignored) - 8} more" if len(found.ignored) > 8 else ""
-        names = ", ".join(found.ignored[:8])
+    elif imported.averaged == "ema":
+        lines.append("only averaged weights were found: training would resume from the average")
+    if imported.types:
+        lines.append(f"weights of {' and '.join(imported.types)} were converted to float32")
+    if imported.ignored:
+        rest = f" and {len(imported.ignored) - 8} more" if len(imported.ignored) > 8 else ""
+        names = ", ".join(imported.ignored[:8])
         lines.append(f"ignored, because these are not weights of the network: {names}{rest}")
     return lines
 

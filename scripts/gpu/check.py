@@ -1,4 +1,4 @@
-"""One check: a function, and the terms under which it is run."""
+"""A check: a function with its time limits."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import Any
 
 
 class SkippedError(Exception):
-    """A check that makes no sense on this machine; its text says why."""
+    """A check that does not apply to this machine; the text is the reason."""
 
 
 @dataclass
 class Setting:
-    """What checks are run on.
+    """Device and scale of the checks.
 
     Attributes:
         device: ``cuda`` or ``cpu``.
         small: in miniature, as without a GPU.
         folder: for the files of runs.
-        held: what a check keeps for the later ones of its process.
+        shared: results that a check stores for later ones of its process.
     """
 
     device: str
     small: bool
     folder: Path
-    held: dict[str, Any] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
 
     def size(self, full: int, small: int) -> int:
-        """Return a number for this setting."""
+        """Return ``full``, or ``small`` in miniature."""
         return small if self.small else full
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a check that passed has measured: in words, and as numbers by name."""
+    """Measurements of a check that passed: a text, and numbers by name."""
 
     detail: str = ""
     data: dict[str, Any] = field(default_factory=dict)
@@ -47,9 +47,9 @@ class Check:
 
     Attributes:
         part: 1 to 5.
-        name: says what has to hold, with the tolerance.
-        run: raises an AssertionError, or any other error, where it does not hold.
-        seconds: that it takes on a GPU, at a guess; it is skipped where less time is left.
+        name: the property that is checked, with the tolerance.
+        run: raises an AssertionError, or any other error, if the check fails.
+        seconds: expected duration on a GPU; the check is skipped if less time is left.
         limit: seconds after which it counts as hanging.
     """
 
@@ -61,6 +61,6 @@ class Check:
 
 
 def require(condition: bool, detail: str) -> None:
-    """Fail the check with this detail unless the condition holds."""
+    """Raise AssertionError with this detail unless the condition holds."""
     if not condition:
         raise AssertionError(detail)

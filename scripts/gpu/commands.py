@@ -49,8 +49,8 @@ def run(setting: Setting, name: str, *options: str, status: int = 0) -> str:
     process = start(setting, name, *options)
     printed, _ = process.communicate()
     lines = [line for line in printed.splitlines() if line.strip()]
-    said = lines[-1] if lines else "nothing"
-    detail = f"ddpm-{name} ended with status {process.returncode}: {said}"
+    last_line = lines[-1] if lines else "nothing"
+    detail = f"ddpm-{name} ended with status {process.returncode}: {last_line}"
     if process.returncode != status:
         print(printed, flush=True)
     require(process.returncode == status, detail)
@@ -58,7 +58,7 @@ def run(setting: Setting, name: str, *options: str, status: int = 0) -> str:
 
 
 def tiny(setting: Setting) -> list[str]:
-    """Return the options that make a training on the digits short."""
+    """Return the options of a short training on the digits."""
     steps = setting.size(400, 20)
     options = [
         f"device={setting.device}",
@@ -93,14 +93,14 @@ class Chain:
             future = self.results[name]
             try:
                 if name != "train" and not trained:
-                    raise SkippedError("there is no trained model")
+                    raise SkippedError("no trained model")
                 future.set_result(getattr(self, name)())
                 trained = True
             except Exception as error:
                 future.set_exception(error)
 
     def train(self) -> Result:
-        """Train; the loss has to fall."""
+        """Train; require that the loss falls."""
         shutil.rmtree(self.setting.folder / "outputs" / self.kind, ignore_errors=True)
         options = [f"name={self.kind}", f"trainer.precision={PRECISIONS[self.kind]}"]
         held_out = ["data.class_cond=true", "data.val_fraction=0.1"]
@@ -129,21 +129,21 @@ class Chain:
         return Result(f"{self._varied(folder, count)} images")
 
     def interpolate(self) -> Result:
-        """Draw frames between two seeds, and back through the inversion of a sample."""
+        """Draw frames between two seeds."""
         folder = self._out("frames")
         options = ["num_frames=5", "classes=[3,7]", f"out={folder.name}"]
         run(self.setting, "interpolate", *self._options(), "a=1", "b=2", *options)
         return Result(f"{self._varied(folder, 5)} frames")
 
     def evaluate(self) -> Result:
-        """Take FID of pixels, and the held-out loss."""
+        """Compute FID of pixels, and the held-out loss and bound."""
         folder = self._out("evaluation")
         count = self.setting.size(512, 16)
         options = [f"num_samples={count}", "metrics=[fid,loss,bpd]", "bound_steps=4"]
         options += [f"num_images={count // 4}", "cache=null", f"out={folder.name}"]
         run(self.setting, "evaluate", *self._options(), *options)
-        found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-        numbers = {each["name"]: each["value"] for each in found["metrics"]}
+        evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        numbers = {each["name"]: each["value"] for each in evaluation["metrics"]}
         require(all(math.isfinite(value) for value in numbers.values()), str(numbers))
         shown = {k: v for k, v in numbers.items() if "_q" not in k}
         return Result(", ".join(f"{k} {v:.4g}" for k, v in shown.items()), numbers)
@@ -170,21 +170,21 @@ def _of_chain(kind: str, name: str, setting: Setting) -> Result:
     """Wait for a command of a chain; the chains of a GPU run beside one another."""
     if kind == "fp16" and setting.device == "cpu":
         raise SkippedError("fp16 needs a GPU")
-    if "chains" not in setting.held:
+    if "chains" not in setting.shared:
         kinds = [each for each in PRECISIONS if each != "fp16" or setting.device == "cuda"]
         chains = {each: Chain(setting, each) for each in kinds}
         pool = ThreadPoolExecutor(len(chains) if setting.device == "cuda" else 1)
         for chain in chains.values():
             pool.submit(chain)
-        setting.held["chains"] = chains
-    return setting.held["chains"][kind].results[name].result()
+        setting.shared["chains"] = chains
+    return setting.shared["chains"][kind].results[name].result()
 
 
 def equal_losses(setting: Setting) -> Result:
     """Compare the last losses of the precisions."""
     kinds = [k for k in PRECISIONS if (setting.folder / "outputs" / k / "metrics.jsonl").exists()]
     if "fp32" not in kinds or len(kinds) < 2:
-        raise SkippedError("there are no two runs to compare")
+        raise SkippedError("fewer than two runs to compare")
     last = {kind: metrics(setting, kind)[-1]["loss"] for kind in kinds}
     detail = ", ".join(f"{kind} {loss:.4f}" for kind, loss in last.items())
     require(all(abs(v / last["fp32"] - 1) < 0.15 for v in last.values()), detail)
@@ -194,7 +194,7 @@ def equal_losses(setting: Setting) -> Result:
 def equal_samples(setting: Setting) -> Result:
     """Compare samples of the same seeds on the two devices, in batches of another size."""
     if not (setting.folder / "outputs" / "fp32" / "checkpoints").exists():
-        raise SkippedError("there is no trained model")
+        raise SkippedError("no trained model")
     drawn = []
     for device in ("cpu", setting.device):
         folder = setting.folder / f"alike-{len(drawn)}"

@@ -77,20 +77,20 @@ class ImprovedStyle:
         self.logged["grad_norm"] = math.sqrt(sum((each**2).sum().item() for each in gradients))
         self.optimizer.step()
         with torch.no_grad():
-            for kept, parameter in zip(self.average, self.network.parameters(), strict=True):
-                kept.mul_(RATE).add_(parameter, alpha=1 - RATE)
+            for average, parameter in zip(self.average, self.network.parameters(), strict=True):
+                average.mul_(RATE).add_(parameter, alpha=1 - RATE)
 
     def _losses(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return the squared error of the noise plus a thousandth of the bound, (B,)."""
         x = self._at("signal", t) * x0 + self._at("noise", t) * noise
         with torch.autocast(self.device, self.dtype, enabled=self.dtype is not None):
-            answer = self.network(x, t.float() * (1000.0 / self.steps))
-        eps, share = answer.float().chunk(2, dim=1)
+            output = self.network(x, t.float() * (1000.0 / self.steps))
+        eps, fraction = output.float().chunk(2, dim=1)
         square = ((eps - noise) ** 2).mean(dim=(1, 2, 3))
-        share = (share + 1) / 2
-        log = share * self._at("large", t) + (1 - share) * self._at("small", t)
-        believed = self._at("inverse", t) * x - self._at("inverse_noise", t) * eps.detach()
-        mean = self._at("of_x0", t) * believed + self._at("of_x", t) * x
+        fraction = (fraction + 1) / 2
+        log = fraction * self._at("large", t) + (1 - fraction) * self._at("small", t)
+        predicted = self._at("inverse", t) * x - self._at("inverse_noise", t) * eps.detach()
+        mean = self._at("of_x0", t) * predicted + self._at("of_x", t) * x
         truth = self._at("of_x0", t) * x0 + self._at("of_x", t) * x
         kl = normal_kl(truth, self._at("small", t).expand_as(x), mean, log)
         decoder = -discretised_log_likelihood(x0, mean, 0.5 * log)

@@ -1,4 +1,4 @@
-"""Part 1: the GPU computes what the CPU computes."""
+"""Part 1: results of the GPU equal those of the CPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scripts.gpu.check import Check, Result, Setting, require
 
 OUTPUT, GRADIENT = 1e-4, 1e-3  # relative error of vectors, float32 with TF32 off
 HALF = {"bf16": 5e-2, "fp16": 2e-2}  # of outputs
-LOSS, WALK = 1e-4, 1e-3
+LOSS, SAMPLES = 1e-4, 1e-3
 
 
 class Case(NamedTuple):
@@ -69,7 +69,7 @@ CASES = {
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Switch TF32 off: it has 10 bits of fraction, and convolutions use it by default."""
+    """Disable TF32, which has a 10-bit mantissa and is the default of convolutions."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -80,7 +80,7 @@ def exact_float32() -> Iterator[None]:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Ask torch for deterministic algorithms, as ``trainer.deterministic`` does."""
+    """Enable deterministic algorithms, as ``trainer.deterministic`` does."""
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -96,45 +96,45 @@ def distance(x: Tensor, reference: Tensor) -> float:
 
 
 def network(case: Case) -> nn.Module:
-    """Return the network of a case in which no layer is zero, as many are before training."""
+    """Return the network of a case without the all-zero layers that it has before training."""
     torch.manual_seed(0)
-    made = case.make()
-    for parameter in made.parameters():
+    net = case.make()
+    for parameter in net.parameters():
         if not bool(parameter.any()):
             nn.init.normal_(parameter, std=0.05)
-    return made
+    return net
 
 
 def inputs(case: Case, batch: int, device: str) -> tuple[dict[str, Tensor], Tensor]:
-    """Return what a network is called with, and a slope for its outputs."""
+    """Return the arguments of a network, and a gradient of its outputs."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *case.shape, generator=generator)
-    given = {"x": x, "t": torch.arange(batch) * 100 + 7}
+    arguments = {"x": x, "t": torch.arange(batch) * 100 + 7}
     if case.labels:
-        given["y"] = torch.arange(batch) % 5
+        arguments["y"] = torch.arange(batch) % 5
     if case.self_condition:
-        given["x_self_cond"] = torch.randn(x.shape, generator=generator)
-    slope = torch.randn(batch, 2 * case.shape[0], *case.shape[1:], generator=generator)
-    return {name: value.to(device) for name, value in given.items()}, slope.to(device)
+        arguments["x_self_cond"] = torch.randn(x.shape, generator=generator)
+    output_gradient = torch.randn(batch, 2 * case.shape[0], *case.shape[1:], generator=generator)
+    return {name: value.to(device) for name, value in arguments.items()}, output_gradient.to(device)
 
 
-def passes(made: nn.Module, case: Case, batch: int, device: str) -> tuple[Tensor, Tensor]:
+def passes(net: nn.Module, case: Case, batch: int, device: str) -> tuple[Tensor, Tensor]:
     """Return outputs, and the gradient of all parameters as one vector."""
-    given, slope = inputs(case, batch, device)
-    made.zero_grad()
-    output = made(**given)
-    output.backward(slope[:, : output.shape[1]])
-    gradients = [p.grad.flatten() for p in made.parameters() if p.grad is not None]
+    arguments, output_gradient = inputs(case, batch, device)
+    net.zero_grad()
+    output = net(**arguments)
+    output.backward(output_gradient[:, : output.shape[1]])
+    gradients = [p.grad.flatten() for p in net.parameters() if p.grad is not None]
     return output.detach(), torch.cat(gradients)
 
 
 def equal_to_cpu(case: Case, setting: Setting) -> Result:
     """Compare outputs and gradients in float32."""
-    made, batch = network(case), setting.size(8, 2)
-    expected, slope = passes(made, case, batch, "cpu")
+    net, batch = network(case), setting.size(8, 2)
+    expected, output_gradient = passes(net, case, batch, "cpu")
     with exact_float32():
-        output, gradient = passes(made.to(setting.device), case, batch, setting.device)
-    far = distance(output, expected), distance(gradient, slope)
+        output, gradient = passes(net.to(setting.device), case, batch, setting.device)
+    far = distance(output, expected), distance(gradient, output_gradient)
     detail = f"outputs {far[0]:.1e}, gradient {far[1]:.1e}"
     require(far[0] <= OUTPUT and far[1] <= GRADIENT, detail)
     return Result(detail, {"output": far[0], "gradient": far[1]})
@@ -143,31 +143,31 @@ def equal_to_cpu(case: Case, setting: Setting) -> Result:
 def tf32(setting: Setting) -> Result:
     """Measure what the default for float32 convolutions, TF32, costs in accuracy."""
     case, batch = CASES["iddpm_unet"], setting.size(8, 2)
-    made = network(case)
-    expected, _ = passes(made, case, batch, "cpu")
-    far = distance(passes(made.to(setting.device), case, batch, setting.device)[0], expected)
+    net = network(case)
+    expected, _ = passes(net, case, batch, "cpu")
+    far = distance(passes(net.to(setting.device), case, batch, setting.device)[0], expected)
     require(far <= 1e-2, f"outputs {far:.1e}")
     return Result(f"outputs {far:.1e}", {"output": far})
 
 
 def half(setting: Setting) -> Result:
     """Compare outputs under autocast with float32 on the CPU, for every network."""
-    found: dict[str, float] = {}
+    largest: dict[str, float] = {}
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     if setting.device == "cpu":
         kinds.pop("fp16")
     for name, case in CASES.items():
-        made = network(case).eval()
+        net = network(case).eval()
         with torch.inference_mode():
-            expected = made(**inputs(case, 2, "cpu")[0])
-            made = made.to(setting.device)
+            expected = net(**inputs(case, 2, "cpu")[0])
+            net = net.to(setting.device)
             for kind, dtype in kinds.items():
                 with torch.autocast(setting.device, dtype):
-                    output = made(**inputs(case, 2, setting.device)[0])
+                    output = net(**inputs(case, 2, setting.device)[0])
                 far = distance(output, expected)
-                found[kind] = max(found.get(kind, 0.0), far)
+                largest[kind] = max(largest.get(kind, 0.0), far)
                 require(far <= HALF[kind], f"{name} in {kind}: {far:.1e}")
-    return Result(", ".join(f"{kind} at most {far:.1e}" for kind, far in found.items()), found)
+    return Result(", ".join(f"{kind} at most {far:.1e}" for kind, far in largest.items()), largest)
 
 
 def channels_last(setting: Setting) -> Result:
@@ -175,11 +175,11 @@ def channels_last(setting: Setting) -> Result:
     worst = 0.0
     for name, case in CASES.items():
         if len(case.shape) == 3:
-            made = network(case).to(setting.device)
+            net = network(case).to(setting.device)
             with exact_float32():
-                plain = passes(made, case, 2, setting.device)
-                made = made.to(memory_format=torch.channels_last)  # pyright: ignore
-                last = passes(made, case, 2, setting.device)
+                plain = passes(net, case, 2, setting.device)
+                net = net.to(memory_format=torch.channels_last)  # pyright: ignore
+                last = passes(net, case, 2, setting.device)
             far = max(distance(a, b) for a, b in zip(last, plain, strict=True))
             require(far <= GRADIENT, f"{name}: {far:.1e}")
             worst = max(worst, far)
@@ -189,16 +189,16 @@ def channels_last(setting: Setting) -> Result:
 def same_bits(setting: Setting) -> Result:
     """Run every network twice under deterministic algorithms, in float32 and in bf16."""
     for name, case in CASES.items():
-        made = network(case).to(setting.device)
+        net = network(case).to(setting.device)
         for enabled in (False, True):
             with deterministic(), torch.autocast(setting.device, torch.bfloat16, enabled=enabled):
                 try:
                     batch = setting.size(4, 1)
-                    first, second = (passes(made, case, batch, setting.device) for _ in range(2))
+                    first, second = (passes(net, case, batch, setting.device) for _ in range(2))
                 except RuntimeError as error:
                     raise AssertionError(f"{name}: {error}") from error
             equal = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-            require(equal, f"{name}: other bits the second time, bf16={enabled}")
+            require(equal, f"{name}: different bits in the second run, bf16={enabled}")
     return Result(f"{len(CASES)} networks, float32 and bf16")
 
 
@@ -216,7 +216,7 @@ def _processes() -> Iterator[tuple[str, d.GaussianDiffusion]]:
 
 
 def losses(setting: Setting) -> Result:
-    """Compare losses and their gradients with respect to what the network says."""
+    """Compare losses and their gradients with respect to the network output."""
     worst = 0.0
     for kind, process in _processes():
         generator = torch.Generator().manual_seed(2)
@@ -224,23 +224,23 @@ def losses(setting: Setting) -> Result:
         t = torch.randint(0, 1000, (16,), generator=generator)
         t[0] = 0
         channels = process.output_channels(3)
-        answer = torch.randn(16, channels, 8, 8, generator=generator)
-        found = []
+        prediction = torch.randn(16, channels, 8, 8, generator=generator)
+        results = []
         for device in ("cpu", setting.device):
-            said = answer.to(device).requires_grad_()
+            output = prediction.to(device).requires_grad_()
             clean, at, eps = (value.to(device) for value in (x0, t, noise))
-            each = d.DiffusionLoss(process)(lambda *_, said=said: said, clean, at, eps)
+            each = d.DiffusionLoss(process)(lambda *_, output=output: output, clean, at, eps)
             each.mean().backward()
-            assert said.grad is not None
-            found.append((each, said.grad))
-        far = max(distance(b, a) for a, b in zip(*found, strict=True))
+            assert output.grad is not None
+            results.append((each, output.grad))
+        far = max(distance(b, a) for a, b in zip(*results, strict=True))
         require(far <= LOSS, f"{kind}, {type(process.objective).__name__}: {far:.1e}")
         worst = max(worst, far)
     return Result(f"at most {worst:.1e}", {"distance": worst})
 
 
 def _perfect(process: d.GaussianDiffusion, mean: float, spread: float) -> Callable[..., Tensor]:
-    """Return the best guess of x0 for data that are normal, a formula: a network that is known."""
+    """Return the exact conditional mean of x0 for normal data as a network."""
 
     def model(x_t: Tensor, t: Tensor) -> Tensor:
         a, s = process.schedule.scales(t, x_t)
@@ -250,24 +250,24 @@ def _perfect(process: d.GaussianDiffusion, mean: float, spread: float) -> Callab
 
 
 def samplers(setting: Setting) -> Result:
-    """Compare samples of the same noise, and the data's mean and spread that they must have."""
+    """Compare samples of the same noise, and their mean and spread with those of the data."""
     process = d.GaussianDiffusion(d.cosine(), d.PredX0())
     model, worst = _perfect(process, 0.3, 0.2), 0.0
     denoiser = d.Denoiser(model, process, clip="none")
     count = setting.size(64, 16)
     for sampler in (DDPM(steps=100), DDIM(steps=50), DDIM(steps=50, eta=1.0, spacing="trailing")):
-        found = []
+        samples = []
         for device in ("cpu", setting.device):
             noise = SampleNoise(range(count))
             x = noise.draw((3, 8, 8)).to(device)
-            found.append(sampler.sample(denoiser, x, randn_like=noise.like))
-        far = distance(found[1], found[0])
-        mean, spread = float(found[1].mean()), float(found[1].std())
+            samples.append(sampler.sample(denoiser, x, randn_like=noise.like))
+        far = distance(samples[1], samples[0])
+        mean, spread = float(samples[1].mean()), float(samples[1].std())
         what = f"{type(sampler).__name__}: {far:.1e}, mean {mean:.3f}, spread {spread:.3f}"
-        good = far <= WALK and abs(mean - 0.3) < 0.03 and abs(spread - 0.2) < 0.03
+        good = far <= SAMPLES and abs(mean - 0.3) < 0.03 and abs(spread - 0.2) < 0.03
         require(good, what)
         worst = max(worst, far)
-    back = DDIM(steps=50).invert(denoiser, found[1], start=999)
+    back = DDIM(steps=50).invert(denoiser, samples[1], start=999)
     require(bool(back.isfinite().all()), "the inversion is not finite")
     return Result(f"at most {worst:.1e}; mean {mean:.3f} of 0.3, spread {spread:.3f} of 0.2")
 
@@ -283,7 +283,7 @@ CHECKS = [
         for name, case in CASES.items()
     ),
     Check(1, f"losses and their gradients: as the CPU, within {LOSS:.0e}", losses),
-    Check(1, f"samplers: as the CPU, within {WALK:.0e}; mean and spread within 0.03", samplers),
+    Check(1, f"samplers: as the CPU, within {SAMPLES:.0e}; mean and spread within 0.03", samplers),
     Check(1, "all networks: the same bits twice under deterministic algorithms", same_bits, 10.0),
     Check(1, "all networks under autocast: bf16 within 5e-2, fp16 within 2e-2", half, 10.0),
     Check(1, f"channels last: as contiguous, within {GRADIENT:.0e}", channels_last, 10.0),

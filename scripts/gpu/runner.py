@@ -1,8 +1,8 @@
-"""Running checks in a process beside this one, so that a crash or a hang costs one of them.
+"""Running checks in another process, so that a crash or a hang affects one check only.
 
-The worker runs the checks in order and says on its output, a line of JSON each, which one it begins
-and what came of it. A CUDA error makes every later call fail, so the worker ends after one, as it
-does where it crashes or is killed after a check's time limit; another worker goes on behind it.
+The worker runs the checks in order and prints the result of each as one line of JSON. A CUDA error
+makes every later call fail, so the worker ends after one, as it does if it crashes or is killed
+after the time limit of a check; another worker then continues.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def run_all(
     folder: Path,
     scale: float = 1.0,
 ) -> None:
-    """Run checks to the report, whatever happens in one of them.
+    """Run checks and report each, even if some crash or hang.
 
     Args:
         checks: by number, in order.
         report: gets a line for each.
         worker: the command of a worker; the numbers of the checks to run are added to it.
         until: ``time.monotonic()`` when the budget is spent.
-        folder: where workers write what they say beside the protocol.
+        folder: for the log of the workers.
         scale: factor on the checks' own durations and limits.
     """
     left = list(checks.items())
@@ -73,7 +73,7 @@ def run_all(
 
 
 class _Worker:
-    """A process that runs checks, and what it says."""
+    """A process that runs checks, and its messages."""
 
     def __init__(self, command: list[str], log: Path) -> None:
         self.ended = False
@@ -91,7 +91,7 @@ class _Worker:
             env=environment,
             start_new_session=True,
         )
-        self._said: queue.Queue[str | None] = queue.Queue()
+        self._messages: queue.Queue[str | None] = queue.Queue()
         assert self._process.stdout is not None
         stream = self._process.stdout
         self._reader = threading.Thread(target=self._read, args=(stream,), daemon=True)
@@ -106,34 +106,34 @@ class _Worker:
         self._log.close()
 
     def next(self, check: Check, limit: float) -> Line:
-        """Return the line of the check that the worker is at."""
+        """Return the result of the check that the worker runs."""
         began, wait = time.monotonic(), limit + (_GRACE if self._fresh else 0.0)
         self._fresh = False
         try:
-            said = self._said.get(timeout=wait)
+            message = self._messages.get(timeout=wait)
         except queue.Empty:
             self.ended = True
             self._kill()
             took = time.monotonic() - began
             return Line(check.part, check.name, "FAIL", f"no answer after {took:.0f} s", took)
         took = time.monotonic() - began
-        if said is None:
+        if message is None:
             self.ended = True
             status = self._process.wait()
             how = signal.Signals(-status).name if status < 0 else f"status {status}"
             detail = f"its process ended with {how}; see {self._log.name}"
             return Line(check.part, check.name, "FAIL", detail, took)
-        heard = json.loads(said)
-        self.ended = heard.pop("last")
-        return Line(check.part, check.name, **heard)
+        result = json.loads(message)
+        self.ended = result.pop("last")
+        return Line(check.part, check.name, **result)
 
     def _read(self, stream: IO[str]) -> None:
         for line in stream:
             if line.startswith(_MARK):
-                self._said.put(line.removeprefix(_MARK))
+                self._messages.put(line.removeprefix(_MARK))
             elif not self._log.closed:  # a process of the worker's may outlive it
                 self._log.write(line)
-        self._said.put(None)
+        self._messages.put(None)
 
     def _kill(self) -> None:
         try:
@@ -149,25 +149,25 @@ def _with_root() -> str:
 
 
 def work(checks: Sequence[Check], setting: Setting) -> None:
-    """Run checks in this process, the worker, and say what comes of each."""
+    """Run checks in this process, the worker, and print the result of each."""
     for place, check in enumerate(checks, start=1):
         began = time.monotonic()
         outcome, detail, data, poisoned = _tried(check, setting)
-        heard: dict[str, Any] = {
+        result: dict[str, Any] = {
             "outcome": outcome,
             "detail": detail,
             "seconds": time.monotonic() - began,
             "data": data,
             "last": poisoned or place == len(checks),
         }
-        print(_MARK + json.dumps(heard), flush=True)
+        print(_MARK + json.dumps(result), flush=True)
         if poisoned:
             return
         _free()
 
 
 def _tried(check: Check, setting: Setting) -> tuple[str, str, dict[str, Any], bool]:
-    """Run a check; the last value says that no other can follow in this process."""
+    """Run a check; the last value is true if this process cannot run another one."""
     try:
         result = check.run(setting)
     except SkippedError as reason:
@@ -184,7 +184,7 @@ def _tried(check: Check, setting: Setting) -> tuple[str, str, dict[str, Any], bo
 
 
 def _free() -> None:
-    """Give the GPU's memory back: commands and the next check need it."""
+    """Free the GPU's memory for commands and the next check."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         gc.collect()
@@ -192,5 +192,5 @@ def _free() -> None:
 
 
 def python(*arguments: str) -> list[str]:
-    """Return a command of this interpreter."""
+    """Return a command line of this Python interpreter."""
     return [sys.executable, *arguments]

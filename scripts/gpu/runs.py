@@ -33,7 +33,7 @@ def _fresh(setting: Setting, name: str) -> Path:
 
 
 def killed(which: str, setting: Setting) -> Result:
-    """Train twice: once as it is, and once killed after a checkpoint and resumed."""
+    """Train twice: uninterrupted, and killed after a checkpoint and resumed."""
     steps = setting.size(120, 12)
     options = [
         *tiny(setting),
@@ -58,8 +58,8 @@ def killed(which: str, setting: Setting) -> Result:
     victim.communicate()
     left = len(list((parts / "checkpoints").glob("step-*"))) if first.exists() else 0
     printed, _ = other.communicate()
-    said = (printed.strip().splitlines() or ["nothing"])[-1]
-    require(other.returncode == 0, f"the uninterrupted run failed: {said}")
+    last_line = (printed.strip().splitlines() or ["nothing"])[-1]
+    require(other.returncode == 0, f"the uninterrupted run failed: {last_line}")
     require(left > 0, "the other run ended before its first checkpoint")
     last = f"step-{steps:08d}"
     require(not (parts / "checkpoints" / last).exists(), "the run had ended before it was killed")
@@ -68,7 +68,7 @@ def killed(which: str, setting: Setting) -> Result:
     names = ("model.safetensors", "ema.safetensors")
     hashes = [[_sha256(f / "checkpoints" / last / name) for name in names] for f in (whole, parts)]
     states = [_state(folder / "checkpoints" / last / "state.pt") for folder in (whole, parts)]
-    require(hashes[0] == hashes[1], f"other weights: {hashes[0][0][:12]} and {hashes[1][0][:12]}")
+    require(hashes[0] == hashes[1], f"weights {hashes[0][0][:12]} and {hashes[1][0][:12]}")
     require(states[0] == states[1], "the optimizer's state differs")
     return Result(f"killed after {left} checkpoint(s); weights {hashes[0][0][:12]} in both")
 
@@ -79,21 +79,21 @@ def _sha256(path: Path) -> str:
 
 def _state(path: Path) -> str:
     """Return a hash of the optimizer's tensors."""
-    held = torch.load(path, map_location="cpu", weights_only=True)["optimizer"]["state"]
+    state = torch.load(path, map_location="cpu", weights_only=True)["optimizer"]["state"]
     digest = hashlib.sha256()
-    for index in sorted(held):
-        for name in sorted(held[index]):
-            digest.update(held[index][name].contiguous().numpy().tobytes())
+    for index in sorted(state):
+        for name in sorted(state[index]):
+            digest.update(state[index][name].contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def processes(setting: Setting) -> Result:
-    """Train and draw with two processes."""
+    """Train and sample with two processes."""
     _fresh(setting, "two")
     options = ["launch.processes=2", f"device={setting.device}"]
     rest = [each for each in tiny(setting) if not each.startswith("device")]
     printed = run(setting, "train", "name=two", "trainer.precision=bf16", *options, *rest)
-    require("2 processes" in printed, "the run does not say that there are two processes")
+    require("2 processes" in printed, "the run does not report two processes")
     records = metrics(setting, "two")
     detail = f"loss {records[0]['loss']:.3f} to {records[-1]['loss']:.3f}"
     require(records[-1]["loss"] < records[0]["loss"], detail)
@@ -107,10 +107,10 @@ def processes(setting: Setting) -> Result:
 
 
 def same_loss(option: str, setting: Setting) -> Result:
-    """Train with an option, and without it; the losses stay near."""
+    """Train with and without an option; compare the losses."""
     if setting.small and option == "trainer.compile=true":
         raise SkippedError("compiling takes minutes on a CPU")
-    found, took = [], []
+    results, took = [], []
     for name, extra in (("plain", []), ("option", [option])):
         _fresh(setting, name)
         options = [f"trainer.max_steps={setting.size(100, 8)}", "trainer.log_every=4"]
@@ -118,10 +118,10 @@ def same_loss(option: str, setting: Setting) -> Result:
         began = time.monotonic()
         run(setting, "train", f"name={name}", *tiny(setting), *options, *extra)
         took.append(time.monotonic() - began)
-        found.append(metrics(setting, name)[-1])
-    far = abs(found[1]["loss"] / found[0]["loss"] - 1)
-    speeds = [record["samples_per_second"] for record in found]
-    detail = f"loss {found[0]['loss']:.4f} and {found[1]['loss']:.4f}, "
+        results.append(metrics(setting, name)[-1])
+    far = abs(results[1]["loss"] / results[0]["loss"] - 1)
+    speeds = [record["samples_per_second"] for record in results]
+    detail = f"loss {results[0]['loss']:.4f} and {results[1]['loss']:.4f}, "
     detail += f"{speeds[0]:.0f} and {speeds[1]:.0f} img/s, {took[0]:.0f} and {took[1]:.0f} s"
     require(far < 0.1, detail)
     return Result(detail, {"distance": far, "images_per_second": speeds, "seconds": took})
@@ -130,7 +130,7 @@ def same_loss(option: str, setting: Setting) -> Result:
 def checkpointing(setting: Setting) -> Result:
     """Compare the gradient and the peak of memory with and without recomputed activations."""
     case = CASES["iddpm_unet (checkpointing)"]
-    batch, found = setting.size(256, 2), []
+    batch, results = setting.size(256, 2), []
     for enabled in (True, False):
         made = network(case).to(setting.device)
         for module in made.modules():
@@ -140,18 +140,18 @@ def checkpointing(setting: Setting) -> Result:
             torch.cuda.reset_peak_memory_stats()
         gradient = passes(made, case, batch, setting.device)[1]
         peak = torch.cuda.max_memory_allocated() if setting.device == "cuda" else 0
-        found.append((gradient, peak))
-    far = distance(found[0][0], found[1][0])
+        results.append((gradient, peak))
+    far = distance(results[0][0], results[1][0])
     detail = f"gradient {far:.1e}"
     if setting.device == "cuda":
-        detail += f", {found[0][1] / 2**20:.0f} in place of {found[1][1] / 2**20:.0f} MiB"
-        require(found[0][1] < found[1][1], detail)
+        detail += f", {results[0][1] / 2**20:.0f} in place of {results[1][1] / 2**20:.0f} MiB"
+        require(results[0][1] < results[1][1], detail)
     require(far <= GRADIENT, detail)
     return Result(detail)
 
 
 def out_of_memory(setting: Setting) -> Result:
-    """Train on more than there is; the answer is one line with what to do."""
+    """Exceed the memory; require a one-line error with the remedy."""
     _fresh(setting, "large")
     options = ["name=large", f"device={setting.device}", "data.image_size=512", "model.dim=512"]
     options += ["trainer.batch_size=512", "trainer.preview_every=0"]
@@ -162,11 +162,11 @@ def out_of_memory(setting: Setting) -> Result:
         printed = _run_program(setting, program, options)
     else:
         printed = run(setting, "train", *options, status=1)
-    said = [line for line in printed.splitlines() if line.startswith("ddpm-train: ")]
+    errors = [line for line in printed.splitlines() if line.startswith("ddpm-train: ")]
     require("Traceback" not in printed, "a traceback in place of a line")
-    require(len(said) == 1 and "ran out of memory" in said[0], f"it said {said}")
-    require("trainer.accumulate=" in said[0], said[0])
-    return Result(said[0])
+    require(len(errors) == 1 and "ran out of memory" in errors[0], f"printed {errors}")
+    require("trainer.accumulate=" in errors[0], errors[0])
+    return Result(errors[0])
 
 
 def _run_program(setting: Setting, program: str, options: list[str]) -> str:

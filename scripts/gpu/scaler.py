@@ -1,4 +1,4 @@
-"""Part 2: an overflow of fp16 is provoked; the scaler skips those steps, and the run goes on."""
+"""Part 2: provoked overflows of fp16; the scaler skips those steps, and training continues."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from scripts.gpu.check import Check, Result, Setting, require
 STEPS = 12
 
 
-class Loud(d.DiffusionLoss):
-    """A loss so large that float32 overflows at the largest scale there is."""
+class LargeLoss(d.DiffusionLoss):
+    """A loss so large that float32 overflows at the largest scale."""
 
     def __call__(self, *args: Any, **cond: Any) -> torch.Tensor:
         """Return the usual losses times a million."""
@@ -30,7 +30,7 @@ class Loud(d.DiffusionLoss):
 
 
 def overflow(setting: Setting) -> Result:
-    """Train from a scale at which every gradient is infinite, until it is low enough."""
+    """Train from a scale at which every gradient overflows until it is low enough."""
     on_gpu = setting.device == "cuda"
     # The largest number of fp16 is 65504; in miniature the arithmetic is float32.
     scaler = torch.amp.GradScaler(setting.device, init_scale=2.0 ** (30 if on_gpu else 127))
@@ -74,7 +74,7 @@ def _trainer(setting: Setting, scaler: torch.amp.GradScaler) -> Trainer:
     )
     training = Trainer(network, process, digits, accelerator, 0, options=options)
     if precision == "no":  # Accelerate scales nothing on a CPU by itself
-        training.loss = Loud(process)
+        training.loss = LargeLoss(process)
         accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
         inner: Any = training.optimizer
         training.optimizer = AcceleratedOptimizer(inner.optimizer, scaler=scaler)
@@ -82,4 +82,4 @@ def _trainer(setting: Setting, scaler: torch.amp.GradScaler) -> Trainer:
     return training
 
 
-CHECKS = [Check(2, "fp16 overflow: the scaler skips, and the run goes on", overflow, 5.0)]
+CHECKS = [Check(2, "fp16 overflow: the scaler skips, and training continues", overflow, 5.0)]

@@ -1,4 +1,4 @@
-"""Part 3: how fast improved-diffusion's CIFAR-10 network trains and draws, and where time goes."""
+"""Part 3: speed of training and sampling of improved-diffusion's CIFAR-10 network."""
 
 from __future__ import annotations
 
@@ -76,19 +76,19 @@ def trainer(setting: Setting, batch: int) -> Trainer:
     )
     options = TrainerOptions(batch_size=batch, max_steps=10**6, precision="bf16", lr_warmup=0)
     data = Noise(max(1024, 2 * batch))
-    made = Trainer(network(setting), process(), data, accelerator, 0, options=options)
-    made.network.train()
-    return made
+    net = Trainer(network(setting), process(), data, accelerator, 0, options=options)
+    net.network.train()
+    return net
 
 
 def wait(setting: Setting) -> None:
-    """Wait until the GPU has done what it was given."""
+    """Wait until the GPU is idle."""
     if setting.device == "cuda":
         torch.cuda.synchronize()
 
 
 class Steps:
-    """Steps as the training loop takes them, logging aside."""
+    """Training steps as in the training loop, without logging."""
 
     def __init__(self, setting: Setting, batch: int) -> None:
         self.setting, self.batch = setting, batch
@@ -97,7 +97,7 @@ class Steps:
         self.meter = Meter(self.trainer.accelerator, self.trainer.diffusion.num_steps)
 
     def take(self, count: int) -> None:
-        """Take steps."""
+        """Run ``count`` steps."""
         for _ in range(count):
             result = self.trainer.accumulate_gradient(self.batches)
             agreed = agree(self.trainer.accelerator, result.norm, stop=False, failed=False)
@@ -105,12 +105,12 @@ class Steps:
             self.meter.add(result.losses, result.t, result.weights)
 
     def timed(self, count: int) -> float:
-        """Return the seconds of a step."""
+        """Return the mean duration of ``count`` steps in seconds."""
         return seconds(self.setting, partial(self.take, count)) / count
 
 
 def seconds(setting: Setting, work: Callable[[], object]) -> float:
-    """Return how long work takes, on the GPU too."""
+    """Return the duration of a call in seconds, including its work on the GPU."""
     wait(setting)
     began = time.perf_counter()
     work()
@@ -156,7 +156,7 @@ class Phases:
 
 
 def instrument(steps: Steps) -> Phases:
-    """Record where a step's time goes from now on."""
+    """Record the duration of the parts of each further step."""
     phases, training = Phases(steps.setting), steps.trainer
     accelerator, optimizer = training.accelerator, training.optimizer
     training._losses = phases.wrap("forward", training._losses)
@@ -168,13 +168,13 @@ def instrument(steps: Steps) -> Phases:
 
 
 def kernels(setting: Setting, work: Callable[[], object]) -> float:
-    """Return the milliseconds that the GPU is busy with kernels and copies in some work."""
+    """Return the milliseconds that the GPU is busy with kernels and copies during a call."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
         work()
         wait(setting)
-    return sum(each.self_device_time_total for each in found.key_averages()) / 1000
+    return sum(each.self_device_time_total for each in trace.key_averages()) / 1000
 
 
 def matmul(setting: Setting) -> Result:
@@ -186,23 +186,23 @@ def matmul(setting: Setting) -> Result:
     )
     measured = 2 * side**3 / took / 1e12
     stated = peak(torch.cuda.get_device_name()) if setting.device == "cuda" else None
-    setting.held["peaks"] = measured, stated
-    said = "unknown" if stated is None else f"{stated:.0f}, {measured / stated:.0%} reached"
-    return Result(f"{measured:.4g} TFLOP/s, data sheet {said}", {"measured": measured})
+    setting.shared["peaks"] = measured, stated
+    comparison = "unknown" if stated is None else f"{stated:.0f}, {measured / stated:.0%} reached"
+    return Result(f"{measured:.4g} TFLOP/s, data sheet {comparison}", {"measured": measured})
 
 
 def flops(setting: Setting) -> Result:
     """Count the operations of an image, forward and backward, by torch's counter."""
-    made, batch = network(setting).to(setting.device), 4
+    net, batch = network(setting).to(setting.device), 4
     x = torch.randn(batch, 3, SIZE, SIZE, device=setting.device)
     t = torch.zeros(batch, dtype=torch.int64, device=setting.device)
     with FlopCounterMode(display=False) as counter:
-        made(x, t).sum().backward()
+        net(x, t).sum().backward()
     each = counter.get_total_flops() / batch / 1e9
-    setting.held["flops"] = each
+    setting.shared["flops"] = each
     require(setting.small or abs(each / FLOPS - 1) < 0.05, f"{each:.2f} GFLOP")
     return Result(
-        f"{each:.2f} GFLOP per image, {sum(p.numel() for p in made.parameters()):,} weights"
+        f"{each:.2f} GFLOP per image, {sum(p.numel() for p in net.parameters()):,} weights"
     )
 
 
@@ -216,7 +216,7 @@ def training(batch: int, setting: Setting) -> Result:
     steps.take(warm)
     each = min(steps.timed(count) for _ in range(setting.size(3, 1)))
     speed = batch / each
-    gflops = setting.held.get("flops") or FLOPS
+    gflops = setting.shared.get("flops") or FLOPS
     phases = instrument(steps)
     whole = steps.timed(count) * 1000
     split = phases.milliseconds(count)
@@ -227,33 +227,33 @@ def training(batch: int, setting: Setting) -> Result:
         split["waiting"], memory = max(whole - sum(split.values()), 0.0), None
     done = speed * gflops / 1000
     detail = f"{speed:.4g} img/s, {each * 1000:.1f} ms per step, {done:.3g} TFLOP/s"
-    measured, stated = setting.held.get("peaks", (None, None))
+    measured, stated = setting.shared.get("peaks", (None, None))
     if measured:
         detail += f" ({done / measured:.1%} of the measured peak"
         detail += f", {done / stated:.1%} of the data sheet's)" if stated else ")"
     parts = ", ".join(f"{name} {took:.1f}" for name, took in split.items())
     detail += f"; ms: {parts}"
     detail += "" if memory is None else f"; peak memory {memory:.2f} GiB"
-    setting.held[f"speed {batch}"] = speed
+    setting.shared[f"speed {batch}"] = speed
     data = {"images_per_second": speed, "split": split, "tflops": done, "gib": memory}
     return Result(detail, data)
 
 
 class Reads(TorchDispatchMode):
-    """Counts the single values that the host reads, which a GPU would be waited for."""
+    """Counts the scalars that the host reads, each of which waits for the GPU."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count and pass on."""
+        """Count reads of scalars and call the operator."""
         self.count += func is torch.ops.aten._local_scalar_dense.default
         return func(*args, **(kwargs or {}))
 
 
 def synchronisations(setting: Setting) -> Result:
-    """Count the times a step waits for the GPU; torch sees all of its own but distributed ones."""
+    """Count the synchronisations of a step with the GPU, without those of distributed calls."""
     steps, count = Steps(setting, setting.size(32, 2)), setting.size(4, 1)
     steps.take(setting.size(3, 1))
     if setting.device == "cpu":
@@ -279,8 +279,8 @@ def synchronisations(setting: Setting) -> Result:
 def beside(batch: int, setting: Setting) -> Result:
     """Train the same network on the same batches in improved-diffusion's style."""
     batch = setting.size(batch, max(batch // 128, 1))
-    made = network(setting).to(setting.device).train()
-    theirs = ImprovedStyle(made, process().schedule, setting.device, torch.bfloat16)
+    net = network(setting).to(setting.device).train()
+    theirs = ImprovedStyle(net, process().schedule, setting.device, torch.bfloat16)
     images = Noise(max(256, batch))
     raw, _ = images.fetch(range(batch), range(batch))
     count = setting.size(20, 1)
@@ -291,7 +291,7 @@ def beside(batch: int, setting: Setting) -> Result:
 
     work()
     speed = batch * count / min(seconds(setting, work) for _ in range(setting.size(3, 1)))
-    ours = setting.held.get(f"speed {batch}")
+    ours = setting.shared.get(f"speed {batch}")
     if ours is None:
         raise SkippedError("our own speed was not measured")
     detail = f"{speed:.4g} img/s; ours {ours / speed:.2f} times as fast"
@@ -305,9 +305,9 @@ def beside(batch: int, setting: Setting) -> Result:
 @torch.inference_mode()
 def sampling(setting: Setting) -> Result:
     """Measure calls of the network per second as the samplers make them, in bf16."""
-    made = network(setting).to(setting.device)
-    denoiser = d.Denoiser(made.eval(), process())
-    found = {}
+    net = network(setting).to(setting.device)
+    denoiser = d.Denoiser(net.eval(), process())
+    speeds = {}
     for batch in (256, 16, 1):
         batch = setting.size(batch, min(batch, 2))
         x = torch.randn(batch, 3, SIZE, SIZE, device=setting.device)
@@ -319,9 +319,9 @@ def sampling(setting: Setting) -> Result:
 
         with torch.autocast(setting.device, torch.bfloat16):
             calls(x, 1)
-            found[batch] = count / min(seconds(setting, calls) for _ in range(setting.size(3, 1)))
-    detail = ", ".join(f"batch {b}: {n:.1f} calls/s ({n * b:.4g} img/s)" for b, n in found.items())
-    return Result(detail, {str(batch): calls for batch, calls in found.items()})
+            speeds[batch] = count / min(seconds(setting, calls) for _ in range(setting.size(3, 1)))
+    detail = ", ".join(f"batch {b}: {n:.1f} calls/s ({n * b:.4g} img/s)" for b, n in speeds.items())
+    return Result(detail, {str(batch): calls for batch, calls in speeds.items()})
 
 
 CHECKS = [

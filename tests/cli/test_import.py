@@ -1,4 +1,4 @@
-"""Checkpoints of other systems come in, are sampled and trained on, and go out again."""
+"""Import of checkpoints of other systems, sampling and training from them, and export."""
 
 import json
 import os
@@ -23,7 +23,7 @@ KWARGS = {
 
 
 def weights(seed=""):
-    """A state dict in improved-diffusion's layout, which needs two heads."""
+    """Return a state dict in improved-diffusion's layout, which needs two heads."""
     net = IDDPMUNet(1, 2, (8, 8), model_channels=32, num_res_blocks=1, attention_resolutions=(2,),
                     channel_mult=(1, 2), use_scale_shift_norm=False)  # fmt: skip
     state = filled((seed + name, value.shape) for name, value in net.state_dict().items())
@@ -36,7 +36,7 @@ def files(command):
     torch.save(weights("ema"), "ema_0.9999_050000.pt")
 
 
-BROUGHT = (
+IMPORT = (
     "source=improved-diffusion",
     "file=model050000.pt",
     "ema=ema_0.9999_050000.pt",
@@ -47,29 +47,29 @@ BROUGHT = (
 
 
 def test_a_run_of_improved_diffusion(command, files):
-    ended = command("import", *BROUGHT)
+    ended = command("import", *IMPORT)
     assert ended.status == 0, ended.err
     assert "IDDPMUNet, 757" not in ended.out and "for 1x8x8" in ended.out
-    assert "num_heads=" not in ended.out and "dropout=0.0" in ended.out  # what was not said
-    found = find("outputs/i", print)
-    assert found.step == 50000
+    assert "num_heads=" not in ended.out and "dropout=0.0" in ended.out  # the assumed options
+    checkpoint = find("outputs/i", print)
+    assert checkpoint.step == 50000
     for which, seed in (("raw", ""), ("ema", "ema")):
         expected = weights(seed)
-        got = found.weights(which)
-        assert got.keys() == expected.keys()
-        assert all(torch.equal(got[name], expected[name]) for name in got)
+        actual = checkpoint.weights(which)
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[name], expected[name]) for name in actual)
     # The scripts' defaults, and the variance that the outputs show.
-    diffusion = found.config["diffusion"]
+    diffusion = checkpoint.config["diffusion"]
     assert (diffusion["variance"], diffusion["loss"]) == ("learned_range", "hybrid")
     assert diffusion["rescale_timesteps"] is True and diffusion["vlb_weight"] == 0.001
-    assert found.config["schedule"]["_target_"] == "ddpm.diffusion.linear"
+    assert checkpoint.config["schedule"]["_target_"] == "ddpm.diffusion.linear"
     options = ("num_samples=2", "steps=3", "sampler=ddpm", "out=s")
     assert command("sample", "ckpt=outputs/i", *options).status == 0
     assert sorted(path.name for path in Path("s/images").iterdir()) == ["00000.png", "00001.png"]
 
 
-def test_training_goes_on_with_data_that_are_named(command, files, tiny):
-    assert command("import", *BROUGHT).status == 0
+def test_training_resumes_with_named_data(command, files, tiny):
+    assert command("import", *IMPORT).status == 0
     ended = command("train", "resume=outputs/i")
     assert (ended.status, ended.line) == (
         1,
@@ -78,35 +78,35 @@ def test_training_goes_on_with_data_that_are_named(command, files, tiny):
     options = ("data=digits", "trainer.max_steps=50002", "trainer.batch_size=4")
     ended = command("train", "resume=outputs/i", *options, "trainer.preview_every=0")
     assert ended.status == 0, ended.err
-    found = find("outputs/i", print)
-    assert found.step == 50002
-    before, after = weights(), found.weights("raw")
+    checkpoint = find("outputs/i", print)
+    assert checkpoint.step == 50002
+    before, after = weights(), checkpoint.weights("raw")
     assert any(not torch.equal(before[name], after[name]) for name in after)
     # The average is past its warm-up: two steps take 2 x 0.001 of what lies between the two.
     for name, old in weights("ema").items():
         expected = old + (1 - 0.999**2) * (after[name] - old)
-        torch.testing.assert_close(found.weights("ema")[name], expected, atol=1e-4, rtol=1e-3)
-    ended = command("train", "resume=outputs/i")  # now it knows its data
+        torch.testing.assert_close(checkpoint.weights("ema")[name], expected, atol=1e-4, rtol=1e-3)
+    ended = command("train", "resume=outputs/i")  # the config has the data now
     assert ended.status == 0 and "is done: 50002 steps" in ended.out
 
 
 @pytest.mark.parametrize("format", ["improved-diffusion", "guided-diffusion"])
-def test_it_goes_out_as_it_came(command, files, format):
-    assert command("import", *BROUGHT).status == 0
+def test_export_restores_the_imported_weights(command, files, format):
+    assert command("import", *IMPORT).status == 0
     for which, seed in (("raw", ""), ("ema", "ema")):
         options = (f"format={format}", f"weights={which}", "out=o/net.pt")
         ended = command("export", "ckpt=outputs/i", *options)
         assert ended.status == 0, ended.err
         written = torch.load("o/net.pt", weights_only=True)
         assert all(torch.equal(written[name], value) for name, value in weights(seed).items())
-        told = json.loads(Path("o/net.json").read_text())
-        assert {name: told["network"][name] for name in ("num_heads", "dims")} == {
+        arguments = json.loads(Path("o/net.json").read_text())
+        assert {name: arguments["network"][name] for name in ("num_heads", "dims")} == {
             "num_heads": 2,
             "dims": 2,
         }
         theirs, ours = (
             import_network(source, kwargs, written).eval()
-            for source, kwargs in ((format, told["network"]), ("improved-diffusion", KWARGS))
+            for source, kwargs in ((format, arguments["network"]), ("improved-diffusion", KWARGS))
         )
         x, t = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 500.0])
         with torch.no_grad():
@@ -116,7 +116,7 @@ def test_it_goes_out_as_it_came(command, files, format):
 def test_safetensors_have_the_config_beside_the_weights(command, files):
     from safetensors import safe_open
 
-    assert command("import", *BROUGHT).status == 0
+    assert command("import", *IMPORT).status == 0
     ended = command("export", "ckpt=outputs/i")
     assert ended.status == 0, ended.err
     path = Path("outputs/i/exported/step-00050000.safetensors")
@@ -125,7 +125,7 @@ def test_safetensors_have_the_config_beside_the_weights(command, files):
         assert torch.equal(file.get_tensor("out.2.weight"), weights("ema")["out.2.weight"])
 
 
-def test_a_recipe_says_what_weights_do_not_show(command):
+def test_a_recipe_sets_options_that_weights_do_not_show(command):
     """The published CIFAR-10 network, in its layout."""
     with torch.device("meta"):
         net = IDDPMUNet(3, 6, (32, 32), model_channels=128, num_res_blocks=3,
@@ -148,7 +148,7 @@ def altered(change):
     torch.save(state, "model050000.pt")
 
 
-MISTAKES = {
+ERRORS = {
     "file=none.pt": "file=none.pt: file not found",
     "source=improved-difusion": (
         "source=improved-difusion: is not a system whose networks can be imported; did you mean "
@@ -174,29 +174,29 @@ MISTAKES = {
         "size: is missing: the weights do not show it; add size=... (height and width of the data)"
     ),
     "diffusion=ddpm": (
-        "diffusion.variance=fixed_small: needs a network that answers with 1 channels and this one "
-        "has 2; a learned variance (diffusion=iddpm) takes two a channel, channels that are given "
+        "diffusion.variance=fixed_small: needs a network with 1 output channels and this one has "
+        "2; a learned variance (diffusion=iddpm) takes two per channel, channels that are given "
         "whole (given_channels=[...]) none"
     ),
     "step=-1": "step=-1: must be 0 or above",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("option", MISTAKES)
-def test_mistakes_are_one_line_and_leave_nothing(command, files, option):
+@pytest.mark.parametrize("option", ERRORS)
+def test_errors_are_one_line_and_leave_no_files(command, files, option):
     key = option.partition("=")[0]
-    base = [word for word in BROUGHT if word.partition("=")[0] != key]
+    base = [word for word in IMPORT if word.partition("=")[0] != key]
     ended = command("import", *base, option)
     assert ended.status == 1
     assert ended.line.startswith("ddpm-import: ")
-    if MISTAKES[option] is not None:
-        assert ended.line == f"ddpm-import: {MISTAKES[option]}"
+    if ERRORS[option] is not None:
+        assert ended.line == f"ddpm-import: {ERRORS[option]}"
     assert not Path("outputs").exists()
 
 
-def test_a_parameter_that_does_not_fit_is_named_with_both_shapes(command, files):
+def test_shape_errors_name_the_parameter_and_both_shapes(command, files):
     altered(lambda state: state.update({"out.0.weight": torch.ones(7)}))
-    ended = command("import", *BROUGHT)
+    ended = command("import", *IMPORT)
     assert (ended.status, ended.line) == (
         1,
         "ddpm-import: state_dict.out.0.weight=[7]: the network has the shape "
@@ -204,17 +204,17 @@ def test_a_parameter_that_does_not_fit_is_named_with_both_shapes(command, files)
         "the state dict of the network alone",
     )
     altered(lambda state: state.pop("out.0.weight"))
-    ended = command("import", *BROUGHT)
+    ended = command("import", *IMPORT)
     assert ended.status == 1 and "state_dict.out.0.weight: is missing" in ended.line
 
 
-def test_what_is_not_safe_to_load_is_not_loaded(command, files):
+def test_unsafe_files_are_rejected(command, files):
     torch.save({"model": np.random.default_rng}, "model050000.pt")
-    ended = command("import", *BROUGHT)
+    ended = command("import", *IMPORT)
     assert ended.status == 1
     assert "is unsafe to load" in ended.line
     Path("model050000.pt").write_bytes(b"")
-    ended = command("import", *BROUGHT)
+    ended = command("import", *IMPORT)
     assert ended.status == 1
     assert "is empty" in ended.line
 
@@ -251,18 +251,18 @@ def other_files():
     yield "pipe.pt", "is not a regular file; use a checkpoint"
 
 
-def test_other_kinds_of_files_are_one_line(command, files):
+def test_other_kinds_of_files_are_one_line_errors(command, files):
     for name, problem in list(other_files()):
-        ended = command("import", *BROUGHT[:1], f"file={name}", "size=8")
+        ended = command("import", *IMPORT[:1], f"file={name}", "size=8")
         assert (ended.status, ended.line) == (1, f"ddpm-import: file={name}: {problem}")
     assert not Path("outputs").exists()
 
 
-def test_weights_that_are_no_numbers_are_told_of_the_file(command, files):
+def test_non_finite_weights_name_the_file(command, files):
     state = weights("ema")
     state["out.2.bias"][0] = float("nan")
     torch.save(state, "ema_0.9999_050000.pt")
-    ended = command("import", *BROUGHT)
+    ended = command("import", *IMPORT)
     assert (ended.status, ended.line) == (
         1,
         "ddpm-import: ema=ema_0.9999_050000.pt: its raw weights contain NaN or "
@@ -272,7 +272,7 @@ def test_weights_that_are_no_numbers_are_told_of_the_file(command, files):
     assert not Path("outputs").exists()
 
 
-def test_a_file_with_all_wrappings_says_what_it_is(command, files):
+def test_wrapped_state_dicts_are_unwrapped(command, files):
     half = {f"model.module.{name}": value.half() for name, value in weights().items()}
     torch.save({"state_dict": half, "epoch": 3, "optimizer_states": []}, "last.ckpt")
     options = ("file=last.ckpt", "network.num_heads=2", "size=8", "name=i")
@@ -288,8 +288,8 @@ def test_a_file_with_all_wrappings_says_what_it_is(command, files):
     assert sorted(os.listdir("outputs")) == ["i", "latest"]
     torch.save({"ema": half}, "last.ckpt")
     ended = command("import", "source=improved-diffusion", *options[:3], "name=e")
-    said = "only averaged weights were found: training would go on from the average"
-    assert ended.status == 0 and ended.out.splitlines()[-4] == said
+    warning = "only averaged weights were found: training would resume from the average"
+    assert ended.status == 0 and ended.out.splitlines()[-4] == warning
     assert os.readlink("outputs/latest") == "e"
 
 
@@ -305,15 +305,13 @@ FAILURES = {
     "error", [OSError(28, "No space left on device"), Stopped("stopped by SIGINT")]
 )
 @pytest.mark.parametrize("what", FAILURES)
-def test_an_import_that_fails_while_writing_leaves_nothing(
-    command, files, monkeypatch, what, error
-):
-    def fail(*given, **named):
+def test_a_failed_import_leaves_no_files(command, files, monkeypatch, what, error):
+    def fail(*args, **kwargs):
         raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(FAILURES[what], fail)
-        ended = command("import", *BROUGHT, "out=a/b")
+        ended = command("import", *IMPORT, "out=a/b")
     assert ended.status == (1 if isinstance(error, OSError) else 75)
     if isinstance(error, OSError):
         assert ended.line.startswith("ddpm-import: out=a/b: cannot be written (")
@@ -321,21 +319,21 @@ def test_an_import_that_fails_while_writing_leaves_nothing(
     Path("a/b/mine").mkdir(parents=True)
     with monkeypatch.context() as patch:
         patch.setattr(FAILURES[what], fail)
-        assert command("import", *BROUGHT, "out=a/b").status != 0
+        assert command("import", *IMPORT, "out=a/b").status != 0
     assert os.listdir("a/b") == ["mine"]
 
 
-def test_what_a_killed_import_left_is_removed_by_the_next(command, files):
+def test_files_of_a_killed_import_are_removed_by_the_next(command, files):
     left = Path(f"outputs/.unfinished-{platform.node()}-999999999")
     other = Path("outputs/.unfinished-elsewhere-999999999")
     (left / "checkpoints").mkdir(parents=True)
     other.mkdir()
-    assert command("import", *BROUGHT).status == 0
+    assert command("import", *IMPORT).status == 0
     assert sorted(os.listdir("outputs")) == [other.name, "i", "latest"]
 
 
-def test_the_class_for_no_class_comes_back_as_it_went(command, tiny):
-    """A guided model goes out with a class more than its data have, and comes in as guided."""
+def test_the_null_class_survives_export_and_import(command, tiny):
+    """Export adds one class for guidance to the classes of the data; import removes it."""
     model = ("model=iddpm_unet", "model.model_channels=32", "model.channel_mult=[1,1]")
     classes = ("data.class_cond=true", "diffusion.label_dropout=0.2", "objective=pred_noise")
     small = [option for option in tiny if not option.startswith("model.")]
@@ -343,9 +341,9 @@ def test_the_class_for_no_class_comes_back_as_it_went(command, tiny):
     assert ended.status == 0, ended.err
     ended = command("export", "ckpt=outputs/g", "format=improved-diffusion", "out=g.pt")
     assert ended.status == 0, ended.err
-    told = json.loads(Path("g.json").read_text())["network"]
-    assert told["num_classes"] == 11 and told["channel_mult"] == [1, 1]
-    assert all(type(n) is int for n in told["channel_mult"])
+    network = json.loads(Path("g.json").read_text())["network"]
+    assert network["num_classes"] == 11 and network["channel_mult"] == [1, 1]
+    assert all(type(n) is int for n in network["channel_mult"])
     options = ("file=g.pt", "size=8", "name=b", "diffusion=ddpm", "diffusion.label_dropout=0.1")
     ended = command("import", "source=improved-diffusion", *options)
     assert ended.status == 0, ended.err
@@ -353,7 +351,7 @@ def test_the_class_for_no_class_comes_back_as_it_went(command, tiny):
     assert command("sample", "ckpt=outputs/b", *options).status == 0
 
 
-def test_what_an_export_would_lose_is_refused(command, tiny):
+def test_unsupported_options_cannot_be_exported(command, tiny):
     options = ("trainer.max_steps=1", "schedule.num_steps=20", *tiny)
     assert command("train", "name=u", *options).status == 0
     ended = command("export", "ckpt=outputs/u", "format=improved-diffusion")
@@ -377,7 +375,7 @@ def test_what_an_export_would_lose_is_refused(command, tiny):
         assert ended.line == f"ddpm-export: {change}: is not supported by the original, {line}"
 
 
-ODD = {
+UNUSUAL = {
     "a list": {"model": [1, 2]},
     "a number": {"init_conv.weight": 3},
     "one dimension": {"init_conv.weight": torch.ones(4)},
@@ -386,13 +384,13 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("content", ODD)
+@pytest.mark.parametrize("content", UNUSUAL)
 @pytest.mark.parametrize(
     "source", ["denoising-diffusion-pytorch", "video-diffusion-pytorch", "simple-unet"]
 )
-def test_odd_files_are_one_line(command, source, content):
-    torch.save(ODD[content], "odd.pt")
-    ended = command("import", f"source={source}", "file=odd.pt", "size=8")
+def test_unusual_contents_are_one_line_errors(command, source, content):
+    torch.save(UNUSUAL[content], "unusual.pt")
+    ended = command("import", f"source={source}", "file=unusual.pt", "size=8")
     assert ended.status == 1
     assert ended.line.startswith("ddpm-import: ")
     assert not Path("outputs").exists()
@@ -400,7 +398,7 @@ def test_odd_files_are_one_line(command, source, content):
     assert ended.line == "ddpm-import: file=.: is a folder; use a file in it"
 
 
-EXPORT_MISTAKES = {
+EXPORT_ERRORS = {
     "format=diffphycon": (
         "format=diffphycon: supports networks of model=unet3d model.conv=full only"
     ),
@@ -409,21 +407,21 @@ EXPORT_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("option", EXPORT_MISTAKES)
-def test_mistakes_of_export(command, files, option):
-    assert command("import", *BROUGHT).status == 0
+@pytest.mark.parametrize("option", EXPORT_ERRORS)
+def test_errors_of_export(command, files, option):
+    assert command("import", *IMPORT).status == 0
     ended = command("export", "ckpt=outputs/i", option)
     assert ended.status == 1
     assert ended.line.startswith(f"ddpm-export: {option}: ")
-    if EXPORT_MISTAKES[option] is not None:
-        assert ended.line == f"ddpm-export: {EXPORT_MISTAKES[option]}"
+    if EXPORT_ERRORS[option] is not None:
+        assert ended.line == f"ddpm-export: {EXPORT_ERRORS[option]}"
     assert not Path("outputs/i/exported").exists()
 
 
-def test_a_name_that_is_taken(command, files):
-    assert command("import", *BROUGHT).status == 0
-    ended = command("import", *BROUGHT)
+def test_existing_names_are_rejected(command, files):
+    assert command("import", *IMPORT).status == 0
+    ended = command("import", *IMPORT)
     assert (ended.status, ended.line) == (
         1,
-        "ddpm-import: name=i: there is such a folder; choose another name, or delete it",
+        "ddpm-import: name=i: this folder exists; choose another name, or delete it",
     )

@@ -148,7 +148,7 @@ def text_options():
     from ddpm import data, metrics
 
     functions = [train.train, sample.sample, interpolate.interpolate]
-    functions += [importing.bring, exporting.export, evaluate.Evaluate, EvaluationOptions]
+    functions += [importing.import_run, exporting.export, evaluate.Evaluate, EvaluationOptions]
     owners = [(each, "") for each in functions] + [(EvaluationOptions, "evaluation.")]
     owners += [(getattr(data, name), "data.") for name in data.__all__]
     for prefix in ("extractor.", "evaluation.extractor."):
@@ -164,7 +164,7 @@ def text_options():
                     yield f"{prefix}{name}"
 
 
-def test_every_option_that_takes_text_is_known_as_such():
+def test_options_of_text_are_listed():
     words = {"source", "format", "steps", "extractor.key", "evaluation.extractor.key"}
     assert set(text_options()) - words <= values.TEXT
-    assert "ddpm.data" in PACKAGES
+    assert "ddpm.data" in PACKAGES.values()
