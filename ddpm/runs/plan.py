@@ -138,7 +138,7 @@ def plan(request: Request) -> Plan:
         if request.resume is not None:
             run = checkpoint.nearest_run(Path(request.resume))
             remedy = "leave it out to begin one" if run is None else f"use resume={run}"
-            raise ConfigError("resume", request.resume, f"there is no run; {remedy}")
+            raise ConfigError("resume", request.resume, f"run not found; {remedy}")
         if path is not None:
             _refuse_foreign_files(path, key)
         timed = stored_config.has_duration(request.config)

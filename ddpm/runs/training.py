@@ -292,7 +292,7 @@ def _events(run: Run, trainer: Trainer) -> Iterator[None]:
     except Stopped as stopped:
         ending, details = "stopped", {"error": str(stopped)}
         trainer.accelerator.end_training()
-        raise Stopped(f"{stopped}; ddpm-train resume={run.path} goes on") from None
+        raise Stopped(f"{stopped}; to resume: ddpm-train resume={run.path}") from None
     except Exception as error:
         details = {"error": str(error)}
         raise

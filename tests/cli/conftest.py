@@ -1,4 +1,4 @@
-"""Commands run as a user types them, in this process and in an empty folder."""
+"""Fixtures that run commands in this process and in an empty folder."""
 
 import importlib
 import shutil
@@ -20,7 +20,7 @@ class Ended:
 
     @property
     def line(self) -> str:
-        """What the command said of a mistake: its one line."""
+        """The one-line error message, without warnings."""
         lines = [x for x in self.err.strip().splitlines() if not x.startswith("warning: ")]
         assert len(lines) == 1, self.err
         return lines[0]
@@ -28,7 +28,7 @@ class Ended:
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
-    """``command("train", "name=a", ...)`` gives the exit status and what was printed."""
+    """Return a function: ``command("train", "name=a", ...)`` returns status and output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
@@ -73,7 +73,7 @@ _runs: dict[str, Path] = {}
 
 @pytest.fixture
 def trained(command, tiny, tmp_path_factory):
-    """The path of a tiny run of two steps on the digits; trained once, then copied."""
+    """Path of a tiny run of two steps on the digits, which is trained once, then copied."""
     if "tiny" not in _runs:
         ended = command("train", "name=tiny", "trainer.max_steps=2", *tiny)
         assert ended.status == 0, ended.err

@@ -1,4 +1,4 @@
-"""The commands as a user types them: train, sample, interpolate, and what they write."""
+"""Commands and their files: train, sample, interpolate."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def array(path):
     return np.asarray(Image.open(path))
 
 
-def test_a_run_folder_holds_everything(command, tiny):
+def test_contents_of_a_run_folder(command, tiny):
     options = (*tiny, "trainer.preview_every=2", "sampler.steps=2", "trainer.preview_samples=5")
     ended = command("train", "trainer.max_steps=3", *options)
     assert ended.status == 0
@@ -39,18 +39,18 @@ def test_a_run_folder_holds_everything(command, tiny):
     grids = sorted(path.name for path in (run / "samples").iterdir())
     assert grids == ["step-00000002.png", "step-00000003.png"]
     assert Image.open(run / "loss.png").size == (840, 480)
-    found = load(run / "checkpoints/step-00000003")
+    checkpoint = load(run / "checkpoints/step-00000003")
     assert (
-        found.metadata.data["shape"] == [1, 8, 8]
-        and found.metadata.data["codec"]["kind"] == "images"
+        checkpoint.metadata.data["shape"] == [1, 8, 8]
+        and checkpoint.metadata.data["codec"]["kind"] == "images"
     )
-    assert found.config == config
+    assert checkpoint.config == config
     names = {"config.json", "manifest.json", "model.safetensors", "ema.safetensors", "state.pt"}
-    assert {path.name for path in found.folder.iterdir()} == names
+    assert {path.name for path in checkpoint.folder.iterdir()} == names
     assert "ddpm-sample ckpt=outputs/" in ended.out
 
 
-def test_checkpoints_hold_the_weights_and_their_average(command, trained):
+def test_checkpoints_contain_raw_and_averaged_weights(command, trained):
     folder = Path(trained, "checkpoints/step-00000002")
     raw, ema = load_file(folder / "model.safetensors"), load_file(folder / "ema.safetensors")
     assert raw.keys() == ema.keys()
@@ -76,7 +76,7 @@ def test_sampling_needs_no_other_flag(command, trained, ckpt):
     assert again.status == 0 and folder.with_name(f"{folder.name}-2").is_dir()
 
 
-def test_an_image_depends_on_the_seed_and_its_index_alone(command, trained):
+def test_an_image_depends_on_the_seed_and_its_index_only(command, trained):
     def images(out, *options):
         ended = command("sample", f"ckpt={trained}", f"out={out}", "steps=5", *options)
         assert ended.status == 0, ended.err
@@ -107,7 +107,7 @@ def test_raw_and_averaged_weights_differ(command, trained):
     assert (array("ema/images/00000.png") != array("raw/images/00000.png")).any()
 
 
-def test_npz_as_evaluators_read_it(command, tiny):
+def test_npz_in_the_layout_of_evaluators(command, tiny):
     options = ("name=c", "data.class_cond=true", "trainer.max_steps=2", *tiny)
     assert command("train", *options).status == 0
     ended = command(
@@ -142,7 +142,7 @@ def test_a_smaller_call_leaves_no_images_of_a_larger_one(command, trained):
         assert len(list(Path("s/images").iterdir())) == count
 
 
-def test_classes_are_named_as_their_folders_are(command, tiny):
+def test_classes_have_the_names_of_their_folders(command, tiny):
     for name in ("1", "2", "10"):
         Path("imgs", name).mkdir(parents=True)
         Image.new("L", (8, 8)).save(f"imgs/{name}/a.png")
@@ -203,12 +203,12 @@ def test_interpolation_between_seeds_ends_at_their_samples(command, trained):
 
 
 @pytest.mark.parametrize("mode", ["slerp", "linear"])
-def test_interpolation_at_a_small_t_gives_the_ends_back(command, trained, mode):
+def test_interpolation_at_a_small_t_restores_the_ends(command, trained, mode):
     digits, _ = Digits().fetch([0, 5], [0, 0])
     for name, digit in zip("ab", digits, strict=True):
         Image.fromarray(digit[0].numpy()).save(f"{name}.png")
     options = ("a=a.png", "b=b.png", f"mode={mode}", "out=i", "num_frames=3")
-    for t, bound in ((0, 10), (10, 50)):  # the network is untrained: what it adds grows with t
+    for t, bound in ((0, 10), (10, 50)):  # the network is untrained: its error grows with t
         ended = command("interpolate", f"ckpt={trained}", f"t={t}", *options)
         assert ended.status == 0, ended.err
         for frame, digit in ((0, digits[0]), (2, digits[1])):
@@ -227,7 +227,7 @@ def test_interpolation_of_images_of_any_size(command, trained):
     assert red.shape == (8, 8) and abs(red.mean() - 76) < 12 and black.mean() < 12
 
 
-def test_interpolation_asks_a_conditional_model_for_classes(command, tiny):
+def test_interpolation_with_a_conditional_model_requires_classes(command, tiny):
     options = ("name=c", "data.class_cond=true", "trainer.max_steps=2", *tiny)
     assert command("train", *options).status == 0
     ended = command("interpolate", "ckpt=outputs/c", "a=1", "b=2")
@@ -238,7 +238,7 @@ def test_interpolation_asks_a_conditional_model_for_classes(command, tiny):
     assert ended.status == 0 and len(list(Path("i/images").iterdir())) == 9
 
 
-def test_guidance_needs_and_uses_a_model_trained_for_it(command, tiny):
+def test_guidance_changes_samples_of_a_model_trained_with_label_dropout(command, tiny):
     options = (
         "name=g",
         "data.class_cond=true",
@@ -252,8 +252,8 @@ def test_guidance_needs_and_uses_a_model_trained_for_it(command, tiny):
     assert (array("g1/images/00000-0.png") != array("g4/images/00000-0.png")).any()
 
 
-def test_plugins_bring_classes_of_ones_own(command, tiny, monkeypatch):
-    """They lie in the current folder, which is not in the path of a console script."""
+def test_plugins_add_classes(command, tiny, monkeypatch):
+    """Plugins are imported from the current folder, which console scripts do not search."""
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     Path("mine.py").write_text(
         "from ddpm.data import Digits\nfrom ddpm.samplers import DDIM\n__all__ = ['Odd', 'Own']\n"
@@ -298,7 +298,7 @@ def test_a_folder_of_images_with_iddpm_unet(command):
 
 
 def test_interpolation_by_inversion_keeps_its_ends(command, tiny):
-    """Even an untrained network's walk leads back to where the inversion began."""
+    """Sampling from the inverted latent restores the input, even for an untrained network."""
     options = ("trainer.max_steps=2", "schedule.num_steps=100")
     assert command("train", "name=d", *options, *tiny).status == 0
     assert command("sample", "ckpt=outputs/d", "num_samples=2", "steps=5", "out=s").status == 0
@@ -307,16 +307,16 @@ def test_interpolation_by_inversion_keeps_its_ends(command, tiny):
         "interpolate", "ckpt=outputs/d", *ends, "mode=ddim", "steps=20", "num_frames=3", "out=i"
     )
     assert ended.status == 0, ended.err
-    told = re.findall(r"^(\w) came back within ([0-9.]+)% of the range", ended.out, re.MULTILINE)
-    assert [name for name, _ in told] == ["a", "b"]
+    errors = re.findall(r"^(\w) came back within ([0-9.]+)% of the range", ended.out, re.MULTILINE)
+    assert [name for name, _ in errors] == ["a", "b"]
     for (_, percent), first, second in zip(
-        told,
+        errors,
         ("s/images/00000", "s/images/00001"),
         ("i/images/00000", "i/images/00002"),
         strict=True,
     ):
-        given, back = (np.asarray(Image.open(f"{p}.png"), float) for p in (first, second))
-        far = np.sqrt(np.mean((given - back) ** 2)) / 255
+        end, back = (np.asarray(Image.open(f"{p}.png"), float) for p in (first, second))
+        far = np.sqrt(np.mean((end - back) ** 2)) / 255
         assert far == pytest.approx(float(percent) / 100, abs=1e-3)
         assert far < 0.02
     ended = command("interpolate", "ckpt=outputs/d", *ends, "mode=ddim", "sampler=ddpm")

@@ -54,7 +54,7 @@ TRAIN = [
     ("name=latest", "name=latest: is the link to the last run; to resume that run, use resume=outputs/latest"),
     ("seed=null", "seed=null: must be a whole number"),
     ("name=a/b", "name=a/b: is the name of one folder, without / in it; its parent is out="),
-    ("resume=nowhere", "resume=nowhere: there is no run; leave it out to begin one"),
+    ("resume=nowhere", "resume=nowhere: run not found; leave it out to begin one"),
     ("data._target_=os.system", "data._target_=os.system: is not among what ddpm exports; classes of your own come through plugins=[their.module]"),
     ("plugins=[no_such_module]", "plugins=[no_such_module]: cannot import no_such_module (No module named 'no_such_module'); run the command in the folder of no_such_module.py, or add that folder to PYTHONPATH"),
     ("name='a", "name='a: cannot be read; quote values with = , or spaces: 'key=\"the value\"'"),

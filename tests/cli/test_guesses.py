@@ -234,7 +234,7 @@ COMMANDS = {
     "sample": ("sample", "sample"),
     "interpolate": ("interpolate", "interpolate"),
     "evaluate": ("evaluate", "Evaluate"),
-    "import": ("importing", "bring"),
+    "import": ("importing", "import_run"),
     "export": ("exporting", "export"),
 }
 
@@ -312,8 +312,8 @@ def check_that_it_works(command, arguments, use):
                 check({**node, option: read}, options_of(target), group)
 
 
-def told(command, typed, error):
-    """The answer to a mistake in the last option, with Hydra's error; what it says to use."""
+def explanation(command, typed, error):
+    """Return the explanation of Hydra's error for the last option, without the option."""
     *_, last = typed
     line = argument_errors.explain(command, error, typed)
     assert line.startswith(f"{last}: ") and "\n" not in line
@@ -329,7 +329,9 @@ def test_unknown_options(command, options, use):
     typed = options.split()
     key = typed[-1].partition("=")[0]
     assert key not in argument_errors._options(command, typed), "it is an option"
-    answer = told(command, typed, Exception(f"Could not override '{key}'.\nKey is not in struct"))
+    answer = explanation(
+        command, typed, Exception(f"Could not override '{key}'.\nKey is not in struct")
+    )
     before, _, advice = answer.partition("; use ")
     assert before == "unknown option"
     assert advice == use or advice.startswith(f"{use} ("), answer
@@ -343,7 +345,7 @@ def test_unknown_choices(options, use):
     files = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
     listed = "".join(f"\n\t{file}" for file in files)
     message = f"In 'train': Could not find '{group}/{name}'\n\nAvailable options in '{group}':{listed}\nConfig search path:\n\tx"
-    answer = told("train", [options], Exception(message))
+    answer = explanation("train", [options], Exception(message))
     assert answer == f"unknown choice (there are: {', '.join(files)}); use {use}"
     check_that_it_works("train", [], use)
 
@@ -369,10 +371,10 @@ def test_unknown_values(option, use):
 def test_dashes_and_missing_equals_signs(command, arguments, shown, use):
     with pytest.raises(ConfigError) as raised:
         argument_errors.check_arguments(command, arguments.split())
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"(.+?): options are written key=value(, without dashes)?; use (.+)", str(raised.value)
     )
-    assert found is not None and (found[1], found[3]) == (shown, use)
+    assert match is not None and (match[1], match[3]) == (shown, use)
     check_that_it_works(command, [], use)
 
 
@@ -380,11 +382,11 @@ def test_dashes_and_missing_equals_signs(command, arguments, shown, use):
     "arguments",
     ["-m seed=1,2", "--multirun seed=1", "--cfg job", "-c job --resolve", "--info all", "-cd mine seed=1", "--config-dir=mine", "--config-name mine", "--hydra-help", "~trainer.lr", "seed=1", "-sc install=bash", "--experimental-rerun job.pickle"],
 )  # fmt: skip
-def test_flags_of_hydra_are_its_own(arguments):
+def test_flags_of_hydra_are_accepted(arguments):
     argument_errors.check_arguments("train", arguments.split())
 
 
-def test_a_flag_that_runs_what_a_file_says_is_read_in_full_only():
+def test_the_rerun_flag_cannot_be_abbreviated():
     with pytest.raises(ConfigError, match="use name=job"):
         argument_errors.check_arguments("train", ["--exp", "job"])
 
@@ -398,7 +400,9 @@ def test_a_flag_that_runs_what_a_file_says_is_read_in_full_only():
     ],
 )  # fmt: skip
 def test_numbers_in_place_of_choices(command, typed, answer):
-    assert told(command, [typed], ValueError(f"{argument_errors.NO_CHOICE}. Got int")) == answer
+    assert (
+        explanation(command, [typed], ValueError(f"{argument_errors.NO_CHOICE}. Got int")) == answer
+    )
 
 
 @pytest.mark.parametrize(
@@ -415,10 +419,10 @@ def test_numbers_in_place_of_choices(command, typed, answer):
 )  # fmt: skip
 def test_other_answers(command, typed, answer):
     key = typed.partition("=")[0]
-    assert told(command, [typed], Exception(f"Could not override '{key}'.")) == answer
+    assert explanation(command, [typed], Exception(f"Could not override '{key}'.")) == answer
 
 
-def test_no_name_stands_in_two_rows_of_a_table():
+def test_names_are_unique_in_a_table():
     for rows in (synonyms.TRAIN, *synonyms.OTHERS.values(), *synonyms.CHOICES.values()):
         names = [name for row in rows for name in row.names.split()]
         if rows is synonyms.TRAIN or rows in synonyms.CHOICES.values():
@@ -499,4 +503,4 @@ def test_a_folder_of_pictures_is_data_and_a_run_is_resumed(tmp_path, monkeypatch
         with pytest.raises(ConfigError, match=f"options are written key=value; use {answer}$"):
             argument_errors.check_arguments("train", [name])
     missing = Exception("In 'train': Could not find 'data/pets'")
-    assert told("train", ["data=pets"], missing).endswith("; use data=folder data.path=pets")
+    assert explanation("train", ["data=pets"], missing).endswith("; use data=folder data.path=pets")

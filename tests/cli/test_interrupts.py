@@ -1,4 +1,4 @@
-"""Signals and Ctrl-C: one exit status, one line, in every command and at every point."""
+"""Signals and Ctrl-C: exit status 75 and one line in every command, at every point."""
 
 import hashlib
 import os
@@ -20,9 +20,9 @@ from ddpm.signals import StopSignal
 
 
 def interrupt(*_, **__):
-    """What Ctrl-C in a terminal does to this process."""
+    """Send SIGINT to this process, as Ctrl-C in a terminal does."""
     os.kill(os.getpid(), signal.SIGINT)
-    pytest.fail("the signal was not obeyed")
+    pytest.fail("the signal was ignored")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -60,26 +60,26 @@ def test_no_further_job_of_a_sweep_starts(command, monkeypatch, name):
         ("ddpm.cli.app._run", ConfigError("plugins", None, "no such module")),
     ],
 )
-def test_errors_that_a_signal_has_caused_are_not_shown(command, monkeypatch, place, error):
-    def broken_off(*_, **__):
+def test_errors_caused_by_a_signal_are_hidden(command, monkeypatch, place, error):
+    def interrupted_call(*_, **__):
         try:
             interrupt()
         except Stopped:
             raise error from None
 
-    monkeypatch.setattr(place, broken_off)
+    monkeypatch.setattr(place, interrupted_call)
     ended = command("export", "ckpt=x")
     assert ended.status == 75 and ended.err == "ddpm-export: stopped by SIGINT\n"
 
 
-def test_a_signal_that_an_import_has_hidden_is_obeyed_before_processes_start():
+def test_a_signal_during_an_import_stops_before_processes_start():
     with StopSignal() as stop:
         stop.received = "SIGINT"
         with pytest.raises(Stopped, match="stopped by SIGINT"), workers._forwarding():
-            pytest.fail("the signal was not obeyed")
+            pytest.fail("the signal was ignored")
 
 
-def test_other_processes_of_a_launcher_say_nothing(command, monkeypatch):
+def test_other_processes_of_a_launcher_print_nothing(command, monkeypatch):
     monkeypatch.setattr(app, "usage", interrupt)
     monkeypatch.setenv("RANK", "1")
     ended = command("sample", "--help")
@@ -90,35 +90,35 @@ CPU = SingleProcess(torch.device("cpu"))
 
 
 class Scripted(Stopping):
-    """Says yes to a question of this number."""
+    """Stop at the check with this number."""
 
     def __init__(self, last):
-        self.last, self.questions = last, 0
+        self.last, self.num_checks = last, 0
 
     def __call__(self):
-        self.questions += 1
-        return self.questions >= self.last
+        self.num_checks += 1
+        return self.num_checks >= self.last
 
 
 @pytest.mark.parametrize("calls", [0, 2, 5])
-def test_processes_with_fewer_calls_ask_as_often(calls):
+def test_processes_with_fewer_calls_check_as_often(calls):
     stopping = Scripted(100)
     shard = Shard(CPU, 5, 1, stopping=stopping, check_at_end=True)
     with shard.interruptible():
         for _ in range(calls):
             shard.tick()
     shard.finish()
-    assert stopping.questions == 6  # one after each call, and one at the end
+    assert stopping.num_checks == 6  # one after each call, and one at the end
 
 
-def test_a_call_that_a_signal_ends_is_followed_by_one_question():
+def test_a_call_that_a_signal_ends_is_followed_by_one_check():
     stopping = Scripted(3)
     shard = Shard(CPU, 5, 1, stopping=stopping, check_at_end=True)
     with pytest.raises(GivenUpError), shard.interruptible():
         shard.tick()
         shard.tick()
         raise Stopped
-    assert stopping.questions == 3
+    assert stopping.num_checks == 3
 
 
 DRAWS = ("trainer.preview_every=2", "trainer.preview_samples=3", "sampler.steps=3")
@@ -126,7 +126,7 @@ DRAWS = ("trainer.preview_every=2", "trainer.preview_samples=3", "sampler.steps=
 
 @pytest.fixture
 def interrupted(monkeypatch):
-    """``interrupted(2)``: a signal arrives within a network call of the second preview from now."""
+    """Return a function: ``interrupted(2)`` sends a signal during the second next preview."""
     real = generation.generate
 
     def at(number):
@@ -138,7 +138,7 @@ def interrupted(monkeypatch):
             def after(done, total, x):
                 if len(previews) == number and done == 2:
                     os.kill(os.getpid(), signal.SIGTERM)
-                    pytest.fail("the signal was not obeyed")
+                    pytest.fail("the signal was ignored")
                 on_step(done, total, x)
 
             yield from real(*arguments, on_step=after, **options)
@@ -149,7 +149,7 @@ def interrupted(monkeypatch):
 
 
 def digests(run):
-    """What a run computed: the pictures, and the weights of its last checkpoint."""
+    """Return hashes of the pictures and of the weights of the last checkpoint."""
     files = [
         *Path(run, "samples").iterdir(),
         *Path(run, "checkpoints/step-00000004").glob("*.saf*"),
@@ -159,17 +159,17 @@ def digests(run):
 
 
 @pytest.mark.slow
-def test_a_preview_that_is_cut_off_is_made_up_for(command, tiny, interrupted):
+def test_an_interrupted_preview_is_drawn_on_resume(command, tiny, interrupted):
     options = (*tiny, *DRAWS, "trainer.max_steps=4")
     assert command("train", "name=whole", *options).status == 0
-    for number, step in ((1, 2), (2, 4)):  # the second time, that of step 2 is made up for first
+    for number, step in ((1, 2), (2, 4)):  # the second time, that of step 2 is drawn first
         interrupted(number)
         ended = command("train", "name=cut", *options)
-        kept = f"outputs/cut/checkpoints/step-0000000{step}"
+        checkpoint = f"outputs/cut/checkpoints/step-0000000{step}"
         assert ended.status == 75
         assert ended.err.splitlines()[-1] == (
-            f"ddpm-train: stopped at step {step}, with a checkpoint in {kept}; "
-            "ddpm-train resume=outputs/cut goes on"
+            f"ddpm-train: stopped at step {step}, with a checkpoint in {checkpoint}; "
+            "to resume: ddpm-train resume=outputs/cut"
         )
         done = [] if step == 2 else ["step-00000002.png"]
         assert os.listdir("outputs/cut/samples") == done
@@ -180,7 +180,7 @@ def test_a_preview_that_is_cut_off_is_made_up_for(command, tiny, interrupted):
     assert again.status == 0 and "is done: 4 steps" in again.out
 
 
-def test_at_the_last_step_a_signal_leaves_the_preview_for_later(command, tiny, monkeypatch):
+def test_a_signal_at_the_last_step_defers_the_preview(command, tiny, monkeypatch):
     from ddpm.training import Trainer
 
     real = Trainer.accumulate_gradient
@@ -199,7 +199,7 @@ def test_at_the_last_step_a_signal_leaves_the_preview_for_later(command, tiny, m
     assert os.listdir("outputs/last/samples") == ["step-00000002.png"]
 
 
-def test_the_line_of_a_command_that_draws_tells_what_is_in_its_folder(
+def test_the_message_of_an_interrupted_command_names_its_incomplete_folder(
     command, trained, monkeypatch
 ):
     real = generation.generate

@@ -16,7 +16,7 @@ def gaps(command):
     np.savez("a.npz", arr_0=values, labels=np.array([0, 5, 100] * 4))
 
 
-def test_classes_are_asked_for_and_written_by_their_labels(command, tiny, gaps):
+def test_classes_are_selected_and_written_by_their_labels(command, tiny, gaps):
     ended = command("train", "name=a", *DATA, "trainer.max_steps=2", *tiny)
     assert ended.status == 0 and "3 classes" in ended.out, ended.err
     few = ("ckpt=outputs/a", "steps=1", "format=npz")
@@ -61,6 +61,6 @@ def test_a_run_of_an_earlier_version_keeps_its_classes(command, tiny, gaps, monk
     ended = command("sample", "ckpt=outputs/a", "classes=[101]")
     assert ended.line.endswith("the model knows the classes 0 to 100; use some of those")
     assert command(*evaluate, "ckpt=outputs/whole", "out=e2").status == 0
-    told = [Path(folder, "evaluation.json").read_text() for folder in ("e1", "e2")]
-    values = [[line for line in text.splitlines() if '"value"' in line] for text in told]
+    reports = [Path(folder, "evaluation.json").read_text() for folder in ("e1", "e2")]
+    values = [[line for line in text.splitlines() if '"value"' in line] for text in reports]
     assert values[0] == values[1] and values[0]

@@ -1,4 +1,4 @@
-"""Checkpoints in the layout of originals that no registry has: they come, draw and go back."""
+"""Import, sampling and export of checkpoints in the layout of unpublished originals."""
 
 import pytest
 import torch
@@ -28,8 +28,8 @@ def noise(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def walked(start, **more):
-    """The network and the process of the imported run, and what DDIM makes of x_T with it."""
+def sampled(start, **more):
+    """Return the network of the imported run, its DDIM samples from x_T, and its codec."""
     network, process, spec = instantiate.trained(find("outputs/i", print), "ema")
     sampler, cpu = DDIM(steps=CALLS, spacing="trailing"), torch.device("cpu")
     pipeline = generation.build_pipeline(network, process, sampler, spec.codec, device=cpu)
@@ -37,7 +37,7 @@ def walked(start, **more):
 
 
 def check_pictures(codec, ours, theirs):
-    """The same, and rounded to the same bytes."""
+    """Compare samples before and after rounding to bytes."""
     assert relative_error(ours, theirs) < 1e-4
     assert (ours.abs() < 1).double().mean() > 0.1  # not all is clipped
     assert (codec.decode(ours).int() - codec.decode(theirs).int()).abs().max() <= 1
@@ -45,7 +45,7 @@ def check_pictures(codec, ours, theirs):
 
 
 def check_same(written, expected):
-    """Entry by entry, to the bit."""
+    """Compare state dicts bit by bit."""
     assert written.keys() == expected.keys()
     for name, value in expected.items():
         assert written[name].dtype == value.dtype
@@ -66,7 +66,7 @@ def test_unets_of_openai(command, case):
 
     x, t, y = arrays["x"], arrays["t"], arrays["y"]
     start, labels = noise(2, 3, 16, 16), torch.tensor([7, 0])
-    network, ours, codec = walked(start, y=labels)
+    network, ours, codec = sampled(start, y=labels)
     assert relative_error(network(x, t, y=y), arrays["out"]) < 1e-4
 
     def noise_of(x, t):
@@ -84,7 +84,7 @@ def test_unets_of_openai(command, case):
 
 
 def rotary_entries(weights):
-    """What its state dict also holds, at each attention along time: frequencies of 32 channels."""
+    """Return the rotary frequencies of 32 channels that each temporal attention stores."""
     ending = ".fn.fn.fn.to_qkv.weight"
     inside = [name for name in weights if name.endswith(ending) and "spatial" not in name]
     places = [name.removesuffix(ending) for name in inside]
@@ -94,7 +94,7 @@ def rotary_entries(weights):
 
 
 def in_training(weights, fixed, alpha_bar):
-    """The file of DiffPhyCon's trainer: raw weights are twice the average."""
+    """Return a file of DiffPhyCon's trainer whose raw weights are twice the average."""
     before = torch.cat([torch.ones(1), alpha_bar[:-1]])
     tables = {"betas": (1 - alpha_bar / before).float(), "alphas_cumprod": alpha_bar.float()}
     frozen = {f"model.{name}": value for name, value in fixed.items()}
@@ -122,19 +122,19 @@ def test_diffphycon(command):
     assert ended.status == 0, ended.err
     assert find("outputs/i", print).step == 1234
 
-    start, known = noise(2, 7, 5, 16, 16), noise(2, 7, 5, 16, 16).flip(0).clamp(-1, 1)
-    network, ours, _ = walked(start, condition=known)
+    start, condition = noise(2, 7, 5, 16, 16), noise(2, 7, 5, 16, 16).flip(0).clamp(-1, 1)
+    network, ours, _ = sampled(start, condition=condition)
     x, t = arrays["x"].transpose(1, 2), arrays["t"]  # theirs has frames before channels
     assert relative_error(network(x, t).transpose(1, 2), arrays["out"]) < 1e-4
 
     def noise_of(x, t):  # of the first three channels; the others are given
-        return network(torch.cat([x, known[:, 3:]], dim=1), torch.full((2,), t))
+        return network(torch.cat([x, condition[:, 3:]], dim=1), torch.full((2,), t))
 
     theirs = ddim(noise_of, start[:, :3], sigmoid(STEPS), CALLS)
-    # The first step divides the rounding of the network's answer by the 0.002 of signal there.
+    # The first step divides the rounding of the network's output by the 0.002 of signal there.
     assert relative_error(ours[:, :3], theirs) < 3e-4
     assert (theirs.abs() < 1).double().mean() > 0.1
-    assert torch.equal(ours[:, 3:], known[:, 3:])
+    assert torch.equal(ours[:, 3:], condition[:, 3:])
 
     for which, factor in (("ema", 1), ("raw", 2)):
         ended = command("export", "ckpt=outputs/i", "format=diffphycon", f"weights={which}",
@@ -146,7 +146,7 @@ def test_diffphycon(command):
         check_same(written, {key: factor * value for key, value in weights.items()})
 
 
-def test_what_shapes_only_suggest_can_be_said_otherwise(command):
+def test_options_override_guesses_from_shapes(command):
     """Attention of 16 channels may be the default's 4 heads, or 2 of 8."""
     source = "denoising-diffusion-pytorch-1d"
     kwargs = {"dim": 8, "dim_mults": (1, 2), "attn_heads": 2, "attn_dim_head": 8}
@@ -155,8 +155,8 @@ def test_what_shapes_only_suggest_can_be_said_otherwise(command):
     state = spec.build().state_dict()
     torch.save({original.map_to(name): value for name, value in state.items()}, "net.pt")
     options = (f"source={source}", "file=net.pt", "size=8", "version=2.3.4")
-    said = ("network.attn_heads=2", "network.attn_dim_head=8")
-    for name, extra, heads in (("a", (), [4, 4]), ("b", said, [2, 8])):
+    heads_options = ("network.attn_heads=2", "network.attn_dim_head=8")
+    for name, extra, heads in (("a", (), [4, 4]), ("b", heads_options, [2, 8])):
         ended = command("import", *options, f"name={name}", *extra)
         assert ended.status == 0, ended.err
         model = find(f"outputs/{name}", print).config["model"]

@@ -1,4 +1,4 @@
-"""Commands that run out of memory: one line with what needs less of it."""
+"""Commands that run out of memory: a one-line error with remedies."""
 
 import errno
 import gc
@@ -42,7 +42,7 @@ def cpu(*_, **__):
         (ValueError("out of memory"), (False, False, None)),
     ],
 )  # fmt: skip
-def test_errors_are_told_apart(error, expected):
+def test_kinds_of_errors_are_distinguished(error, expected):
     assert (is_out_of_memory(error), on_gpu(error), requested(error)) == expected
 
 
@@ -79,25 +79,23 @@ def test_training(command, tiny, monkeypatch):
          "trainer.batch_size"),
     ],
 )  # fmt: skip
-def test_only_what_helps_is_advised(accumulate, precision, model, remedies):
+def test_only_effective_remedies_are_suggested(accumulate, precision, model, remedies):
     trainer = {"batch_size": 8, "accumulate": accumulate, "precision": precision}
-    said = shortage(torch.OutOfMemoryError(GPU), {"trainer": trainer, "model": model})
+    message = shortage(torch.OutOfMemoryError(GPU), {"trainer": trainer, "model": model})
     what = "trainer.batch_size=8: the GPU ran out of memory (allocating 2.00 GiB); set "
-    assert str(said) == f"{what}{remedies}{BEGUN}"
+    assert str(message) == f"{what}{remedies}{BEGUN}"
 
 
 @pytest.mark.parametrize(
     ("batch", "accumulate", "world", "parts"),
     [(8, 1, 1, 2), (6, 2, 1, 6), (6, 1, 2, 3), (128, 1, 8, 2), (12, 2, 2, 6), (2, 1, 2, None)],
 )
-def test_micro_batches_that_are_advised_divide_the_batch(
-    monkeypatch, batch, accumulate, world, parts
-):
+def test_suggested_micro_batches_divide_the_batch(monkeypatch, batch, accumulate, world, parts):
     monkeypatch.setenv("WORLD_SIZE", str(world))
     trainer = {"batch_size": batch, "accumulate": accumulate, "precision": "no"}
-    said = str(shortage(MemoryError(), {"trainer": trainer, "model": {}}))
-    assert ("trainer.accumulate" in said) == (parts is not None)
-    assert parts is None or f"set trainer.accumulate={parts} (" in said
+    message = str(shortage(MemoryError(), {"trainer": trainer, "model": {}}))
+    assert ("trainer.accumulate" in message) == (parts is not None)
+    assert parts is None or f"set trainer.accumulate={parts} (" in message
 
 
 def test_the_remedy_works_and_a_checkpoint_is_not_called_damaged(command, tiny, monkeypatch):
@@ -136,7 +134,7 @@ def test_sampling_interpolating_and_evaluating(command, trained, monkeypatch):
         assert "Traceback" not in ended.err
     ended = command("sample", f"ckpt={trained}", "precision=bf16")
     assert ended.line.endswith("; use a smaller batch_size (with the same results)")
-    monkeypatch.setattr(checkpoint.Checkpoint, "weights", cpu)  # they are not called unfitting
+    monkeypatch.setattr(checkpoint.Checkpoint, "weights", cpu)  # not a mismatch
     ended = command("sample", f"ckpt={trained}")
     assert ended.line.startswith("ddpm-sample: batch_size=64: this machine ran out of memory (")
     ended = command("export", f"ckpt={trained}", "format=safetensors")
@@ -147,7 +145,7 @@ def test_sampling_interpolating_and_evaluating(command, trained, monkeypatch):
 
 
 def test_the_next_job_of_a_sweep_has_the_memory(command, tiny, monkeypatch):
-    """Nothing of a job stays in memory, also of one that ran out of it."""
+    """The memory of a job is freed, also after an out-of-memory error."""
     step, networks = Trainer.accumulate_gradient, []
 
     def first_fails(self, *args):

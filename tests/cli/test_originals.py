@@ -1,4 +1,4 @@
-"""The originals' own packages write checkpoints; they come here, draw the same and go back."""
+"""Import, equal sampling, and export of checkpoints that the original packages write."""
 
 import json
 import os
@@ -28,7 +28,7 @@ LUCIDRAINS = {
          "network": {**SMALL, "self_condition": True, "full_attn": [False, True],
                      "attn_dim_head": 8},
          "process": {"objective": "pred_noise", "beta_schedule": "linear"}},
-        ["network.attn_dim_head=8"],  # 4 heads of 8, or 1 of 32: the weights do not tell
+        ["network.attn_dim_head=8"],  # 4 heads of 8, or 1 of 32: the weights are ambiguous
         {"schedule": "linear", "objective": "PredNoise", "target": "UNet"},
     ),
     "2.3.4 images": (
@@ -61,18 +61,18 @@ VIDEO = {
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    """``package("name==version", ...)`` is a folder with these packages, from the registry."""
+    """Return a function: ``package("name==version", ...)`` downloads into a folder."""
 
-    def unpacked(*wanted):
+    def unpacked(*requirements):
         folder = tmp_path_factory.mktemp("wheels")
         pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet"]
         ended = subprocess.run(
-            [*pip, "--no-deps", "--only-binary=:all:", "--dest", folder, *wanted],
+            [*pip, "--no-deps", "--only-binary=:all:", "--dest", folder, *requirements],
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
-        assert ended.returncode == 0, f"pip could not download {wanted}: {ended.stderr}"
+        assert ended.returncode == 0, f"pip could not download {requirements}: {ended.stderr}"
         wheels = list(folder.glob("*.whl"))
-        assert len(wheels) == len(wanted)
+        assert len(wheels) == len(requirements)
         for wheel in wheels:
             zipfile.ZipFile(wheel).extractall(folder / "packages")
         return folder / "packages"
@@ -80,11 +80,11 @@ def package(tmp_path_factory):
     return unpacked
 
 
-def run(script, stage, told, packages):
-    """The numbers that an original gives, in a process of its own; its files lie here."""
+def run(script, stage, settings, packages):
+    """Return the arrays that a script of an original writes in a process of its own."""
     environment = {"PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     ended = subprocess.run(
-        [sys.executable, SCRIPTS / script, stage, json.dumps(told), "."],
+        [sys.executable, SCRIPTS / script, stage, json.dumps(settings), "."],
         env={**os.environ, **environment}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-3000:]
@@ -93,25 +93,25 @@ def run(script, stage, told, packages):
 
 
 def check_import(command, theirs, *options):
-    """Import ``model-1.pt``; the networks answer as theirs do. Gives the header's config."""
+    """Import ``model-1.pt``, compare the outputs of the networks, and return the config."""
     ended = command("import", "file=model-1.pt", "name=i", *options)
     assert ended.status == 0, ended.err
-    found = find("outputs/i", print)
-    assert found.step == theirs["step"] == TRAINED
+    checkpoint = find("outputs/i", print)
+    assert checkpoint.step == theirs["step"] == TRAINED
     x, t = theirs["x"], theirs["t"]
     for which in ("raw", "ema"):
-        net = instantiate.trained(found, which)[0].eval()
+        net = instantiate.trained(checkpoint, which)[0].eval()
         with torch.no_grad():
             assert relative_error(net(x, t), theirs[which]) < 1e-4
             if "known" in theirs:
-                known = net(x, t, x_self_cond=theirs["known"])
-                assert relative_error(known, theirs[f"{which}_known"]) < 1e-4
+                output = net(x, t, x_self_cond=theirs["known"])
+                assert relative_error(output, theirs[f"{which}_known"]) < 1e-4
     assert relative_error(theirs["raw"], theirs["ema"]) > 1e-2
-    return found.config
+    return checkpoint.config
 
 
 def sampled(start):
-    """What the imported run makes of x_T with deterministic DDIM, in model space; and its codec."""
+    """Return deterministic DDIM samples of the imported run from x_T, in model space; its codec."""
     network, process, spec = instantiate.trained(find("outputs/i", print), "ema")
     sampler = DDIM(steps=CALLS, spacing="trailing")
     cpu = torch.device("cpu")
@@ -120,7 +120,7 @@ def sampled(start):
 
 
 def check_pictures(pictures, values):
-    """Bytes are these numbers in 0..1, rounded, which leaves no choice but at a tie."""
+    """Check that bytes are the rounded values in 0..1; ties may round either way."""
     assert pictures.dtype == torch.uint8
     theirs = 255 * values.double()
     assert float((pictures.double() - theirs).abs().max()) < 0.5 + 255e-4
@@ -131,12 +131,12 @@ def check_pictures(pictures, values):
 
 @pytest.mark.parametrize("case", LUCIDRAINS)
 def test_denoising_diffusion_pytorch(command, package, case):
-    told, options, expected = LUCIDRAINS[case]
+    settings, options, expected = LUCIDRAINS[case]
     version, kind = case.split()
     images = kind == "images"
-    told = {**told, "calls": CALLS, "trained": TRAINED}
+    settings = {**settings, "calls": CALLS, "trained": TRAINED}
     packages = package(f"denoising-diffusion-pytorch=={version}")
-    theirs = run("lucidrains.py", "make", told, packages)
+    theirs = run("lucidrains.py", "make", settings, packages)
     system = "denoising-diffusion-pytorch" + ("" if images else "-1d")
     config = check_import(command, theirs, f"source={system}", "size=8", *options)
     for key, name in expected.items():
@@ -154,7 +154,7 @@ def test_denoising_diffusion_pytorch(command, package, case):
     ended = command("export", "ckpt=outputs/i", f"format={system}", "out=model-2.pt")
     assert ended.status == 0, ended.err
     assert torch.load("model-2.pt", weights_only=True)["version"] == version
-    back = run("lucidrains.py", "load", told, packages)
+    back = run("lucidrains.py", "load", settings, packages)
     for name in ("step", "raw", "ema", "raw_known", "ema_known"):
         assert name not in theirs or torch.equal(back[name], theirs[name]), name
     assert relative_error(back["sample"], theirs["sample"]) < 1e-5  # our tables, in float32

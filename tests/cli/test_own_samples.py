@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddpm.data import Folder, Sequences, Videos
 from ddpm.errors import ConfigError
-from ddpm.evaluation.reference_data import images
+from ddpm.evaluation.reference_data import read_images
 from ddpm.outputs import RECORD
 
 QUICK = ("steps=1", "num_samples=3")
@@ -19,7 +19,7 @@ QUICK = ("steps=1", "num_samples=3")
 
 @pytest.fixture
 def gen(command, trained):
-    """A folder of three samples with their trajectory."""
+    """Folder of three samples with their trajectory."""
     ended = command("sample", f"ckpt={trained}", "out=gen", "trajectory=true", *QUICK)
     assert ended.status == 0, ended.err
     return "gen"
@@ -36,7 +36,7 @@ def read(data):
 def test_pictures(command, trained, gen, capsys):
     drawn = pixels(*(f"gen/images/0000{n}.png" for n in range(3)))
     assert torch.equal(read(Folder(path=gen)), drawn)
-    assert torch.equal(images(gen, "samples", {}).read(range(3)), drawn)
+    assert torch.equal(read_images(gen, "samples", {}).read(range(3)), drawn)
     with pytest.raises(ConfigError, match=r"00000\.png is not in a class folder"):
         Folder(path=gen, class_cond=True)
     Path("both").mkdir()
@@ -47,8 +47,8 @@ def test_pictures(command, trained, gen, capsys):
     capsys.readouterr()
     Image.new("L", (3, 3)).save("gen/mine.png")
     assert len(Folder(path=gen)) == 3
-    told = "gen: only the samples in images are read, not mine.png"
-    assert capsys.readouterr().err == f"warning: {told}\n"
+    message = "gen: only the samples in images are read, not mine.png"
+    assert capsys.readouterr().err == f"warning: {message}\n"
     ended = command(
         "interpolate", f"ckpt={trained}", "a=1", "b=2", "num_frames=4", "steps=1", "out=i"
     )
@@ -61,7 +61,7 @@ def test_arrays_of_images(command, trained, gen):
     for format in ("npz", "npy"):
         out = ("format=" + format, f"out={format}")
         assert command("sample", f"ckpt={trained}", *QUICK, *out).status == 0
-        assert torch.equal(images(format, "samples", {}).read(range(3)), drawn)
+        assert torch.equal(read_images(format, "samples", {}).read(range(3)), drawn)
         with pytest.raises(ConfigError) as caught:
             Folder(path=format)
         problem = "cannot be read here; use samples of format=png"
@@ -87,25 +87,25 @@ def test_evaluation_of_samples_against_samples(command, gen):
         Folder(path="e")  # the picture of samples in an evaluation is not one of them
 
 
-def test_a_grid_of_the_users_is_a_picture(gen):
+def test_grids_of_the_user_are_data(gen):
     Path("own").mkdir()
     Image.new("L", (8, 8)).save("own/grid.png")
     assert len(Folder(path="own")) == 1
     Image.new("L", (8, 8)).save("gen/grid.png")  # in place of ours
     shutil.copytree("gen", "all/gen")
     assert len(Folder(path="all", image_size=8)) == 4
-    Path("gen", RECORD).unlink()  # or of an earlier version: as ever
+    Path("gen", RECORD).unlink()  # or of an earlier version
     assert len(Folder(path=gen, image_size=8)) == 4
 
 
-def test_samples_that_are_incomplete_are_read_with_a_warning(gen, capsys):
+def test_incomplete_samples_are_read_with_a_warning(gen, capsys):
     record = json.loads(Path("gen", RECORD).read_text())
     record["commands"]["sample"]["complete"] = False
     Path("gen", RECORD).write_text(json.dumps(record))
     capsys.readouterr()
     assert len(Folder(path=gen)) == 3
-    told = "gen: sampling was interrupted; the samples may be incomplete, or of two calls"
-    assert capsys.readouterr().err == f"warning: {told}\n"
+    message = "gen: sampling was interrupted; the samples may be incomplete, or of two calls"
+    assert capsys.readouterr().err == f"warning: {message}\n"
 
 
 def test_sequences(command, tiny):

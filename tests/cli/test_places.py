@@ -1,4 +1,4 @@
-"""Runs that are resumed and evaluated from another folder than they were started in."""
+"""Runs that are resumed and evaluated from a different folder."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ DATA = ("data=sequence", "data.path=in/a.npy", "data.axes=NLC", *NET)
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """The folder ``work``, with sequences (N, L, C), and beside it the folder ``other``."""
+    """Folder ``work`` with sequences (N, L, C), beside the folder ``other``."""
     for name in ("work/in", "other"):
         (tmp_path / name).mkdir(parents=True)
     values = np.random.default_rng(0).normal(size=(12, 16, 2)).astype(np.float32)
@@ -26,7 +26,7 @@ def work(tmp_path, monkeypatch):
 
 @pytest.fixture
 def train(command, tiny):
-    """``train(3, "name=a", ...)`` trains to step 3; gives what was printed."""
+    """Return a function: ``train(3, "name=a", ...)`` trains to step 3 and returns the output."""
 
     def run(step, *options):
         ended = command("train", f"trainer.max_steps={step}", *options)
@@ -58,7 +58,7 @@ def test_a_run_is_resumed_from_other_folders(command, work, train, tiny, monkeyp
     os.chdir(work.parent)
     work.rename("moved")
     os.chdir("moved")
-    ended = train(5, "resume=outputs/a")  # not where they were: as it was typed
+    ended = train(5, "resume=outputs/a")  # not at the stored path: as typed
     moved = f"data.path: {work / 'in/a.npy'} until step 4, from now on in/a.npy"
     assert moved in ended.out.splitlines()
     assert config("outputs/a")["data"]["path"] == str(work.parent / "moved/in/a.npy")
@@ -78,7 +78,7 @@ def test_a_run_is_resumed_from_other_folders(command, work, train, tiny, monkeyp
 
 def test_runs_of_earlier_versions_stored_relative_paths(command, work, train, tiny, monkeypatch):
     channels_first = np.load("in/a.npy").swapaxes(1, 2)[:, :, :2]
-    np.save("in/b.npy", channels_first.repeat(4, axis=1))  # (12, 8, 2): all were read in this way
+    np.save("in/b.npy", channels_first.repeat(4, axis=1))  # (12, 8, 2), the axes of all data then
     old = ("data=sequence", "data.path=in/b.npy", *NET, "model.dim_mults=[1]")
     with monkeypatch.context() as patch:
         patch.setattr(paths, "stored", lambda config: config)
@@ -90,28 +90,28 @@ def test_runs_of_earlier_versions_stored_relative_paths(command, work, train, ti
     assert "data." not in train(2, "name=a", *old, *tiny).out
     file.write_text(text.replace("  axes: NCL\n", ""))
     os.chdir(work.parent / "other")
-    found = work / "in/b.npy"
+    located = work / "in/b.npy"
     ended = train(3, f"resume={work / 'outputs/a'}")
-    assert f"data.path=in/b.npy: not found here; reading {found}" in ended.err
-    assert config(work / "outputs/a")["data"]["path"] == str(found)
+    assert f"data.path=in/b.npy: not found here; reading {located}" in ended.err
+    assert config(work / "outputs/a")["data"]["path"] == str(located)
 
 
-def test_what_is_stored_and_found(tmp_path, monkeypatch):
+def test_paths_are_stored_as_absolute_and_located_after_a_move(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("train", "a b", "x/runs/r", "x/d"):
         Path(name).mkdir(parents=True)
-    asked = {"data": {"path": "a b"}, "evaluation": {"reference": "train"}, "seed": 1}
-    kept = paths.stored(asked)
-    assert kept["data"]["path"] == str(tmp_path / "a b")
-    assert kept["evaluation"] == {"reference": "train"}  # a part of the data, not that folder
-    assert kept[paths.TYPED] == {"data.path": "a b"} and asked["data"] == {"path": "a b"}
-    assert paths.stored(kept) == kept
+    config = {"data": {"path": "a b"}, "evaluation": {"reference": "train"}, "seed": 1}
+    stored = paths.stored(config)
+    assert stored["data"]["path"] == str(tmp_path / "a b")
+    assert stored["evaluation"] == {"reference": "train"}  # a part of the data, not that folder
+    assert stored[paths.TYPED] == {"data.path": "a b"} and config["data"] == {"path": "a b"}
+    assert paths.stored(stored) == stored
     assert paths.stored({"data": {"path": "org/name"}}) == {"data": {"path": "org/name"}}
     monkeypatch.setenv("HOME", str(tmp_path))
     old = {"data": {"path": "~/a b"}, paths.TYPED: 7}
     assert paths.located(old, tmp_path)["data"]["path"] == f"{tmp_path}/a b"
-    found = paths.located({"data": {"path": "d"}}, tmp_path / "x/runs/r")
-    assert found["data"]["path"] == str(tmp_path / "x/d")
+    moved = paths.located({"data": {"path": "d"}}, tmp_path / "x/runs/r")
+    assert moved["data"]["path"] == str(tmp_path / "x/d")
     assert paths.located({"data": None, "seed": 1}, tmp_path) == {"data": None, "seed": 1}
     assert paths.is_same("data.path", "a b", str(tmp_path / "a b"))
     assert not paths.is_same("seed", "1", "1")

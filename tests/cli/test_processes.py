@@ -30,7 +30,7 @@ OPTIONS = (
 
 @pytest.fixture
 def launched(tmp_path, monkeypatch):
-    """``launched(2, "train", ...)`` runs a command in so many processes and gives its output."""
+    """Return a function: ``launched(2, "train", ...)`` runs two processes, returns the output."""
     monkeypatch.chdir(tmp_path)
     root = str(Path(__file__).resolve().parents[2])
     environment = {
@@ -57,8 +57,8 @@ def images(folder):
 
 
 def test_two_processes_train_resume_and_sample(launched):
-    told = launched(2, "train", "name=whole", "trainer.max_steps=4", *OPTIONS)
-    assert told.count("training to step 4") == told.count("done: ") == 1
+    output = launched(2, "train", "name=whole", "trainer.max_steps=4", *OPTIONS)
+    assert output.count("training to step 4") == output.count("done: ") == 1
     assert sorted(os.listdir("outputs")) == ["latest", "whole"]
     grids = sorted(os.listdir("outputs/whole/samples"))
     assert grids == ["step-00000002.png", "step-00000004.png"]
@@ -66,8 +66,8 @@ def test_two_processes_train_resume_and_sample(launched):
     assert len(lines) == 4
 
     launched(2, "train", "name=cut", "trainer.max_steps=2", *OPTIONS)
-    told = launched(2, "train", "resume=outputs/cut", "trainer.max_steps=4")
-    assert told.count("training from step 2 to step 4") == 1
+    output = launched(2, "train", "resume=outputs/cut", "trainer.max_steps=4")
+    assert output.count("training from step 2 to step 4") == 1
     whole, cut = (checkpoint.newest(Path("outputs", n), pytest.fail) for n in ("whole", "cut"))
     assert whole is not None and cut is not None and whole.step == cut.step == 4
     for which in ("raw", "ema"):
@@ -83,7 +83,7 @@ def test_two_processes_train_resume_and_sample(launched):
     assert written.complete and len(written.files) == 6
     assert not list(Path("two").glob(".ddpm-part-*"))
     assert all(np.abs(x - y).max() <= 1 for x, y in zip(two, one, strict=True))
-    # Fewer samples than processes: the main process has them, and the film.
+    # Fewer samples than processes: the main process draws them and writes the trajectory.
     launched(2, "sample", "out=few", "trajectory=true", *sampling[:2], "num_samples=1")
     assert (images("few/images")[0] == one[0]).all() and Path("few/trajectory.gif").is_file()
 

@@ -1,4 +1,4 @@
-"""The Python interface gives what the commands write."""
+"""Equality of the results of the Python interface and the commands."""
 
 import json
 import subprocess
@@ -112,12 +112,12 @@ def test_numbers_and_classes_of_numpy_and_torch(command, tiny):
     model = ddpm.load("outputs/c")
     expected = model.sample(2, steps=1, classes=[3, 7])
     for classes in (np.array([3, 7]), torch.tensor([3, 7]), (3, "7")):
-        found = model.sample(np.int64(2), steps=1, classes=classes)
-        assert all(map(torch.equal, found, expected))
+        samples = model.sample(np.int64(2), steps=1, classes=classes)
+        assert all(map(torch.equal, samples, expected))
     assert isinstance(hash(model), int)
 
 
-def test_half_precision_is_near(trained):
+def test_half_precision_is_close(trained):
     full = ddpm.load(trained).sample(2, steps=2).data.float()
     half = ddpm.load(trained, precision="bf16").sample(2, steps=2).data.float()
     assert 0 < (full - half).abs().max() < 8
@@ -128,7 +128,7 @@ def test_half_precision_is_near(trained):
     [
         ({"n": 0}, "n=0: must be at least 1"),
         ({"batch_size": 0}, "batch_size=0: must be at least 1"),
-        ({"sampler": "dimm"}, "sampler=dimm: there is no such sampler; did you mean 'ddim'?"),
+        ({"sampler": "dimm"}, "sampler=dimm: unknown sampler; did you mean 'ddim'?"),
         ({"steps": 2000}, "steps=2000: the process has 1000 steps; use 1 to 1000"),
         ({"sampler": DDIM(), "steps": 5}, "steps=5: DDIM has steps of its own; set them there"),
         ({"classes": [3]}, "classes=[3]: the model knows no classes; "),
@@ -141,14 +141,14 @@ def test_half_precision_is_near(trained):
         ({"guidance_rescale": "much"}, "guidance_rescale=much: must be a number"),
     ],
 )
-def test_mistakes_are_config_errors(trained, options, line):
+def test_invalid_arguments_raise_config_errors(trained, options, line):
     few = {} if "sampler" in options else {"steps": 1}
     with pytest.raises(ConfigError) as error:
         ddpm.load(trained).sample(**{"n": 1, **few, **options})
     assert str(error.value).startswith(line)
 
 
-def test_data_of_another_shape_and_missing_runs_are_refused(trained, tmp_path):
+def test_data_of_another_shape_and_missing_runs_are_rejected(trained, tmp_path):
     model = ddpm.load(trained)
     with pytest.raises(
         ConfigError, match=r"a=shape \(8, 8\): the model's data are of shape \(1, 8, 8\)"
@@ -226,7 +226,7 @@ def test_training_from_python_equals_the_command(command, tiny):
     for file in ("model.safetensors", "ema.safetensors"):
         assert (runs[0] / file).read_bytes() == (runs[1] / file).read_bytes()
     config = yaml.safe_load(Path("outputs/a/config.yaml").read_text())
-    again = ddpm.train({**config, "name": "b"})  # a complete config resumes what is done
+    again = ddpm.train({**config, "name": "b"})  # a complete config resumes a finished run
     assert again.checkpoint.step == 2
     assert torch.equal(again.sample(2, steps=2).data, model.sample(2, steps=2).data)
 

@@ -1,4 +1,4 @@
-"""A run that goes on is the run that was never stopped, bit for bit on a CPU."""
+"""Equality of resumed and uninterrupted runs, bit for bit on a CPU."""
 
 import json
 import os
@@ -26,9 +26,9 @@ HARD = (
 
 
 def last(run):
-    found = checkpoint.newest(Path(run), pytest.fail)
-    assert found is not None
-    return found
+    newest = checkpoint.newest(Path(run), pytest.fail)
+    assert newest is not None
+    return newest
 
 
 def assert_equal(one, other):
@@ -81,7 +81,7 @@ def test_the_seed_matters(command, tiny):
     assert any(not torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_damaged_checkpoint_is_passed_over(command, tiny):
+def test_a_damaged_checkpoint_is_skipped(command, tiny):
     options = ("name=a", "trainer.checkpoint_every=2", *tiny)
     assert command("train", "trainer.max_steps=4", *options).status == 0
     weights = Path("outputs/a/checkpoints/step-00000004/model.safetensors")
@@ -94,20 +94,20 @@ def test_a_damaged_checkpoint_is_passed_over(command, tiny):
     assert_equal(last("outputs/a"), last("outputs/b"))
 
 
-def test_a_run_that_lost_all_its_checkpoints_does_not_start_again(command, trained):
+def test_a_run_without_intact_checkpoints_does_not_restart(command, trained):
     Path(trained, "checkpoints/step-00000002/manifest.json").write_text("{")
     ended = command("train", f"resume={trained}", "trainer.max_steps=4")
     assert ended.status == 1
     assert "is damaged: its manifest.json cannot be read" in ended.line
 
 
-def test_a_finished_run_says_so(command, trained):
+def test_a_finished_run_is_reported(command, trained):
     ended = command("train", f"resume={trained}")
     assert ended.status == 0
     assert "is done: 2 steps" in ended.out
 
 
-def test_options_that_a_run_did_not_know_are_no_change(command, trained):
+def test_options_newer_than_a_run_are_not_changes(command, trained):
     """An evaluation of earlier versions had no options for folders."""
     file = Path(trained, "config.yaml")
     config = yaml.safe_load(file.read_text())
@@ -120,7 +120,7 @@ def test_options_that_a_run_did_not_know_are_no_change(command, trained):
     assert changed == ["trainer.max_steps: 2 until step 2, from now on 3"]
 
 
-def test_other_options_are_refused_with_their_names(command, trained):
+def test_different_options_are_rejected_by_name(command, trained):
     ended = command("train", f"resume={trained}", "trainer.lr=0.5", "schedule=linear", "seed=3")
     assert ended.status == 1
     for part in (
@@ -140,7 +140,7 @@ def waves(path, channels=1, scale=1.0):
 SEQUENCES = ("data=sequence", "model=unet1d", "model.dim_mults=[1,2]", "name=w")
 
 
-def test_a_moved_data_set_is_named_alone(command, tiny):
+def test_a_moved_data_set_needs_only_its_path(command, tiny):
     waves("a.npy")
     options = ("data.path=a.npy", "trainer.max_steps=2", *SEQUENCES, *tiny)
     assert command("train", *options).status == 0
@@ -152,7 +152,7 @@ def test_a_moved_data_set_is_named_alone(command, tiny):
     assert ended.line == ("ddpm-train: data.pat=b.npy: unknown option; did you mean 'data.path'?")
 
 
-def test_other_data_are_refused(command, tiny):
+def test_different_data_are_rejected(command, tiny):
     waves("a.npy")
     options = ("data.path=a.npy", "trainer.max_steps=2", *SEQUENCES, *tiny)
     assert command("train", *options).status == 0
@@ -179,7 +179,7 @@ def test_cosine_decay_to_another_end_warns(command, tiny):
     "name",
     ["SIGTERM", *(pytest.param(n, marks=pytest.mark.slow) for n in OTHER_SIGNALS)],
 )
-def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on(command, tiny, monkeypatch, name):
+def test_a_signal_stops_with_a_checkpoint_and_the_run_resumes(command, tiny, monkeypatch, name):
     from ddpm.training import Trainer
 
     losses, calls = Trainer._losses, []
@@ -195,9 +195,10 @@ def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on(command, tiny, mon
         patch.setattr(Trainer, "_losses", signalled)
         ended = command("train", "name=i", *options)
     assert ended.status == 75
-    kept = "outputs/i/checkpoints/step-00000005"
-    told = f"stopped at step 5, with a checkpoint in {kept}; ddpm-train resume=outputs/i goes on"
-    assert ended.err.strip().splitlines()[-1] == f"ddpm-train: {told}"
+    folder = "outputs/i/checkpoints/step-00000005"
+    message = f"stopped at step 5, with a checkpoint in {folder}"
+    message = f"ddpm-train: {message}; to resume: ddpm-train resume=outputs/i"
+    assert ended.err.strip().splitlines()[-1] == message
     ended = command("train", "resume=outputs/i")
     assert ended.status == 0 and "from step 5 to step 9" in ended.out
     assert command("train", "name=whole", *options).status == 0
@@ -208,8 +209,8 @@ def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on(command, tiny, mon
     ]  # fmt: skip
 
 
-def test_a_checkpoint_of_another_config_in_the_folder_is_refused(command, tiny):
-    """Whatever config.yaml says: what was trained stands in the checkpoint."""
+def test_a_checkpoint_of_another_config_in_the_folder_is_rejected(command, tiny):
+    """The config in the checkpoint counts, not config.yaml."""
     assert command("train", "name=a", "trainer.max_steps=2", *tiny).status == 0
     options = ("trainer.max_steps=3", "objective=pred_noise", "seed=7", "trainer.lr=0.5")
     assert command("train", "name=b", *tiny, *options).status == 0
@@ -221,7 +222,7 @@ def test_a_checkpoint_of_another_config_in_the_folder_is_refused(command, tiny):
 
 
 @pytest.mark.parametrize("resume", ["name=a", "resume=outputs/a"])
-def test_a_new_learning_rate_needs_override_and_is_written_down(command, tiny, resume):
+def test_a_new_learning_rate_requires_override_and_is_logged(command, tiny, resume):
     options = ("trainer.max_steps=2", *tiny) if resume.startswith("name") else ()
     assert command("train", "name=a", "trainer.max_steps=2", *tiny).status == 0
     options = (*options[1:], "trainer.lr=0.005", "trainer.max_steps=4")
@@ -245,7 +246,7 @@ def test_a_new_learning_rate_needs_override_and_is_written_down(command, tiny, r
     assert ended.status == 1 and ended.line.endswith("leave them, or start a new run")
 
 
-def test_another_batch_size_goes_on_where_the_data_were_left(command, tiny):
+def test_another_batch_size_continues_the_order_of_the_data(command, tiny):
     options = [o for o in tiny if "batch_size" not in o]
     begin = ("name=a", "trainer.max_steps=3", "trainer.batch_size=8")
     assert command("train", *begin, *options).status == 0

@@ -1,4 +1,4 @@
-"""Data of sizes that the original networks refuse, trained without an option for it."""
+"""Training on data of sizes that the original networks reject."""
 
 import sys
 from pathlib import Path
@@ -39,8 +39,8 @@ def test_pictures_of_28x28_train_without_an_option_and_the_run_resumes(command, 
     assert (model["dim_mults"], model["pad"]) == ([1, 2, 4], False)
     ended = command("train", "trainer.max_steps=2", *options, "model.dim_mults=null")
     assert ended.status == 0 and "from step 1" in ended.out, ended.err
-    found = checkpoint.newest(Path("outputs/a"), pytest.fail)
-    assert found is not None and found.step == 2 and found.config["model"] == model
+    newest = checkpoint.newest(Path("outputs/a"), pytest.fail)
+    assert newest is not None and newest.step == 2 and newest.config["model"] == model
     ended = command("train", "trainer.max_steps=3", *options, "model.dim_mults=[1,2]")
     assert ended.status == 1 and "model.dim_mults ([1,2,4] there, [1,2] here)" in ended.line
 
@@ -78,17 +78,17 @@ def test_padded_networks_sample_and_are_not_exported_to_systems_that_do_not_pad(
 def test_configs_of_earlier_versions_keep_their_networks(node, earlier):
     complete = with_defaults(node, "model")
     assert {name: complete[name] for name in earlier} == earlier
-    # What is null in a new command is compared once the size of the data is known.
-    asked = {**complete, **dict.fromkeys(earlier)}
-    assert instantiate.adapted_as(asked, complete) == complete
+    # Options that are null in a new command are compared once the size of the data is known.
+    requested = {**complete, **dict.fromkeys(earlier)}
+    assert instantiate.adapted_as(requested, complete) == complete
 
 
-def test_options_of_the_size_that_are_typed_are_compared_as_they_are():
+def test_typed_options_of_the_size_are_compared_unchanged():
     there = {"_target_": "ddpm.models.IDDPMUNet", "channel_mult": [1, 2], "pad": False}
     there["attention_resolutions"] = [2]
-    asked = {**there, "channel_mult": [1, 1], "pad": None, "attention_resolutions": [2, 4]}
-    assert instantiate.adapted_as(asked, there) == {**asked, "pad": False}
-    assert instantiate.adapted_as({**asked, "channel_mult": None}, there) == there
+    requested = {**there, "channel_mult": [1, 1], "pad": None, "attention_resolutions": [2, 4]}
+    assert instantiate.adapted_as(requested, there) == {**requested, "pad": False}
+    assert instantiate.adapted_as({**requested, "channel_mult": None}, there) == there
     other = {"_target_": UNET, "dim_mults": None, "pad": None}
     assert instantiate.adapted_as(other, there) == other
 
@@ -117,7 +117,7 @@ def test_networks_are_smaller_where_training_begins_on_a_cpu(target, on_cpu, els
     assert instantiate.sized(node, "cpu", stored={**wide, "_target_": "own"}) == {**node, **on_cpu}
 
 
-def test_the_defaults_of_a_cpu_are_told_stored_and_kept(command, monkeypatch):
+def test_the_defaults_of_a_cpu_are_printed_stored_and_reused(command, monkeypatch):
     np.save("a.npy", np.linspace(-1, 1, 320, dtype=np.float32).reshape(40, 1, 8))
     options = ("name=a", "data=sequence", "data.path=a.npy", "model=unet1d", "model.dim_mults=[1]")
     options = (*options, "sampler.steps=1", "trainer.preview_samples=1", "device=cpu")
@@ -133,13 +133,13 @@ def test_the_defaults_of_a_cpu_are_told_stored_and_kept(command, monkeypatch):
     monkeypatch.setattr("ddpm.training.trainer.default_learning_rate", lambda network: 0.5)
     ended = command("train", "trainer.max_steps=2", *options)
     assert ended.status == 0 and "by default" not in ended.out, ended.err
-    kept = yaml.safe_load(Path("outputs/a/config.yaml").read_text())
-    assert kept["model"] == config["model"] and kept["trainer"]["lr"] == 1e-3
+    resumed = yaml.safe_load(Path("outputs/a/config.yaml").read_text())
+    assert resumed["model"] == config["model"] and resumed["trainer"]["lr"] == 1e-3
     ended = command("train", "trainer.max_steps=3", *options, "trainer.lr=1e-4")
     assert ended.status == 1 and "trainer.lr (0.001 there, 0.0001 here)" in ended.line
 
 
-def test_null_takes_the_number_of_the_run_and_changes_nothing(command, tiny):
+def test_null_uses_the_stored_value(command, tiny):
     pictures(8, 8)
     options = ("name=a", *FOLDER, "trainer.preview_every=0", "device=cpu")
     null = ("trainer.lr=null", "trainer.batch_size=null", "model.dim=null")
@@ -183,11 +183,11 @@ def test_networks_of_plugins_have_defaults_of_their_own(command, monkeypatch, na
     assert ended.status == 0, ended.err
 
 
-def test_a_stored_option_that_a_class_of_the_user_s_now_has_by_default_is_kept():
-    asked = {"trainer": {}, "model": {"_target_": "mine.Own"}}
+def test_stored_options_override_new_defaults_of_a_custom_class():
+    requested = {"trainer": {}, "model": {"_target_": "mine.Own"}}
     stored_run = {"model": {"_target_": "mine.Own", "dim": 64}, "trainer": {"lr": 1e-4}}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(instantiate, "exported", lambda target, key: models.SimpleUNet)
-        assert with_numbers(asked, stored_run) == {
+        assert with_numbers(requested, stored_run) == {
             "trainer": {"lr": 1e-4}, "model": {**stored_run["model"], "width": 64}
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What takes minutes: the default run as it stands, guidance, and torch.compile."""
+"""Tests that take minutes: the default run, guidance, and torch.compile."""
 
 import json
 from pathlib import Path
@@ -15,14 +15,14 @@ pytestmark = pytest.mark.slow
 
 
 def frechet(one, other):
-    """The Frechet distance of two sets of vectors, from their means and covariances."""
+    """Return the Frechet distance of two sets of vectors."""
     a, b = np.cov(one.T), np.cov(other.T)
     crossed = np.sqrt(np.linalg.eigvals(a @ b).real.clip(min=0)).sum()
     return ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(a + b) - 2 * crossed
 
 
 def measured(command, *options):
-    """What ``ddpm-evaluate`` finds in pixels."""
+    """Return the metrics of ``ddpm-evaluate`` in pixels."""
     ended = command("evaluate", *options, "extractor=pixels", "out=measured")
     assert ended.status == 0, ended.err
     rows = json.loads(Path("measured/evaluation.json").read_text())["metrics"]
@@ -43,20 +43,20 @@ def test_the_default_run_draws_digits(command):
     assert frechet(drawn, real) < 1.2 * halves
     ours = measured(command, "ckpt=outputs/d")["fid_1797"]
     assert command("train", "name=untrained", "trainer.max_steps=1").status == 0
-    nothing = measured(command, "ckpt=outputs/untrained", "weights=raw")["fid_1797"]
+    untrained = measured(command, "ckpt=outputs/untrained", "weights=raw")["fid_1797"]
     for name, part in (("a", order[:898]), ("b", order[898:])):
         np.savez(
             f"{name}.npz", arr_0=np.rint(real[part] * 255).astype(np.uint8).reshape(-1, 8, 8, 1)
         )
     (between,) = measured(command, "samples=a.npz", "reference=b.npz").values()
     assert between == pytest.approx(halves, rel=1e-3)
-    assert ours < 1.2 * between and ours < nothing / 50
+    assert ours < 1.2 * between and ours < untrained / 50
     # A classifier of real digits finds all ten, none rarer than half its share, and its five
     # neighbours mostly agree, as they do for real ones.
-    judge = KNeighborsClassifier(5).fit(real, digits.target)
-    counts = np.bincount(judge.predict(drawn), minlength=10)
+    classifier = KNeighborsClassifier(5).fit(real, digits.target)
+    counts = np.bincount(classifier.predict(drawn), minlength=10)
     assert counts.min() > 90 and counts.max() < 360
-    assert (judge.predict_proba(drawn).max(1) >= 0.8).mean() > 0.85
+    assert (classifier.predict_proba(drawn).max(1) >= 0.8).mean() > 0.85
 
 
 def test_compile_trains_the_same(command, tiny):
@@ -75,26 +75,26 @@ def test_compile_trains_the_same(command, tiny):
 
 
 def test_guidance_draws_the_class_asked_for(command):
-    """A classifier of real digits agrees with the class asked for in at least 97 of 100."""
+    """A classifier of real digits agrees with the class requested for in at least 97 of 100."""
     options = ("data.class_cond=true", "diffusion.label_dropout=0.1", "trainer.preview_every=0")
     ended = command("train", "name=g", *options)
     assert ended.status == 0, ended.err
     digits = load_digits()
     real = np.round(digits.data * 255 / 16)
-    judge = SVC(gamma=0.001 * (16 / 255) ** 2)
+    classifier = SVC(gamma=0.001 * (16 / 255) ** 2)
     held_out = np.arange(len(real)) % 3 == 0
-    judge.fit(real[~held_out], digits.target[~held_out])
-    assert judge.score(real[held_out], digits.target[held_out]) > 0.98
-    judge.fit(real, digits.target)
+    classifier.fit(real[~held_out], digits.target[~held_out])
+    assert classifier.score(real[held_out], digits.target[held_out]) > 0.98
+    classifier.fit(real, digits.target)
     options = ("guidance=3", "num_samples=500", "batch_size=500", "steps=50", "format=npz", "out=s")
     assert command("sample", "ckpt=outputs/g", *options).status == 0
     with np.load("s/samples.npz") as file:
-        drawn, asked = file["arr_0"].reshape(500, 64), file["arr_1"]
-    assert np.array_equal(np.bincount(asked), [50] * 10)
-    assert (judge.predict(drawn.astype(float)) == asked).mean() >= 0.97
-    # Not by drawing one picture a class: they differ nearly as much as real ones of a class do.
+        drawn, requested = file["arr_0"].reshape(500, 64), file["arr_1"]
+    assert np.array_equal(np.bincount(requested), [50] * 10)
+    assert (classifier.predict(drawn.astype(float)) == requested).mean() >= 0.97
+    # The samples of a class differ nearly as much as real images of a class do.
     spread, real_spread = (
         np.mean([values[labels == digit].std(0).mean() for digit in range(10)])
-        for values, labels in ((drawn, asked), (real, digits.target))
+        for values, labels in ((drawn, requested), (real, digits.target))
     )
     assert spread > 0.5 * real_spread

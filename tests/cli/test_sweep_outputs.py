@@ -1,4 +1,4 @@
-"""Jobs of a sweep that would write to the same place each have their own."""
+"""Separate output places for jobs of a sweep that would write to the same one."""
 
 import json
 from pathlib import Path
@@ -23,9 +23,9 @@ CASES = [  # command, arguments, the rewritten argument, the places of the jobs
 
 @pytest.mark.parametrize(("command", "arguments", "changed", "places"), CASES)
 def test_jobs_with_the_same_place_are_numbered(command, arguments, changed, places):
-    given = ["-m", *arguments.split()]
-    found, lines = separate(command, given)
-    assert found == [one for one in given if not one.startswith(("out=", "name="))] + [changed]
+    typed = ["-m", *arguments.split()]
+    separated, lines = separate(command, typed)
+    assert separated == [one for one in typed if not one.startswith(("out=", "name="))] + [changed]
     assert [line.strip() for line in lines[1:]] == places.split("|")
 
 
@@ -59,7 +59,7 @@ def test_a_sweep_of_evaluations_keeps_the_results_of_every_job(command, trained,
     assert "  e/0: seed=0\n  e/1: seed=1\n" in ended.out
 
 
-def test_the_other_commands_do_likewise(command, trained):
+def test_sweeps_of_sample_and_export_separate_their_outputs(command, trained):
     ended = command(
         "sample", "-m", f"ckpt={trained}", "seed=0,1", "num_samples=1", "steps=1", "out=s"
     )

@@ -1,4 +1,4 @@
-"""Sweeps: a folder a job, one failing job, going on, and the table at the end."""
+"""Sweeps: one folder per job, failing jobs, resuming, and the table at the end."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from ddpm.training.run import Run
 
 NAMED = Path("outputs/multirun/lr")
 STAMP = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
-FAILS = "model.dim=12"  # its eight groups do not divide it
+FAILS = "model.dim=12"  # not divisible by its eight groups
 
 
 def rows(place=NAMED):
@@ -34,7 +34,7 @@ def numbered(place=NAMED):
 
 @pytest.fixture
 def sweep(command, tiny):
-    """``sweep(...)`` is a sweep of two learning rates with the name ``lr``, and more options."""
+    """Return a function: ``sweep(...)`` runs a sweep ``lr`` of two learning rates."""
 
     def run(*more, lr="0.001,0.002", steps=2):
         options = ("name=lr", f"trainer.lr={lr}", f"trainer.max_steps={steps}", *tiny)
@@ -44,7 +44,7 @@ def sweep(command, tiny):
 
 
 def failing(monkeypatch, error, lr=0.002):
-    """Let the job with one learning rate raise this instead of training."""
+    """Make the job with learning rate ``lr`` raise ``error`` instead of training."""
     train = TrainingLoop.train
 
     def raise_or_train(self):
@@ -81,17 +81,17 @@ def test_a_sweep_ends_with_a_table_of_all_jobs_and_survives_one_that_fails(sweep
         assert int(row["best_step"]) == 1 + losses.index(min(losses))
     assert table[1]["loss"] == table[1]["best_loss"] == table[1]["best_step"] == ""
 
-    told = ended.out.splitlines()[-7:]
-    assert told[0].split() == "job trainer.lr model.dim status steps loss best at step".split()
+    printed = ended.out.splitlines()[-7:]
+    assert printed[0].split() == "job trainer.lr model.dim status steps loss best at step".split()
     loss = f"{float(table[2]['loss']):.4g}"
-    assert told[3].split()[:6] == ["2", "0.002", "8", "done", "2", loss]
-    assert told[4].split()[:8] == ["3", "0.002", "12", "failed", "0", "-", "-", "-"]
-    assert told[5:] == [str(NAMED / "sweep.csv"), str(NAMED / "sweep.png")]
+    assert printed[3].split()[:6] == ["2", "0.002", "8", "done", "2", loss]
+    assert printed[4].split()[:8] == ["3", "0.002", "12", "failed", "0", "-", "-", "-"]
+    assert printed[5:] == [str(NAMED / "sweep.csv"), str(NAMED / "sweep.png")]
     assert Image.open(NAMED / "sweep.png").size == (1320, 600)
 
 
 @pytest.mark.slow
-def test_the_same_command_goes_on_with_every_job(sweep):
+def test_the_same_command_resumes_every_job(sweep):
     assert sweep().status == 0
     before = rows()
     ended = sweep()
@@ -102,7 +102,7 @@ def test_the_same_command_goes_on_with_every_job(sweep):
     ended = sweep(steps=3)
     assert ended.status == 0 and ended.out.count("training from step 2 to step 3") == 2
     assert [row["steps"] for row in rows()] == ["3", "3"]
-    # A job that has become another one is refused; the table forgets the jobs of the last time.
+    # Jobs with different options are rejected; the table contains the jobs of the last call only.
     ended = sweep(lr="0.005", steps=3)
     assert ended.status == 1 and "trainer.lr (0.001 there, 0.005 here)" in ended.line
     assert [(row["job"], row["status"], row["steps"]) for row in rows()] == [("0", "failed", "3")]
@@ -135,7 +135,7 @@ def test_an_unforeseen_error_has_its_traceback_and_the_others_run(sweep, monkeyp
     ]
 
 
-def test_being_told_to_stop_ends_the_sweep(sweep, monkeypatch):
+def test_a_signal_ends_the_sweep(sweep, monkeypatch):
     failing(monkeypatch, Stopped("stopped by SIGTERM"))
     ended = sweep(lr="0.001,0.002,0.003")
     assert ended.status == 75
@@ -144,7 +144,7 @@ def test_being_told_to_stop_ends_the_sweep(sweep, monkeypatch):
     assert not (NAMED / "2").exists()
 
 
-def test_in_another_process_being_stopped_keeps_later_jobs_from_starting(sweep, monkeypatch):
+def test_a_job_stopped_in_another_process_prevents_later_jobs(sweep, monkeypatch):
     failing(monkeypatch, Stopped("stopped by SIGTERM"))
     real, starter = sweeps.record_job, os.getpid() + 1
     monkeypatch.setattr(
@@ -153,8 +153,8 @@ def test_in_another_process_being_stopped_keeps_later_jobs_from_starting(sweep, 
     ended = sweep(lr="0.001,0.002,0.003")
     assert ended.status == 75
     assert [row["status"] for row in rows()] == ["done", "stopped", "stopped"]
-    said = "another job of the sweep was stopped: this one is not started"
-    assert rows()[2]["error"] == said and numbered(NAMED / "2") == []
+    message = "another job of the sweep was stopped: this one is not started"
+    assert rows()[2]["error"] == message and numbered(NAMED / "2") == []
 
 
 def test_another_command_that_fails_in_another_process_is_not_lost(command, trained, monkeypatch):
@@ -166,7 +166,7 @@ def test_another_command_that_fails_in_another_process_is_not_lost(command, trai
     assert "Traceback" not in ended.err
 
 
-REFUSED = {
+REJECTED = {
     "out=a,b": "out=a,b: is the parent folder of the whole sweep; set one value",
     "name=a,b": "name=a,b: names the whole sweep, whose jobs are numbered below it; set one value",
     "hydra.sweep.subdir=a": "hydra.sweep.subdir: the folder of a job is its number; leave it out, "
@@ -174,15 +174,15 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("argument", REFUSED)
+@pytest.mark.parametrize("argument", REJECTED)
 def test_one_sweep_has_one_folder(command, argument):
     ended = command("train", "-m", argument)
-    assert ended.status == 1 and ended.line == f"ddpm-train: {REFUSED[argument]}"
+    assert ended.status == 1 and ended.line == f"ddpm-train: {REJECTED[argument]}"
     assert list(Path().iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["../far", "a/b", "''", "..", "latest"])
-def test_a_name_that_is_no_folder_is_refused_by_the_jobs(command, tmp_path, name):
+def test_an_invalid_name_is_rejected_by_the_jobs(command, tmp_path, name):
     ended = command("train", "-m", f"name={name}", "seed=0,1")
     assert ended.status == 1
     assert all(line.startswith("ddpm-train: name=") for line in ended.err.strip().splitlines())
@@ -199,7 +199,7 @@ def test_a_name_that_is_no_folder_is_refused_by_the_jobs(command, tmp_path, name
         (["hydra.mode=MULTIRUN", "name=null"], "${out}/multirun/STAMP"),
         (["--multi", "out=x"], "${out}/multirun/STAMP"),
         (["-m", "hydra.sweep.dir=mine"], None),
-        (["-m", "name=["], "${out}/multirun/STAMP"),  # Hydra will tell
+        (["-m", "name=["], "${out}/multirun/STAMP"),  # Hydra reports the error
         (["name=lr"], None),
     ],
 )
@@ -213,7 +213,7 @@ NETWORKS = ("model=unet,simple_unet", "model.width=8", "trainer.max_steps=1")
 
 
 def jobs_of(monkeypatch):
-    """Let jobs do nothing; gives the overrides of each that is started."""
+    """Replace the work of jobs; return a list for the overrides of each started job."""
     from ddpm.cli import app
 
     started = []
@@ -222,7 +222,7 @@ def jobs_of(monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_option_goes_to_the_jobs_whose_choice_has_it(command, tiny):
+def test_an_option_applies_to_the_jobs_whose_choice_has_it(command, tiny):
     small = [option for option in tiny if not option.startswith("model.")]
     options = ("name=lr", *NETWORKS, "model.dim=8,16", *small)
     ended = command("train", "-m", *options)
@@ -304,7 +304,7 @@ NOWHERE = {
 
 
 @pytest.mark.parametrize("typed", NOWHERE)
-def test_an_option_that_no_choice_has_is_refused_before_any_job(command, monkeypatch, typed):
+def test_an_option_of_no_choice_is_rejected_before_any_job(command, monkeypatch, typed):
     started = jobs_of(monkeypatch)
     ended = command("train", "-m", *typed)
     assert (ended.status, started) == (1, [])
@@ -314,14 +314,14 @@ def test_an_option_that_no_choice_has_is_refused_before_any_job(command, monkeyp
         assert not Path("outputs").exists()
 
 
-def test_one_run_is_no_sweep(command, tiny):
+def test_a_single_run_is_not_a_sweep(command, tiny):
     assert command("train", "name=one", "trainer.max_steps=1", *tiny).status == 0
     assert sorted(os.listdir("outputs")) == ["latest", "one"]
     assert not list(Path("outputs").rglob("job.json"))
 
 
-def told(place, number, overrides, losses=(), **more):
-    """A job's folder as a job leaves it; ``losses`` by step."""
+def write_job(place, number, overrides, losses=(), **more):
+    """Write the folder of a finished job with ``losses`` by step; return it."""
     folder = place / str(number)
     folder.mkdir(parents=True)
     record = {"overrides": overrides, "status": "done", "error": None, "folder": str(folder)}
@@ -332,13 +332,13 @@ def told(place, number, overrides, losses=(), **more):
 
 
 def test_the_table_is_by_number_and_shows_what_differs(tmp_path):
-    told(tmp_path, 10, ["seed=0", "+model.dim=8", "plugins='a b'"], [3.0, 1.0, 2.0])
-    told(tmp_path, 9, ["seed=0", "+model.dim=16", "plugins='c'"], [2.0, float("nan"), None])
-    (told(tmp_path, 11, ["seed=0"], status="running") / "checkpoints/step-00000007").mkdir(
+    write_job(tmp_path, 10, ["seed=0", "+model.dim=8", "plugins='a b'"], [3.0, 1.0, 2.0])
+    write_job(tmp_path, 9, ["seed=0", "+model.dim=16", "plugins='c'"], [2.0, float("nan"), None])
+    (write_job(tmp_path, 11, ["seed=0"], status="running") / "checkpoints/step-00000007").mkdir(
         parents=True
     )
-    (told(tmp_path, 12, []) / "job.json").write_text("{")
-    told(tmp_path, "other", [])
+    (write_job(tmp_path, 12, []) / "job.json").write_text("{")
+    write_job(tmp_path, "other", [])
     nine, ten, eleven, broken = sweep_table.jobs(tmp_path)
     assert ten.options == {"seed": "0", "model.dim": "8", "plugins": "a b"}
     assert (nine.number, nine.loss != nine.loss, nine.best, nine.steps) == (9, True, (1, 2.0), 3)
@@ -350,13 +350,13 @@ def test_the_table_is_by_number_and_shows_what_differs(tmp_path):
 
 def test_only_options_that_differ_have_a_column(tmp_path):
     for number in (0, 1):
-        told(tmp_path, number, ["seed=0", f"trainer.lr={number}"])
+        write_job(tmp_path, number, ["seed=0", f"trainer.lr={number}"])
     assert [job.options for job in sweep_table.jobs(tmp_path)] == [{"trainer.lr": x} for x in "01"]
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are saved."""
+    """Return a list of the figures that are saved."""
     from matplotlib.figure import Figure
 
     figures = []
@@ -367,10 +367,10 @@ def drawn(monkeypatch):
     return figures
 
 
-def test_the_picture_names_the_best_twenty_in_their_order(tmp_path, drawn):
+def test_the_legend_lists_the_best_twenty_in_order(tmp_path, drawn):
     for number in range(25):
         losses = [] if number == 3 else [2.0, float("nan") if number == 4 else 1 / (1 + number)]
-        told(tmp_path, number, [f"trainer.lr={number}", "plugins=[$a$]"], losses)
+        write_job(tmp_path, number, [f"trainer.lr={number}", "plugins=[$a$]"], losses)
     assert sweep_table.draw(sweep_table.jobs(tmp_path), tmp_path / "sweep.png")
     (figure,) = drawn
     (axes,), (legend,) = figure.axes, figure.legends
@@ -385,7 +385,7 @@ def test_the_picture_names_the_best_twenty_in_their_order(tmp_path, drawn):
 
 def test_losses_that_are_not_comparable_carry_a_warning(tmp_path, drawn):
     for number, name in enumerate(("PredNoise", "PredV", "PredNoise")):
-        folder = told(tmp_path, number, [f"objective={name}"], [2.0, 1.0 / (1 + number)])
+        folder = write_job(tmp_path, number, [f"objective={name}"], [2.0, 1.0 / (1 + number)])
         config = f"objective: {{_target_: ddpm.diffusion.{name}}}\nmodel: {{_target_: none.Own}}\n"
         (folder / "config.yaml").write_text(config)
     jobs = sweep_table.jobs(tmp_path)
@@ -402,16 +402,16 @@ def test_losses_that_are_not_comparable_carry_a_warning(tmp_path, drawn):
     assert "loss_group" not in (tmp_path / "same.csv").read_text()
     assert len(sweep_table.write(jobs, tmp_path)) == 2
     (figure,) = drawn
-    said = f"{warning} Those with the same line style are."
-    assert figure.get_supxlabel().replace("\n", " ") == said
+    message = f"{warning} Those with the same line style are."
+    assert figure.get_supxlabel().replace("\n", " ") == message
     (axes,) = figure.axes
     assert [line.get_linestyle() for line in axes.lines] == ["-", "--", "-"]  # best first
     assert axes.get_title() == tmp_path.name
 
 
-def test_dollars_in_the_picture_are_no_formulas(tmp_path, drawn):
+def test_dollars_in_the_legend_are_escaped(tmp_path, drawn):
     for number in (0, 1):
-        told(tmp_path, number, [f"data.path=$x^{number}$"], [1.0 + number])
+        write_job(tmp_path, number, [f"data.path=$x^{number}$"], [1.0 + number])
     assert sweep_table.draw(sweep_table.jobs(tmp_path), tmp_path / "sweep.png")
     names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert names == [rf"{1 + n}  job {n}: data.path=\$x^{n}\$" for n in (0, 1)]
@@ -422,14 +422,14 @@ def test_curves_are_running_means_of_a_twentieth():
     assert sweep_table._smooth(range(40)) == [0, *(n + 0.5 for n in range(39))]
 
 
-def test_no_curve_no_picture(tmp_path):
-    told(tmp_path, 0, [])
+def test_no_figure_without_curves(tmp_path):
+    write_job(tmp_path, 0, [])
     assert not sweep_table.draw(sweep_table.jobs(tmp_path), tmp_path / "sweep.png")
     assert not (tmp_path / "sweep.png").exists()
 
 
 def launcher_options(launcher):
-    """Options of a sweep in other processes; skips where the launcher is not installed."""
+    """Return options of a sweep in other processes; skip if the launcher is not installed."""
     extra = launcher.partition("_")[0]
     plugin = f"hydra_plugins.hydra_{extra}_launcher"
     pytest.importorskip(plugin, reason=f"the launcher is in the extra ddpm[{extra}]")
@@ -474,7 +474,7 @@ def test_launchers_that_run_the_jobs_in_other_processes(launcher, tmp_path, tiny
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_jobs_in_other_processes_are_told_to_stop_and_save(launcher, tmp_path, tiny):
+def test_a_signal_stops_jobs_in_other_processes_with_a_checkpoint(launcher, tmp_path, tiny):
     options = [*launcher_options(launcher), "trainer.max_steps=100000", *tiny]
     process = started(tmp_path, options)
     metrics = [tmp_path / NAMED / str(number) / "metrics.jsonl" for number in (0, 1)]

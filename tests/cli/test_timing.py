@@ -1,4 +1,4 @@
-"""Training for a time, and the duration that is said at the start."""
+"""Training for a duration, and the estimate that is printed at the start."""
 
 import json
 from pathlib import Path
@@ -18,12 +18,14 @@ NODE = {"_target_": "ddpm.training.Trainer"}
 
 @pytest.fixture
 def measured(monkeypatch):
-    """The seconds that trials were asked to take; a step in the loop takes 0.1 s."""
-    asked = []
+    """Requested requested of trials in seconds; a step in the loop takes 0.1 s."""
+    requested = []
     monkeypatch.setattr(
-        timing, "seconds_per_step", lambda _, *, seconds: asked.append(seconds) or 0.1 / timing.LOOP
+        timing,
+        "seconds_per_step",
+        lambda _, *, seconds: requested.append(seconds) or 0.1 / timing.LOOP,
     )
-    return asked
+    return requested
 
 
 def planned(training, *, timed):
@@ -74,7 +76,7 @@ def test_evaluations_are_not_part_of_the_duration(measured):
     assert made.line() == "600 steps: about 60 s on this machine, without evaluations"
 
 
-def test_a_run_for_a_time_keeps_its_plan(command, tiny, measured):
+def test_a_run_for_a_duration_keeps_its_number_of_steps(command, tiny, measured):
     options = ("trainer.checkpoint_every=3", *tiny)
     ended = command("train", "name=a", "trainer.max_minutes=0.0108", *options)  # 6.48 steps
     assert ended.status == 0, ended.err
@@ -97,14 +99,14 @@ def test_a_run_for_a_time_keeps_its_plan(command, tiny, measured):
     assert checkpoint.newest(Path("outputs/a"), pytest.fail).config["trainer"]["max_steps"] == 7
 
 
-def test_a_time_and_a_number_of_steps_are_refused(command):
+def test_a_duration_and_a_number_of_steps_are_rejected(command):
     ended = command("train", "trainer.max_minutes=5", "trainer.max_steps=70")
     assert ended.status == 1 and ended.line == (
         "ddpm-train: trainer.max_minutes=5: cannot stand beside trainer.max_steps=70; leave one out"
     )
 
 
-def test_options_that_a_stored_trainer_lacks_do_what_they_did():
+def test_missing_options_of_a_stored_trainer_have_their_earlier_defaults():
     made = with_defaults(NODE, "trainer")
     assert made["ema_window"] is None and made["checkpoint_minutes"] is None
     assert (made["lr_warmup"], made["preview_every"], made["max_minutes"]) == (1000, 5000, None)
@@ -112,8 +114,8 @@ def test_options_that_a_stored_trainer_lacks_do_what_they_did():
     assert Trainer.legacy_defaults.keys() <= made.keys()
 
 
-def test_a_run_of_an_earlier_version_goes_on_as_it_began(command, tiny):
-    """The same command then means other defaults, which are not the run's."""
+def test_a_run_of_an_earlier_version_keeps_its_options(command, tiny):
+    """The new defaults of the same command do not apply to the run."""
     typed = [one for one in tiny if not one.startswith("trainer.lr_warmup")]
     old = ("trainer.lr_warmup=1000", "trainer.ema_window=null", "trainer.checkpoint_minutes=null")
     assert command("train", "name=old", "trainer.max_steps=2", *typed, *old).status == 0

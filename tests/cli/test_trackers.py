@@ -1,4 +1,4 @@
-"""Trackers as a user turns them on; the calls themselves are in ``tests/training``."""
+"""Trackers of the train command; their calls are tested in ``tests/training``."""
 
 import json
 import sys
@@ -42,12 +42,13 @@ def records():
 
 
 def events():
-    found = EventAccumulator(str(RUN / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
-    found.Reload()
-    return found
+    sizes = {"scalars": 0, "images": 0}
+    accumulator = EventAccumulator(str(RUN / "tensorboard"), size_guidance=sizes)
+    accumulator.Reload()
+    return accumulator
 
 
-def test_an_unknown_tracker_is_refused_before_any_work(command):
+def test_an_unknown_tracker_is_rejected_before_training(command):
     ended = command("train", "name=tiny", "trainer.trackers=[tensorbord]")
     assert (ended.status, ended.out) == (1, "")
     assert ended.line == (
@@ -61,7 +62,7 @@ def test_an_unknown_tracker_is_refused_before_any_work(command):
     "name, remedy",
     [("tensorboard", "'ddpm[tensorboard]'"), ("wandb", "wandb"), ("trackio", "trackio")],
 )
-def test_a_missing_package_is_refused_before_any_work(command, monkeypatch, name, remedy):
+def test_a_missing_package_is_rejected_before_training(command, monkeypatch, name, remedy):
     monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     ended = command("train", "name=tiny", f"trainer.trackers=[{name}]")
     assert (ended.status, ended.out) == (1, "")
@@ -72,8 +73,8 @@ def test_a_missing_package_is_refused_before_any_work(command, monkeypatch, name
     assert not RUN.exists()
 
 
-def test_tensorboard_says_what_metrics_jsonl_says(command, tiny):
-    """Also of a run that went on with another choice of trackers, which is no other run."""
+def test_tensorboard_has_the_values_of_metrics_jsonl(command, tiny):
+    """The choice of trackers may change when a run is resumed."""
     options = ("name=tiny", *tiny, "trainer.preview_every=2", "trainer.preview_samples=4")
     first = command("train", *options, "trainer.max_steps=2", "trainer.trackers=[tensorboard]")
     assert first.status == 0, first.err
@@ -87,25 +88,25 @@ def test_tensorboard_says_what_metrics_jsonl_says(command, tiny):
     third = command("train", "resume=outputs/tiny", "trainer.max_steps=5", "trainer.trackers=[]")
     assert third.status == 0, third.err
 
-    written, found = records(), events()
+    written, logged_events = records(), events()
     assert [record["step"] for record in written] == [1, 2, 3, 4, 5]
     names = {key for record in written for key, value in record.items() if value is not None}
-    assert set(found.Tags()["scalars"]) == names - {"step"}
+    assert set(logged_events.Tags()["scalars"]) == names - {"step"}
     for name in names - {"step"}:
-        wanted = [(r["step"], r[name]) for r in written[:4] if r.get(name) is not None]
-        logged = [(event.step, event.value) for event in found.Scalars(name)]
-        assert [step for step, _ in logged] == [step for step, _ in wanted], name
-        for (_, got), (_, value) in zip(logged, wanted, strict=True):
-            assert got == pytest.approx(value, rel=1e-6), name  # it keeps float32
-    shown = found.Images("samples")
+        expected = [(r["step"], r[name]) for r in written[:4] if r.get(name) is not None]
+        logged = [(event.step, event.value) for event in logged_events.Scalars(name)]
+        assert [step for step, _ in logged] == [step for step, _ in expected], name
+        for (_, actual), (_, value) in zip(logged, expected, strict=True):
+            assert actual == pytest.approx(value, rel=1e-6), name  # it keeps float32
+    shown = logged_events.Images("samples")
     assert [event.step for event in shown] == [2, 4]
     with Image.open(RUN / "samples/step-00000004.png") as grid:
         assert (shown[1].width, shown[1].height) == grid.size
-    text = found.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    text = logged_events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "    trainer.max_steps=2\n" in text and "    model.dim=8\n" in text
 
 
-def test_one_that_fails_while_training_does_not_stop_it(command, tiny, tmp_path, monkeypatch):
+def test_a_failing_tracker_does_not_stop_training(command, tiny, tmp_path, monkeypatch):
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages/wandb.py").write_text(BROKEN)
     monkeypatch.syspath_prepend(str(tmp_path / "packages"))

@@ -1,4 +1,4 @@
-"""Videos through the commands: what is given stays, motion is seen, mistakes are told."""
+"""Videos through the commands: conditions, previews as films, and error messages."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ MODEL = (
 
 @pytest.fixture
 def clips(command):
-    """Eight clips (2 channels, 4 frames, 8x8) in the working folder."""
+    """Write eight clips (2 channels, 4 frames, 8x8) to the working folder; return them."""
     made = np.random.default_rng(0).integers(0, 256, (8, 2, 4, 8, 8), np.uint8)
     np.savez("clips.npz", arr_0=made)
     return made
@@ -35,7 +35,7 @@ def trained(command, *options):
         assert film.n_frames == 4
 
 
-def test_given_frames_and_channels_come_out_as_they_went_in(command, clips):
+def test_conditioning_frames_and_channels_are_unchanged(command, clips):
     trained(command, "data.condition.cond_frames=2", "data.condition.channels=[1]")
     np.save("first.npy", clips[3:5])
     options = ("num_samples=5", "batch_size=2", "steps=3", "out=s")
@@ -43,11 +43,11 @@ def test_given_frames_and_channels_come_out_as_they_went_in(command, clips):
     assert ended.status == 0, ended.err
     with np.load("s/samples.npz") as file:
         drawn = file["arr_0"]
-    wanted = clips[[3, 4, 3, 4, 3]]  # in turn
+    expected = clips[[3, 4, 3, 4, 3]]  # in turn
     assert drawn.shape == (5, 2, 4, 8, 8) and drawn.dtype == np.uint8
-    assert np.array_equal(drawn[:, :, :2], wanted[:, :, :2])
-    assert np.array_equal(drawn[:, 1], wanted[:, 1])
-    assert (drawn[:, 0, 2:] != wanted[:, 0, 2:]).mean() > 0.9
+    assert np.array_equal(drawn[:, :, :2], expected[:, :, :2])
+    assert np.array_equal(drawn[:, 1], expected[:, 1])
+    assert (drawn[:, 0, 2:] != expected[:, 0, 2:]).mean() > 0.9
     with Image.open("s/videos/00004.gif") as film:
         assert film.n_frames == 4 and film.size == (16, 8)  # two channels side by side
     with Image.open("s/grid.gif") as film:
@@ -64,7 +64,7 @@ def test_a_learned_variance_with_given_channels(command, clips):
         assert np.array_equal(file["arr_0"][:, 0], clips[[0, 0], 0])
 
 
-def test_interpolation_of_videos_keeps_what_is_given(command, clips):
+def test_interpolation_of_videos_keeps_the_condition(command, clips):
     trained(command, "data.condition.cond_frames=1")
     np.save("a.npy", clips[:1])
     np.save("b.npy", clips[1:2])
@@ -84,19 +84,19 @@ def test_interpolation_of_videos_keeps_what_is_given(command, clips):
     )
 
 
-def test_what_is_said_of_a_missing_or_needless_condition(command, clips, trained_digits):
+def test_errors_of_a_missing_or_superfluous_condition(command, clips, trained_digits):
     ended = command("sample", f"ckpt={trained_digits}", "condition=clips.npz")
     assert (ended.status, ended.line) == (
         1,
-        "ddpm-sample: condition=clips.npz: the model is given nothing; leave it out, or train with "
-        "data.condition",
+        "ddpm-sample: condition=clips.npz: the model is not conditioned on data; leave it out, or "
+        "train with data.condition",
     )
     trained(command, "data.condition.cond_frames=1")
     ended = command("sample", "ckpt=outputs/v")
     assert (ended.status, ended.line) == (
         1,
-        "ddpm-sample: condition: is missing: the model is given part of the data; name a file that "
-        "holds it",
+        "ddpm-sample: condition: is missing: the model is conditioned on part of the data; name a "
+        "file of it",
     )
     ended = command("sample", "ckpt=outputs/v", "condition=none.gif")
     assert ended.status == 1

@@ -1,4 +1,4 @@
-"""Processes that a command starts itself: how many, where not, and that they change nothing."""
+"""Processes that a command starts: their number, errors, and equal results."""
 
 import hashlib
 import os
@@ -31,7 +31,7 @@ def alone(monkeypatch):
         (2, "cuda", 1, 2),  # they share it
     ],
 )
-def test_how_many_are_started(monkeypatch, processes, device, gpus, expected):
+def test_number_of_processes(monkeypatch, processes, device, gpus, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert count(Launch(processes=processes), device) == expected
 
@@ -49,27 +49,27 @@ def test_how_many_are_started(monkeypatch, processes, device, gpus, expected):
         ),
     ],
 )
-def test_numbers_that_make_no_sense(monkeypatch, processes, gpus, line):
+def test_invalid_numbers_of_processes(monkeypatch, processes, gpus, line):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(ConfigError) as caught:
         count(Launch(processes=processes), "auto")
     assert str(caught.value) == line
 
 
-def test_inside_a_launcher_no_more_are_started(monkeypatch):
+def test_a_launcher_starts_no_more_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert count(Launch(), "auto") == 1
     with pytest.raises(ConfigError) as caught:
         count(Launch(processes=2), "auto")
-    said = "launch.processes=2: the launcher has started the processes; leave it out"
-    assert str(caught.value) == said
-    monkeypatch.setenv("DDPM_WORKERS", "2")  # it was us
+    message = "launch.processes=2: the launcher has started the processes; leave it out"
+    assert str(caught.value) == message
+    monkeypatch.setenv("DDPM_WORKERS", "2")  # by this command
     assert count(Launch(processes=2), "auto") == 1
 
 
 @pytest.mark.parametrize("flag", ["-m", "--multirun", "--multi", "hydra.mode=MULTIRUN"])
-def test_a_sweep_inside_a_launcher_is_refused(monkeypatch, flag):
+def test_a_sweep_inside_a_launcher_is_rejected(monkeypatch, flag):
     reject_sweep([flag, "seed=1,2"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
@@ -83,8 +83,8 @@ def test_a_sweep_inside_a_launcher_is_refused(monkeypatch, flag):
 
 
 @pytest.mark.slow
-def test_a_mistake_is_told_once_and_leaves_no_folder(command, tiny):
-    """It is found by both workers, before they know of each other and after."""
+def test_an_error_is_printed_once_and_leaves_no_folder(command, tiny):
+    """Both workers detect it, before and after they are connected."""
     for option, line in (
         ("trainer.max_steps=0", "trainer.max_steps=0: must be at least 1"),
         (
@@ -99,7 +99,7 @@ def test_a_mistake_is_told_once_and_leaves_no_folder(command, tiny):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_three_processes_that_go_on_are_those_that_were_never_stopped(command, tiny, accumulate):
+def test_three_processes_resume_to_the_bits_of_an_uninterrupted_run(command, tiny, accumulate):
     """The sum of three gradients depends on how they are arranged, see ``Trainer.settle``."""
     options = (
         "launch.processes=3",

@@ -23,9 +23,9 @@ def stopped(shell, started):
     """The step that a run has stopped at, having said so and left what it promises."""
     assert started.end() == 75, started.err
     step = shell.step()
-    kept = f"outputs/x/checkpoints/step-{step:08d}"
-    told = f"stopped at step {step}, with a checkpoint in {kept}; ddpm-train resume=outputs/x"
-    assert sum(line.endswith(f"{told} goes on") for line in started.err.splitlines()) == 1
+    message = f"stopped at step {step}, with a checkpoint in outputs/x/checkpoints/step-{step:08d}"
+    message += "; to resume: ddpm-train resume=outputs/x"
+    assert sum(line.endswith(message) for line in started.err.splitlines()) == 1
     assert "Traceback" not in started.err
     assert shell.kept()[0] == step and shell.leftovers() == []
     return step
