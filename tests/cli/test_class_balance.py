@@ -1,4 +1,4 @@
-"""Samples for an evaluation have the class frequencies of the training data."""
+"""Class frequencies of the training data in the samples of an evaluation."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ from ddpm.evaluation.class_balance import BY_FREQUENCY, IN_TURN, balanced
 COUNTS = [9, 1, 4, 0, 30]
 
 
-def test_every_first_n_samples_have_the_frequencies_to_less_than_one():
+def test_the_first_n_samples_have_the_frequencies_within_one():
     classes = balanced(COUNTS, 200)
     counted = np.eye(5)[classes].cumsum(0)
     expected = np.arange(1, 201)[:, None] * np.array(COUNTS) / sum(COUNTS)
@@ -28,7 +28,7 @@ def test_every_first_n_samples_have_the_frequencies_to_less_than_one():
     assert counted[43].tolist() == COUNTS and balanced(COUNTS, 7) == classes[:7]
 
 
-def test_equal_frequencies_come_in_turn_and_those_of_the_digits_nearly_so():
+def test_equal_frequencies_alternate_the_classes():
     assert balanced([5, 5, 5], 7) == [0, 1, 2, 0, 1, 2, 0]
     assert balanced([0, 3, 0], 3) == [1, 1, 1]
     counts = Digits(class_cond=True).class_counts()
@@ -36,19 +36,19 @@ def test_equal_frequencies_come_in_turn_and_those_of_the_digits_nearly_so():
     assert counts is not None and balanced(counts, 18) == [*range(10), *range(8)]
 
 
-def test_data_sets_count_labels_and_parts_their_own(tmp_path):
+def test_class_counts_of_data_sets_and_their_parts(tmp_path):
     data = Digits(class_cond=True)
     parts = split(data, 0.1)
-    train, held = parts.train.class_counts(), parts.held_out.class_counts()
-    assert [a + b for a, b in zip(train, held, strict=True)] == data.class_counts()
-    assert sum(held) == 180 and Digits().class_counts() is None
+    train, held_out = parts.train.class_counts(), parts.held_out.class_counts()
+    assert [a + b for a, b in zip(train, held_out, strict=True)] == data.class_counts()
+    assert sum(held_out) == 180 and Digits().class_counts() is None
     assert split(parts.train, 0.5).held_out.class_counts([0]).count(1) == 1
     np.savez(tmp_path / "s.npz", arr_0=np.zeros((4, 2, 8), np.float32), arr_1=[0, 1, 1, 1])
     made = Sequences(path=str(tmp_path / "s.npz"), class_cond=True, low=-1, high=1)
     assert made.class_counts() == [1, 3]
 
 
-def test_they_are_kept_and_checkpoints_without_them_are_read():
+def test_class_counts_are_stored_and_optional():
     state = DataSpec.from_dataset(Digits(class_cond=True)).state()
     assert DataSpec.from_metadata(state).class_counts == state["class_counts"]
     del state["class_counts"]
@@ -58,7 +58,7 @@ def test_they_are_kept_and_checkpoints_without_them_are_read():
             DataSpec.from_metadata({**state, "class_counts": wrong})
 
 
-def test_evaluations_draw_by_them_and_say_so(command, tiny, monkeypatch):
+def test_evaluations_sample_by_frequency_and_record_it(command, tiny, monkeypatch):
     rng = np.random.default_rng(0)
     for name, count in (("cat", 12), ("dog", 4)):
         Path("pets", name).mkdir(parents=True)
@@ -100,14 +100,14 @@ def test_evaluations_draw_by_them_and_say_so(command, tiny, monkeypatch):
         rows = 2 if expected is provenance else 3  # 8 samples of one class fill a square
         assert Image.open(io.BytesIO(base64.b64decode(shown[0]))).height == rows * 66 + 2
     assert BY_FREQUENCY in Path("e/report.html").read_text() or drawn == [1] * 8
-    _forget_counts(checkpoint)
+    _remove_counts(checkpoint)
     assert command("evaluate", "ckpt=outputs/a", "out=e", *options).status == 0
     assert drawn[8:] == [0, 1] * 4
     assert json.loads(Path("e/evaluation.json").read_text())["metrics"][0]["classes"] == IN_TURN
 
 
-def _forget_counts(folder):
-    """Make a checkpoint one of an earlier version."""
+def _remove_counts(folder):
+    """Remove the class counts, as in a checkpoint of an earlier version."""
     import hashlib
 
     header, manifest = folder / "config.json", folder / "manifest.json"

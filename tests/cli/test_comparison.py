@@ -1,4 +1,4 @@
-"""Several runs measured alike: one table, sorted, with samples side by side."""
+"""Comparison of several runs: one sorted table, with samples side by side."""
 
 import json
 import re
@@ -13,7 +13,7 @@ OPTIONS = ("metrics=[fid,loss]", "num_samples=8", "num_images=4", "batch_size=4"
 
 @pytest.fixture
 def sweep(command, tiny):
-    """The folder of a sweep of two jobs."""
+    """Folder of a sweep of two jobs."""
     options = ("name=s", "trainer.lr=0.001,0.01", "trainer.max_steps=3", *tiny)
     ended = command("train", "-m", *options)
     assert ended.status == 0, ended.err
@@ -21,7 +21,7 @@ def sweep(command, tiny):
 
 
 def rows(out):
-    """The table that was printed, as dictionaries."""
+    """Return the printed table as dictionaries."""
     lines = [line.split() for line in out.splitlines()]
     head = next(n for n, line in enumerate(lines) if line[:2] == ["run", "step"])
     return [dict(zip(lines[head], line, strict=True)) for line in lines[head + 1 : -1]]
@@ -33,7 +33,7 @@ def evaluated(run):
     ]
 
 
-def test_the_jobs_of_a_sweep_are_ranked_and_not_measured_twice(command, sweep):
+def test_the_jobs_of_a_sweep_are_ranked_and_evaluated_once(command, sweep):
     ended = command("evaluate", f"runs={sweep}", "out=c", *OPTIONS)
     assert ended.status == 0, ended.err
     table = rows(ended.out)
@@ -54,7 +54,7 @@ def test_the_jobs_of_a_sweep_are_ranked_and_not_measured_twice(command, sweep):
 
 
 @pytest.mark.slow
-def test_what_was_measured_otherwise_is_measured_again(command, sweep):
+def test_different_options_are_evaluated_again(command, sweep):
     assert command("evaluate", f"runs={sweep}", *OPTIONS).status == 0
     for more in ("seed=1", "num_samples=9", "weights=raw"):
         ended = command("evaluate", f"runs=[{sweep}/0]", *OPTIONS, more)
@@ -62,7 +62,7 @@ def test_what_was_measured_otherwise_is_measured_again(command, sweep):
     assert [len(evaluated(f"{sweep}/{n}")) for n in (0, 1)] == [4, 1]
 
 
-def test_a_list_of_runs_each_once_and_names_that_tell_them_apart(command, sweep):
+def test_a_list_of_runs_has_unique_names_without_duplicates(command, sweep):
     shutil.copytree(f"{sweep}/0", "elsewhere/0")
     options = (f"runs=[{sweep}/0,{sweep}/1,elsewhere,{sweep}/0]", *OPTIONS)
     ended = command("evaluate", *options)
@@ -72,7 +72,7 @@ def test_a_list_of_runs_each_once_and_names_that_tell_them_apart(command, sweep)
     assert table[f"{sweep}/0"] == table["elsewhere/0"]
 
 
-def test_a_job_that_came_to_nothing_is_left_out_with_a_word(command, sweep):
+def test_a_job_without_a_checkpoint_is_omitted_with_a_warning(command, sweep):
     shutil.rmtree(f"{sweep}/0/checkpoints")
     ended = command("evaluate", f"runs={sweep}", *OPTIONS)
     assert ended.status == 0, ended.err
@@ -89,13 +89,13 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("options", "line"), ERRORS, ids=[options for options, _ in ERRORS])
-def test_mistakes(command, options, line):
+def test_errors(command, options, line):
     Path("empty").mkdir()
     ended = command("evaluate", *OPTIONS, *options.split())
     assert ended.status == 1 and ended.line == f"ddpm-evaluate: {line}"
 
 
-def test_what_was_not_measured_alike_is_told(command, tiny):
+def test_metrics_that_are_not_comparable_are_reported(command, tiny):
     for name, more in (("a", "data.val_fraction=0"), ("b", "data.val_fraction=0.1")):
         options = (f"name={name}", "trainer.max_steps=1", *tiny, more)
         assert command("train", *options).status == 0
@@ -106,7 +106,7 @@ def test_what_was_not_measured_alike_is_told(command, tiny):
     assert ended.err.count("Not comparable") == 2
 
 
-def test_other_reference_images_under_the_same_name_are_measured_anew(command, sweep):
+def test_changed_reference_images_are_evaluated_again(command, sweep):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
     options = (f"runs=[{sweep}/0]", "reference=r.npz", "metrics=[fid]", *OPTIONS[1:])
     np.savez("r.npz", arr_0=pixels)

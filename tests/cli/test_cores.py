@@ -1,4 +1,4 @@
-"""The number of threads: what decides, what a trial chooses, and that a run keeps it."""
+"""The number of threads: precedence of its sources, trials, and resumed runs."""
 
 import os
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ def metadata(threads, seconds=None):
 
 @pytest.fixture
 def threads(monkeypatch):
-    """Numbers of threads that were set, in a process that may choose among four."""
+    """List of the numbers of threads that were set, in a process with four cores."""
     made = []
     monkeypatch.setattr(torch, "set_num_threads", made.append)
     monkeypatch.setattr(cpu_threads, "machine", lambda: 4)
@@ -37,7 +37,7 @@ def threads(monkeypatch):
 
 @pytest.fixture
 def trial(monkeypatch, threads):
-    """``trial({1: 0.1, 2: 0.3}, load)`` is a trial in which these are the seconds per step."""
+    """Return a function: ``trial({1: 0.1, 2: 0.3}, load)`` fakes these seconds per step."""
 
     def make(seconds, load=QUIET, count=cpu_threads.WORTH_A_TRIAL):
         monkeypatch.setattr(
@@ -57,7 +57,7 @@ def no_trial():
 @pytest.mark.parametrize(
     ("most", "tried"), [(1, [1]), (2, [1, 2]), (3, [1, 3]), (4, [2, 4, 1]), (96, [48, 96, 1])]
 )
-def test_all_half_and_one_are_tried(most, tried):
+def test_candidates_are_all_half_and_one(most, tried):
     assert candidates(most) == tried
 
 
@@ -74,7 +74,7 @@ def test_all_half_and_one_are_tried(most, tried):
         ({2: 1.0}, 2),
     ],
 )
-def test_more_threads_have_to_be_clearly_faster(measured, best):
+def test_more_threads_must_be_clearly_faster(measured, best):
     assert fastest(measured) == best
 
 
@@ -103,12 +103,12 @@ def test_the_line(measured, busy, line):
         (FULL, {1: 1.0, 2: 1.05}, [2, 1, 1], Choice(1, 1.0)),  # four would wait for cores
     ],
 )
-def test_the_trial_sets_what_is_fastest(threads, trial, load, seconds, tried, best):
+def test_the_trial_sets_the_fastest_number(threads, trial, load, seconds, tried, best):
     assert use("auto", CPU, trial=trial(seconds, load)) == best
     assert threads == tried
 
 
-def test_what_was_chosen_is_said(trial, capsys):
+def test_the_choice_is_printed(trial, capsys):
     use("auto", CPU, trial=trial({1: 1.0, 2: 1.05, 4: 30.0}, BUSY))
     line = "threads: 1 of 4 (1.0 s per step against 1.1 s with 2, 30.0 s with 4; "
     assert capsys.readouterr().out == f"{line}other processes are busy)\n"
@@ -127,9 +127,7 @@ def test_what_was_chosen_is_said(trial, capsys):
         ("auto", CPU, {}, metadata(4), 4),
     ],
 )
-def test_what_decides_without_a_trial(
-    monkeypatch, threads, typed, device, variables, stored, number
-):
+def test_sources_that_need_no_trial(monkeypatch, threads, typed, device, variables, stored, number):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert use(typed, device, trial=no_trial, stored=stored).threads == number
@@ -137,12 +135,12 @@ def test_what_decides_without_a_trial(
 
 
 @pytest.mark.parametrize("stored", [None, metadata(None), metadata(5), metadata(0), metadata("2")])
-def test_a_number_that_the_machine_does_not_have_is_tried(trial, stored):
+def test_a_stored_number_beyond_the_cores_causes_a_trial(trial, stored):
     seconds = {1: 4.0, 2: 2.0, 4: 1.0}
     assert use("auto", CPU, trial=trial(seconds), stored=stored) == (4, 1.0)
 
 
-def test_short_work_and_one_core_have_no_trial(monkeypatch, threads, trial):
+def test_no_trial_for_short_work_or_one_core(monkeypatch, threads, trial):
     short = trial({}, count=cpu_threads.WORTH_A_TRIAL - 1)
     assert use("auto", CPU, trial=short) == Choice(4, None)
     monkeypatch.setattr(cpu_threads, "machine", lambda: 1)
@@ -150,7 +148,7 @@ def test_short_work_and_one_core_have_no_trial(monkeypatch, threads, trial):
     assert threads == [4, 1]
 
 
-def test_a_stored_number_has_its_seconds_and_is_said(monkeypatch, threads, capsys):
+def test_a_stored_number_has_its_seconds_and_is_printed(monkeypatch, threads, capsys):
     stored = metadata(2, 0.125)
     assert use("auto", CPU, trial=no_trial, stored=stored) == Choice(2, 0.125)
     monkeypatch.setattr(cpu_threads, "_others_are_busy", lambda _: True)
@@ -164,7 +162,7 @@ def test_a_stored_number_has_its_seconds_and_is_said(monkeypatch, threads, capsy
 
 
 @pytest.mark.parametrize("number", [0, -1, 100_000])
-def test_numbers_out_of_range_are_refused(threads, number):
+def test_numbers_out_of_range_are_rejected(threads, number):
     with pytest.raises(ConfigError, match=rf"^threads={number}: use auto, or 1 to 1024$"):
         use(number, CPU, trial=no_trial)
     assert threads == []
@@ -183,7 +181,7 @@ def test_the_main_process_decides_for_all(monkeypatch, threads, trial):
     assert use("auto", CPU, trial=trial({1: 1.0, 2: 9.0, 4: 9.0})) == Choice(4, 0.5)
 
 
-def test_the_load_of_others_is_what_this_process_does_not_use(monkeypatch):
+def test_the_load_of_others_excludes_this_process(monkeypatch):
     """In two seconds of four cores: 5 s of work, 1 of them here, 3 s idle or waiting for a disk."""
     times = [
         {"user": 10.0, "system": 1.0, "idle": 5.0, "iowait": 1.0, "guest": 2.0},
@@ -242,7 +240,7 @@ def test_a_run_keeps_its_threads(command, tiny, monkeypatch, threads):
     assert "threads: 2 of 8, as in training" in ended.out
 
 
-def test_commands_try_what_they_compute(command, trained, monkeypatch, threads):
+def test_trials_of_commands_run_their_own_work(command, trained, monkeypatch, threads):
     """The checkpoint's number is more than the machine has, so each command has a trial."""
     monkeypatch.setattr(cpu_threads, "WORTH_A_TRIAL", 1)
     ended = command("train", f"resume={trained}", "trainer.max_steps=3", "threads=5")

@@ -1,4 +1,4 @@
-"""Each mistake gives one line that names the key, the value and the remedy, and exit status 1."""
+"""Errors of the user: one line with key, value and remedy, and exit status 1."""
 
 import json
 import os
@@ -93,7 +93,7 @@ def test_train(command, options, line):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A tiny run that the mistakes below leave as it is."""
+    """Tiny run that the failing commands do not change."""
     import sys
 
     from hydra.core.global_hydra import GlobalHydra
@@ -133,7 +133,7 @@ def test_interpolate(command, run, options, line):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_half_precision_and_gpu_that_are_not_there(command):
+def test_unavailable_precision_and_gpu(command):
     ended = command("train", "trainer.precision=fp16")
     remedy = "fp16 needs a GPU; on a CPU take bf16, or no for float32"
     assert ended.line == f"ddpm-train: trainer.precision=fp16: {remedy}"
@@ -147,7 +147,7 @@ def picture(path, mode="RGB", size=(16, 16)):
     Image.new(mode, size, 100).save(path)
 
 
-def test_folders_that_cannot_be_trained_on(command):
+def test_folders_without_valid_images(command):
     Path("imgs").mkdir()
     ended = command("train", "data=folder", "data.path=imgs")
     assert ended.status == 1 and ended.line.startswith(
@@ -169,7 +169,7 @@ def test_images_on_a_sequence_network_and_back(command):
     assert ended.status == 1 and "use model=unet1d" in ended.line
 
 
-def test_fewer_samples_than_a_batch_train_with_a_word(command, tiny):
+def test_fewer_samples_than_a_batch_are_reported(command, tiny):
     for name in "abc":
         picture(f"imgs/{name}.png")
     ended = command("train", "data=folder", "data.path=imgs", "trainer.max_steps=2", *tiny)
@@ -191,14 +191,14 @@ def test_places_that_cannot_be_written(command, run, tiny):
 
 
 def damaged(trained, change):
-    """The line about a run whose only checkpoint was changed."""
+    """Apply ``change`` to the folder of the only checkpoint of a run; return the folder."""
     folder = Path(trained, "checkpoints/step-00000002")
     change(folder)
     return folder
 
 
 def replaced(folder, name, content):
-    """Change a file and its entry in the manifest: what an attacker would do."""
+    """Change a file and its entry in the manifest, as an attacker would."""
     import hashlib
 
     (folder / name).write_bytes(content)
@@ -243,7 +243,7 @@ def test_a_checkpoint_of_another_version(command, trained):
     )
 
 
-def test_checkpoints_that_are_not_there(command, run):
+def test_missing_checkpoints(command, run):
     ended = command("sample", "ckpt=nowhere")
     assert ended.line.startswith("ddpm-sample: ckpt=nowhere: there is no such run or checkpoint")
     Path("empty").mkdir()

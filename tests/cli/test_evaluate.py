@@ -1,4 +1,4 @@
-"""Numbers of a run, and of images, as a user asks for them."""
+"""Evaluation of runs and of images by the command."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from ddpm.data import Digits
 from ddpm.metrics import Pixels
 from tests.metrics.torch_fidelity_reference import custom, pictures, theirs
 
-FEW = (
+SMALL = (
     "extractor=pixels",
     "num_samples=12",
     "steps=3",
@@ -37,8 +37,8 @@ def digits(path, indices):
     np.savez(path, arr_0=raw.permute(0, 2, 3, 1).numpy())
 
 
-def test_a_run_is_judged_and_all_is_written_down(command, trained):
-    ended = command("evaluate", f"ckpt={trained}", "metrics=[fid,kid,prc,bpd,loss]", *FEW)
+def test_files_of_the_evaluation_of_a_run(command, trained):
+    ended = command("evaluate", f"ckpt={trained}", "metrics=[fid,kid,prc,bpd,loss]", *SMALL)
     assert ended.status == 0, ended.err
     (folder,) = Path(trained, "evaluations").iterdir()
     names = {"evaluation.json", "report.html", "samples.png", "bound.npz", "bound.png"}
@@ -74,8 +74,8 @@ def test_a_run_is_judged_and_all_is_written_down(command, trained):
     assert again.status == 0, again.err
 
 
-def test_the_same_again_is_the_same_and_the_reference_is_not_computed_twice(command, trained):
-    options = (f"ckpt={trained}", "metrics=[fid]", *FEW)
+def test_evaluations_are_reproducible_and_cache_the_reference(command, trained):
+    options = (f"ckpt={trained}", "metrics=[fid]", *SMALL)
     for out in ("a", "b"):
         assert command("evaluate", f"out={out}", *options).status == 0
     assert values("a") == values("b")
@@ -86,7 +86,7 @@ def test_the_same_again_is_the_same_and_the_reference_is_not_computed_twice(comm
     assert values("c")["fid_12"] == pytest.approx(values("a")["fid_12"], rel=1e-3)
 
 
-def test_images_that_exist_already(command):
+def test_existing_images(command):
     digits("half.npz", range(0, 1797, 2))
     digits("other.npz", range(1, 1797, 2))
     options = ("samples=half.npz", "extractor=pixels", "metrics=[fid,kid,prc]")
@@ -98,7 +98,7 @@ def test_images_that_exist_already(command):
     assert abs(same["fid_899"]) < 1e-3 and same["precision_899"] == same["recall_899"] == 1
 
 
-def test_statistics_of_the_field(command):
+def test_statistics_in_the_layout_of_pytorch_fid(command):
     digits("half.npz", range(0, 1797, 2))
     x = Digits().fetch(list(range(1797)), [0] * 1797)[0].flatten(1) / 255
     np.savez("stats.npz", mu=x.mean(0).double().numpy(), sigma=torch.cov(x.T.double()).numpy())
@@ -120,8 +120,8 @@ def test_the_inception_score_needs_no_reference(command):
     assert row["samples"]["num_images"] == 40 and "reference" not in row
 
 
-def test_of_more_images_than_are_asked_for_some_are_chosen_at_random(command):
-    """Folders are sorted by class: the first ones would not stand for all."""
+def test_a_random_subset_of_the_images_is_evaluated(command):
+    """Folders are sorted by class: the first images would not be representative."""
     digits("half.npz", np.argsort(load_digits().target, kind="stable"))
     options = ("samples=half.npz", "extractor=pixels", "reference=digits", "metrics=[fid]")
     ended = command("evaluate", "num_samples=600", "out=o", *options)
@@ -132,7 +132,7 @@ def test_of_more_images_than_are_asked_for_some_are_chosen_at_random(command):
     assert row["samples"]["num_images"] == 600
 
 
-def test_images_that_are_in_the_reference_are_at_distance_0_of_themselves(command):
+def test_images_of_the_reference_have_nearest_neighbours_at_distance_0(command):
     digits("half.npz", range(0, 1797, 2))
     options = ("samples=half.npz", "extractor=pixels", "reference=digits", "metrics=[fid]")
     assert command("evaluate", "out=o", *options).status == 0
@@ -142,7 +142,7 @@ def test_images_that_are_in_the_reference_are_at_distance_0_of_themselves(comman
 
 
 def mixed_folder():
-    """Pictures of several sizes, grey and in colour; and a file that is not a picture."""
+    """Write pictures of several sizes, grey and in colour, and a file that is not a picture."""
     Path("mixed").mkdir()
     for number, size in enumerate([(9, 8), (8, 12), (16, 16), (8, 8)] * 3):
         pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
@@ -151,7 +151,7 @@ def mixed_folder():
     Path("mixed/a.heic").touch()
 
 
-def test_folders_of_mixed_pictures_have_the_options_of_training(command, tiny):
+def test_folders_of_mixed_pictures_need_options_of_training(command, tiny):
     mixed_folder()
     options = ("samples=mixed", "reference=mixed", "extractor=pixels", "metrics=[fid]", "out=o")
     ended = command("evaluate", *options)
@@ -195,7 +195,7 @@ def test_folders_of_mixed_pictures_have_the_options_of_training(command, tiny):
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["pixels", "custom"])
-def test_the_command_gives_torch_fidelitys_numbers_to_the_last_digit(command, name, processes):
+def test_the_command_equals_torch_fidelity_exactly(command, name, processes):
     """On 210 and 190 images in batches of 32: two processes share them unevenly."""
     samples, real = pictures(210, 3, 6, 5), pictures(190, 3, 6, 5, seed=1, dark=20)
     for path, images in (("samples.npz", samples), ("real.npz", real)):
@@ -259,7 +259,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("options", "line"), ERRORS, ids=[options for options, _ in ERRORS])
-def test_mistakes(command, trained, options, line):
+def test_errors(command, trained, options, line):
     digits("half.npz", range(0, 1797, 2))
     np.savez("big.npz", arr_0=np.zeros((9, 16, 16, 1), np.uint8))
     Path("large").mkdir()
@@ -269,7 +269,7 @@ def test_mistakes(command, trained, options, line):
     assert not Path(trained, "evaluations").exists()
 
 
-def test_options_of_metrics_that_are_not_measured_are_warned_of(command, trained):
+def test_options_without_effect_cause_warnings(command, trained):
     options = ("metrics=[loss]", "num_images=2", "steps=3", "extractor=pixels", "classes=null")
     ended = command("evaluate", f"ckpt={trained}", *options)
     assert ended.status == 0
@@ -279,8 +279,8 @@ def test_options_of_metrics_that_are_not_measured_are_warned_of(command, trained
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(command, trained):
-    options = (f"ckpt={trained}", "metrics=[fid,kid,prc,bpd,loss]", *FEW)
+def test_two_processes_equal_one(command, trained):
+    options = (f"ckpt={trained}", "metrics=[fid,kid,prc,bpd,loss]", *SMALL)
     assert command("evaluate", "out=one", *options).status == 0
     assert command("evaluate", "out=two", "launch.processes=2", *options).status == 0
     one, two = values("one"), values("two")

@@ -1,4 +1,4 @@
-"""Results come together on the main process, and the others hold their own alone."""
+"""Gathering of results on the main process."""
 
 import threading
 from types import SimpleNamespace
@@ -75,7 +75,7 @@ class Group:
 
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("count", [1, 2, 10])
-def test_rows_come_in_order_in_chunks_to_the_main_process(monkeypatch, world, count):
+def test_rows_are_gathered_in_order_and_in_chunks(monkeypatch, world, count):
     monkeypatch.setattr(main_process, "_CHUNK", 24)  # three rows
     group, whole = Group(world, monkeypatch), torch.arange(2.0 * count).reshape(count, 2)
 
@@ -89,11 +89,11 @@ def test_rows_come_in_order_in_chunks_to_the_main_process(monkeypatch, world, co
 
 
 @pytest.mark.parametrize("limit", [0, 2**30])
-def test_no_other_process_has_all_features_and_the_numbers_agree(monkeypatch, limit):
+def test_only_the_main_process_has_all_features(monkeypatch, limit):
     count, dim = 3000, 6
     generator = torch.Generator().manual_seed(0)
     whole = torch.randn(count, dim, generator=generator) + 100.0
-    group, held = Group(2, monkeypatch), {}
+    group, stored = Group(2, monkeypatch), {}
 
     def work(accelerator):
         collector = sample_metrics.FeatureCollector(
@@ -102,7 +102,7 @@ def test_no_other_process_has_all_features_and_the_numbers_agree(monkeypatch, li
         shard = Shard(accelerator, count, 32)
         for batch in shard.batches():
             collector.add(Features(torch.tensor(batch), whole[batch]))
-        held[accelerator.process_index] = sum(map(len, collector.batches))
+        stored[accelerator.process_index] = sum(map(len, collector.batches))
         return collector.collect()
 
     first, other = group.run(work)
@@ -110,7 +110,7 @@ def test_no_other_process_has_all_features_and_the_numbers_agree(monkeypatch, li
     if limit:  # few features: all of them, and the number to the last digit
         assert torch.equal(first.features.features, whole) and first.moments is None
         return
-    assert held == {0: 32, 1: 0}  # the first batch, for the report
+    assert stored == {0: 32, 1: 0}  # the first batch, for the report
     assert max(group.sent) <= dim * dim * 8
     ours, theirs = first.moments.statistics(), Statistics.from_features(whole)
     assert ours.mu.dtype == theirs.mu.dtype and ours.num_images == count
@@ -126,12 +126,12 @@ def test_no_other_process_has_all_features_and_the_numbers_agree(monkeypatch, li
     )
 
 
-def test_logits_come_along_and_items_that_nobody_has_are_missed(monkeypatch):
+def test_logits_are_gathered_with_features(monkeypatch):
     group, logits = Group(2, monkeypatch), torch.arange(8.0).reshape(4, 2)
 
     def work(accelerator):
-        mine = Shard(accelerator, 4, 2).indices
-        own = Features(torch.tensor(mine), logits[mine] * 2, logits[mine])
+        indices = Shard(accelerator, 4, 2).indices
+        own = Features(torch.tensor(indices), logits[indices] * 2, logits[indices])
         return main_process.features_to_main(accelerator, own, has_logits=True)
 
     first, other = group.run(work)
@@ -139,7 +139,7 @@ def test_logits_come_along_and_items_that_nobody_has_are_missed(monkeypatch):
     assert torch.equal(first.features, logits * 2) and first.indices.tolist() == [0, 1, 2, 3]
 
 
-def test_moments_of_features_with_a_large_mean_keep_their_digits():
+def test_moments_of_features_with_a_large_mean_are_accurate():
     features = torch.randn(5000, 4, generator=torch.Generator().manual_seed(1)).double() + 1e6
     moments = Moments(4)
     for batch in features.split(64):
@@ -149,7 +149,7 @@ def test_moments_of_features_with_a_large_mean_keep_their_digits():
     )
 
 
-def test_the_main_process_works_while_the_others_exchange_words(monkeypatch):
+def test_the_main_process_works_while_the_others_check_for_a_stop(monkeypatch):
     monkeypatch.setattr(main_process, "_SECONDS", 0.01)
     group, worked, done = Group(2, monkeypatch), [], threading.Event()
 
@@ -168,7 +168,7 @@ def test_the_main_process_works_while_the_others_exchange_words(monkeypatch):
     assert worked == [None]
 
 
-def test_told_to_stop_all_processes_give_up_and_do_not_wait_for_the_work(monkeypatch):
+def test_a_stop_ends_all_processes_without_waiting_for_the_work(monkeypatch):
     monkeypatch.setattr(main_process, "_SECONDS", 0.01)
     group, done = Group(2, monkeypatch), threading.Event()
 

@@ -1,4 +1,4 @@
-"""Options, choices and values of other tools are answered with what to use, and that works."""
+"""Suggestions for options, choices and values of other tools."""
 
 import functools
 import importlib
@@ -23,7 +23,7 @@ EPOCHS = (
     "trainer.max_steps=... (optimizer steps: epochs times samples, divided by trainer.batch_size)"
 )
 TRAIN = [
-    # (what is typed, what the answer says to use)
+    # (typed, suggestion)
     ("epochs=10", EPOCHS),
     ("trainer.epochs=10", EPOCHS),
     ("trainer.max_epochs=10", EPOCHS),
@@ -241,7 +241,7 @@ COMMANDS = {
 
 @functools.cache
 def composed(command, choices):
-    """The config under some choices, as plain data."""
+    """Return the config for some choices as plain data."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
@@ -253,7 +253,7 @@ def composed(command, choices):
 
 @pytest.fixture(autouse=True)
 def once(monkeypatch):
-    """Configs are composed once for all tests, which need hundreds of them."""
+    """Cache the composition of configs for all tests."""
 
     def options(command, arguments):
         groups = argument_errors._groups(command)
@@ -270,8 +270,8 @@ def paths(node, prefix=""):
             yield from paths(value, f"{prefix}{key}.")
 
 
-def check_that_it_works(command, arguments, use):
-    """The options of an answer exist beside what was typed, and take their values."""
+def check_suggestion(command, arguments, use):
+    """Check that suggested options exist and accept their values."""
     words = use.partition(" (")[0].split()
     if words[0].startswith("ddpm-"):
         command, arguments = words.pop(0).removeprefix("ddpm-"), ()
@@ -335,7 +335,7 @@ def test_unknown_options(command, options, use):
     before, _, advice = answer.partition("; use ")
     assert before == "unknown option"
     assert advice == use or advice.startswith(f"{use} ("), answer
-    check_that_it_works(command, typed, use)
+    check_suggestion(command, typed, use)
 
 
 @pytest.mark.parametrize(("options", "use"), CHOICES, ids=[options for options, _ in CHOICES])
@@ -347,7 +347,7 @@ def test_unknown_choices(options, use):
     message = f"In 'train': Could not find '{group}/{name}'\n\nAvailable options in '{group}':{listed}\nConfig search path:\n\tx"
     answer = explanation("train", [options], Exception(message))
     assert answer == f"unknown choice (there are: {', '.join(files)}); use {use}"
-    check_that_it_works("train", [], use)
+    check_suggestion("train", [], use)
 
 
 @pytest.mark.parametrize(("option", "use"), VALUES, ids=[option for option, _ in VALUES])
@@ -375,7 +375,7 @@ def test_dashes_and_missing_equals_signs(command, arguments, shown, use):
         r"(.+?): options are written key=value(, without dashes)?; use (.+)", str(raised.value)
     )
     assert match is not None and (match[1], match[3]) == (shown, use)
-    check_that_it_works(command, [], use)
+    check_suggestion(command, [], use)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_names_are_unique_in_a_table():
     ids=["train", *synonyms.OTHERS],
 )
 def test_rows_name_options_that_exist(command, rows):
-    """Rows that no guess above reaches are held as well; their values are not."""
+    """Check the options of all rows, also of those without a test above."""
     for row in rows:
         for use in row.use.split("|") if row.use else ():
             words = use.split()
@@ -451,7 +451,7 @@ def test_rows_name_options_that_exist(command, rows):
                 assert any(key in set(paths(composed(command, one))) for one in made), row
 
 
-def test_a_group_of_an_unknown_option_in_a_stored_config_is_answered_too():
+def test_unknown_options_of_a_stored_config_have_suggestions():
     node = {"_target_": "ddpm.samplers.DDIM", "num_inference_steps": 5}
     with pytest.raises(ConfigError) as raised:
         build(node, "sampler")
@@ -460,7 +460,7 @@ def test_a_group_of_an_unknown_option_in_a_stored_config_is_answered_too():
     )
 
 
-def test_the_newest_run_is_named_where_one_is_missing(tmp_path, monkeypatch):
+def test_the_nearest_run_of_a_missing_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert nearest_run(Path("outputs/latest")) is None
     for age, place in ((30, "outputs/a"), (10, "outputs/b"), (20, "outputs/c"), (5, "elsewhere/d")):
@@ -495,7 +495,7 @@ def test_whole_commands(command, name, options, line):
     assert (ended.status, ended.line) == (1, f"ddpm-{name}: {line}")
 
 
-def test_a_folder_of_pictures_is_data_and_a_run_is_resumed(tmp_path, monkeypatch):
+def test_folders_as_arguments_are_data_or_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pets" / "cat").mkdir(parents=True)
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)

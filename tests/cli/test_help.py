@@ -1,4 +1,4 @@
-"""--help: complete, and printed at once."""
+"""--help: completeness, and no import of torch."""
 
 import re
 import subprocess
@@ -26,7 +26,7 @@ FILES = sorted(path for path in config_dir().glob("*/*.yaml") if "for_data" not 
 
 
 def words(text):
-    """Text without line breaks and repeated spaces."""
+    """Return text without line breaks and repeated spaces."""
     return " ".join(text.split())
 
 
@@ -145,7 +145,7 @@ def test_options_are_read_with_whole_comments(tmp_path):
 
 
 @pytest.mark.parametrize("name", GROUPS)
-def test_help_does_not_wait_for_torch(name):
+def test_help_does_not_import_torch(name):
     module = {"import": "importing", "export": "exporting"}.get(name, name)
     code = (
         f"import sys; sys.argv = ['x', '--help']; from ddpm.cli import {module}; {module}.main(); "

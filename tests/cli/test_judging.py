@@ -1,4 +1,4 @@
-"""The parts of an evaluation that the commands cannot show."""
+"""Parts of an evaluation that the tests of commands do not reach."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ def process(rank, world):
 @pytest.mark.parametrize(
     ("count", "size", "world", "most"), [(10, 3, 2, 2), (10, 3, 3, 2), (2, 4, 3, 1), (9, 3, 1, 3)]
 )
-def test_processes_share_whole_batches_and_ask_equally_often(count, size, world, most):
+def test_processes_share_whole_batches_and_check_equally_often(count, size, world, most):
     numbers, seen = [], []
     for rank in range(world):
         checks = []
@@ -34,12 +34,12 @@ def test_processes_share_whole_batches_and_ask_equally_often(count, size, world,
     assert seen == list(range(count)) and set(numbers) == {5 * most}
 
 
-def test_told_to_stop_all_processes_give_up_after_as_many_calls():
+def test_a_stop_ends_all_processes_after_equally_many_calls():
     for rank in range(2):
         checks = []
         stopping = lambda c=checks: c.append(None) or len(c) == 2  # noqa: E731
         shard = Shard(process(rank, 2), 2, 2, calls=3, stopping=stopping)
-        with pytest.raises(GivenUpError):  # the first process has no batch, and answers
+        with pytest.raises(GivenUpError):  # the first process has no batch, but checks as well
             for _ in shard.batches():
                 shard.tick()
                 shard.tick()
@@ -47,7 +47,7 @@ def test_told_to_stop_all_processes_give_up_after_as_many_calls():
         assert len(checks) == 2
 
 
-def test_what_is_written_can_be_read_back(tmp_path):
+def test_results_can_be_read_back(tmp_path):
     result = EvaluationResult()
     result.add("fid", 1.5, None, {"seed": 3}, num_samples=5000)
     result.add("val_loss", 0.25, 0.01, {"step": 4})
@@ -77,5 +77,5 @@ def test_the_main_number_of_a_metric():
         ((3, 8, 8), "inception-v3-compat"),
     ],
 )
-def test_auto_takes_pixels_for_tiny_grey_images_alone(shape, name):
+def test_auto_selects_pixels_for_tiny_grey_images_only(shape, name):
     assert instantiate.extractor({"_target_": "ddpm.metrics.Auto"}, shape).name == name

@@ -164,6 +164,6 @@ def test_options_override_guesses_from_shapes(command):
     ended = command("import", *options, "name=c", "network.attn_heads=8")
     assert (ended.status, ended.line) == (
         1,
-        "ddpm-import: network.attn_heads=8: of attn_dim_head=4 are 32 channels, and the weights "
-        "have 16; they do not show which heads of which width these are, so say both",
+        "ddpm-import: network.attn_heads=8: with attn_dim_head=4 has 32 channels, but the weights "
+        "have 16; set both, since the weights determine only their product",
     )

@@ -1,4 +1,4 @@
-"""A sequence model learns a known family: sines of random phase."""
+"""A sequence model trained on sines of random phase."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,14 @@ from PIL import Image
 
 
 def sines(count, cycles, seed):
-    """(count, 2, 32): sine and cosine of one random phase, ``cycles`` over the length."""
+    """Return sines and cosines (count, 2, 32) of random phase with ``cycles`` periods."""
     phase = np.random.default_rng(seed).uniform(0, 2 * np.pi, (count, 1))
     angle = phase + 2 * np.pi * cycles * np.arange(32) / 32
     return 3.0 * np.stack([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
 
 
 @pytest.mark.slow
-def test_samples_peak_where_the_data_do(command):
+def test_samples_have_the_spectrum_of_the_data(command):
     np.save("waves.npy", sines(512, cycles=3, seed=0))
     ended = command(
         "train", "data=sequence", "data.path=waves.npy", "model=unet1d", "model.dim=16",
@@ -34,7 +34,7 @@ def test_samples_peak_where_the_data_do(command):
     # Of 3 sin, the mean square is 4.5; sine and cosine of one phase are uncorrelated.
     assert abs((drawn**2).mean() - 4.5) < 0.5
     assert abs((drawn[:, 0] * drawn[:, 1]).mean()) < 0.5
-    # The phases are spread over the circle, not one learned by heart.
+    # The phases are spread over the circle, not memorized.
     phases = np.angle(np.fft.rfft(drawn[:, 0])[:, 3])
     assert abs(np.exp(1j * phases).mean()) < 0.5
     ended = command(

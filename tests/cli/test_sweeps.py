@@ -139,8 +139,8 @@ def test_a_signal_ends_the_sweep(sweep, monkeypatch):
     failing(monkeypatch, Stopped("stopped by SIGTERM"))
     ended = sweep(lr="0.001,0.002,0.003")
     assert ended.status == 75
-    ends = [("done", ""), ("stopped", "stopped by SIGTERM; ddpm-train resume=")]
-    assert [(row["status"], row["error"][:38]) for row in rows()] == ends
+    ends = [("done", ""), ("stopped", "stopped by SIGTERM; to resume:")]
+    assert [(row["status"], row["error"][:30]) for row in rows()] == ends
     assert not (NAMED / "2").exists()
 
 

@@ -1,4 +1,4 @@
-"""An evaluation that is cut off keeps what it had finished, and the same command continues it."""
+"""Interrupted evaluations: finished metrics are stored, and the same command continues."""
 
 import json
 import signal
@@ -39,7 +39,7 @@ class Calls(dict):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Counts calls by name; ``calls.stop[name] = n`` cuts off the n-th call of ``name``."""
+    """Count calls by name; ``calls.stop[name] = n`` interrupts the n-th call of ``name``."""
 
     counted = Calls.fromkeys(CALLS, 0)
     counted.stop = {}
@@ -89,7 +89,7 @@ def files(folder):
         ),
     ],
 )
-def test_what_is_finished_is_kept_and_the_same_command_continues(
+def test_finished_metrics_are_stored_and_the_same_command_continues(
     command, trained, calls, name, at, finished, again
 ):
     options = (f"ckpt={trained}", *OPTIONS)
@@ -110,11 +110,11 @@ def test_what_is_finished_is_kept_and_the_same_command_continues(
     assert files(folder) == files("whole") and "complete" not in content(folder)
     page, whole = (Path(each, "report.html").read_text() for each in (folder, "whole"))
     assert page.replace(str(folder), "whole") == whole
-    assert command("evaluate", *options).status == 0  # a finished one is done again
+    assert command("evaluate", *options).status == 0  # a finished one is evaluated again
     assert len(list(Path(trained, "evaluations").iterdir())) == 2
 
 
-def test_with_nothing_finished_nothing_is_left_behind(command, trained, calls):
+def test_no_folder_without_finished_metrics(command, trained, calls):
     calls.stop = {"generate": 1}
     ended = command("evaluate", f"ckpt={trained}", *OPTIONS)
     assert ended.status == 75 and ended.line == "ddpm-evaluate: stopped by SIGTERM"
@@ -134,9 +134,7 @@ def test_another_request_does_not_continue_it(command, trained, calls):
     assert sorted(complete) == [False, True]
 
 
-def test_the_folder_that_is_named_is_continued_and_another_request_starts_there_anew(
-    command, trained, calls
-):
+def test_a_named_folder_is_continued_or_restarted_for_another_request(command, trained, calls):
     options = (f"ckpt={trained}", *OPTIONS, "out=o")
     calls.stop = {"kid": 1}
     assert command("evaluate", *options).status == 75
@@ -226,7 +224,7 @@ class Slow(torch.nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_signal_during_one_long_call_of_a_library_is_obeyed(command, trained, processes):
+def test_a_signal_stops_a_long_call_of_a_library(command, trained, processes):
     torch.jit.script(Slow()).save("slow.pt")
     np.savez("dark.npz", arr_0=np.arange(20 * 64, dtype=np.uint8).reshape(20, 8, 8, 1) % 100)
     options = ("extractor=custom", "extractor.path=slow.pt", "reference=dark.npz", "metrics=[fid]")
@@ -265,7 +263,7 @@ evaluate.main()
 
 
 @pytest.mark.slow
-def test_a_signal_during_a_score_is_obeyed_and_the_finished_one_is_kept(command, trained):
+def test_a_signal_stops_a_score_and_finished_ones_are_stored(command, trained):
     Path("long.py").write_text(LONG)
     process = subprocess.Popen(
         [sys.executable, "long.py", f"ckpt={trained}", *OPTIONS],

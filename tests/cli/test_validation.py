@@ -1,4 +1,4 @@
-"""Evaluations during training: always with the same options, followed by ``best``, never left out."""
+"""Evaluations during training, and the checkpoint ``best``."""
 
 import json
 import os
@@ -27,7 +27,7 @@ EVALUATES = (
 
 @pytest.fixture
 def train(command, tiny):
-    """``train(name, steps, ...)`` trains a tiny network with evaluations every other step."""
+    """Return a function: ``train(name, steps, ...)`` trains with evaluations every other step."""
 
     def run(name, steps, *more):
         options = (f"name={name}", f"trainer.max_steps={steps}", *tiny, *EVALUATES, *more)
@@ -48,7 +48,7 @@ def checkpoint_steps(name):
     return sorted(int(folder.name.partition("-")[2]) for folder in folders)
 
 
-def test_it_is_measured_at_these_steps_and_at_the_last(train):
+def test_evaluations_run_at_multiples_and_at_the_last_step(train):
     ended = train("a", 5)
     numbers = evaluations("a")
     assert list(numbers) == [2, 4, 5] and checkpoint_steps("a") == [5]
@@ -61,18 +61,18 @@ def test_it_is_measured_at_these_steps_and_at_the_last(train):
     assert line in ended.err
 
 
-def test_nothing_is_measured_unless_asked_for(train):
+def test_evaluations_are_off_by_default(train):
     train("a", 3, "trainer.evaluate_every=0", "evaluation.metrics=[isc]")
     assert evaluations("a") == {} and not Path("outputs/references").exists()
 
 
 def test_the_held_out_loss_is_of_the_same_data_steps_and_noise_each_time(train):
-    train("a", 4, "trainer.lr=1e-30")  # the weights stay what they are
+    train("a", 4, "trainer.lr=1e-30")  # the weights do not change
     numbers = evaluations("a")
     assert numbers[2] == numbers[4]
 
 
-def test_the_command_finds_what_training_found(command, train):
+def test_the_command_equals_the_evaluation_during_training(command, train):
     train("a", 4)
     (row, *_) = json.loads(Path("outputs/a/checkpoints/step-00000004/evaluation.json").read_text())[
         "metrics"
@@ -91,7 +91,7 @@ def test_the_command_finds_what_training_found(command, train):
     assert of_loss["reference"]["part"] == "val" and of_loss["reference"]["num_images"] == 8
 
 
-def test_best_follows_the_metric_through_a_resume_and_is_what_a_sweep_is_told(command, train):
+def test_best_follows_the_metric_through_a_resume(command, train):
     train("a", 4, "trainer.best=fid", "trainer.keep_last=2", "trainer.lr=0.01")
     again = command("train", "resume=outputs/a", "trainer.max_steps=10")
     assert again.status == 0, again.err
@@ -107,9 +107,7 @@ def test_best_follows_the_metric_through_a_resume_and_is_what_a_sweep_is_told(co
     assert last == Run(Path("outputs/a")).last_loss() != numbers[best]["fid_9"]
 
 
-def test_told_to_stop_while_measuring_it_stops_and_measures_when_it_goes_on(
-    command, train, monkeypatch
-):
+def test_an_interrupted_evaluation_is_repeated_on_resume(command, train, monkeypatch):
     train("whole", 6, "trainer.best=fid")
     generate, calls = sample_metrics.generate, []
 
@@ -159,7 +157,7 @@ def test_told_to_stop_in_the_last_evaluation_it_is_not_done(command, train, monk
     assert list(evaluations("a")) == [3]
 
 
-def test_a_run_whose_evaluation_has_fewer_options_goes_on(command, train):
+def test_a_run_whose_evaluation_has_fewer_options_resumes(command, train):
     train("a", 2)
     file = Path("outputs/a/config.yaml")
     lines = file.read_text().splitlines(keepends=True)
@@ -172,7 +170,7 @@ def test_a_run_whose_evaluation_has_fewer_options_goes_on(command, train):
     assert list(evaluations("a")) == [2, 4]
 
 
-def test_a_file_that_a_runs_config_names_is_not_run_unless_the_user_names_it(command, train):
+def test_files_of_a_stored_config_are_not_run_unless_the_user_names_them(command, train):
     train("a", 2)
     custom("net.pt", 1)
     file = Path("outputs/a/config.yaml")
@@ -191,25 +189,25 @@ def test_a_file_that_a_runs_config_names_is_not_run_unless_the_user_names_it(com
     assert row["metrics"][0]["extractor"]["name"] == "custom"
 
 
-def test_the_held_out_data_are_the_runs_whatever_samples_are_compared_with(train):
+def test_the_held_out_data_do_not_depend_on_the_reference(train):
     train("a", 2)
     train("b", 2, "evaluation.reference=digits")
     one, other = evaluations("a")[2], evaluations("b")[2]
     assert one["val_loss"] == other["val_loss"] and one["fid_9"] != other["fid_9"]
 
 
-def test_trackers_hear_of_it(tmp_path):
-    heard = []
-    trackers = SimpleNamespace(log=lambda numbers, step: heard.append((numbers, step)))
+def test_trackers_receive_evaluations(tmp_path):
+    logged = []
+    trackers = SimpleNamespace(log=lambda numbers, step: logged.append((numbers, step)))
     run = Run(tmp_path, trackers)
     run.evaluated(7, {"fid_9": 1.5, "val_loss": None})
     run.evaluated(7, {"fid_9": 2.5}, "a/folder")
-    assert heard == [({"eval/fid_9": 1.5, "eval/val_loss": None}, 7)]
+    assert logged == [({"eval/fid_9": 1.5, "eval/val_loss": None}, 7)]
     assert run.curves() == {"loss": [], "fid_9": [(7, 1.5)]}
     assert run.has_evaluation(7) and not run.has_evaluation(8)
 
 
-def test_how_it_is_measured_may_change_and_then_best_compares_likes(command, train):
+def test_best_compares_evaluations_with_equal_options_only(command, train):
     train("a", 4, "trainer.best=fid")
     options = ("evaluation.sampler.steps=3", "sampler@evaluation.sampler=ddpm")
     again = command("train", "resume=outputs/a", "trainer.max_steps=6", *options)
@@ -217,10 +215,12 @@ def test_how_it_is_measured_may_change_and_then_best_compares_likes(command, tra
     row = json.loads(Path("outputs/a/checkpoints/step-00000006/evaluation.json").read_text())
     assert row["metrics"][0]["sampler"]["_target_"] == "ddpm.samplers.DDPM"
     assert row["metrics"][0]["steps"] == 3
-    assert os.readlink("outputs/a/checkpoints/best") == "step-00000006"  # the only one of its kind
+    assert (
+        os.readlink("outputs/a/checkpoints/best") == "step-00000006"
+    )  # the only one with these options
 
 
-def test_a_sweep_lists_what_was_measured(command, tiny):
+def test_the_table_of_a_sweep_has_the_metrics(command, tiny):
     options = (*tiny, *EVALUATES, "trainer.max_steps=2", "name=s", "seed=0,1")
     ended = command("train", "-m", *options)
     assert ended.status == 0, ended.err
@@ -247,14 +247,14 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("options", "line"), ERRORS, ids=[options for options, _ in ERRORS])
-def test_mistakes(command, tiny, options, line):
+def test_errors(command, tiny, options, line):
     ended = command("train", "name=a", *tiny, *EVALUATES, *options.split())
     assert ended.status == 1 and ended.line == f"ddpm-train: {line}"
     assert not list(Path().glob("outputs/a/checkpoints/*"))
 
 
 @pytest.mark.slow
-def test_two_processes_measure_together(command, train):
+def test_two_processes_evaluate_together(command, train):
     train("two", 2, "launch.processes=2")
     ended = command(
         "evaluate", "ckpt=outputs/two", "metrics=[fid,loss]", "num_samples=9", "num_images=8",

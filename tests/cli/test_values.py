@@ -1,4 +1,4 @@
-"""Values as they were typed: names that look like numbers, and ``~`` in paths."""
+"""Values of the command line: names that look like numbers, and ``~`` in paths."""
 
 import inspect
 import os
@@ -26,12 +26,12 @@ def test_text_that_looks_like_a_number_is_quoted(name):
     assert values.literal("seed", name, sweep=False) == name
 
 
-def test_null_and_words_are_left_as_they_are():
+def test_null_and_words_are_unchanged():
     for name in ("null", "007", "a-1", "2026-11-27", "1.2.3", "0x10", "''"):
         assert values.literal("name", name, sweep=False) == name
 
 
-def test_a_sweep_a_resumed_run_and_an_output_folder_too(command, tiny):
+def test_numeric_names_of_sweeps_runs_and_outputs(command, tiny):
     quick = ("trainer.max_steps=1", *tiny)
     ended = command("train", "-m", "name=1e-3", "out=007", "seed=0,1", *quick)
     assert ended.status == 0, ended.err
@@ -62,7 +62,7 @@ def test_a_sweep_a_resumed_run_and_an_output_folder_too(command, tiny):
         ("references", "is the folder of reference statistics; use another name"),
     ],
 )
-def test_a_name_under_which_something_else_is_kept(command, name, problem):
+def test_reserved_names(command, name, problem):
     ended = command("train", f"name={name}", "out=o")
     assert (ended.status, ended.line) == (1, f"ddpm-train: name={name}: {problem}")
     with pytest.raises(ConfigError) as caught:
@@ -94,12 +94,12 @@ def test_a_name_under_which_something_else_is_kept(command, name, problem):
         ("out", "'a,1',b", True, "'a,1',b"),
     ],
 )
-def test_what_hydra_is_given(monkeypatch, key, value, sweep, read):
+def test_values_passed_to_hydra(monkeypatch, key, value, sweep, read):
     monkeypatch.setenv("HOME", "/home/me")
     assert values.literal(key, value, sweep=sweep) == read
 
 
-def test_a_home_that_is_not_known(monkeypatch):
+def test_an_unknown_home(monkeypatch):
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(ConfigError) as caught:
         expand("out", "~/a")
@@ -144,7 +144,7 @@ def test_a_tilde_in_every_command(command, tiny, tmp_path, monkeypatch):
 
 
 def text_options():
-    """The options of all commands whose annotation takes text, and no choice of words."""
+    """Yield the options of all commands whose annotation allows any text."""
     from ddpm import data, metrics
 
     functions = [train.train, sample.sample, interpolate.interpolate]
