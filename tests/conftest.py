@@ -1,4 +1,4 @@
-"""One thread a test process: the tests run in parallel processes, and sums keep their order."""
+"""One thread per test process: tests run in parallel, and the order of summation is fixed."""
 
 import gc
 import os
@@ -15,22 +15,22 @@ torch.set_num_interop_threads(1)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 for each in _SIGNALS:
-    if signal.getsignal(each) == signal.SIG_IGN:  # as nohup has it, and a CI's shell
+    if signal.getsignal(each) == signal.SIG_IGN:  # by nohup or the shell of a CI
         signal.signal(each, signal.SIG_DFL)
 _HANDLERS = {each: signal.getsignal(each) for each in _SIGNALS}
 
 
 @pytest.fixture(autouse=True)
 def signals():
-    """A command that is about to end ignores them; the process of the tests lives on."""
+    """Restore the signal handlers, since a command that ends ignores signals."""
     for each, handler in _HANDLERS.items():
         signal.signal(each, handler)
 
 
 def pytest_collection_finish():
-    """Keep what is imported by now out of the garbage collector, which each command calls.
+    """Exclude imported modules from the garbage collection, which each command calls.
 
-    Among the objects of torch, Hydra and the tests a collection takes half a second.
+    With the objects of torch, Hydra and the tests, a collection takes half a second.
     """
     gc.collect()
     gc.freeze()

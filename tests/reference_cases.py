@@ -1,4 +1,4 @@
-"""The reference cases: numbers that the original systems gave on fixed inputs."""
+"""Reference cases: outputs of the original implementations on fixed inputs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _FOLDER = Path(__file__).parent / "reference"
 
 
 def load_case(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a case says of itself, and its arrays."""
+    """Return the metadata and the arrays of a case."""
     with np.load(_FOLDER / f"{name}.npz") as case:
         arrays = {key: torch.from_numpy(case[key]) for key in case.files if key != "meta"}
         return json.loads(str(case["meta"])), arrays
 
 
 def filled(names_and_shapes: Iterable[Sequence[Any]]) -> dict[str, Tensor]:
-    """The weights of a network case: every parameter a function of its original name and shape.
+    """Return the weights of a network case, each a function of its original name and shape.
 
-    Parameters whose name ends with ``freqs`` keep the values that they have, and are left out.
+    Parameters whose name ends with ``freqs`` are fixed, and left out.
     """
     return {
         name: _fill(name, shape) for name, shape in names_and_shapes if not name.endswith("freqs")
@@ -46,5 +46,5 @@ def _fill(name: str, shape: Sequence[int]) -> Tensor:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """The largest deviation, as a share of the largest expected number."""
+    """Return the largest absolute error relative to the largest absolute expected value."""
     return float((actual.double() - expected.double()).abs().max() / expected.double().abs().max())

@@ -1,6 +1,6 @@
-"""Rules that the layers in pyproject.toml cannot express.
+"""Architecture rules that the layers in pyproject.toml cannot express.
 
-Imports without cycles, code for tensors of any rank, no printing below the commands, and a start
+Imports have no cycles, code supports tensors of any rank, only commands print, and commands start
 without torch.
 """
 
@@ -15,14 +15,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ddpm"
 RANK_FREE = ["diffusion", "samplers", "training", "generation.py"]
-# A bin of values has a width too.
+# bin_width is not a width of images.
 HEIGHT_OR_WIDTH = re.compile(r"(^|(?<!bin)_)(height|width|heights|widths)(_|$)", re.IGNORECASE)
 COPY_FOR_A_RANK = re.compile(r"[123]_?d(_|$)|[123]D|^(one|two|three)_d(_|$)", re.IGNORECASE)
 RANK_LETTERS = re.compile(r"^(b|n)?c?t?d?hw$")
 
 
 def python_files(*parts: str) -> list[Path]:
-    """The Python files of these parts of the package, or of all of it."""
+    """Return the Python files of these parts of the package, by default of all of it."""
     roots = [PACKAGE / part for part in parts] or [PACKAGE]
     files = [file for root in roots for file in ([root] if root.is_file() else root.rglob("*.py"))]
     assert files, f"nothing in {parts}"
@@ -30,7 +30,7 @@ def python_files(*parts: str) -> list[Path]:
 
 
 def identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Every name that the code reads, binds or defines, with its line; no text in strings."""
+    """Yield every name that the code reads, binds or defines, with its line."""
     for node in ast.walk(tree):
         for field in ("id", "attr", "arg", "name", "asname"):
             word = getattr(node, field, None)
@@ -39,28 +39,28 @@ def identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def unpackings(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """The targets of every ``a, b = ...``, joined and in lower case."""
+    """Yield the targets of every ``a, b = ...``, joined and in lower case, with their line."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Tuple) and isinstance(node.ctx, ast.Store):
             yield node.lineno, "".join(ast.unparse(target) for target in node.elts).lower()
 
 
-def offences(source: str) -> list[str]:
-    """What in ``source`` only works for tensors of one rank."""
+def violations(source: str) -> list[str]:
+    """Return the parts of ``source`` that depend on the rank of tensors."""
     tree = ast.parse(source)
-    found = [
+    names = [
         f"{line}: {word}"
         for line, word in identifiers(tree)
         if HEIGHT_OR_WIDTH.search(word) or COPY_FOR_A_RANK.search(word)
     ]
-    return found + [
+    return names + [
         f"{line}: unpacks {word}" for line, word in unpackings(tree) if RANK_LETTERS.match(word)
     ]
 
 
 @pytest.mark.parametrize("file", python_files(*RANK_FREE), ids=lambda f: str(f.name))
-def test_diffusion_samplers_and_training_know_no_rank(file):
-    assert not offences(file.read_text()), file
+def test_diffusion_samplers_and_training_do_not_depend_on_the_rank(file):
+    assert not violations(file.read_text()), file
 
 
 @pytest.mark.parametrize(
@@ -77,13 +77,13 @@ def test_diffusion_samplers_and_training_know_no_rank(file):
         "nn.Conv3d(1, 1, 1)",
     ],
 )
-def test_the_check_of_ranks_finds(source):
-    assert offences(source)
+def test_rank_dependent_code_is_detected(source):
+    assert violations(source)
 
 
 @pytest.mark.parametrize("source", ["batch, channels, *spatial = x.shape", "id = word", "h = 2"])
-def test_the_check_of_ranks_lets_pass(source):
-    assert not offences(source)
+def test_rank_independent_code_passes(source):
+    assert not violations(source)
 
 
 def module_name(file: Path) -> str:
@@ -121,14 +121,14 @@ def cycles(graph: Mapping[str, set[str]]) -> list[set[str]]:
     return sorted((set(group) for group in groups if group), key=sorted)
 
 
-def test_no_module_imports_itself_through_others():
+def test_imports_have_no_cycles():
     """Imports in functions and under TYPE_CHECKING count as well."""
     sources = {module_name(file): file.read_text() for file in python_files()}
     graph = {name: imported(source, sources) - {name} for name, source in sources.items()}
     assert cycles(graph) == []
 
 
-def test_imports_are_seen_at_every_level():
+def test_imports_are_detected_at_every_level():
     source = """
 import p.a
 from p import b

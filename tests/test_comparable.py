@@ -1,4 +1,4 @@
-"""Which losses are the same quantity is told from the configs."""
+"""Comparability of losses, determined from the configs."""
 
 import copy
 
@@ -34,7 +34,7 @@ def changed(**options):
 
 
 @pytest.mark.parametrize(
-    ("options", "found"),
+    ("options", "expected"),
     [
         ({}, {}),
         ({"objective__target": "ddpm.diffusion.PredNoise"}, {"objective": ["pred_v", "pred_noise"]}),
@@ -46,18 +46,18 @@ def changed(**options):
         ({"diffusion__loss": "vlb"}, {"diffusion.loss": ["simple", "vlb"]}),
         ({"data__image_size": 16}, {"data.image_size": [None, 16]}),
         ({"data__target": "ddpm.data.CIFAR10"}, {"data": ["digits", "cifar10"]}),
-        # what may differ
+        # options without effect on the comparability
         ({"seed": 1, "model__dim": 16, "trainer__lr": 1e-3}, {}),
         ({"diffusion__variance": "fixed_large"}, {}),
         ({"diffusion__self_condition": True, "diffusion__label_dropout": 0.1}, {}),
         ({"data__class_cond": True, "data__val_fraction": 0.1}, {}),
         ({"data": None}, {}),
-        ({"objective__min_snr_gamma": 5}, {}),  # the other one does not have it
+        ({"objective__min_snr_gamma": 5}, {}),  # not an option of the other run
     ],
 )  # fmt: skip
-def test_options_that_make_another_loss(options, found):
-    assert differing([BASE, BASE, changed(**options)]) == found
-    assert (warning([BASE, changed(**options)], "runs") is None) == (not found)
+def test_options_that_change_the_loss(options, expected):
+    assert differing([BASE, BASE, changed(**options)]) == expected
+    assert (warning([BASE, changed(**options)], "runs") is None) == (not expected)
 
 
 def test_the_variance_counts_where_the_bound_is_part_of_the_loss():
@@ -86,16 +86,15 @@ def test_groups_of_comparable_losses():
     assert groups([]) == [] and groups([{}, {}]) == [1, 1]
 
 
-def test_every_option_of_the_loss_is_held_or_free():
-    """Names in the lists are options that exist."""
+def test_the_lists_contain_existing_options():
     import yaml
 
     from ddpm.config.location import config_dir
 
-    known = {
+    options = {
         f"{group}.{option}"
         for group in comparable.GROUPS
         for file in (config_dir() / group).glob("*.yaml")
         for option in yaml.safe_load(file.read_text())
     }
-    assert {*comparable.FREE, *comparable.BOUND} <= known
+    assert {*comparable.FREE, *comparable.BOUND} <= options

@@ -1,7 +1,7 @@
-"""Commands and code of the README and of docs/ work.
+"""Commands and code in the README and in docs/.
 
 The options of all commands exist, Python runs on a tiny model, and the classes of docs/extending.md
-train and sample. A block after ``<!-- needs: ... -->`` needs what tests lack, and is not run.
+train and sample. A block after ``<!-- needs: ... -->`` is not run.
 """
 
 import re
@@ -47,25 +47,25 @@ class Block:
 
 
 def blocks(*languages):
-    """The blocks in these languages of all pages."""
-    found = []
+    """Return the blocks in these languages of all pages."""
+    result = []
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
         for match in FENCE.finditer(text):
             line = text[: match.start()].count("\n") + 1
-            found.append(Block(path.name, line, match["language"], match["text"], match["needs"]))
-    return [each for each in found if not languages or each.language in languages]
+            result.append(Block(path.name, line, match["language"], match["text"], match["needs"]))
+    return [each for each in result if not languages or each.language in languages]
 
 
 def commands(block):
-    """The commands of a shell block, as lists of words."""
+    """Return the commands of a shell block, as lists of words."""
     text = block.text.replace("\\\n", " ").replace(" && ", "\n")
     lines = (shlex.split(line, comments=True) for line in text.splitlines())
     return [words for words in lines if words]
 
 
 def ddpm_arguments(words):
-    """Name and arguments of the ddpm command in a line, also after a launcher; None without one."""
+    """Return name and arguments of the ddpm command in a line, also after a launcher, or None."""
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
     if words[0].startswith("ddpm-"):
@@ -76,33 +76,33 @@ def ddpm_arguments(words):
 
 
 def cases():
-    """All command lines of ddpm, those that need something too: their options must exist."""
-    found = {}
+    """Return all command lines of ddpm, also of blocks with requirements."""
+    result = {}
     for block in blocks("bash"):
         for words in commands(block):
             parsed = ddpm_arguments(words) if "$" not in " ".join(words) else None
             if parsed is not None:
-                found.setdefault((parsed[0], *parsed[1]), str(block))
+                result.setdefault((parsed[0], *parsed[1]), str(block))
     for path in PAGES:
         text = FENCE.sub("", path.read_text(encoding="utf-8"))
         for line in re.findall(r"`(ddpm-[a-z]+ [^`]*)`", text):
             name, *arguments = shlex.split(line)
             if "..." not in line and all("=" in each or each[0] == "-" for each in arguments):
-                found.setdefault((name.removeprefix("ddpm-"), *arguments), path.name)
+                result.setdefault((name.removeprefix("ddpm-"), *arguments), path.name)
     return [
         pytest.param(name, arguments, id=f"{place} {' '.join([name, *arguments])[:60]}")
-        for (name, *arguments), place in found.items()
+        for (name, *arguments), place in result.items()
     ]
 
 
 def alternatives(argument):
-    """The arguments of the jobs of a sweep, one per value."""
+    """Return the arguments of the jobs of a sweep, one per value."""
     key, _, value = argument.partition("=")
     return [f"{key}={each}" for each in re.split(r",(?![^\[]*\])", value)]
 
 
 def options_of(name, arguments):
-    """The keys that ``--help`` lists for the choices in the arguments, and those of evaluation."""
+    """Return the keys in ``--help`` for the choices in the arguments, and those of evaluation."""
     swept = [each for each in map(alternatives, arguments) if len(each) > 1]
     choices = [choice for each in swept for choice in each]
     shown = "\n".join([usage(name, arguments), *(usage(name, [each]) for each in choices)])
@@ -196,7 +196,7 @@ def test_other_commands_exist():
                 assert match and (match[1] is None or match[1] in extras), f"{block}: {words}"
 
 
-def test_links_lead_to_files_and_headings():
+def test_links_have_targets():
     for path in PAGES:
         text = FENCE.sub("", path.read_text(encoding="utf-8"))
         for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -212,7 +212,7 @@ def test_links_lead_to_files_and_headings():
             assert heading in slugs, f"{path.name}: {target}"
 
 
-def test_all_python_is_run():
+def test_every_page_with_python_is_tested():
     assert {block.page for block in blocks("python")} == {*PYTHON, "extending.md"}
 
 
@@ -224,7 +224,7 @@ def test_the_option_reference_is_current():
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A folder with tiny models under the names that the pages use, and pictures."""
+    """Folder with pictures and with tiny models, by the names on the pages."""
     folder = tmp_path_factory.mktemp("documents")
     options = ["name=digits", "trainer.max_steps=2", *TINY]
     with pytest.MonkeyPatch.context() as patch:
@@ -244,7 +244,7 @@ PYTHON = ["README.md", "python.md"]
 
 @pytest.fixture
 def few_steps(monkeypatch):
-    """Samplers take at most four steps, whatever the page says."""
+    """Limit samplers to four steps."""
     timesteps = Sampler.timesteps
 
     def few(self, *arguments, **options):
@@ -266,8 +266,8 @@ def test_python_of_a_page_runs(models, few_steps, monkeypatch, page):
         exec(compile(block.text, str(block), "exec"), names)
 
 
-def test_messages_are_those_of_the_commands(models, command, monkeypatch):  # noqa: F811
-    """Blocks of text that begin with ``$`` are commands with their output."""
+def test_messages_match_the_output_of_the_commands(models, command, monkeypatch):  # noqa: F811
+    """Text blocks with lines that begin with ``$`` are commands with their output."""
     monkeypatch.chdir(models)
     seen = 0
     for block in blocks("text"):
@@ -286,7 +286,7 @@ EXAMPLES = ["disks", "heun", pytest.param("p2", marks=pytest.mark.slow), "plain"
 
 @pytest.mark.parametrize("module", EXAMPLES)
 def test_own_classes_train_and_sample(models, few_steps, command, monkeypatch, module):  # noqa: F811
-    """The modules of the page are written to files, then the commands and Python below run."""
+    """Write the modules of the page to files, then run the commands and the Python below."""
     monkeypatch.chdir(models)
     page = [each for each in blocks() if each.page == "extending.md"]
     starts = [n for n, each in enumerate(page) if each.text.startswith(f"# {module}.py\n")]
@@ -314,8 +314,8 @@ def assert_runs(command, name, arguments):  # noqa: F811
            "sample": ["num_samples=2", "sampler.steps=2"]}[name]  # fmt: skip
     small = ["model.dim=8"] if name == "train" and not any("model." in a for a in arguments) else []
     keys = [each.partition("=")[0] for each in few]
-    kept = [each for each in arguments if each.partition("=")[0] not in keys]
-    ended = command(name, *kept, *few, *small)
+    others = [each for each in arguments if each.partition("=")[0] not in keys]
+    ended = command(name, *others, *few, *small)
     assert ended.status == 0, ended.err
 
 

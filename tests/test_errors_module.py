@@ -1,4 +1,4 @@
-"""Errors in the config: one line with the option as it is typed on a command line."""
+"""Config errors: one line with the option as typed on the command line."""
 
 import pickle
 
@@ -52,18 +52,18 @@ def test_an_absolute_key_keeps_its_name():
 
 
 @pytest.mark.parametrize(
-    ("word", "known", "hint"),
+    ("word", "names", "hint"),
     [
         ("max_step", ["min_steps", "max_steps"], "; did you mean 'max_steps'?"),
         ("zzz", ["b", "a", "b"], " (there are: a, b)"),
         ("zzz", [], ""),
     ],
 )
-def test_did_you_mean(word, known, hint):
-    assert did_you_mean(word, iter(known)) == hint
+def test_did_you_mean(word, names, hint):
+    assert did_you_mean(word, iter(names)) == hint
 
 
-def test_a_remedy_names_the_options_that_exist_where_it_is_shown():
+def test_options_in_a_remedy_have_the_prefix_of_the_error():
     remedy = "set {color}=rgb or {color}=grey"
     error = ConfigError("color", "auto", "a{b}.png is grey", remedy)
     assert str(error) == "color=auto: a{b}.png is grey; set data.color=rgb or data.color=grey"
@@ -71,10 +71,10 @@ def test_a_remedy_names_the_options_that_exist_where_it_is_shown():
     assert str(error.under("data")) == f"data.{error}"
     renamed = error.renamed("samples", "x")
     assert str(renamed) == "samples=x: a{b}.png is grey; set color=rgb or color=grey"
-    said = (
+    message = (
         "evaluation.samples=x: a{b}.png is grey; set evaluation.color=rgb or evaluation.color=grey"
     )
-    assert str(renamed.under("evaluation")) == said
+    assert str(renamed.under("evaluation")) == message
     path = ConfigError("path", "x", "no such folder", "set {path} to a folder")
     assert str(path.renamed("reference", "x")) == (
         "reference=x: no such folder; set reference to a folder"

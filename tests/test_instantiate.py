@@ -1,4 +1,4 @@
-"""From a config to objects: types, names, and what a config may not reach."""
+"""Objects from configs: types, exported names and rejected targets."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,7 +31,7 @@ GOOD = [
     (str, 12, "12"),
     (str | None, None, None),
     (Choice, "fp16", "fp16"),
-    (Choice, False, "no"),  # YAML's bare no
+    (Choice, False, "no"),  # unquoted no in YAML
     (Choice, True, "yes"),
     (Choice | None, None, None),
     (Literal["none", "static"], False, "none"),
@@ -74,13 +74,13 @@ BAD = [
 
 
 @pytest.mark.parametrize(("annotation", "value", "expected"), GOOD, ids=str)
-def test_values_that_are_taken(annotation, value, expected):
-    found = typed(value, annotation, "k")
-    assert found == expected and type(found) is type(expected)
+def test_valid_values(annotation, value, expected):
+    result = typed(value, annotation, "k")
+    assert result == expected and type(result) is type(expected)
 
 
 @pytest.mark.parametrize(("annotation", "value", "line"), BAD, ids=str)
-def test_values_that_are_refused(annotation, value, line):
+def test_invalid_values(annotation, value, line):
     with pytest.raises(ConfigError) as caught:
         typed(value, annotation, "k")
     assert str(caught.value) == line
@@ -88,13 +88,13 @@ def test_values_that_are_refused(annotation, value, line):
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A group of options, one of them without a default."""
+    """Group of options, one of them required."""
 
     size: int
     names: tuple[str, ...] = ()
 
 
-def test_a_dataclass_is_made_of_a_group_of_options():
+def test_a_group_of_options_becomes_a_dataclass():
     assert typed({"size": 1e1, "names": ["a", 2]}, Group, "k") == Group(size=10, names=("a", "2"))
     assert typed({"size": 3}, Group, "k") == Group(size=3)
     assert typed(Group(size=3), Group, "k") == Group(size=3)
@@ -106,14 +106,14 @@ def test_a_dataclass_is_made_of_a_group_of_options():
         ([1], "k=[1]: must be a group of options"),
         (None, "k=null: must be a group of options"),
     ]:
-        assert refusal(typed, value, Group, "k") == line
+        assert error_of(typed, value, Group, "k") == line
 
 
 def target(runtime: int, *, size: int, rate: float = 0.5, mode: Literal["a", "b"] = "a") -> None:
-    """A function with one supplied argument and three options."""
+    """Function with one positional argument and three options."""
 
 
-def refusal(function, *arguments):
+def error_of(function, *arguments):
     with pytest.raises(ConfigError) as caught:
         function(*arguments)
     return str(caught.value)
@@ -122,13 +122,15 @@ def refusal(function, *arguments):
 def test_check():
     assert check({"size": 1e1, "rate": 2}, target) == {"size": 10, "rate": 2.0}
     assert type(check({"size": 1e1}, target)["size"]) is int
-    assert refusal(check, {}, target, "g") == "g.size: is missing; add g.size=..."
-    assert refusal(check, {"size": "???"}, target) == "size: is missing; add size=..."
+    assert error_of(check, {}, target, "g") == "g.size: is missing; add g.size=..."
+    assert error_of(check, {"size": "???"}, target) == "size: is missing; add size=..."
     line = "g.sise=1: unknown option; did you mean 'g.size'?"
-    assert refusal(check, {"sise": 1}, target, "g") == line
-    # What code supplies is no option.
-    assert refusal(check, {"runtime": 1, "size": 1}, target).startswith("runtime=1: unknown option")
-    assert refusal(check, {"size": 1, "mode": "c"}, target, "g").startswith(
+    assert error_of(check, {"sise": 1}, target, "g") == line
+    # A positional argument is not an option.
+    assert error_of(check, {"runtime": 1, "size": 1}, target).startswith(
+        "runtime=1: unknown option"
+    )
+    assert error_of(check, {"size": 1, "mode": "c"}, target, "g").startswith(
         "g.mode=c: unknown choice"
     )
 
@@ -165,14 +167,14 @@ FORBIDDEN = [
 
 
 @pytest.mark.parametrize("name", FORBIDDEN)
-def test_only_what_is_exported_can_be_named(name):
-    line = refusal(build, {"_target_": name}, "data")
+def test_targets_that_are_not_exported_are_rejected(name):
+    line = error_of(build, {"_target_": name}, "data")
     assert line.startswith(f"data._target_={name}: is not among what ddpm exports")
 
 
 @pytest.mark.parametrize("node", [None, {}, {"_target_": None}, {"_target_": ["a"]}, "a", 3])
 def test_a_node_without_a_target(node):
-    assert refusal(build, node, "data") == "data: is missing; choose one with data=..."
+    assert error_of(build, node, "data") == "data: is missing; choose one with data=..."
 
 
 @pytest.mark.parametrize(
@@ -184,16 +186,16 @@ def test_a_node_without_a_target(node):
     ],
 )
 def test_a_target_of_another_kind(name, runtime):
-    line = refusal(build, {"_target_": name}, "data", *runtime)
+    line = error_of(build, {"_target_": name}, "data", *runtime)
     assert (
         line
         == f"data._target_={name}: is not a valid target for this option; choose one with data=..."
     )
 
 
-def test_a_refusal_of_the_constructor_names_its_place():
+def test_an_error_of_the_constructor_has_the_key_of_its_node():
     node = {"_target_": "ddpm.diffusion.cosine", "num_steps": 0}
-    assert refusal(build, node, "schedule") == "schedule.num_steps=0: needs at least 1 step"
+    assert error_of(build, node, "schedule") == "schedule.num_steps=0: needs at least 1 step"
     assert build({**node, "num_steps": 7}, "schedule").num_steps == 7
 
 
@@ -216,21 +218,21 @@ def plugin(tmp_path, monkeypatch):
     load_plugins([])
 
 
-def test_plugins_export_as_packages_do(plugin):
+def test_plugins_export_their_all(plugin):
     node = {"_target_": f"{plugin}.Mine", "size": 1e1}
-    assert "is not among what ddpm exports" in refusal(build, node, "data")
+    assert "is not among what ddpm exports" in error_of(build, node, "data")
     load_plugins([plugin])
     assert build(node, "data").size == 10
     for name in ("Hidden", "number", "__all__"):
-        line = refusal(build, {"_target_": f"{plugin}.{name}"}, "data")
+        line = error_of(build, {"_target_": f"{plugin}.{name}"}, "data")
         assert "is not among what ddpm exports" in line
     load_plugins([])
-    assert "is not among what ddpm exports" in refusal(build, node, "data")
-    line = refusal(load_plugins, ["bare_for_a_test"])
+    assert "is not among what ddpm exports" in error_of(build, node, "data")
+    line = error_of(load_plugins, ["bare_for_a_test"])
     assert line.startswith("plugins=[bare_for_a_test]: bare_for_a_test has no __all__")
 
 
-def test_a_config_survives_yaml_and_nothing_in_it_is_evaluated():
+def test_a_config_survives_yaml_without_evaluation():
     config = {
         "seed": 0,
         "trainer": {"precision": "no", "lr": 1e-4, "adam_betas": [0.9, 0.999], "clip": None},
@@ -242,12 +244,12 @@ def test_a_config_survives_yaml_and_nothing_in_it_is_evaluated():
     assert type(again["data"]["key"]) is str and type(again["trainer"]["lr"]) is float
 
 
-def test_plain_resolves_and_refuses_what_is_missing():
+def test_plain_resolves_interpolations_and_rejects_missing_values():
     config = OmegaConf.create({"a": 1, "b": {"c": "${a}"}})
     assert plain(config) == {"a": 1, "b": {"c": 1}}
     missing = OmegaConf.create({"b": {"c": "???"}, "a": "???"})
-    assert refusal(plain, missing) == "a: is missing (so are b.c); add a=..."
-    line = refusal(plain, OmegaConf.create({"b": {"c": "${nowhere}"}}))
+    assert error_of(plain, missing) == "a: is missing (so are b.c); add a=..."
+    line = error_of(plain, OmegaConf.create({"b": {"c": "${nowhere}"}}))
     assert line.startswith("b.c: cannot be resolved: ") and "nowhere" in line
 
 
@@ -284,23 +286,23 @@ def test_initial_weights_are_a_function_of_the_seed():
     assert torch.equal(torch.rand(2), expected), "the random state of the caller was touched"
 
 
-@pytest.mark.parametrize(("dropout", "known"), [(0.0, 4), (0.1, 5)])
-def test_label_dropout_adds_one_class(dropout, known):
+@pytest.mark.parametrize(("dropout", "num_embeddings"), [(0.0, 4), (0.1, 5)])
+def test_label_dropout_adds_one_class(dropout, num_embeddings):
     process = GaussianDiffusion(cosine(), PredV(), label_dropout=dropout)
     net = instantiate.network({"seed": 0, "model": MODEL}, data_spec(4), process)
     tables = [m for m in net.modules() if isinstance(m, torch.nn.Embedding)]
-    assert [table.num_embeddings for table in tables] == [known]
+    assert [table.num_embeddings for table in tables] == [num_embeddings]
     bare = instantiate.network({"seed": 0, "model": MODEL}, data_spec(None), process)
     assert not any(isinstance(m, torch.nn.Embedding) for m in bare.modules())
 
 
-def test_label_dropout_without_labels_is_refused():
+def test_label_dropout_without_labels_is_rejected():
     config = {
         "schedule": {"_target_": "ddpm.diffusion.cosine"},
         "objective": {"_target_": "ddpm.diffusion.PredV"},
         "diffusion": {"_target_": "ddpm.diffusion.GaussianDiffusion", "label_dropout": 0.1},
     }
-    line = refusal(instantiate.diffusion, config, data_spec(None))
+    line = error_of(instantiate.diffusion, config, data_spec(None))
     assert line.startswith("diffusion.label_dropout=0.1: the data have no labels to drop")
     assert instantiate.diffusion(config, data_spec(4)).label_dropout == 0.1
 
@@ -309,33 +311,33 @@ def test_steps_of_a_sampler():
     node = {"_target_": "ddpm.samplers.DDIM", "steps": 7}
     assert instantiate.sampler(node).steps == 7
     bad = {**node, "steps": 0}
-    assert refusal(instantiate.sampler, bad).startswith("sampler.steps=0: must be at least 1")
+    assert error_of(instantiate.sampler, bad).startswith("sampler.steps=0: must be at least 1")
 
 
-def test_trainer_options_have_the_defaults_of_those_not_given():
+def test_trainer_options_have_defaults():
     options = instantiate.trainer_options(
         {"trainer": {"_target_": "x", "lr": 1, "precision": False}}
     )
     assert (options.lr, options.precision, options.max_steps) == (1.0, "no", 100_000)
-    line = refusal(instantiate.trainer_options, {"trainer": {"lrr": 1}})
+    line = error_of(instantiate.trainer_options, {"trainer": {"lrr": 1}})
     assert line == "trainer.lrr=1: unknown option; did you mean 'trainer.lr'?"
 
 
 def test_a_data_spec_is_restored_from_its_state():
-    for known in (data_spec(), data_spec(3)):
-        again = DataSpec.from_metadata(known.state())
+    for spec in (data_spec(), data_spec(3)):
+        again = DataSpec.from_metadata(spec.state())
         assert (again.shape, again.num_classes, again.class_names) == (
-            known.shape,
-            known.num_classes,
-            known.class_names,
+            spec.shape,
+            spec.num_classes,
+            spec.class_names,
         )
-        assert again.codec.state() == known.codec.state()
+        assert again.codec.state() == spec.codec.state()
     state = data_spec().state()
     del state["num_classes"]
-    assert "has no 'num_classes'" in refusal(DataSpec.from_metadata, state)
+    assert "has no 'num_classes'" in error_of(DataSpec.from_metadata, state)
 
 
-def test_a_config_of_fewer_options_is_completed_with_their_defaults():
+def test_missing_options_are_completed_with_defaults():
     short = {"seed": 3, "schedule": {"_target_": "ddpm.diffusion.cosine", "num_steps": 5}}
     assert config_with_defaults(short) == {
         "seed": 3,
@@ -356,7 +358,7 @@ def data(**options):
     return {"data": {**DIGITS, **options}}
 
 
-def test_a_fraction_of_any_data_is_held_out_of_training():
+def test_val_fraction_holds_out_data_of_any_class():
     parts = instantiate.splits(data(class_cond=True, val_fraction=0.1))
     assert parts.val is not None and parts.val.num_classes == parts.train.num_classes == 10
     assert (len(parts.train), len(parts.val)) == (1617, 180)
@@ -366,7 +368,7 @@ def test_a_fraction_of_any_data_is_held_out_of_training():
         assert len(parts.train) == len(instantiate.dataset(whole)) == 1797 and parts.val is None
 
 
-def test_the_config_is_left_as_it_was():
+def test_the_config_is_not_modified():
     config = data(val_fraction=0.1)
     instantiate.splits(config)
     assert config == data(val_fraction=0.1)
@@ -391,12 +393,12 @@ def test_the_config_is_left_as_it_was():
         ({"data": "digits"}, "data: is missing; choose one with data=..."),
     ],
 )  # fmt: skip
-def test_data_that_are_refused(node, line):
-    assert refusal(instantiate.splits, node) == line
-    assert refusal(instantiate.dataset, node) == line
+def test_invalid_data(node, line):
+    assert error_of(instantiate.splits, node) == line
+    assert error_of(instantiate.dataset, node) == line
 
 
-def test_a_plugin_s_data_can_be_divided_and_may_have_a_split_of_their_own(plugin):
+def test_data_of_a_plugin_are_split_by_fraction_or_by_own_split(plugin):
     load_plugins([plugin])
     node = {"_target_": f"{plugin}.Few", "count": 10}
     parts = instantiate.splits({"data": {**node, "val_fraction": 0.3}})
@@ -413,13 +415,13 @@ def test_a_plugin_s_data_can_be_divided_and_may_have_a_split_of_their_own(plugin
     }
 
 
-def test_a_run_of_a_version_without_val_fraction_is_one_that_holds_nothing_out(tmp_path):
+def test_a_run_of_a_version_without_val_fraction_has_no_validation_data(tmp_path):
     old, new = data(image_size=None, class_cond=False), data(val_fraction=0.0)
     assert config_with_defaults(old) == config_with_defaults(new)
     assert config_with_defaults(old)["data"]["val_fraction"] == 0.0
-    kept = config_with_defaults(data(val_fraction=0.2))
-    assert kept["data"]["val_fraction"] == 0.2
+    with_validation = config_with_defaults(data(val_fraction=0.2))
+    assert with_validation["data"]["val_fraction"] == 0.2
     assert "val_fraction" not in with_defaults(MODEL, "model")
     check_same(config_with_defaults(old), config_with_defaults(new), "resume", tmp_path)
-    line = refusal(check_same, config_with_defaults(old), kept, "resume", tmp_path)
+    line = error_of(check_same, config_with_defaults(old), with_validation, "resume", tmp_path)
     assert "data.val_fraction (0.0 there, 0.2 here)" in line

@@ -1,3 +1,5 @@
+"""Script that makes videos of moving digits."""
+
 import runpy
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_digits_move_straight_bounce_and_stay_whole(make):
+def test_digits_move_in_straight_lines_and_bounce(make):
     path = make("a.npz", "--num", "20", "--frames", "30", "--size", "20")
     data = Videos(path=str(path), class_cond=True)
     assert (len(data), data.shape) == (20, (1, 30, 20, 20))
@@ -46,33 +48,33 @@ def test_digits_move_straight_bounce_and_stay_whole(make):
         x = (masses.sum(1) * torch.arange(20)).sum(1).numpy()
         y = (masses.sum(2) * torch.arange(20)).sum(1).numpy()
         steps = np.hypot(np.diff(x), np.diff(y))
-        assert 0 < steps.max() <= 2 + 2**0.5  # each place is rounded
+        assert 0 < steps.max() <= 2 + 2**0.5  # positions are rounded
         assert steps.sum() > 0.5 * 29
         bounced += bool((np.diff(y) > 0).any() and (np.diff(y) < 0).any())
     assert bounced > 10
 
 
-def test_the_same_options_give_the_same_file(make):
+def test_the_file_is_a_function_of_the_options(make):
     one = make("a.npz", "--num", "4").read_bytes()
     assert make("b.npz", "--num", "4").read_bytes() == one
     assert make("c.npz", "--num", "4", "--seed", "1").read_bytes() != one
-    with np.load(make("d.npz", "--num", "3", "--digits", "2", "--frames", "5")) as held:
-        assert held.files == ["arr_0"]  # two digits are not one class
-        assert (held["arr_0"].shape, held["arr_0"].dtype) == ((3, 1, 5, 16, 16), np.uint8)
+    with np.load(make("d.npz", "--num", "3", "--digits", "2", "--frames", "5")) as file:
+        assert file.files == ["arr_0"]  # two digits are not one class
+        assert (file["arr_0"].shape, file["arr_0"].dtype) == ((3, 1, 5, 16, 16), np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--size", "8"], "a digit is 8 wide and needs room to move; at least 9"),
         (["--num", "0"], "must be at least 1"),
         (["--seed", "-1"], "--seed at least 0"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(make, capsys, options, said):
+def test_invalid_options_are_rejected(make, capsys, options, message):
     with pytest.raises(SystemExit):
         make("a.npz", *options)
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         make("a.npy")
     assert "the name must end in .npz" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Being told to stop: at once, at the next step, or not any more."""
+"""Stop signals: immediate, deferred to the next step, or ignored."""
 
 import os
 import signal
@@ -13,14 +13,14 @@ from ddpm.signals import SIGNALS, StopSignal, pending
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_while_nothing_can_be_lost_a_signal_stops_at_once(number):
+def test_outside_of_training_a_signal_stops_at_once(number):
     with StopSignal() as stop, pytest.raises(Stopped, match=f"^stopped by {number.name}$"):
         os.kill(os.getpid(), number)
     assert stop.received == number.name
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_while_training_it_is_a_flag(number, capfd):
+def test_a_signal_during_training_sets_a_flag(number, capfd):
     with StopSignal() as stop, stop.deferred():
         assert stop.received is None
         os.kill(os.getpid(), number)
@@ -28,15 +28,15 @@ def test_while_training_it_is_a_flag(number, capfd):
     assert f"{number.name}: stopping after this step, with a checkpoint" in capfd.readouterr().err
 
 
-def test_a_signal_that_came_before_training_stops_it():
+def test_a_signal_before_training_prevents_it():
     with StopSignal() as stop:
         with pytest.raises(Stopped):
             os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Stopped), stop.deferred():
-            pytest.fail("training began")
+            pytest.fail("training started")
 
 
-def test_handlers_come_back_and_what_is_ignored_stays_ignored():
+def test_handlers_are_restored_and_ignored_signals_stay_ignored():
     before = signal.getsignal(signal.SIGTERM)
     hung_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -49,7 +49,7 @@ def test_handlers_come_back_and_what_is_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, hung_up)
 
 
-def test_an_echo_within_a_second_is_the_same_wish_and_once_all_is_saved_nothing_is_heard():
+def test_repeats_within_a_second_count_once_and_signals_after_finish_are_ignored():
     with StopSignal() as stop, stop.deferred():
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -65,16 +65,16 @@ with StopSignal() as stop, stop.deferred():
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(1.1)
     os.kill(os.getpid(), signal.SIGTERM)
-    print("went on")
+    print("continued")
 """
 
 
 def test_a_second_signal_ends_the_process_at_once():
     ended = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True)
-    assert ended.returncode == 128 + signal.SIGTERM and "went on" not in ended.stdout
+    assert ended.returncode == 128 + signal.SIGTERM and "continued" not in ended.stdout
 
 
-def test_a_fork_that_reads_data_does_not_care():
+def test_a_forked_worker_ignores_signals():
     with StopSignal() as stop, stop.deferred():
         child = os.fork()
         if child == 0:
@@ -83,7 +83,7 @@ def test_a_fork_that_reads_data_does_not_care():
         assert os.waitpid(child, 0)[1] == 0
 
 
-def test_one_that_comes_when_all_is_saved_is_kept_for_what_would_come_next():
+def test_a_signal_after_finish_is_pending_for_the_outer_block():
     with StopSignal():
         with StopSignal() as stop:
             with stop.deferred():
@@ -95,14 +95,14 @@ def test_one_that_comes_when_all_is_saved_is_kept_for_what_would_come_next():
     assert pending() is None
 
 
-def test_interruptible_work_inside_training_is_left_at_once(capfd):
+def test_interruptible_work_inside_training_stops_at_once(capfd):
     with StopSignal() as stop, stop.deferred():
         with pytest.raises(Stopped, match=r"^stopped by SIGTERM$"), stop.interruptible():
             os.kill(os.getpid(), signal.SIGTERM)
-            pytest.fail("the signal was not obeyed")
+            pytest.fail("the signal was ignored")
         assert stop.received == "SIGTERM"
         with pytest.raises(Stopped), stop.interruptible():
-            pytest.fail("the work was begun after a signal")
+            pytest.fail("the work started after a signal")
     assert capfd.readouterr().err.count("SIGTERM: stopping after this step") == 1
 
 
@@ -113,13 +113,13 @@ def test_an_exchange_within_interruptible_work_is_not_interrupted():
             with stop.uninterrupted():
                 os.kill(os.getpid(), signal.SIGTERM)
                 done.append(stop.received)
-            pytest.fail("what arrived during the exchange was forgotten")
-        with stop.uninterrupted():  # outside of such work it changes nothing
+            pytest.fail("a signal during the exchange was lost")
+        with stop.uninterrupted():  # no effect outside of interruptible work
             done.append("again")
     assert done == ["SIGTERM", "again"]
 
 
-INSISTING = """
+SECOND_SIGNAL = """
 import os, signal, time
 from ddpm.signals import StopSignal
 with StopSignal():
@@ -134,8 +134,8 @@ with StopSignal():
 """
 
 
-@pytest.mark.parametrize("inside", ["", "stop.finish()"], ids=["winding up", "all is saved"])
-def test_a_second_signal_ends_a_process_that_hangs_at_its_end(inside):
-    code = INSISTING.format(inside=inside)
+@pytest.mark.parametrize("inside", ["", "stop.finish()"], ids=["cleaning up", "after finish"])
+def test_a_second_signal_ends_a_process_that_hangs_during_cleanup(inside):
+    code = SECOND_SIGNAL.format(inside=inside)
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 128 + signal.SIGTERM and ended.stdout == "", ended.stderr

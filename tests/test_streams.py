@@ -1,4 +1,4 @@
-"""Output streams that are lost in every way: the work goes on, and its status is its own."""
+"""Lost output streams: the program continues, and its exit status does not change."""
 
 import os
 import pty
@@ -42,7 +42,7 @@ def full_disk():
 
 
 @contextmanager
-def gone_terminal():
+def closed_terminal():
     ours, theirs = pty.openpty()
     os.close(ours)
     yield theirs
@@ -55,7 +55,7 @@ def read_only():
         yield file.fileno()
 
 
-LOST = (broken_pipe, full_disk, gone_terminal, read_only)
+LOST = (broken_pipe, full_disk, closed_terminal, read_only)
 WHICH = {"stdout": ("stdout",), "stderr": ("stderr",), "both": ("stdout", "stderr")}
 
 
@@ -67,11 +67,11 @@ def ended(folder, *words, **popen):
     )
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full is of Linux")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full exists on Linux only")
 @pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("lose", LOST, ids=lambda each: each.__name__)
-def test_the_work_goes_on_without_its_streams(tmp_path, lose, which):
-    """The other stream has no word about it, and Python's flush at exit changes no status."""
+def test_the_program_continues_without_its_streams(tmp_path, lose, which):
+    """The other stream has no message about it; the flush at exit does not change the status."""
     end, status = list(ENDS.items())[list(WHICH).index(which)]
     with lose() as number:
         lost = dict.fromkeys(WHICH[which], number)
@@ -86,8 +86,8 @@ def test_the_work_goes_on_without_its_streams(tmp_path, lose, which):
 @pytest.mark.parametrize(
     ("closed", "end"), list(zip(["1>&-", "2>&-", "1>&- 2>&- 0<&-"], ENDS, strict=True))
 )
-def test_closed_descriptors_are_not_taken_by_files(tmp_path, closed, end):
-    """What a library writes to descriptor 1 or 2 must not end up in a checkpoint."""
+def test_closed_descriptors_are_not_reused_for_files(tmp_path, closed, end):
+    """Output of a library to descriptor 1 or 2 must not be written to a checkpoint."""
     take = "import os; file = open('done', 'w'); assert file.fileno() > 2, file\n"
     take += "for number in (1, 2): os.write(number, b'from a library')\n"
     (tmp_path / "work.py").write_text(WORK.format(end=take + end))
@@ -98,13 +98,13 @@ def test_closed_descriptors_are_not_taken_by_files(tmp_path, closed, end):
     assert (tmp_path / "done").read_text() == ""
 
 
-def test_characters_that_the_encoding_lacks_are_escaped(tmp_path):
+def test_unencodable_characters_are_escaped(tmp_path):
     result = ended(tmp_path, "-c", WORK.format(end=""), env={"PYTHONIOENCODING": "ascii"})
     assert result.returncode == 0
     assert result.stdout.startswith(rb"na\xefve \udcff") and rb"\xe9" in result.stderr
 
 
-def test_nothing_is_lost_or_out_of_order_where_all_is_well(tmp_path):
+def test_output_is_complete_and_in_order(tmp_path):
     for environment in ({}, {"PYTHONUNBUFFERED": "1"}):
         with (tmp_path / "log").open("w") as log:
             work = "from ddpm import streams; streams.protect(); import os, sys\n"
@@ -116,8 +116,8 @@ def test_nothing_is_lost_or_out_of_order_where_all_is_well(tmp_path):
         assert (tmp_path / "log").read_text().splitlines() == [*lines, "library", "end"]
 
 
-def test_a_pipe_that_does_not_block_is_waited_for(tmp_path):
-    """As some parents leave it: the slow reader gets all of it."""
+def test_a_non_blocking_pipe_is_written_completely(tmp_path):
+    """Some parent processes set pipes to non-blocking mode."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     work = "from ddpm import streams; streams.protect(); print('x' * 500_000)"
@@ -128,7 +128,7 @@ def test_a_pipe_that_does_not_block_is_waited_for(tmp_path):
     assert result.returncode == 0 and result.stderr == b""
 
 
-def test_streams_that_somebody_has_replaced_are_left_alone(capsys):
+def test_replaced_streams_are_not_changed(capsys):
     from ddpm import streams
 
     before = sys.stdout, sys.stderr

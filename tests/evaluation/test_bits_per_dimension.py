@@ -1,4 +1,4 @@
-"""The variational bound, on data whose entropy is a formula and whose denoiser is perfect."""
+"""The variational bound on data with a closed-form entropy and an ideal denoiser."""
 
 import math
 from itertools import pairwise
@@ -25,7 +25,7 @@ from tests.oracle import Oracle, normal
 SHAPE = (1, 6, 6)
 
 
-def perfect(num_steps, **options):
+def ideal(num_steps, **options):
     oracle = Oracle(cosine(num_steps=num_steps), SHAPE)
     network, _ = oracle.network("pred_v")
     process = GaussianDiffusion(oracle.schedule, PredV(), **options)
@@ -38,8 +38,8 @@ def data(oracle, count):
     )
 
 
-def test_terms_are_those_of_bound_term_and_the_total_is_their_sum_with_the_prior():
-    oracle, denoiser = perfect(5)
+def test_the_total_is_the_sum_of_the_terms_and_the_prior():
+    oracle, denoiser = ideal(5)
     x0 = data(oracle, 3)
     calls = []
     bound = bits_per_dimension(
@@ -58,83 +58,87 @@ def test_terms_are_those_of_bound_term_and_the_total_is_their_sum_with_the_prior
 
 @pytest.mark.parametrize("steps", ["ddim4", (1, 3)])
 def test_on_a_respaced_process_each_term_spans_its_stride(steps):
-    oracle, denoiser = perfect(20)
-    kept = respaced_timesteps(20, steps)
+    oracle, denoiser = ideal(20)
+    timesteps = respaced_timesteps(20, steps)
     x0 = data(oracle, 2)
-    bound = bits_per_dimension(denoiser, x0, randn_like=normal(1), steps=kept)
-    assert bound.steps == tuple(kept)
+    bound = bits_per_dimension(denoiser, x0, randn_like=normal(1), steps=timesteps)
+    assert bound.steps == tuple(timesteps)
     draw = normal(1)
-    for index, step in enumerate(kept):
-        pair = [step, kept[index - 1] if index else -1, kept[min(index + 1, len(kept) - 1)]]
+    for index, step in enumerate(timesteps):
+        pair = [
+            step,
+            timesteps[index - 1] if index else -1,
+            timesteps[min(index + 1, len(timesteps) - 1)],
+        ]
         t, s, after = (torch.full((2,), n) for n in pair)
         x_t = denoiser.diffusion.diffuse(x0, t, draw(x0))
         expected = bound_term(denoiser.diffusion, denoiser(x_t, step), x0, x_t, t, s, after)
         torch.testing.assert_close(bound.terms[:, index], expected)
-    torch.testing.assert_close(bound.prior, prior_term(denoiser.diffusion, x0, kept[-1]))
+    torch.testing.assert_close(bound.prior, prior_term(denoiser.diffusion, x0, timesteps[-1]))
 
 
 BIN = 1e-3
-"""Narrow: what is in a bin is its width times the density."""
+"""Bin width, so narrow that the probability of a bin is its width times the density."""
 
 EULER = 0.5772156649
 
 
 def short(num_steps):
-    """A schedule that leaves so much of the data in x_T that the prior is no formality."""
+    """Return a schedule with so much signal left in x_T that the prior term is not negligible."""
     return linear(num_steps=num_steps, beta_end=0.002)
 
 
 def narrow(schedule, variance):
-    """A Gaussian inside -1..1 and its perfect denoiser, which knows a learned variance too."""
+    """Return a Gaussian within -1..1 and its ideal denoiser, also of a learned variance."""
     oracle = Oracle(schedule, SHAPE, scale=0.25)
     network, _ = oracle.network("pred_x0")
 
-    def says_both(x_t, time):
+    def predict_with_variance(x_t, time):
         log = oracle.reverse_variance(int(time[0]), int(time[0]) - 1).log()
         return torch.cat([network(x_t, time), log.expand_as(x_t).float()], dim=1)
 
     process = GaussianDiffusion(schedule, PredX0(), variance=variance, loss="vlb", bin_width=BIN)
-    answer = says_both if process.learns_variance else network
-    return oracle, Denoiser(answer, process, clip="none")
+    model = predict_with_variance if process.learns_variance else network
+    return oracle, Denoiser(model, process, clip="none")
 
 
 def code_length(oracle, x0):
-    """Bits per dimension of data under the Gaussian, (B,); the entropy is its expectation."""
+    """Return the bits per dimension of data under the Gaussian, (B,); the mean is the entropy."""
     nats = 0.5 * ((x0 - oracle.mu) / oracle.sigma) ** 2
     normal_nats = torch.log(oracle.sigma * math.sqrt(2 * math.pi) / BIN)
     return (nats + normal_nats).flatten(1).mean(1).double() / math.log(2)
 
 
 def kl_bits(variance, other, away=0.0):
-    """KL(N(away, variance) || N(0, other)), the mean of all entries, in bits."""
+    """Return KL(N(away, variance) || N(0, other)), averaged over all entries, in bits."""
     ratio = variance / other
     return float((ratio - 1 - ratio.log() + away**2 / other).mean()) / math.log(4)
 
 
 def losses(oracle, kind, steps):
-    """By how many bits per dimension the bound exceeds the entropy: decoder, steps, prior.
+    """Return the gap between bound and entropy in bits per dimension: decoder, steps, prior.
 
-    That is KL(q(x_0, ..., x_T) || p(x_0, ..., x_T)): that of x_T, and of x_s given x_t at every
-    step. Both sides are Gaussian, and at the steps of one mean, as the denoiser is perfect.
+    It is KL(q(x_0, ..., x_T) || p(x_0, ..., x_T)), the sum of the KL of x_T and those of x_s given
+    x_t. All are between Gaussians; those of the steps have equal means, as the denoiser is ideal.
     """
     alpha_bar = {t: float(oracle.schedule.alpha_bar_at(t)) for t in (-1, *steps)}
-    found = []
+    gaps = []
     for s, t in pairwise([-1, *steps]):
-        # The posterior of clean data has no variance; that of the next step stands in for it.
+        # The posterior of clean data has zero variance; that of the next step replaces it.
         at, as_ = (alpha_bar[step] for step in ((steps[1], steps[0]) if s < 0 else (t, s)))
         large, small = 1 - at / as_, (1 - at / as_) * (1 - as_) / (1 - at)
         taken = large if kind == "fixed_large" and s >= 0 else small
         true = oracle.reverse_variance(t, s)
-        found.append(kl_bits(true, true if kind == "learned" else taken))
+        gaps.append(kl_bits(true, true if kind == "learned" else taken))
     last = steps[-1]
     prior = kl_bits(oracle.variance(last), 1.0, math.sqrt(alpha_bar[last]) * oracle.mu)
-    return found[0], sum(found[1:]), prior
+    return gaps[0], sum(gaps[1:]), prior
 
 
 def expected_losses(oracle, denoiser, steps=None):
-    """The same two of the bound: by how much the decoder's term, and the rest, exceed their least.
+    """Return the expected gaps of the bound: that of the decoder, and that of all other terms.
 
-    The expectation over data and noise is a Gauss-Hermite sum: a batch is the grid of its nodes.
+    The expectation over data and noise is a Gauss-Hermite sum; the batch is the grid of its nodes.
     """
     nodes, weights = np.polynomial.hermite_e.hermegauss(9)
     grid = torch.tensor([(a, b) for a in nodes for b in nodes], dtype=torch.float32)
@@ -152,36 +156,34 @@ def expected_losses(oracle, denoiser, steps=None):
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned"])
 @pytest.mark.parametrize("make", [cosine, linear, short])
 @pytest.mark.parametrize("num_steps", [25, 400])
-def test_the_bound_exceeds_the_entropy_by_what_the_reverse_process_is_off(
-    num_steps, make, variance
-):
-    """With the learned variance that is x_s' own given x_t, only what is left at T is lost."""
+def test_the_gap_to_the_entropy_is_the_kl_of_the_reverse_process(num_steps, make, variance):
+    """With the true variance of x_s given x_t as the learned one, only the prior term remains."""
     oracle, denoiser = narrow(make(num_steps=num_steps), variance)
     decoder, steps, prior = losses(oracle, variance, range(num_steps))
     assert prior > 0.05 if make is short else prior < 1e-6
     measured, rest = expected_losses(oracle, denoiser)
     assert rest == pytest.approx(steps + prior, abs=1e-4)
-    # The tanh formula's tails are too thin for deviates of twice the variance.
+    # The tanh approximation is inaccurate in the tails, for deviations of twice the variance.
     assert measured == pytest.approx(decoder, abs=1e-2)
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize("make", [cosine, short])
-@pytest.mark.parametrize("kept", ["ddim40", (7, 3, 5)])
-def test_on_a_respaced_process_it_does_so_by_what_the_long_steps_are_off(kept, make, variance):
+@pytest.mark.parametrize("timesteps", ["ddim40", (7, 3, 5)])
+def test_the_gap_of_a_respaced_process_is_the_kl_of_its_steps(timesteps, make, variance):
     oracle, denoiser = narrow(make(num_steps=400), variance)
-    kept = respaced_timesteps(400, kept)
-    decoder, steps, prior = losses(oracle, variance, kept)
-    measured, rest = expected_losses(oracle, denoiser, kept)
+    timesteps = respaced_timesteps(400, timesteps)
+    decoder, steps, prior = losses(oracle, variance, timesteps)
+    measured, rest = expected_losses(oracle, denoiser, timesteps)
     assert rest == pytest.approx(steps + prior, abs=1e-4)
     assert measured == pytest.approx(decoder, abs=1e-2)
 
 
-def test_with_fixed_large_variances_the_bound_comes_down_to_the_entropy_as_1_over_T():
-    """But for the decoder, whose stand-in variance tends to half of the true one.
+def test_with_fixed_large_variances_the_gap_decreases_as_1_over_T():
+    """Except for the decoder, whose variance tends to half of the true one.
 
-    A step loses a quarter of the square of the change in ln Var(x_t), in nats; all of them lose
-    1 / 4T times the integral of the square of its slope.
+    A step adds a quarter of the squared change in ln Var(x_t), in nats; all steps add 1 / 4T times
+    the integral of its squared slope.
     """
     every = [
         expected_losses(*narrow(cosine(num_steps=T), "fixed_large")) for T in (10, 40, 160, 640)
@@ -198,19 +200,19 @@ def test_with_fixed_large_variances_the_bound_comes_down_to_the_entropy_as_1_ove
     assert max(decoders) < 0.5 * (1 - math.log(2)) / math.log(2)
 
 
-def test_with_fixed_small_variances_half_of_eulers_constant_stays_between_them():
-    """Of Gaussian data. In step k the variance is too small by k / (k + 1), whatever T is."""
+def test_with_fixed_small_variances_the_gap_tends_to_half_of_eulers_constant():
+    """For Gaussian data, the variance of step k is too small by k / (k + 1) for every T."""
     limit = EULER / 2 / math.log(2)
     gaps = [expected_losses(*narrow(cosine(num_steps=T), "fixed_small"))[1] for T in (160, 640)]
     assert limit < gaps[1] < gaps[0] < 2 * limit
 
 
 @pytest.mark.parametrize("num_steps", [10, 40, 160, 640])
-def test_on_samples_the_gap_is_as_large_as_that_within_its_standard_error(num_steps):
+def test_the_gap_on_samples_is_within_its_standard_error(num_steps):
     oracle, denoiser = narrow(cosine(num_steps=num_steps), "fixed_large")
     x0 = data(oracle, 1000)
     bound = bits_per_dimension(denoiser, x0, randn_like=normal(2))
-    # The samples' own code length in the entropy's place: what they have in common is no error.
+    # Relative to the code length of the samples, not the entropy: their common noise cancels.
     gap = bound.total - code_length(oracle, x0)
     error = float(gap.std()) / math.sqrt(len(x0))
     expected = sum(losses(oracle, "fixed_large", range(num_steps)))
@@ -219,11 +221,11 @@ def test_on_samples_the_gap_is_as_large_as_that_within_its_standard_error(num_st
 
 
 LEVELS = torch.linspace(-1, 1, 4, dtype=torch.float64)
-"""The values of data of 2 bits; ``bin_width`` is what is between them."""
+"""Values of 2-bit data; ``bin_width`` is the distance between them."""
 
 
 def expected_gap_of_levels(num_steps, variance):
-    """The same for a rounded Gaussian, whose outermost values take the tails, and its decoder."""
+    """Return the expected gap for a Gaussian that is rounded to ``LEVELS``."""
     middle, schedule = (LEVELS[1:] + LEVELS[:-1]) / 2, cosine(num_steps=num_steps)
     below = torch.special.ndtr((middle + 0.2) / 0.5)
     share = torch.cat([torch.zeros(1), below, torch.ones(1)]).diff()
@@ -243,12 +245,12 @@ def expected_gap_of_levels(num_steps, variance):
     return float((each * bound.total).sum() - entropy)
 
 
-def test_on_data_of_discrete_values_the_bound_with_fixed_small_comes_down_to_the_entropy():
-    """The decoder then knows the value, and a step's term is half the rise in SNR times the error.
+def test_on_discrete_data_the_gap_with_fixed_small_variances_tends_to_zero():
+    """The decoder identifies the value; a step adds half of the SNR increment times the error.
 
-    So the bound is a Riemann sum of the integral that is the entropy (Guo et al. 2005, I-MMSE),
-    each error the largest of its strip: above it, and by 1/T. ``fixed_large`` is too large by
-    (k + 1) / k in step k, whatever T is; that costs half of what 1 has over Euler's constant.
+    The bound is then an upper Riemann sum, with an excess of order 1/T, of the integral that equals
+    the entropy (I-MMSE, Guo et al. 2005). ``fixed_large`` is too large by (k + 1) / k in step k for
+    every T, which adds half of the difference of 1 and Euler's constant.
     """
     gaps = [expected_gap_of_levels(T, "fixed_small") for T in (10, 40, 160, 640)]
     assert 2 * gaps[1] < gaps[0]
