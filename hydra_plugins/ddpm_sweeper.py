@@ -1,6 +1,6 @@
-"""Hydra's basic sweeper, extended to sweeps in which a config group has several choices.
+"""Basic sweeper of Hydra, extended to sweeps over the choices of a config group.
 
-Hydra loads sweepers from the namespace package ``hydra_plugins`` only.
+Hydra loads sweepers only from the namespace package ``hydra_plugins``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 
 class ChoiceSweeper(BasicSweeper):
-    """Runs all combinations of the values, each option only in the jobs whose choices have it."""
+    """Sweeper that passes each option only to the jobs whose choices have it."""
 
     def split_arguments(self, overrides: Any, max_batch_size: int | None) -> Any:  # type: ignore[override]
         """Return the overrides per job, in batches."""

@@ -1,4 +1,4 @@
-"""Every model, objective, schedule and sampler of the groups composes, trains and samples."""
+"""Combinations of models, objectives, schedules and samplers compose, train and sample."""
 
 import inspect
 from dataclasses import is_dataclass
@@ -50,14 +50,14 @@ def composed(*overrides):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """By the model, the data that it needs a path for."""
+    """Data files by model, for models that require a path."""
     folder = tmp_path_factory.mktemp("files")
     videos = np.random.default_rng(1).integers(0, 256, (8, 1, 5, 8, 8), np.uint8)
     np.save(folder / "videos.npy", videos)
-    return {"unet1d": made_waves(folder / "waves.npy"), "unet3d": folder / "videos.npy"}
+    return {"unet1d": write_waves(folder / "waves.npy"), "unet3d": folder / "videos.npy"}
 
 
-def made_waves(path):
+def write_waves(path):
     phase = np.random.default_rng(0).uniform(0, 2 * np.pi, (16, 1, 1))
     np.save(path, np.sin(phase + np.arange(16) / 2).astype(np.float32))
     return path
@@ -78,7 +78,7 @@ def built(config):
     return instantiate.trainer(config, network, process, data, accelerator), spec, process
 
 
-def test_the_groups_are_those_that_are_tested():
+def test_all_choices_of_the_groups_are_tested():
     assert names("model") == sorted(SMALL)
     assert {"linear", "cosine", "sigmoid"} == set(names("schedule"))
     assert {"pred_noise", "pred_v", "pred_x0"} == set(names("objective"))
@@ -113,9 +113,9 @@ def test_two_steps_and_samples(tmp_path, files, model, objective, schedule):
     )
     for sampler in names("sampler"):
         node = yaml.safe_load((CONFIGS / "sampler" / f"{sampler}.yaml").read_text())
-        walk = instantiate.sampler({**node, "steps": 3})
+        reverse_sampler = instantiate.sampler({**node, "steps": 3})
         pipeline = generation.build_pipeline(
-            trainer.ema.model, process, walk, spec.codec, device=torch.device("cpu")
+            trainer.ema.model, process, reverse_sampler, spec.codec, device=torch.device("cpu")
         )
         ((raw, _),) = generation.generate(pipeline, range(2), seed=0, batch_size=2)
         assert tuple(raw.shape) == (2, *spec.shape) and raw.float().isfinite().all()
@@ -170,7 +170,7 @@ def test_every_option_trains(tmp_path, options, model):
     )
 
 
-# A choice that is a variant of another one's class.
+# Choices that are variants of the class of another choice.
 OWN_VALUES = {
     ("unet1d", "dims"),
     ("unet1d", "full_attn"),
@@ -182,14 +182,14 @@ OWN_VALUES = {
 @pytest.mark.parametrize(
     "path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}"
 )
-def test_yamls_list_every_option_at_its_default(path):
-    """A YAML is the list of what can be set: none forgotten, and none with another default."""
+def test_yaml_files_list_every_option_with_its_default(path):
+    """Keys and values of a YAML equal the options and defaults of its class."""
     node = yaml.safe_load(path.read_text())
     if not isinstance(node, dict) or "_target_" not in node:
         return
     node.pop("defaults", None)
     if path.parent.name == "data":
-        assert node.pop("val_fraction") == 0.0  # of every data node, not of its class
+        assert node.pop("val_fraction") == 0.0  # an option of all data nodes, not of the class
     target = exported(node.pop("_target_"), f"{path.parent.name}._target_")
     schema = options_of(target)
     init = inspect.isclass(schema) and not is_dataclass(schema)

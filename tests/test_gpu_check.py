@@ -1,4 +1,4 @@
-"""The check of a GPU: its table, its worker, and its parts in miniature on the CPU."""
+"""GPU check: its table, its worker, and small versions of its parts on the CPU."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from scripts.gpu.report import Line, Report
 from scripts.gpu.runner import run_all
 
 ROOT = Path(__file__).parents[1]
-# What the worker of the tests runs, in a process of its own.
+# Script of the worker process in the tests.
 WORKER = """
 import os, signal, sys, time
 from scripts.gpu.check import Check, Result, SkippedError
@@ -47,7 +47,7 @@ def outcomes(report):
     return [(line.outcome, line.detail) for line in report.lines]
 
 
-def test_nothing_that_happens_in_a_check_stops_the_others(report, tmp_path):
+def test_failures_of_a_check_do_not_stop_the_others(report, tmp_path):
     numbers = (0, 1, 2, 3, 4, 5, 7)
     checks = {n: Check(1, f"check {n}", lambda _: Result(), 0.0, 30.0) for n in numbers}
     worker, log = [sys.executable, "-c", WORKER], tmp_path / "worker.log"
@@ -73,7 +73,7 @@ def test_a_check_that_hangs_is_killed(report, tmp_path):
     assert outcomes(report) == [("pass", "0.5 of 1"), ("FAIL", "no answer after 2 s"), ("pass", "")]
 
 
-def test_what_does_not_fit_into_the_time_is_skipped(report, tmp_path):
+def test_checks_that_exceed_the_time_are_skipped(report, tmp_path):
     checks = {
         0: Check(1, "short", lambda _: Result(), 0.0, 9.0),
         1: Check(2, "long", lambda _: Result(), 1000.0, 2000.0),
@@ -89,9 +89,9 @@ def test_the_table_is_written_after_each_line(report, tmp_path, capsys):
     report.begin()
     for number, outcome in enumerate(("pass", "FAIL"), start=1):
         report.add(Line(1, f"a|b {number}", outcome, "1e-5\nand more", 1.25, {"x": number}))
-        held = json.loads((tmp_path / "gpu_check.json").read_text())
-        assert held["machine"] == {"card": "H100", "commit": "abc"}
-        assert len(held["lines"]) == number and held["lines"][-1]["data"] == {"x": number}
+        table = json.loads((tmp_path / "gpu_check.json").read_text())
+        assert table["machine"] == {"card": "H100", "commit": "abc"}
+        assert len(table["lines"]) == number and table["lines"][-1]["data"] == {"x": number}
         text = (tmp_path / "gpu_check.md").read_text()
         assert f"| 1 | a\\|b {number} | {outcome} | 1e-5 and more | 1.2 |\n" in text
     assert text.endswith("\n1 passed, 1 failed, 0 skipped\n") and "- card: H100\n" in text
@@ -116,15 +116,15 @@ def test_the_peak_of_a_card(card, peak):
     assert machine.peak(card) == peak
 
 
-def test_checks_are_in_order_of_their_parts_and_have_names_of_their_own():
+def test_checks_are_ordered_by_part_and_have_unique_names():
     parts = [check.part for check in CHECKS]
     assert parts == sorted(parts) and set(parts) == {1, 2, 3, 4, 5}
     assert len({check.name for check in CHECKS}) == len(CHECKS)
     assert sum(check.seconds for check in CHECKS if check.part < 4) < 300
 
 
-def test_parts_of_the_check_in_miniature(tmp_path):
-    """Those that take a second or less; the slow test below runs all."""
+def test_small_versions_of_some_parts(tmp_path):
+    """Run the parts that take at most a second; the slow test below runs all."""
     setting = Setting("cpu", True, tmp_path)
     assert numerics.losses(setting).data == {"distance": 0.0}
     assert numerics.samplers(setting).detail.startswith("at most 0.0e+00; mean 0.3")
@@ -138,26 +138,26 @@ def test_a_difference_from_the_cpu_fails():
     assert numerics.distance(x * torch.nan, x) == float("inf")
 
 
-def test_the_step_in_the_other_style_has_the_same_loss():
-    """Beside a loop that computes something else no speed would mean anything."""
+def test_the_reference_training_step_has_the_same_loss():
+    """Otherwise, the comparison of speeds would be meaningless."""
     process = speed.process()
     torch.manual_seed(0)
     network = torch.nn.Conv2d(3, 6, 3, padding=1)
     network.forward = lambda x, t, plain=network.forward: plain(x) + t[:, None, None, None] / 4000
-    theirs = ImprovedStyle(network, process.schedule, "cpu", None)
+    reference = ImprovedStyle(network, process.schedule, "cpu", None)
     x0, noise = torch.randn(2, 8, 3, 4, 4).clamp(-1, 1).unbind()
     t = torch.tensor([0, 1, 5, 500, 1000, 2000, 3000, 3999])
-    losses = theirs._losses(x0, t, noise)
+    losses = reference._losses(x0, t, noise)
     expected = DiffusionLoss(process)(network, x0, t, noise)
     torch.testing.assert_close(losses, expected, rtol=2e-3, atol=1e-5)
-    before = [each.clone() for each in theirs.average]
-    theirs.step(torch.randint(0, 256, (8, 3, 4, 4), dtype=torch.uint8))
-    assert set(theirs.logged) > {"loss", "grad_norm"}
-    assert not any(torch.equal(a, b) for a, b in zip(theirs.average, before, strict=True))
+    before = [each.clone() for each in reference.average]
+    reference.step(torch.randint(0, 256, (8, 3, 4, 4), dtype=torch.uint8))
+    assert set(reference.logged) > {"loss", "grad_norm"}
+    assert not any(torch.equal(a, b) for a, b in zip(reference.average, before, strict=True))
 
 
 @pytest.mark.slow
-def test_the_whole_check_in_miniature(tmp_path):
+def test_small_version_of_the_whole_check(tmp_path):
     command = [sys.executable, str(ROOT / "scripts/gpu_check.py"), "--device", "cpu"]
     done = subprocess.run(
         [*command, "--minutes", "60", "--out", str(tmp_path)],

@@ -1,4 +1,4 @@
-"""docs/choosing.md has the numbers of scripts/network_cost.py."""
+"""Network costs in docs/choosing.md equal those of scripts/network_cost.py."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_the_page_has_the_cost_of_a_network(case):
     assert row.endswith(f"| {parameters / 1e6:.1f} M | {operations / 1e9:.1f} |")
 
 
-def test_a_convolution_is_counted_as_a_multiplication_and_an_addition():
-    """Of improved-diffusion's CIFAR-10 network the field counts 50.3 GFLOP, both ways."""
+def test_multiplications_and_additions_are_counted():
+    """The CIFAR-10 network of improved-diffusion has 50.3 GFLOP in the literature."""
     parameters, operations = cost(CASES[11])
     assert operations / 1e9 == pytest.approx(50.3, abs=0.05) and parameters == 52_546_438

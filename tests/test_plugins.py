@@ -1,4 +1,4 @@
-"""Modules of the user's own are found in the current folder, and nothing else there is."""
+"""Plugins: the named modules of the current folder can be imported, others cannot."""
 
 import importlib
 import sys
@@ -12,7 +12,7 @@ from ddpm.errors import ConfigError
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A current folder that no entry of ``sys.path`` names."""
+    """Current folder, which is not on ``sys.path``."""
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
     yield tmp_path
@@ -22,7 +22,7 @@ def folder(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def refusal(modules):
+def error_of(modules):
     with pytest.raises(ConfigError) as raised:
         plugins.load(modules)
     return str(raised.value)
@@ -41,19 +41,19 @@ def test_a_module_and_a_package_in_the_current_folder(folder):
     assert sys.path == path and str(folder) not in path and "" not in path
 
 
-def test_only_named_modules_are_found(folder):
+def test_other_modules_of_the_folder_cannot_be_imported(folder):
     (folder / "one_for_a_plugin_test.py").write_text("__all__ = []\n")
     (folder / "other_for_a_plugin_test.py").write_text("__all__ = []\n")
     plugins.load(["one_for_a_plugin_test"])
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("other_for_a_plugin_test")
     (folder / "third_for_a_plugin_test.py").write_text("import other_for_a_plugin_test\n")
-    line = refusal(["third_for_a_plugin_test"])
+    line = error_of(["third_for_a_plugin_test"])
     assert line.endswith("install what it imports, or add the folder of that to PYTHONPATH")
     assert plugins.load(["other_for_a_plugin_test"])[0].__name__ == "other_for_a_plugin_test"
 
 
-def test_installed_modules_come_before_those_of_the_folder(folder):
+def test_installed_modules_precede_those_of_the_folder(folder):
     (folder / "graphlib.py").write_text("__all__ = ['Mine']\nclass Mine: pass\n")
     (module,) = plugins.load(["graphlib"])
     assert not hasattr(module, "Mine")
@@ -73,13 +73,13 @@ def test_installed_modules_come_before_those_of_the_folder(folder):
          "my.file_for_a_plugin_test"),
     ],
 )  # fmt: skip
-def test_refusals(folder, name, content, line):
+def test_errors(folder, name, content, line):
     if content is not None:
         (folder / f"{name}.py").write_text(content)
-    assert refusal([name]) == f"plugins=[{name}]: {line.format(folder=folder)}"
+    assert error_of([name]) == f"plugins=[{name}]: {line.format(folder=folder)}"
 
 
-def test_a_typed_class_has_no_options_of_the_one_that_it_replaces(folder):
+def test_a_typed_class_drops_options_of_the_replaced_class(folder):
     name = "own_for_a_plugin_test"
     (folder / f"{name}.py").write_text(
         "from ddpm.samplers import DDIM\n__all__ = ['Own']\nclass Hidden(DDIM): pass\n"

@@ -1,4 +1,4 @@
-"""Seeds are functions of their keys, the same for ever: what was drawn can be drawn again."""
+"""Seeds: functions of their keys that never change, so that results can be reproduced."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ MASK = (1 << 64) - 1
 
 
 def splitmix(*keys):
-    """The definition, in Python's integers."""
+    """Return the seed by its definition, in Python integers."""
     state = len(keys)
     for key in keys:
         state = ((state ^ (key & MASK)) + 0x9E3779B97F4A7C15) & MASK
@@ -20,7 +20,7 @@ def splitmix(*keys):
 
 
 def test_the_published_first_output_of_splitmix64_with_seed_0():
-    assert mix(1) == 0xE220A8397B1DCDAF >> 1  # the one key is folded into the count of keys, 1
+    assert mix(1) == 0xE220A8397B1DCDAF >> 1  # the key is combined with the number of keys, 1
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_million_pairs_do_not_collide():
     mixed = mix_array(np.arange(1000)[:, None], np.arange(1000)[None, :]).ravel()
     assert len(np.unique(mixed)) == 1_000_000
     assert int(mixed.max()) < 2**63
-    # Low bits are as good as high ones: each of the 63 is set in half of the seeds.
+    # Each of the 63 bits is set in half of the seeds.
     for bit in range(63):
         share = float(((mixed >> np.uint64(bit)) & np.uint64(1)).mean())
         assert abs(share - 0.5) < 5 * 0.5 / 1000, bit

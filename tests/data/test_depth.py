@@ -248,14 +248,14 @@ def test_runs_of_versions_without_16_bits_can_be_resumed(tmp_path: Path):
     save(tmp_path / "a.png", RAMP)
     old = {"data": {"codec": ImageCodec((1, 8, 8)).state()}}
 
-    def facts(**options: Any) -> dict[str, Any]:
+    def metadata(**options: Any) -> dict[str, Any]:
         return {"data": {"codec": Folder(path=str(tmp_path), **options).codec.state()}}
 
     node = {"data": {"_target_": "ddpm.data.Folder", "path": str(tmp_path)}}
     assert config_with_defaults(node)["data"]["bits"] == 8
-    check_same(old, facts(bits=8), "name", tmp_path)
+    check_same(old, metadata(bits=8), "name", tmp_path)
     message = "data.codec.high (null there, 65535 here), data.codec.low (null there, 0 here)"
-    assert message in line(check_same, old, facts(), "name", tmp_path)
+    assert message in line(check_same, old, metadata(), "name", tmp_path)
 
 
 def test_evaluation_compares_the_range_in_8_bits(tmp_path: Path):

@@ -257,9 +257,11 @@ def test_data_in_memory_equal_data_decoded_as_needed(tmp_path: Path):
     lazy = Folder(**options, cache_mb=0)
     assert (cached.in_memory, lazy.in_memory) == (True, False)
     indices, keys = list(range(39, -1, -1)), [n * 7919 for n in range(40)]
-    for ours, theirs in zip(cached.fetch(indices, keys), lazy.fetch(indices, keys), strict=True):
-        assert ours is not None and theirs is not None
-        assert torch.equal(ours, theirs)
+    for cached_value, lazy_value in zip(
+        cached.fetch(indices, keys), lazy.fetch(indices, keys), strict=True
+    ):
+        assert cached_value is not None and lazy_value is not None
+        assert torch.equal(cached_value, lazy_value)
     plain = Folder(**{**options, "flip": False}).fetch(indices, keys)[0]
     raw = cached.fetch(indices, keys)[0]
     flipped = sum(torch.equal(a, b.flip(-1)) for a, b in zip(raw, plain, strict=True))

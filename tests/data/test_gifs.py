@@ -155,17 +155,17 @@ def test_runs_of_versions_without_frame_rates_can_be_resumed(tmp_path: Path):
     """GIFs with frames of different durations require fps=stored."""
     frames = [Image.new("L", (4, 4), shade) for shade in (10, 20, 30)]
 
-    def facts(**options: Any) -> dict[str, Any]:
+    def metadata(**options: Any) -> dict[str, Any]:
         return {"data": {"codec": Videos(path=str(tmp_path), **options).codec.state()}}
 
     old = {"data": {"codec": VideoCodec((1, 3, 4, 4)).state()}}
     assert "fps" not in old["data"]["codec"]
     write_frames(frames, tmp_path / "a.gif", 70)
-    check_same(old, facts(), "name", tmp_path)
+    check_same(old, metadata(), "name", tmp_path)
     write_frames(frames, tmp_path / "a.gif", [50, 50, 60])
-    check_same(old, facts(fps="stored"), "name", tmp_path)
+    check_same(old, metadata(fps="stored"), "name", tmp_path)
     assert "data.codec.fps (null there, shortest here)" in line(
-        check_same, old, facts(), "name", tmp_path
+        check_same, old, metadata(), "name", tmp_path
     )
     node = {"data": {"_target_": "ddpm.data.Videos", "path": "x"}}
     assert config_with_defaults(node)["data"]["fps"] == "stored"

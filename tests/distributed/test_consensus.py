@@ -1,4 +1,4 @@
-"""Barriers and the status that processes exchange, on any device."""
+"""Barriers and the exchange of status flags, on any device."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ def process(device, processes=2, main=True):
 
 @pytest.fixture
 def barriers(monkeypatch):
-    """The devices that barriers were called with."""
+    """Devices of the barrier calls."""
     result = []
     monkeypatch.setattr(
         torch.distributed, "barrier", lambda device_ids=None: result.append(device_ids)
@@ -24,8 +24,8 @@ def barriers(monkeypatch):
     return result
 
 
-def test_a_barrier_names_the_device_that_a_process_has(barriers):
-    """Not the number of the process: two processes may share GPU 0, or be on the CPU beside it."""
+def test_a_barrier_uses_the_device_of_the_process(barriers):
+    """The rank is not the device: two processes may share GPU 0, or run on the CPU."""
     for device in ("cuda:0", "cuda:3", "cpu", "cpu:1"):
         wait_for_all(process(device))
     wait_for_all(process("cuda:0", processes=1))
@@ -35,10 +35,10 @@ def test_a_barrier_names_the_device_that_a_process_has(barriers):
 @pytest.mark.parametrize("main", [True, False])
 @pytest.mark.parametrize("other", [0.0, 1.0])
 def test_the_clock_of_the_main_process_decides(main, other):
-    """The sum contains the other processes; this one counts if it is the main process."""
-    made = process("cpu", main=main)
-    made.reduce = lambda mine, reduction: mine + torch.tensor([0.0, 0.0, 0.0, other])
-    result = agree(made, torch.ones(()), stop=False, failed=False, save=True)
+    """The sum contains the other processes; this one contributes if it is the main process."""
+    accelerator = process("cpu", main=main)
+    accelerator.reduce = lambda flags, reduction: flags + torch.tensor([0.0, 0.0, 0.0, other])
+    result = agree(accelerator, torch.ones(()), stop=False, failed=False, save=True)
     assert result == Agreed(finite=True, stop=False, failed=False, save=main or other > 0)
     alone = process("cpu", processes=1)
     assert agree(alone, torch.ones(()), stop=False, failed=False, save=True).save

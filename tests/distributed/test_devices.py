@@ -1,4 +1,4 @@
-"""Processes and devices are the requested ones, or an error is raised."""
+"""Processes and devices equal those requested, or an error is raised."""
 
 import pytest
 import torch
@@ -7,17 +7,17 @@ from ddpm.distributed import devices
 from ddpm.errors import ConfigError
 
 
-def refusal(*arguments, **options):
+def error_of(*arguments, **options):
     with pytest.raises(ConfigError) as caught:
         devices.accelerator(*arguments, key="trainer.precision", **options)
     return str(caught.value)
 
 
-def test_a_gpu_that_is_not_there(monkeypatch):
+def test_a_missing_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     line = "device=cuda: this machine has no GPU that torch can use; take device=auto or device=cpu"
-    assert refusal("cuda", "no") == line
-    assert refusal("cuda", "fp16") == line
+    assert error_of("cuda", "no") == line
+    assert error_of("cuda", "fp16") == line
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_a_gpu_that_is_not_there(monkeypatch):
 def test_fp16_needs_a_gpu(monkeypatch, device, gpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     remedy = "fp16 needs a GPU; on a CPU take bf16, or no for float32"
-    assert refusal(device, "fp16") == f"trainer.precision=fp16: {remedy}"
+    assert error_of(device, "fp16") == f"trainer.precision=fp16: {remedy}"
 
 
 def autocast_dtype(accelerator):
@@ -40,15 +40,15 @@ def test_each_job_of_a_sweep_has_its_own_precision_and_accumulation():
         ("no", 1, torch.float32),
         ("bf16", 2, torch.bfloat16),
     ):
-        made = devices.accelerator("cpu", precision, key="p", accumulate=accumulate)
-        assert made.mixed_precision == precision and made.device.type == "cpu"
-        assert made.gradient_accumulation_steps == accumulate
-        assert autocast_dtype(made) == dtype
+        accelerator = devices.accelerator("cpu", precision, key="p", accumulate=accumulate)
+        assert accelerator.mixed_precision == precision and accelerator.device.type == "cpu"
+        assert accelerator.gradient_accumulation_steps == accumulate
+        assert autocast_dtype(accelerator) == dtype
 
 
-def test_processes_that_do_not_know_of_each_other(monkeypatch):
+def test_several_processes_on_a_machine_without_a_gpu(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert refusal("auto", "no") == (
+    assert error_of("auto", "no") == (
         "device=auto: the launcher started 2 processes on a machine without a GPU; add device=cpu"
     )
 
@@ -70,9 +70,9 @@ def test_processes_that_share_a_gpu_do_not_use_nccl(
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_networks_that_are_cut_up_among_gpus_are_refused(monkeypatch, kind):
+def test_sharded_networks_are_rejected(monkeypatch, kind):
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
-    assert refusal("cpu", "no") == (
+    assert error_of("cpu", "no") == (
         f"launch: {kind} is not supported: each process holds the whole network; run 'accelerate "
         "config' again without it, or launch with torchrun"
     )
@@ -80,13 +80,13 @@ def test_networks_that_are_cut_up_among_gpus_are_refused(monkeypatch, kind):
 
 def test_tasks_of_srun_without_torchrun(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
-    assert refusal("auto", "no") == (
+    assert error_of("auto", "no") == (
         "launch: the launcher started 8 processes but they found 1; have it start one torchrun per "
         "node, which starts the processes"
     )
 
 
-def test_deterministic_algorithms_are_for_the_job_that_asks(monkeypatch):
+def test_deterministic_algorithms_are_set_per_job(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     for deterministic in (True, False, True, False):
         devices.accelerator("cpu", "no", key="p", deterministic=deterministic)
@@ -94,11 +94,11 @@ def test_deterministic_algorithms_are_for_the_job_that_asks(monkeypatch):
     assert devices.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
-def test_a_variable_that_would_win_over_the_option(monkeypatch):
+def test_a_variable_that_conflicts_with_the_option(monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "3")
-    assert refusal("cpu", "no", accumulate=2) == (
+    assert error_of("cpu", "no", accumulate=2) == (
         "trainer.accumulate=2: the variable ACCELERATE_GRADIENT_ACCUMULATION_STEPS "
         "says otherwise; unset it"
     )
-    made = devices.accelerator("cpu", "no", key="p", accumulate=3)
-    assert made.gradient_accumulation_steps == 3
+    accelerator = devices.accelerator("cpu", "no", key="p", accumulate=3)
+    assert accelerator.gradient_accumulation_steps == 3
