@@ -43,8 +43,8 @@ def perfect(sampler=None, **options):
     )
     codec = SequenceCodec(SHAPE, low=-2.0, high=4.0)
     sampler = sampler or DDIM(steps=20, clip="none")
-    made = generation.build_pipeline(net, process, sampler, codec, device=CPU, **options)
-    return made, net
+    pipeline = generation.build_pipeline(net, process, sampler, codec, device=CPU, **options)
+    return pipeline, net
 
 
 def encoded(frames):

@@ -124,7 +124,7 @@ def test_checks_are_ordered_by_part_and_have_unique_names():
 
 
 def test_small_versions_of_some_parts(tmp_path):
-    """Run the parts that take at most a second; the slow test below runs all."""
+    """Run the parts of up to a second; the slow test below runs all."""
     setting = Setting("cpu", True, tmp_path)
     assert numerics.losses(setting).data == {"distance": 0.0}
     assert numerics.samplers(setting).detail.startswith("at most 0.0e+00; mean 0.3")

@@ -267,8 +267,8 @@ def weights(seed, before=0):
     torch.manual_seed(before)
     torch.rand(before)
     process = GaussianDiffusion(cosine(), PredV())
-    made = instantiate.network({"seed": seed, "model": MODEL}, data_spec(), process)
-    return made.state_dict()
+    net = instantiate.network({"seed": seed, "model": MODEL}, data_spec(), process)
+    return net.state_dict()
 
 
 def equal(one, other):

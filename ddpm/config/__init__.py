@@ -1,1 +1,1 @@
-"""Config files: their place, and the text and paths in them."""
+"""Configs: their location, schema, registry of classes, text, paths and migration."""

@@ -18,9 +18,9 @@ def migrate(value: Any) -> Any:
         return [migrate(each) for each in value]
     if not isinstance(value, Mapping):
         return value
-    made = {name: migrate(each) for name, each in value.items()}
-    target = made.get("_target_")
+    result = {name: migrate(each) for name, each in value.items()}
+    target = result.get("_target_")
     if isinstance(target, str):
         package, dot, name = target.rpartition(".")
-        made["_target_"] = f"{RENAMED_PACKAGES.get(package, package)}{dot}{name}"
-    return made
+        result["_target_"] = f"{RENAMED_PACKAGES.get(package, package)}{dot}{name}"
+    return result

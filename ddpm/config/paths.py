@@ -27,14 +27,14 @@ Node = dict[str, Any]
 
 def stored(config: Mapping[str, Any]) -> Node:
     """Return a config as a run stores it: paths that exist are absolute."""
-    made, typed = deepcopy(dict(config)), _typed(config)
+    result, typed = deepcopy(dict(config)), _typed(config)
     for key in KEYS:
-        path = _get(made, key)
+        path = _get(result, key)
         if path is None or path in _NO_PATHS or os.path.isabs(path) or not os.path.exists(path):
             continue
         typed[key] = path
-        _put(made, key, os.path.abspath(path))
-    return {**made, TYPED: typed} if typed else made
+        _put(result, key, os.path.abspath(path))
+    return {**result, TYPED: typed} if typed else result
 
 
 def located(config: Mapping[str, Any], run: Path) -> Node:
@@ -48,16 +48,16 @@ def located(config: Mapping[str, Any], run: Path) -> Node:
         config: the stored config.
         run: folder of the run.
     """
-    made, typed = deepcopy(dict(config)), _typed(config)
+    result, typed = deepcopy(dict(config)), _typed(config)
     for key in KEYS:
-        path = _get(made, key)
+        path = _get(result, key)
         if path is None or path in _NO_PATHS:
             continue
         path = expand(key, path)
         if not os.path.exists(path):
             path = _elsewhere(key, path, typed.get(key), run) or path
-        _put(made, key, path)
-    return made
+        _put(result, key, path)
+    return result
 
 
 def _elsewhere(key: str, path: str, typed: str | None, run: Path) -> str | None:
@@ -80,11 +80,11 @@ def repeated(config: Mapping[str, Any], there: Mapping[str, Any]) -> Node:
         config: as typed.
         there: the :func:`located` config of the run.
     """
-    made, typed = deepcopy(dict(config)), _typed(there)
-    same = {key: path for key, path in typed.items() if _get(made, key) == path}
+    result, typed = deepcopy(dict(config)), _typed(there)
+    same = {key: path for key, path in typed.items() if _get(result, key) == path}
     for key in same:
-        _put(made, key, _get(there, key))
-    return {**made, TYPED: same} if same else made
+        _put(result, key, _get(there, key))
+    return {**result, TYPED: same} if same else result
 
 
 def without(config: Mapping[str, Any], keys: set[str]) -> Node:

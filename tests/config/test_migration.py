@@ -20,6 +20,6 @@ def test_renamed_packages_are_replaced_at_any_depth():
     assert old["evaluation"]["extractor"]["_target_"] == "ddpm.fidelity.Pixels"
 
 
-def test_names_that_only_begin_alike_stay():
+def test_names_with_a_common_prefix_are_not_changed():
     node = {"_target_": "ddpm.fidelity_of_mine.Pixels"}
     assert migrate(node) == node

@@ -169,8 +169,8 @@ def test_flips_depend_on_the_key_and_affect_half_of_the_items(folder):
 
 def test_cifar_is_downloaded_once_into_a_shared_cache(server, tmp_path, capsys, monkeypatch):
     with ThreadPoolExecutor(3) as pool:
-        made = list(pool.map(lambda _: len(CIFAR10()), range(3)))
-    assert made == [9, 9, 9] and len(server.requests) == 1
+        sizes = list(pool.map(lambda _: len(CIFAR10()), range(3)))
+    assert sizes == [9, 9, 9] and len(server.requests) == 1
     root = tmp_path / "cache/ddpm/cifar10"
     lines = capsys.readouterr().err.splitlines()
     url = f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz"

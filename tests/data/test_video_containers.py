@@ -37,7 +37,7 @@ QUALITY = {
 
 
 def frames_of(count: int, height: int = 32, width: int = 48) -> np.ndarray:
-    """Frames (count, height, width, 3) with two colours that tell them apart."""
+    """Return frames (count, height, width, 3), each with two colours of its own."""
     frames = np.empty((count, height, width, 3), np.uint8)
     for number, frame in enumerate(frames):
         share = number / max(count - 1, 1)
@@ -73,18 +73,18 @@ def encode(
 
 
 def clips(data: Videos) -> np.ndarray:
-    """All clips as (N, F, H, W, C)."""
+    """Return all clips as (N, F, H, W, C)."""
     return data.fetch(range(len(data)), [0] * len(data))[0].permute(0, 2, 3, 4, 1).numpy()
 
 
 def order(clip: np.ndarray, frames: np.ndarray) -> list[int]:
-    """The index of the nearest of ``frames`` for each frame of a clip."""
+    """Return the index of the nearest of ``frames`` for each frame of a clip."""
     errors = np.abs(clip[:, None].astype(int) - frames[None]).mean(axis=(2, 3, 4))
     return errors.argmin(axis=1).tolist()
 
 
 def interior(frames: np.ndarray) -> np.ndarray:
-    """Pixels away from the edge between the colours, where chroma subsampling mixes them."""
+    """Return pixels away from the edge of the colours, where chroma subsampling mixes them."""
     width = frames.shape[-2]
     return np.delete(frames, range(width // 2 - 4, width // 2 + 4), axis=-2).astype(int)
 

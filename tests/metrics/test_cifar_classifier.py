@@ -43,9 +43,9 @@ def run(data, tmp_path, monkeypatch):
 
 
 def extractor(path):
-    made = Custom(path=str(path))
-    made.prepare("cpu")
-    return made
+    network = Custom(path=str(path))
+    network.prepare("cpu")
+    return network
 
 
 def test_the_classifier_learns_and_its_outputs_do_not_depend_on_the_batch(run, tmp_path, capsys):

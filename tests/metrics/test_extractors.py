@@ -93,9 +93,9 @@ class Dropping(nn.Module):
 
 def returning(path, module):
     save(module, path)
-    made = Custom(path=str(path))
-    made.prepare("cpu")
-    return made
+    extractor = Custom(path=str(path))
+    extractor.prepare("cpu")
+    return extractor
 
 
 @pytest.mark.parametrize(
@@ -213,13 +213,13 @@ def test_cached_downloads_are_hashed(tmp_path, bomb, monkeypatch):
 
 
 def test_a_failed_download_is_reported_with_a_remedy(tmp_path, monkeypatch):
-    def refuse(url, path, hash_prefix):
+    def fail(url, path, hash_prefix):
         assert path == str(tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth")
         assert hash_prefix == Inception.sha256 and len(hash_prefix) == 64
         raise OSError("<urlopen error [Errno -3] Temporary failure in name resolution>")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     assert error_of(lambda: Inception().prepare("cpu")) == (
         "extractor.weights: the download of https://github.com/toshas/torch-fidelity/releases/"
         "download/v0.2.0/weights-inception-2015-12-05-6726825d.pth failed (<urlopen error "
@@ -229,11 +229,11 @@ def test_a_failed_download_is_reported_with_a_remedy(tmp_path, monkeypatch):
 
 
 def test_an_unavailable_dinov2_is_reported_with_a_remedy(monkeypatch):
-    def refuse(repository, name):
+    def fail(repository, name):
         assert (repository, name) == ("facebookresearch/dinov2", "dinov2_vits14")
         raise OSError("no network")
 
-    monkeypatch.setattr(torch.hub, "load", refuse)
+    monkeypatch.setattr(torch.hub, "load", fail)
     assert error_of(lambda: DINOv2(size="s").prepare("cpu")) == (
         "extractor=dinov2-vit-s-14: cannot be loaded from torch.hub (no network); copy "
         f"{torch.hub.get_dir()} from a machine that has it, or use another extractor"

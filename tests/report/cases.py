@@ -1,4 +1,4 @@
-"""Reports for the tests, and a parser of their pages."""
+"""Reports for tests, and a parser of their pages."""
 
 import dataclasses
 import re
@@ -21,7 +21,7 @@ PROVENANCE = {
 
 
 class Page(HTMLParser):
-    """A parsed page; asserts that every tag is closed in the right order."""
+    """Parsed page; asserts that tags are closed in the right order."""
 
     def __init__(self, path):
         super().__init__()
@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
     @property
     def rows(self):
-        """The text of the cells of the first table, one list per row, nested tables included."""
+        """Text of the cells of the first table, one list per row, with nested tables."""
         table = self.source[self.source.index("<table") : self.source.index("</table></div>")]
         rows = [re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL) for row in table.split("<tr")[1:]]
         return [[re.sub("<[^>]*>", "", cell).strip() for cell in row] for row in rows]
@@ -83,7 +83,7 @@ def digits(count):
 
 
 def full_report(**changes):
-    """A report with all parts."""
+    """Return a report with all parts."""
     raw = digits(4)
     report = Report(
         title="Digits",
@@ -111,7 +111,7 @@ def full_report(**changes):
 
 
 def runs():
-    """Three runs: without fid, second by fid but best by isc, best by fid."""
+    """Return three runs: without fid, second by fid but best by isc, best by fid."""
     config = {"seed": 0, "trainer": {"lr": 1e-4}, "model": {"dim": 8}}
     first = full_report(run="a", config=config, metrics=[Metric("bpd", 3.0, 0.1, {})], step=None)
     second = full_report(

@@ -1,4 +1,4 @@
-"""The page of several runs."""
+"""Page of several runs."""
 
 import dataclasses
 import math

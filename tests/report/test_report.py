@@ -1,4 +1,4 @@
-"""The page of one run."""
+"""Page of one run."""
 
 import base64
 import dataclasses
