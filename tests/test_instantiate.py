@@ -14,7 +14,7 @@ from ddpm.config.text import from_yaml, plain, to_yaml
 from ddpm.data.spec import DataSpec
 from ddpm.diffusion import GaussianDiffusion, PredV, cosine
 from ddpm.errors import ConfigError
-from ddpm.training.compatibility import check_same
+from ddpm.training.compatibility import check_compatible
 
 Choice = Literal["no", "fp16", "yes"]
 GOOD = [
@@ -422,6 +422,6 @@ def test_a_run_of_a_version_without_val_fraction_has_no_validation_data(tmp_path
     with_validation = config_with_defaults(data(val_fraction=0.2))
     assert with_validation["data"]["val_fraction"] == 0.2
     assert "val_fraction" not in with_defaults(MODEL, "model")
-    check_same(config_with_defaults(old), config_with_defaults(new), "resume", tmp_path)
-    line = error_of(check_same, config_with_defaults(old), with_validation, "resume", tmp_path)
+    check_compatible(config_with_defaults(old), config_with_defaults(new), "resume", tmp_path)
+    line = error_of(check_compatible, config_with_defaults(old), with_validation, "resume", tmp_path)
     assert "data.val_fraction (0.0 there, 0.2 here)" in line

@@ -163,7 +163,7 @@ class EvaluationJob:
             )
             if accelerator.is_main_process:
                 run, reference = Run(source.run), self.options.reference
-                run.evaluated(source.step, result.numbers, str(folder.path))
+                run.log_evaluation(source.step, result.numbers, str(folder.path))
                 own = reference in (None, "train")
                 near = "the training data" if own else f"reference={reference}"
                 report = replace(training_report(run, source.step, source.config), near=near)

@@ -21,7 +21,7 @@ from ddpm.runs import stored_config
 from ddpm.runs.request import Request
 from ddpm.training import Trainer, checkpoint
 from ddpm.training.checkpoint import Checkpoint
-from ddpm.training.compatibility import check_same
+from ddpm.training.compatibility import check_compatible
 from ddpm.training.run import Run
 from ddpm.version import __version__
 
@@ -109,7 +109,9 @@ class Plan:
         self._check_data(newest, spec.state(), num_samples)
         stored = paths.without(config_with_defaults(newest.config), set(paths.KEYS))
         here = {key: node for key, node in self.config.items() if key in stored}
-        check_same(stored, here, self.key, newest.run, override=True)  # plan() has checked that
+        check_compatible(
+            stored, here, self.key, newest.run, override=True
+        )  # plan() has checked that
         if accelerator.is_main_process:
             _warn_of_other_bits(newest, accelerator.num_processes)
         return newest
@@ -122,7 +124,7 @@ class Plan:
             stored["num_samples"], here["num_samples"] = metadata.num_samples, num_samples
         if metadata.came is not None:  # imported: the classes have numbers but no names
             stored["class_names"] = here["class_names"] = data["class_names"]
-        check_same({"data": stored}, {"data": here}, self.key, checkpoint.run)
+        check_compatible({"data": stored}, {"data": here}, self.key, checkpoint.run)
 
 
 def plan(request: Request) -> Plan:
@@ -165,7 +167,7 @@ def _changed(
     # The size of the data is not known yet: Plan.checkpoint compares what depends on it.
     if "model" in here:
         here["model"] = instantiate.adapted_as(config["model"], stored["model"])
-    changed = check_same(stored, here, key, path, override=override)
+    changed = check_compatible(stored, here, key, path, override=override)
     return {name: pair for name, pair in changed.items() if not paths.is_same(name, *pair)}
 
 

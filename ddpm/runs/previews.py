@@ -68,7 +68,7 @@ class Previews:
             classes = None if labels is None else labels.tolist()
         grid = self._drawn(pipeline, trainer, classes, known, stopping)
         if accelerator.is_main_process:
-            with self.run.forgiving("the sample grid"):
+            with self.run.warn_on_io_error("the sample grid"):
                 # The picture comes last: a step that has one is not drawn again on resuming.
                 film = self.run.picture("samples", trainer.step).with_suffix(".gif")
                 rows = cyclic_class_rows(len(grid), classes, self.spec.names)

@@ -36,7 +36,7 @@ from ddpm.training.due import missing, scheduled
 from ddpm.training.lock import Lock
 from ddpm.training.loop import TrainingLoop
 from ddpm.training.meter import LOGGED
-from ddpm.training.retention import best_of, sweep_up
+from ddpm.training.retention import best_of, remove_partial
 from ddpm.training.run import Run
 from ddpm.training.trackers import Trackers
 from ddpm.training.trial import in_eager_mode, seconds_per_step
@@ -236,7 +236,7 @@ def _begin(run: Run, planned: Plan, trainer: Trainer, latest: Path) -> None:
     if accelerator.is_main_process:
         run.create(to_yaml(paths.stored(planned.config)), latest)
         run.rewind(trainer.step)
-        sweep_up(run.path)
+        remove_partial(run.path)
         run.event(
             "resumed" if trainer.step else "started",
             trainer.step,

@@ -23,7 +23,7 @@ from ddpm.evaluation.results import EvaluationResult
 from ddpm.named_data import ConfiguredData
 from ddpm.trained import TrainedModel
 from ddpm.training import Trainer
-from ddpm.training.loop import Evaluated
+from ddpm.training.loop import StepEvaluation
 from ddpm.training.meter import LOGGED, QUARTERS
 from ddpm.version import __version__
 
@@ -113,7 +113,7 @@ class Validation:
             checkpoint=None,
         )
 
-    def __call__(self, trainer: Trainer, stopping: Stopping) -> Evaluated | None:
+    def __call__(self, trainer: Trainer, stopping: Stopping) -> StepEvaluation | None:
         """Evaluate the averaged weights of the trainer's step.
 
         Args:
@@ -141,7 +141,7 @@ class Validation:
             self._print(result, trainer.step)
         measure = {k: v for k, v in self.node.items() if k not in _WITHOUT_EFFECT}
         measure |= self.evaluator.class_provenance(model)
-        return Evaluated(result.numbers, partial(result.write, measure=measure))
+        return StepEvaluation(result.numbers, partial(result.write, measure=measure))
 
     def _print(self, result: EvaluationResult, step: int) -> None:
         """Print new warnings, and the numbers except those of quarters of timesteps."""

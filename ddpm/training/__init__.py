@@ -1,7 +1,7 @@
-"""Training: the loop, the feed of batches, the average of the weights, checkpoints and runs."""
+"""Training: the loop, batches, the average of the weights, checkpoints and runs."""
 
+from ddpm.training.batch_loader import BatchLoader
 from ddpm.training.ema import EMA
-from ddpm.training.feed import Feed
 from ddpm.training.trainer import Trainer
 
-__all__ = ["EMA", "Feed", "Trainer"]
+__all__ = ["EMA", "BatchLoader", "Trainer"]

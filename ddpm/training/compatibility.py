@@ -28,7 +28,7 @@ FREE_GROUPS = ("sampler.", "evaluation.")  # of the previews, and of what is mea
 OVERRIDABLE = ("trainer.",)
 
 
-def check_same(
+def check_compatible(
     stored: Mapping[str, Any],
     asked: Mapping[str, Any],
     key: str,

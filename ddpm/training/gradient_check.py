@@ -45,7 +45,7 @@ def gather_samples(
         accelerator: whose processes trained on the batch.
         t: timesteps (M, B) of the micro-batches of this process.
         losses: loss per sample (M, B).
-        indices: of the samples of the whole batch, in the order of the feed: micro-batch by
+        indices: of the samples of the whole batch, in the order of the data: micro-batch by
             micro-batch, in each process by process.
     """
     mine = torch.stack([t.double(), losses.double()], dim=2)

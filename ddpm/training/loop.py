@@ -38,7 +38,7 @@ from ddpm.training.trainer import GradientDecision, StepResult, Trainer
 _SCALER_SKIPS = 100  # in a row: far more than a loss scale can be halved
 
 
-class Evaluated(NamedTuple):
+class StepEvaluation(NamedTuple):
     """What an evaluation found.
 
     Attributes:
@@ -52,7 +52,7 @@ class Evaluated(NamedTuple):
 
 # Measures the averaged weights, on every process; now and then, on each as often, it asks whether
 # to stop, and gives None if it did.
-Evaluate = Callable[[Trainer, Stopping], Evaluated | None]
+Evaluate = Callable[[Trainer, Stopping], StepEvaluation | None]
 # Draws samples with them; asks in the same way, and raises GivenUpError if it stopped.
 Preview = Callable[[Trainer, Stopping], None]
 
@@ -108,11 +108,11 @@ class TrainingLoop:
                 self._steps()
                 self._end()
         except RuntimeError as error:
-            raise self.trainer.feed.lost(error) or error from error
+            raise self.trainer.loader.worker_error(error) or error from error
         finally:
             self.saver.wait()
         if self.accelerator.is_main_process:
-            with self.run.forgiving("loss.png"):
+            with self.run.warn_on_io_error("loss.png"):
                 self.run.plot()
         loss = self.metrics.get("loss")
         return math.nan if loss is None else loss
@@ -121,7 +121,7 @@ class TrainingLoop:
         """All steps that are left, with what falls due after some of them."""
         trainer, last = self.trainer, self.trainer.max_steps
         trainer.network.train()
-        batches = trainer.feed.batches(trainer.samples)
+        batches = trainer.loader.batches(trainer.samples)
         first = next(batches)
         trainer.warm_up_ddp(first)
         batches = chain([first], batches)
@@ -151,7 +151,7 @@ class TrainingLoop:
         """Return what watches the speed, on the main process of a training on the CPU."""
         main, cpu = self.accelerator.is_main_process, self.accelerator.device.type == "cpu"
         # Neither reading by other processes nor exchanges between them are in the trial.
-        alone = self.trainer.feed.num_workers == 0 and self.accelerator.num_processes == 1
+        alone = self.trainer.loader.num_workers == 0 and self.accelerator.num_processes == 1
         expected = self.metadata.seconds_per_step if alone else None
         return Slowdown(expected, self.metadata.threads or 1, watched=main and cpu)
 
@@ -217,7 +217,7 @@ class TrainingLoop:
         )
         if self.agreed.failed:
             self._tell(error)
-            raise error or _elsewhere()
+            raise error or _remote_failure()
         if self.agreed.finite:
             return GradientDecision(use=True, counts=True)
         if self.accelerator.scaler is not None and trainer.skipped < _SCALER_SKIPS:
@@ -232,12 +232,12 @@ class TrainingLoop:
     def _nonfinite(self, result: StepResult) -> ConfigError:
         """Return the error of a gradient that is not finite, the same on every process."""
         trainer, step = self.trainer, self.trainer.step + 1
-        items = trainer.feed.order.items(trainer.samples, trainer.batch_size)
+        items = trainer.loader.order.items(trainer.samples, trainer.batch_size)
         indices = [index for index, _ in items]
         samples = gradient_check.gather_samples(self.accelerator, result.t, result.losses, indices)
         details = ""
         if self.accelerator.is_main_process:
-            with self.run.forgiving("the list of its samples"):
+            with self.run.warn_on_io_error("the list of its samples"):
                 details = f", all in {gradient_check.dump(self.run.path, step, samples)}"
         (details,) = broadcast_object_list([details])  # whoever is heard first says the same
         good = [p for p in checkpoint.listed(self.run.path) if checkpoint.step_of(p) < step]
@@ -310,12 +310,12 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             self.saver.wait()
             folder = checkpoint.place(self.run.path / checkpoint.FOLDER, trainer.step)
-            with self.run.forgiving("evaluation.json"):
+            with self.run.warn_on_io_error("evaluation.json"):
                 if folder.is_dir():
                     found.write(folder)
                     self._prune(trainer.step)
             numbers = {name: _finite(value) for name, value in found.numbers.items()}
-            self.run.evaluated(trainer.step, numbers)
+            self.run.log_evaluation(trainer.step, numbers)
 
     def _save(self) -> None:
         """Begin to write a checkpoint of this step."""
@@ -346,7 +346,7 @@ class TrainingLoop:
         ended = agree(self.accelerator, done, stop=False, failed=error is not None)
         if ended.failed:
             self._tell(error)
-            raise error or _elsewhere()
+            raise error or _remote_failure()
         self.stop.finish()
         step = self.trainer.step
         if step < self.trainer.max_steps or self.owed:
@@ -359,6 +359,6 @@ def _finite(value: float | None) -> float | None:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _elsewhere() -> ConfigError:
+def _remote_failure() -> ConfigError:
     """The error of a process whose main one cannot write; that one says why."""
     return ConfigError("out", None, "the main process cannot write checkpoints; see its message")

@@ -36,7 +36,7 @@ def prune(
     best: str | None = None,
     step: int | None = None,
 ) -> None:
-    """Delete the checkpoints of a run that need not be kept, see also :func:`sweep_up`.
+    """Delete the checkpoints of a run that need not be kept, see also :func:`remove_partial`.
 
     Args:
         run: the run folder.
@@ -56,11 +56,11 @@ def prune(
         _link(run / FOLDER / BEST, first.folder.name)
     for folder in folders:
         if folder not in kept:
-            _take_away(folder)
-    sweep_up(run)
+            _delete(folder)
+    remove_partial(run)
 
 
-def _take_away(folder: Path) -> None:
+def _delete(folder: Path) -> None:
     """Delete a checkpoint, which is gone at once: a kill leaves no half of it under its name."""
     aside = folder.with_name(f".tmp-old-{folder.name}")
     with contextlib.suppress(OSError):
@@ -68,13 +68,13 @@ def _take_away(folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def sweep_up(run: Path) -> None:
+def remove_partial(run: Path) -> None:
     """Delete what a run that was killed has left half written."""
     for leftover in (run / FOLDER).glob(".tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-class Reached(NamedTuple):
+class CheckpointScore(NamedTuple):
     """What a checkpoint has reached in a metric.
 
     Attributes:
@@ -90,23 +90,23 @@ class Reached(NamedTuple):
     how: Any = None
 
 
-def best_of(folders: Sequence[Path], metric: str) -> Reached | None:
+def best_of(folders: Sequence[Path], metric: str) -> CheckpointScore | None:
     """The best of some checkpoints, newest first, in a metric; of equals the first of the run.
 
     Where it was measured in several ways, those that were measured like the newest count.
     """
-    found = [one for folder in folders if (one := _reached(folder, metric)) is not None]
+    found = [one for folder in folders if (one := _score(folder, metric)) is not None]
     alike = [one for one in found if one.how == found[0].how]
     return min(alike, key=lambda one: (one.loss, step_of(one.folder)), default=None)
 
 
-def _reached(folder: Path, metric: str) -> Reached | None:
+def _score(folder: Path, metric: str) -> CheckpointScore | None:
     """What a checkpoint says it has reached, or None: not known, or not a number."""
     try:
         value, sign, how = _logged(folder, metric) or _evaluated(folder, metric)
     except _DAMAGED:
         return None
-    return Reached(folder, value, sign * value, how) if math.isfinite(value) else None
+    return CheckpointScore(folder, value, sign * value, how) if math.isfinite(value) else None
 
 
 def _logged(folder: Path, metric: str) -> tuple[float, int, Any] | None:

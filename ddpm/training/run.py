@@ -75,7 +75,7 @@ class Run:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``, and tell the trackers."""
-        with self.forgiving("metrics.jsonl"):
+        with self.warn_on_io_error("metrics.jsonl"):
             _append(self.metrics_file, record)
         self._write_warnings(record["step"])
         self.trackers.log(record, record["step"])
@@ -99,12 +99,12 @@ class Run:
             **names, folder=self.path, config=config, step=step, main=True, warn=warn
         )
 
-    def evaluated(
+    def log_evaluation(
         self, step: int, numbers: Mapping[str, float | None], folder: str | None = None
     ) -> None:
         """Append what an evaluation found to ``metrics.jsonl``; one of training has no folder."""
         told = {"folder": folder} if folder else {}
-        with self.forgiving("metrics.jsonl"):
+        with self.warn_on_io_error("metrics.jsonl"):
             _append(self.metrics_file, {"step": step, "evaluation": dict(numbers), **told})
         if folder is None:
             self.trackers.log({f"eval/{name}": value for name, value in numbers.items()}, step)
@@ -122,11 +122,11 @@ class Run:
 
     def _write_event(self, name: str, step: int, **facts: Any) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        with self.forgiving("events.jsonl"):
+        with self.warn_on_io_error("events.jsonl"):
             _append(self.events_file, {"time": now, "event": name, "step": step, **facts})
 
     @contextmanager
-    def forgiving(self, what: str) -> Iterator[None]:
+    def warn_on_io_error(self, what: str) -> Iterator[None]:
         """Warn, and go on, if the file system refuses what is written inside; once for each."""
         try:
             yield

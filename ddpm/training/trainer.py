@@ -17,12 +17,12 @@ from ddpm.distributed.devices import Precision
 from ddpm.errors import require
 from ddpm.memory import is_out_of_memory
 from ddpm.seeding import RandomStream, mix
+from ddpm.training.batch_loader import Batch, BatchLoader, BatchOptions
 from ddpm.training.budget import DurationOptions
 from ddpm.training.buffers import buffers_restored
 from ddpm.training.checkpoint import Checkpoint, damaged
 from ddpm.training.due import ReportOptions
 from ddpm.training.ema import EMA, EMAOptions
-from ddpm.training.feed import Batch, BatchOptions, Feed
 from ddpm.training.gradient_check import GradientCheckOptions
 from ddpm.training.meter import LOGGED
 from ddpm.training.optimizer import (
@@ -150,7 +150,7 @@ class Trainer:
         self.step = self.samples = self.num_updates = 0
         self.skipped = self.num_skipped = 0
         self.pace = Pace()
-        self.feed = Feed(
+        self.loader = BatchLoader(
             data,
             seed=seed,
             batch_size=self.batch_size,

@@ -33,14 +33,14 @@ def seconds_per_step(trainer: Trainer, *, seconds: float = 1.0) -> float:
         seconds: about how long to measure. The first pass is a warm-up that is not counted; if it
             takes longer than this by itself, it is the only one, and counts.
     """
-    batch, micros = trainer.feed.first(trainer.samples), [0]
-    reads, device = trainer.feed.num_workers == 0, trainer.accelerator.device
+    batch, micros = trainer.loader.first(trainer.samples), [0]
+    reads, device = trainer.loader.num_workers == 0, trainer.accelerator.device
     if trainer.diffusion.self_condition:  # which takes longer, in half of the micro-batches
         micros = [_micro(trainer, True), _micro(trainer, False)]
 
     def gradients() -> None:
         for micro in micros:
-            trainer.gradient(trainer.feed.first(trainer.samples) if reads else batch, micro)
+            trainer.gradient(trainer.loader.first(trainer.samples) if reads else batch, micro)
 
     with _restored(trainer):
         one = median_seconds(gradients, device, seconds=seconds) / len(micros)

@@ -21,7 +21,7 @@ from ddpm.data.images import PixelSet
 from ddpm.distributed import devices
 from ddpm.distributed.consensus import agree
 from ddpm.training import Trainer
-from ddpm.training.feed import Batch
+from ddpm.training.batch_loader import Batch
 from ddpm.training.meter import Meter
 from ddpm.training.trainer import GradientDecision, TrainerOptions
 from scripts.gpu.check import Check, Result, Setting, SkippedError, require
@@ -93,7 +93,7 @@ class Steps:
     def __init__(self, setting: Setting, batch: int) -> None:
         self.setting, self.batch = setting, batch
         self.trainer = trainer(setting, batch)
-        self.batches: Iterator[Batch] = self.trainer.feed.batches(0)
+        self.batches: Iterator[Batch] = self.trainer.loader.batches(0)
         self.meter = Meter(self.trainer.accelerator, self.trainer.diffusion.num_steps)
 
     def take(self, count: int) -> None:

@@ -200,8 +200,8 @@ def test_trackers_receive_evaluations(tmp_path):
     logged = []
     trackers = SimpleNamespace(log=lambda numbers, step: logged.append((numbers, step)))
     run = Run(tmp_path, trackers)
-    run.evaluated(7, {"fid_9": 1.5, "val_loss": None})
-    run.evaluated(7, {"fid_9": 2.5}, "a/folder")
+    run.log_evaluation(7, {"fid_9": 1.5, "val_loss": None})
+    run.log_evaluation(7, {"fid_9": 2.5}, "a/folder")
     assert logged == [({"eval/fid_9": 1.5, "eval/val_loss": None}, 7)]
     assert run.curves() == {"loss": [], "fid_9": [(7, 1.5)]}
     assert run.has_evaluation(7) and not run.has_evaluation(8)

@@ -12,7 +12,7 @@ from ddpm.config.registry import config_with_defaults
 from ddpm.data import ImageCodec, VideoCodec, Videos, codec_from_state
 from ddpm.data.gifs import MAX_FRAMES, frame_durations, timeline, write_frames
 from ddpm.errors import ConfigError
-from ddpm.training.compatibility import check_same
+from ddpm.training.compatibility import check_compatible
 
 CONTROL = b"\x21\xf9\x04"  # precedes the flags and the duration of a frame
 RED, BLUE = (200, 0, 0), (0, 0, 90)
@@ -161,15 +161,15 @@ def test_runs_of_versions_without_frame_rates_can_be_resumed(tmp_path: Path):
     old = {"data": {"codec": VideoCodec((1, 3, 4, 4)).state()}}
     assert "fps" not in old["data"]["codec"]
     write_frames(frames, tmp_path / "a.gif", 70)
-    check_same(old, metadata(), "name", tmp_path)
+    check_compatible(old, metadata(), "name", tmp_path)
     write_frames(frames, tmp_path / "a.gif", [50, 50, 60])
-    check_same(old, metadata(fps="stored"), "name", tmp_path)
+    check_compatible(old, metadata(fps="stored"), "name", tmp_path)
     assert "data.codec.fps (null there, shortest here)" in line(
-        check_same, old, metadata(), "name", tmp_path
+        check_compatible, old, metadata(), "name", tmp_path
     )
     node = {"data": {"_target_": "ddpm.data.Videos", "path": "x"}}
     assert config_with_defaults(node)["data"]["fps"] == "stored"
-    check_same(node, {"data": {**node["data"], "fps": None}}, "name", tmp_path)
+    check_compatible(node, {"data": {**node["data"], "fps": None}}, "name", tmp_path)
 
 
 # writing

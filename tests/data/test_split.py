@@ -12,7 +12,7 @@ from ddpm.data import UNAUGMENTED_KEY, Dataset, Digits, Folder, ImageCodec, Sequ
 from ddpm.data.split import Subset, split
 from ddpm.errors import ConfigError
 from ddpm.seeding import RandomStream, mix
-from ddpm.training.feed import Feed
+from ddpm.training.batch_loader import BatchLoader
 
 
 class Numbers(Dataset):
@@ -116,8 +116,8 @@ def test_a_subset_passes_the_keys_in_the_order_of_the_items():
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_training_uses_exactly_the_items_that_are_not_held_out(num_workers: int):
     train = split(Numbers(10), 0.3).train
-    feed = Feed(train, seed=0, batch_size=7, num_workers=num_workers)
-    for raw, _ in islice(feed.batches(0), 3):  # three epochs
+    loader = BatchLoader(train, seed=0, batch_size=7, num_workers=num_workers)
+    for raw, _ in islice(loader.batches(0), 3):  # three epochs
         assert sorted(raw.flatten().tolist()) == [0, 2, 3, 4, 5, 7, 8]
 
 

@@ -9,9 +9,9 @@ from tests.cli.conftest import TINY
 HANGS = """
 import time
 from ddpm.data import Digits
-from ddpm.training import feed
+from ddpm.training import batch_loader
 __all__ = ["Hangs"]
-feed._PATIENCE_SECONDS = 2.0
+batch_loader._PATIENCE_SECONDS = 2.0
 class Hangs(Digits):
     def fetch(self, indices, keys):
         time.sleep(1000)

@@ -1,6 +1,6 @@
 """The stream of samples is one and the same, however it is cut, shared and interrupted."""
 
-from itertools import islice
+from itertools import chain, islice
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ddpm.data import Dataset, ImageCodec
 from ddpm.seeding import RandomStream, mix
-from ddpm.training.feed import Feed, Order
+from ddpm.training.batch_loader import BatchLoader, ShuffledIndex
 
 # The same examples each time, and no word of how long one takes.
 STEADY = settings(derandomize=True, deadline=None, database=None, max_examples=150)
@@ -47,7 +47,7 @@ def launched(data, seed, samples, launch, workers=0):
     world, accumulate, batch_size, steps = launch
     options = {"seed": seed, "batch_size": batch_size, "accumulate": accumulate}
     ranks = [
-        Feed(data, rank=rank, world=world, num_workers=workers, **options).batches(samples)
+        BatchLoader(data, rank=rank, world=world, num_workers=workers, **options).batches(samples)
         for rank in range(world)
     ]
     got = []
@@ -62,7 +62,9 @@ def launched(data, seed, samples, launch, workers=0):
 def stream(count, seed, length):
     """The stream from its start: (index, key), told once and for all."""
     epochs = range(-(-length // count))
-    whole = [item for epoch in epochs for item in Order(count, seed).items(epoch * count, count)]
+    whole = [
+        item for epoch in epochs for item in ShuffledIndex(count, seed).items(epoch * count, count)
+    ]
     return whole[:length]
 
 
@@ -70,7 +72,7 @@ def stream(count, seed, length):
 @given(count=COUNTS, seed=SEEDS, epochs=st.integers(1, 6))
 @example(count=1, seed=0, epochs=6)
 def test_each_epoch_is_a_permutation_and_a_key_belongs_to_seed_epoch_and_index(count, seed, epochs):
-    items = Order(count, seed).items(0, epochs * count)
+    items = ShuffledIndex(count, seed).items(0, epochs * count)
     for epoch in range(epochs):
         block = items[epoch * count : (epoch + 1) * count]
         assert sorted(index for index, _ in block) == list(range(count))
@@ -83,7 +85,7 @@ def test_each_epoch_is_a_permutation_and_a_key_belongs_to_seed_epoch_and_index(c
 @STEADY
 @given(count=COUNTS, seed=SEEDS, windows=st.lists(st.tuples(COUNTS, COUNTS), max_size=5))
 def test_any_window_of_the_stream_is_the_same_whatever_was_looked_at_before(count, seed, windows):
-    order = Order(count, seed)
+    order = ShuffledIndex(count, seed)
     for start, length in windows:
         assert order.items(start, length) == stream(count, seed, start + length)[start:]
 
@@ -107,12 +109,12 @@ def test_the_shares_of_a_step_are_told_as_they_are_fetched(count, seed, launch, 
     world, accumulate, batch_size, _ = launch
     options = {"seed": seed, "batch_size": batch_size, "accumulate": accumulate, "world": world}
     for rank in range(world):
-        feed = Feed(Echo(count), rank=rank, **options)
+        loader = BatchLoader(Echo(count), rank=rank, **options)
         fetched = [
             list(zip(raw.flatten().tolist(), keys.tolist(), strict=True))
-            for raw, keys in islice(feed.batches(start), accumulate)
+            for raw, keys in islice(loader.batches(start), accumulate)
         ]
-        assert fetched == feed.plan(start)
+        assert fetched == loader.plan(start)
 
 
 @FEW

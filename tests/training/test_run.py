@@ -8,7 +8,7 @@ from PIL import Image
 from ddpm.errors import ConfigError
 from ddpm.nested import flat
 from ddpm.outputs import new_folder
-from ddpm.training.compatibility import FREE_KEYS, check_same
+from ddpm.training.compatibility import FREE_KEYS, check_compatible
 from ddpm.training.run import Run
 
 
@@ -79,7 +79,7 @@ def test_every_differing_key_is_named(run):
     asked = {"seed": 1, "model": {"dim": 8, "dropout": 0.1}, "trainer": {"lr": 0.5}}
     asked["model"]["full_attn"] = [True, False]
     with pytest.raises(ConfigError) as caught:
-        check_same(stored, asked, "name", run.path)
+        check_compatible(stored, asked, "name", run.path)
     assert str(caught.value) == (
         "name=a: is a run with other options: model.dropout (null there, 0.1 here), "
         "model.full_attn (null there, [true,false] here), seed (0 there, 1 here), "
@@ -87,7 +87,7 @@ def test_every_differing_key_is_named(run):
         "options, or another name"
     )
     with pytest.raises(ConfigError, match=r"; leave them, or start a new run$"):
-        check_same(stored, asked, "resume", run.path)
+        check_compatible(stored, asked, "resume", run.path)
 
 
 @pytest.mark.parametrize("key", sorted(FREE_KEYS))
@@ -98,12 +98,12 @@ def test_what_changes_no_result_may_differ(run, key):
         (made[group] if group else made)[option] = value
         return made
 
-    check_same(config(1), config(2), "name", run.path)
-    check_same({**config(1), "seed": 0.0}, config(None), "name", run.path)
+    check_compatible(config(1), config(2), "name", run.path)
+    check_compatible({**config(1), "seed": 0.0}, config(None), "name", run.path)
 
 
 def test_lists_and_tuples_are_the_same_and_a_missing_key_is_null(run):
-    check_same({"a": {"b": (1, 2), "c": None}}, {"a": {"b": [1, 2]}}, "name", run.path)
+    check_compatible({"a": {"b": (1, 2), "c": None}}, {"a": {"b": [1, 2]}}, "name", run.path)
 
 
 def test_new_folders_are_claimed_by_making_them(tmp_path):

@@ -231,7 +231,7 @@ def test_a_gradient_that_is_not_finite_reaches_nothing(run, value, clip):
     with pytest.raises(ConfigError) as caught:
         fit(training, run, METADATA)
     (good, *_) = checkpoint.listed(run.path)
-    wanted = [index for index, _ in training.feed.order.items(16, 8)]
+    wanted = [index for index, _ in training.loader.order.items(16, 8)]
     told = json.loads((run.path / "nonfinite-step-00000003.json").read_text())
     assert told["step"] == 3 and [each["sample"] for each in told["batch"]] == wanted
     steps = training.loss.calls[-1]["t"].tolist()
@@ -466,7 +466,7 @@ def test_without_labels_there_is_no_y(run):
 def coins(training, monkeypatch, rank, count):
     """In which steps a rank self-conditions, of ``count``."""
     monkeypatch.setattr(type(training.accelerator), "process_index", rank)
-    loss, batch = training.loss, next(training.feed.batches(0))
+    loss, batch = training.loss, next(training.loader.batches(0))
     loss.calls.clear()
     for step in range(count):
         training.step = step

@@ -89,7 +89,7 @@ def test_a_trial_changes_nothing(moment):
     training = trainer(DiffusionLoss(process), Noisy(), accumulate=2, clip_grad_norm=1.0)
     if moment == "between two steps":
         training.network.train()
-        training.accumulate_gradient(training.feed.batches(0))
+        training.accumulate_gradient(training.loader.batches(0))
         training.apply_gradient(GradientDecision(use=True, counts=True))
     if moment == "in eval mode":
         training.network.eval()

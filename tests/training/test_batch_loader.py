@@ -8,8 +8,8 @@ import torch
 from ddpm.data import Dataset, ImageCodec
 from ddpm.errors import ConfigError
 from ddpm.seeding import RandomStream, mix
-from ddpm.training import feed as feed_module
-from ddpm.training.feed import BatchOptions, Feed, Order
+from ddpm.training import batch_loader
+from ddpm.training.batch_loader import BatchLoader, BatchOptions, ShuffledIndex
 
 
 class Numbers(Dataset):
@@ -32,23 +32,23 @@ class Numbers(Dataset):
         return raw, torch.tensor([key % 1009 for key in keys])
 
 
-def stream(feed, step, count):
+def stream(loader, step, count):
     """Indices and keys of the next ``count`` micro-batches from ``step`` on."""
-    batches = list(islice(feed.batches(step * feed.batch_size), count))
+    batches = list(islice(loader.batches(step * loader.batch_size), count))
     return [raw.flatten().tolist() for raw, _ in batches], [y.tolist() for _, y in batches]
 
 
 def test_each_epoch_is_a_permutation_of_its_own():
-    order = Order(10, seed=3)
+    order = ShuffledIndex(10, seed=3)
     epochs = [[index for index, _ in order.items(10 * epoch, 10)] for epoch in range(20)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 20
-    other = [index for index, _ in Order(10, seed=4).items(0, 10)]
+    other = [index for index, _ in ShuffledIndex(10, seed=4).items(0, 10)]
     assert other != epochs[0]
 
 
 def test_every_place_of_an_epoch_is_equally_likely():
-    order = Order(4, seed=0)
+    order = ShuffledIndex(4, seed=0)
     first = torch.tensor([order.items(4 * epoch, 1)[0][0] for epoch in range(4000)])
     counts = first.bincount(minlength=4)
     assert (counts - 1000).abs().max() < 5 * (4000 * 0.25 * 0.75) ** 0.5
@@ -56,19 +56,19 @@ def test_every_place_of_an_epoch_is_equally_likely():
 
 @pytest.mark.parametrize("start", [0, 3, 9, 10, 17, 1000])
 def test_items_are_a_window_of_one_stream(start):
-    whole = Order(10, seed=1).items(0, 1100)
-    assert Order(10, seed=1).items(start, 35) == whole[start : start + 35]
+    whole = ShuffledIndex(10, seed=1).items(0, 1100)
+    assert ShuffledIndex(10, seed=1).items(start, 35) == whole[start : start + 35]
 
 
 def test_batches_cross_the_ends_of_epochs():
-    indices, _ = stream(Feed(Numbers(10), seed=0, batch_size=4), 0, 5)
+    indices, _ = stream(BatchLoader(Numbers(10), seed=0, batch_size=4), 0, 5)
     assert [len(batch) for batch in indices] == [4] * 5
     flat = list(chain(*indices))
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
 
 
 def test_data_smaller_than_the_batch():
-    indices, _ = stream(Feed(Numbers(3), seed=0, batch_size=8), 0, 3)
+    indices, _ = stream(BatchLoader(Numbers(3), seed=0, batch_size=8), 0, 3)
     flat = list(chain(*indices))
     assert [len(batch) for batch in indices] == [8] * 3
     assert all(sorted(flat[k : k + 3]) == [0, 1, 2] for k in range(0, 24, 3))
@@ -76,11 +76,11 @@ def test_data_smaller_than_the_batch():
 
 @pytest.mark.parametrize("step", [1, 2, 5, 7])
 def test_a_stream_from_a_step_is_the_tail_of_the_whole(step):
-    def feed():
-        return Feed(Numbers(7), seed=2, batch_size=6, accumulate=2)
+    def loader():
+        return BatchLoader(Numbers(7), seed=2, batch_size=6, accumulate=2)
 
-    indices, keys = stream(feed(), 0, 24)
-    tail = stream(feed(), step, 24 - 2 * step)
+    indices, keys = stream(loader(), 0, 24)
+    tail = stream(loader(), step, 24 - 2 * step)
     assert tail == (indices[2 * step :], keys[2 * step :])
 
 
@@ -88,12 +88,13 @@ def test_a_stream_from_a_step_is_the_tail_of_the_whole(step):
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_the_order_is_the_same_for_any_number_of_processes(world, accumulate):
     """Micro-batch by micro-batch, the shares of all ranks put together are the one order."""
-    expected = Order(13, seed=5).items(3 * 16, 5 * 16)
+    expected = ShuffledIndex(13, seed=5).items(3 * 16, 5 * 16)
+    options = {"seed": 5, "batch_size": 16}
     ranks = [
-        Feed(Numbers(13), seed=5, batch_size=16, accumulate=accumulate, rank=rank, world=world)
+        BatchLoader(Numbers(13), accumulate=accumulate, rank=rank, world=world, **options)
         for rank in range(world)
     ]
-    shares = [stream(feed, 3, 5 * accumulate) for feed in ranks]
+    shares = [stream(loader, 3, 5 * accumulate) for loader in ranks]
     size = 16 // (world * accumulate)
     assert all(len(batch) == size for indices, _ in shares for batch in indices)
     together = [
@@ -107,33 +108,35 @@ def test_the_order_is_the_same_for_any_number_of_processes(world, accumulate):
 
 def test_keys_are_functions_of_seed_epoch_and_index():
     for start, count in ((0, 7), (5, 20)):
-        for place, (index, key) in enumerate(Order(7, seed=6).items(start, count), start=start):
+        for place, (index, key) in enumerate(
+            ShuffledIndex(7, seed=6).items(start, count), start=start
+        ):
             assert key == mix(6, RandomStream.AUGMENTATION, place // 7, index)
-    keys = [key for _, key in Order(7, seed=6).items(0, 700)]
+    keys = [key for _, key in ShuffledIndex(7, seed=6).items(0, 700)]
     assert len(set(keys)) == 700
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(workers):
-    def feed(num_workers):
-        return Feed(Numbers(9), seed=0, batch_size=4, accumulate=2, num_workers=num_workers)
+    def loader(num_workers):
+        return BatchLoader(Numbers(9), seed=0, batch_size=4, accumulate=2, num_workers=num_workers)
 
-    assert stream(feed(workers), 3, 8) == stream(feed(0), 3, 8)
+    assert stream(loader(workers), 3, 8) == stream(loader(0), 3, 8)
 
 
-def test_the_feed_draws_nothing_from_the_random_state_of_training():
+def test_the_loader_draws_nothing_from_the_random_state_of_training():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    stream(Feed(Numbers(9), seed=0, batch_size=4, num_workers=1), 0, 3)
+    stream(BatchLoader(Numbers(9), seed=0, batch_size=4, num_workers=1), 0, 3)
     assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_mistake_in_the_data_keeps_its_one_line(workers):
-    feed = Feed(Numbers(9, bad=5), seed=0, batch_size=9, num_workers=workers)
+    loader = BatchLoader(Numbers(9, bad=5), seed=0, batch_size=9, num_workers=workers)
     with pytest.raises(ConfigError) as caught:
-        next(feed.batches(0))
+        next(loader.batches(0))
     assert str(caught.value) == "data.path=5.png: is damaged; remove it"
 
 
@@ -141,7 +144,7 @@ def test_a_mistake_in_the_data_keeps_its_one_line(workers):
 def test_workers_by_default_are_for_data_that_are_not_in_memory(in_memory, workers):
     data = Numbers(9)
     data.in_memory = in_memory
-    assert Feed(data, seed=0, batch_size=4).num_workers == workers
+    assert BatchLoader(data, seed=0, batch_size=4).num_workers == workers
 
 
 def test_a_negative_number_of_workers_is_an_error():
@@ -151,14 +154,14 @@ def test_a_negative_number_of_workers_is_an_error():
 
 def test_the_first_batch_that_a_trial_reads_is_the_first_of_the_training(monkeypatch):
     """The processes that read are started once for both."""
-    expected, _ = stream(Feed(Numbers(10), seed=0, batch_size=4), 2, 3)
-    started, loader = [], feed_module.DataLoader
+    expected, _ = stream(BatchLoader(Numbers(10), seed=0, batch_size=4), 2, 3)
+    started, loader = [], batch_loader.DataLoader
     monkeypatch.setattr(
-        feed_module, "DataLoader", lambda *a, **k: started.append(1) or loader(*a, **k)
+        batch_loader, "DataLoader", lambda *a, **k: started.append(1) or loader(*a, **k)
     )
-    feed = Feed(Numbers(10), seed=0, batch_size=4, num_workers=1)
-    assert [feed.first(8)[0].flatten().tolist() for _ in range(2)] == [expected[0]] * 2
-    assert stream(feed, 2, 3)[0] == expected
+    loader = BatchLoader(Numbers(10), seed=0, batch_size=4, num_workers=1)
+    assert [loader.first(8)[0].flatten().tolist() for _ in range(2)] == [expected[0]] * 2
+    assert stream(loader, 2, 3)[0] == expected
     assert len(started) == 1
-    assert stream(feed, 2, 1)[0] == expected[:1]
+    assert stream(loader, 2, 1)[0] == expected[:1]
     assert len(started) == 2

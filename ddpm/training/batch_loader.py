@@ -57,7 +57,7 @@ class BatchOptions(Options):
         require(good, "num_workers", self.num_workers, problem)
 
 
-class Order:
+class ShuffledIndex:
     """Which sample stands at which position of the endless stream.
 
     Position k lies in epoch ``k // n``; each epoch is a permutation of the n samples, a function
@@ -88,7 +88,7 @@ class Order:
         return self._permutation
 
 
-class Feed:
+class BatchLoader:
     """Micro-batches of one process, from any position of the stream of samples on.
 
     The batch of an optimizer step is cut into ``accumulate`` micro-batches, each of them into
@@ -117,7 +117,7 @@ class Feed:
         num_workers: int | None = None,
         pin_memory: bool = False,
     ) -> None:
-        self.data, self.order = data, Order(len(data), seed)
+        self.data, self.order = data, ShuffledIndex(len(data), seed)
         self.batch_size, self.accumulate = batch_size, accumulate
         self.rank, self.world = rank, world
         self.num_workers = (0 if data.in_memory else 2) if num_workers is None else num_workers
@@ -130,7 +130,7 @@ class Feed:
 
         Raises:
             ConfigError: data that cannot be read.
-            RuntimeError: see :meth:`lost`.
+            RuntimeError: see :meth:`worker_error`.
         """
         begun, self._begun = self._begun, None
         if begun is not None and begun[0] == samples:
@@ -172,10 +172,10 @@ class Feed:
             try:
                 self._begun = samples, next(following), following
             except RuntimeError as error:
-                raise self.lost(error) or error from error
+                raise self.worker_error(error) or error from error
         return self._begun[1]
 
-    def lost(self, error: RuntimeError) -> ConfigError | None:
+    def worker_error(self, error: RuntimeError) -> ConfigError | None:
         """The mistake that torch tells of where a process that reads died; None for any other.
 
         Torch raises it in the middle of whatever the main process does.
@@ -198,14 +198,14 @@ class Feed:
 
 
 class _Plan(Sampler[list[Item]]):
-    def __init__(self, feed: Feed, samples: int) -> None:
-        self.feed, self.samples = feed, samples
+    def __init__(self, loader: BatchLoader, samples: int) -> None:
+        self.loader, self.samples = loader, samples
 
     def __iter__(self) -> Iterator[list[Item]]:
         samples = self.samples
         while True:
-            yield from self.feed.plan(samples)
-            samples += self.feed.batch_size
+            yield from self.loader.plan(samples)
+            samples += self.loader.batch_size
 
 
 class _Fetch(Dataset[Any]):
