@@ -28,9 +28,9 @@ from ddpm.training.options import Options, option
 
 Batch = tuple[Tensor, Tensor | None]
 Item = tuple[int, int]
-# As torch does by itself, but for processes that were spawned: those would copy the data.
+# The default of torch, also in spawned processes, whose default would copy the data.
 _START_METHOD = "fork" if sys.platform.startswith("linux") else None
-_PATIENCE_SECONDS = 1800.0  # with a batch, before the processes that read are given up
+_TIMEOUT_SECONDS = 1800.0  # per batch, after which the workers are considered hung
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +53,20 @@ class BatchOptions(Options):
         require(good, "batch_size", self.batch_size, "must be at least 1")
         require(self.accumulate >= 1, "accumulate", self.accumulate, "must be at least 1")
         good = self.num_workers is None or self.num_workers >= 0
-        problem = "must be at least 0; null = what suits the data"
+        problem = "must be at least 0; null = chosen for the data"
         require(good, "num_workers", self.num_workers, problem)
 
 
 class ShuffledIndex:
-    """Which sample stands at which position of the endless stream.
+    """Order of the samples in the endless stream of training data.
 
-    Position k lies in epoch ``k // n``; each epoch is a permutation of the n samples, a function
-    of (seed, epoch). Batches cross the ends of epochs, so that all have the same size, also where
-    the data are fewer than the batch.
+    Position k is in epoch ``k // n``; each epoch is a permutation of the n samples, a function of
+    (seed, epoch). Batches cross the ends of epochs, so that all have the same size, even if the
+    data set is smaller than a batch.
+
+    Args:
+        num_samples: n.
+        seed: seed of the order and of the augmentation keys.
     """
 
     def __init__(self, num_samples: int, seed: int) -> None:
@@ -70,16 +74,16 @@ class ShuffledIndex:
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
     def items(self, start: int, count: int) -> list[Item]:
-        """(index, augmentation key) of positions ``start`` to ``start + count - 1``."""
-        found: list[Item] = []
-        while len(found) < count:
-            epoch, offset = divmod(start + len(found), self.num_samples)
-            indices = self._of_epoch(epoch)[offset : offset + count - len(found)]
+        """Return (index, augmentation key) of positions ``start`` to ``start + count - 1``."""
+        items: list[Item] = []
+        while len(items) < count:
+            epoch, offset = divmod(start + len(items), self.num_samples)
+            indices = self._permutation_of(epoch)[offset : offset + count - len(items)]
             keys = mix_array(self.seed, RandomStream.AUGMENTATION, epoch, indices)
-            found.extend(zip(indices.tolist(), keys.tolist(), strict=True))
-        return found
+            items.extend(zip(indices.tolist(), keys.tolist(), strict=True))
+        return items
 
-    def _of_epoch(self, epoch: int) -> npt.NDArray[np.int64]:
+    def _permutation_of(self, epoch: int) -> npt.NDArray[np.int64]:
         if epoch != self._epoch:
             ranks = mix_array(
                 self.seed, RandomStream.DATA_ORDER, epoch, np.arange(self.num_samples)
@@ -89,20 +93,20 @@ class ShuffledIndex:
 
 
 class BatchLoader:
-    """Micro-batches of one process, from any position of the stream of samples on.
+    """Loader of the micro-batches of one process, from any position of the stream of samples.
 
-    The batch of an optimizer step is cut into ``accumulate`` micro-batches, each of them into
-    ``world`` shares; so the order of the data is the same for any number of processes.
+    The batch of an optimizer step is split into ``accumulate`` micro-batches, and each of these
+    into ``world`` shards, so that the order of the data is the same for any number of processes.
 
     Args:
-        data: where to fetch from.
-        seed: of the order and the augmentation.
-        batch_size: samples of one optimizer step, over all processes and micro-batches.
-        accumulate: micro-batches an optimizer step.
-        rank: of this process.
+        data: the data set.
+        seed: seed of the order and of the augmentation.
+        batch_size: samples per optimizer step, over all processes and micro-batches.
+        accumulate: gradient accumulation steps.
+        rank: index of this process.
         world: number of processes; ``accumulate * world`` divides ``batch_size``.
-        num_workers: processes that fetch ahead; None = none for data in memory, else 2.
-        pin_memory: whether batches go to page-locked memory, for copies to a GPU.
+        num_workers: worker processes that load data ahead; None = 0 for data in memory, else 2.
+        pin_memory: load batches into page-locked memory, for copies to a GPU.
     """
 
     def __init__(
@@ -122,34 +126,34 @@ class BatchLoader:
         self.rank, self.world = rank, world
         self.num_workers = (0 if data.in_memory else 2) if num_workers is None else num_workers
         self.pin_memory = pin_memory
-        # A position, its micro-batch that has been read, and those after it.
-        self._begun: tuple[int, Batch, Iterator[Batch]] | None = None
+        # A position, its micro-batch, which has been loaded, and the following ones.
+        self._started: tuple[int, Batch, Iterator[Batch]] | None = None
 
     def batches(self, samples: int) -> Iterator[Batch]:
-        """Micro-batches (raw data, labels or None) from position ``samples`` on, for ever.
+        """Return the endless micro-batches (raw data, labels or None) from position ``samples`` on.
 
         Raises:
-            ConfigError: data that cannot be read.
+            ConfigError: data cannot be read.
             RuntimeError: see :meth:`worker_error`.
         """
-        begun, self._begun = self._begun, None
-        if begun is not None and begun[0] == samples:
-            return chain([begun[1]], begun[2])
-        return self._loaded(samples)
+        started, self._started = self._started, None
+        if started is not None and started[0] == samples:
+            return chain([started[1]], started[2])
+        return self._load(samples)
 
-    def _loaded(self, samples: int) -> Iterator[Batch]:
+    def _load(self, samples: int) -> Iterator[Batch]:
         if self.num_workers:
-            Finalize(None, end_readers, exitpriority=1)
+            Finalize(None, kill_workers, exitpriority=1)
         loader: DataLoader[Any] = DataLoader(
-            _Fetch(self.data),
-            batch_sampler=_Plan(self, samples),
-            timeout=_PATIENCE_SECONDS if self.num_workers else 0,
+            _BatchFetcher(self.data),
+            batch_sampler=_MicroBatchSampler(self, samples),
+            timeout=_TIMEOUT_SECONDS if self.num_workers else 0,
             num_workers=self.num_workers,
             multiprocessing_context=_START_METHOD if self.num_workers else None,
-            worker_init_fn=partial(_begin_reading, os.getpid()),
+            worker_init_fn=partial(_init_worker, os.getpid()),
             collate_fn=_unchanged,
             pin_memory=self.pin_memory,
-            # A loader draws a seed when it starts: not from the generator that training uses.
+            # A loader draws a seed when it starts, which must not come from the global generator.
             generator=torch.Generator(),
         )
         for fetched in loader:
@@ -160,44 +164,44 @@ class BatchLoader:
     def first(self, samples: int) -> Batch:
         """Return the first micro-batch from position ``samples`` on.
 
-        It is read as in training. Processes that read are started once, for :meth:`batches` too.
+        It is loaded as in training. :meth:`batches` continues with the same workers.
 
         Raises:
-            ConfigError: data that cannot be read; a process that reads died or hangs.
+            ConfigError: data cannot be read, or a worker died or hangs.
         """
         if not self.num_workers:
-            return next(self._loaded(samples))
-        if self._begun is None or self._begun[0] != samples:
-            following = self._loaded(samples)
+            return next(self._load(samples))
+        if self._started is None or self._started[0] != samples:
+            following = self._load(samples)
             try:
-                self._begun = samples, next(following), following
+                self._started = samples, next(following), following
             except RuntimeError as error:
                 raise self.worker_error(error) or error from error
-        return self._begun[1]
+        return self._started[1]
 
     def worker_error(self, error: RuntimeError) -> ConfigError | None:
-        """The mistake that torch tells of where a process that reads died; None for any other.
+        """Return the user's error for an error of torch about a dead worker; None for other errors.
 
-        Torch raises it in the middle of whatever the main process does.
+        Torch raises it from a signal handler, at any place in the main process.
         """
         if "DataLoader" not in str(error):
             return None
         what = str(error).partition(". ")[0].rstrip(".")
         problem = (
-            f"a process that reads the data died or hangs (out of memory?): {what}; run the same "
-            "command again, with fewer if need be"
+            f"a data worker died or hangs (out of memory?): {what}; run the same command again, "
+            "with fewer workers if needed"
         )
         return ConfigError("trainer.num_workers", self.num_workers, problem)
 
     def plan(self, samples: int) -> list[list[Item]]:
-        """The micro-batches of this process in the batch that begins at position ``samples``."""
+        """Return the micro-batches of this process in the batch from position ``samples`` on."""
         items = self.order.items(samples, self.batch_size)
         size = self.batch_size // (self.accumulate * self.world)
         starts = ((micro * self.world + self.rank) * size for micro in range(self.accumulate))
         return [items[start : start + size] for start in starts]
 
 
-class _Plan(Sampler[list[Item]]):
+class _MicroBatchSampler(Sampler[list[Item]]):
     def __init__(self, loader: BatchLoader, samples: int) -> None:
         self.loader, self.samples = loader, samples
 
@@ -208,10 +212,10 @@ class _Plan(Sampler[list[Item]]):
             samples += self.loader.batch_size
 
 
-class _Fetch(Dataset[Any]):
-    """Hands a whole micro-batch to the data at once.
+class _BatchFetcher(Dataset[Any]):
+    """Fetches a whole micro-batch with one call of the data set.
 
-    A user's mistake comes back as a value: raised in a worker it would lose its one line.
+    A ConfigError is returned as a value: torch would wrap one that is raised in a worker.
     """
 
     def __init__(self, data: Data) -> None:
@@ -228,16 +232,16 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _begin_reading(trainer: int, _: int) -> None:
-    """In a process that reads: schedulers signal all processes, and the trainer needs this one."""
+def _init_worker(trainer: int, _: int) -> None:
+    """Ignore signals in a worker: a scheduler signals it too, and training needs it."""
     end_with_parent(trainer)
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
 
 
-def end_readers() -> None:
-    """Kill the processes that read, at the end of this one: one that hangs hears no SIGTERM."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises when one of them ends
-    for reader in multiprocessing.active_children():
-        if reader.daemon:
-            reader.kill()
+def kill_workers() -> None:
+    """Kill the workers when this process exits: a hung one ignores SIGTERM."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler of torch raises when one ends
+    for worker in multiprocessing.active_children():
+        if worker.daemon:
+            worker.kill()

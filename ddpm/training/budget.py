@@ -10,8 +10,8 @@ from ddpm.console import duration
 from ddpm.errors import require
 from ddpm.training.options import ABOVE_0, Options, option
 
-_LONG = 2 * 3600.0  # seconds from which on another number of steps is proposed
-_FORWARD = 1 / 3  # of the time of an optimizer step: the backward pass takes twice as long
+_LONG = 2 * 3600.0  # seconds; for longer trainings another number of steps is proposed
+_FORWARD = 1 / 3  # share of an optimizer step: the backward pass takes twice as long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,9 @@ def preview_steps(samples: int, calls: int, batch_size: int) -> float:
     """Return the length of a preview in optimizer steps.
 
     Args:
-        samples: of a preview.
+        samples: samples per preview.
         calls: network calls per sample.
-        batch_size: samples of an optimizer step.
+        batch_size: samples per optimizer step.
     """
     return _FORWARD * samples * calls / batch_size
 
@@ -51,7 +51,7 @@ class Estimate:
     Attributes:
         step: seconds per optimizer step.
         preview: seconds per preview.
-        every: optimizer steps between previews, beside the one at the end; 0 = no preview at all.
+        every: optimizer steps between previews, beside the one at the end; 0 = no previews.
     """
 
     step: float
@@ -59,24 +59,24 @@ class Estimate:
     every: int = 0
 
     def seconds(self, start: int, last: int) -> float:
-        """Return the duration from step ``start`` to step ``last``, previews included."""
+        """Return the seconds from step ``start`` to step ``last``, previews included."""
         previews = 0
         if self.every:
             previews = last // self.every - start // self.every + (last % self.every > 0)
         return (last - start) * self.step + previews * self.preview
 
     def steps(self, seconds: float) -> int:
-        """Return the number of steps, at least 1, that a run of this duration has."""
+        """Return the number of steps, at least 1, that fit into a duration in seconds."""
         most = max(floor(seconds / self.step), 1)  # without previews
         return max(bisect_right(range(1, most + 1), seconds, key=lambda n: self.seconds(0, n)), 1)
 
     def line(self, start: int, last: int, without: str = "") -> str:
-        """Return the duration in words, with a proposal if it is long.
+        """Return a message about the duration, with a proposal if it is long.
 
         Args:
-            start: the step that the run has reached.
+            start: the current step of the run.
             last: its last step.
-            without: what the estimate leaves out.
+            without: end of the message, about what the estimate does not include.
         """
         seconds = self.seconds(start, last)
         steps = "1 step" if last - start == 1 else f"{last - start:,} steps"
@@ -84,9 +84,9 @@ class Estimate:
         line = f"{steps}{left}: about {duration(seconds)} on this machine{without}"
         if start or seconds < _LONG:
             return line
-        return f"{line}; trainer.max_minutes=60 would do {rounded(self.steps(3600)):,}"
+        return f"{line}; trainer.max_minutes=60 fits {rounded(self.steps(3600)):,}"
 
 
 def rounded(number: int) -> int:
-    """Return a positive number, rounded to two digits."""
+    """Return a positive number rounded to two significant digits."""
     return int(round(number, 1 - floor(log10(number))))

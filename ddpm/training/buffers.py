@@ -1,4 +1,4 @@
-"""Buffers of a network around passes that count for nothing."""
+"""Protection of the buffers of a network during discarded forward passes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def buffers_restored(network: nn.Module) -> Iterator[None]:
-    """Restore the buffers of a network, such as running means, after the passes inside."""
+    """Context manager that restores the buffers of a network, such as running means, on exit."""
     before = [buffer.clone() for buffer in network.buffers()]
     try:
         yield

@@ -1,15 +1,15 @@
-"""Checkpoints: folders that are complete or not there, and that are safe to read.
+"""Checkpoints: folders that are complete or absent, and safe to read.
 
-A checkpoint ``step-00001000/`` holds
+A checkpoint ``step-00001000/`` contains
 
 - ``config.json``: the resolved config, the data's shape, classes and codec, the step;
 - ``model.safetensors``, ``ema.safetensors``: the weights and their average;
 - ``state.pt``: what only resuming needs (optimizer, counters), read with ``weights_only=True``;
 - ``manifest.json``: the format's version, size and sha256 of each file; written last;
-- ``evaluation.json``: what training measured of it, where it did; written afterwards.
+- ``evaluation.json``: the evaluation during training at this step, if any; written afterwards.
 
-It is written under another name in the same folder, synced to the disk and renamed. Weights that
-are not finite are never written.
+A checkpoint is written under a temporary name in the same folder, synced to the disk and renamed.
+Weights that are not finite are never written.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ class CheckpointMetadata:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on the disk whose files were compared with its manifest.
+    """A checkpoint on the disk whose files match its manifest.
 
     Attributes:
-        folder: where it lies.
+        folder: its path.
         metadata: content of ``config.json``.
     """
 
@@ -106,7 +106,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Optimizer steps taken."""
+        """Number of optimizer steps."""
         return self.metadata.step
 
     @property
@@ -116,15 +116,15 @@ class Checkpoint:
 
     @property
     def run(self) -> Path:
-        """The run folder that it belongs to, or the folder around it where it was moved."""
+        """The run folder of the checkpoint, or its parent folder if it was moved out of a run."""
         inside = self.folder.parent.name == FOLDER
         return self.folder.parent.parent if inside else self.folder.parent
 
     def weights(self, which: str) -> dict[str, Tensor]:
-        """The state dict of the ``raw`` or the ``ema`` weights, on the CPU.
+        """Return the state dict of the ``raw`` or the ``ema`` weights, on the CPU.
 
         Raises:
-            ConfigError: the file is damaged, or holds values that are not finite.
+            ConfigError: the file is damaged, or contains values that are not finite.
         """
         try:
             tensors = load_tensors(self.folder / WEIGHTS[which])
@@ -138,16 +138,21 @@ class Checkpoint:
         return tensors
 
     def state(self) -> dict[str, Any]:
-        """Optimizer and counters, on the CPU; only tensors and plain data are read."""
+        """Return the state of optimizer and counters, on the CPU; loaded with ``weights_only``.
+
+        Raises:
+            ConfigError: the file is damaged, or contains other objects.
+        """
         try:
             with warnings.catch_warnings(action="ignore"):
                 state = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             if is_out_of_memory(error):
                 raise
-            raise damaged(self.folder, f"{STATE} holds what is not safe to read") from error
+            reason = f"{STATE} contains objects that weights_only loading rejects"
+            raise damaged(self.folder, reason) from error
         if not isinstance(state, dict):
-            raise damaged(self.folder, f"{STATE} is not that of a training")
+            raise damaged(self.folder, f"{STATE} is not the state of a training")
         return state
 
 
@@ -161,18 +166,25 @@ def save(
 ) -> Path:
     """Write a checkpoint of ``metadata.step`` into ``folder`` and return its path.
 
-    What stood under its name is replaced only when the new one is complete.
+    An existing checkpoint of this step is replaced only when the new one is complete.
+
+    Args:
+        folder: parent folder of the checkpoints.
+        metadata: content of ``config.json``.
+        raw: state dict of the weights.
+        ema: state dict of the averaged weights.
+        state: content of ``state.pt``.
 
     Raises:
-        NotFiniteError: weights that are not; nothing is written.
-        ConfigError: the disk refuses; nothing is left behind.
+        NotFiniteError: weights that are not finite; nothing is written.
+        ConfigError: the disk cannot be written; no partial files remain.
     """
     final = place(folder, metadata.step)
     for which, tensors in (("raw", raw), ("ema", ema)):
         _require_finite(tensors, which, final)
     aside = folder / f".tmp-{final.name}-{os.getpid()}"
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # of a crash: in a container, ids come again
+        shutil.rmtree(aside, ignore_errors=True)  # of a crash: in a container, process ids repeat
         aside.mkdir(parents=True)
         text = json.dumps(metadata.to_json(), indent=1)
         (aside / CONFIG).write_text(text, encoding="utf-8")
@@ -195,28 +207,28 @@ def save(
 
 
 class NotFiniteError(ConfigError):
-    """Weights that hold infinities or NaN: training went wrong, whatever the disk."""
+    """Weights that contain infinities or NaN; another attempt to write them cannot help."""
 
 
 def _require_finite(tensors: dict[str, Tensor], which: str, final: Path) -> None:
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             problem = (
-                f"is not written: {name} of the {which} weights is not finite; go on from the "
-                "checkpoint before with a lower trainer.lr or trainer.precision=bf16 or no"
+                f"is not written: {name} of the {which} weights is not finite; resume from the "
+                "previous checkpoint with a lower trainer.lr or trainer.precision=bf16 or no"
             )
             raise NotFiniteError("out", str(final), problem)
 
 
 def load(folder: Path, *, whole: bool = True) -> Checkpoint:
-    """Read a checkpoint folder, every file compared with the manifest.
+    """Read a checkpoint folder, and compare every file with the manifest.
 
     Args:
-        folder: of one checkpoint.
-        whole: False leaves out what only resuming needs: it may be missing.
+        folder: the checkpoint folder.
+        whole: False ignores ``state.pt``, which only resuming needs.
 
     Raises:
-        ConfigError: of another version, incomplete, or damaged.
+        ConfigError: the checkpoint has another format, is incomplete, or is damaged.
     """
     try:
         manifest = read_json(folder / MANIFEST)
@@ -237,10 +249,10 @@ def load(folder: Path, *, whole: bool = True) -> Checkpoint:
 
 
 def read_metadata(folder: Path) -> CheckpointMetadata:
-    """Return the metadata of a checkpoint folder, without a comparison with the manifest.
+    """Return the metadata of a checkpoint folder, without checking the manifest.
 
     Raises:
-        ConfigError: they cannot be read.
+        ConfigError: the file cannot be read.
     """
     try:
         return CheckpointMetadata.from_json(read_json(folder / CONFIG))
@@ -249,15 +261,15 @@ def read_metadata(folder: Path) -> CheckpointMetadata:
 
 
 def newest(run: Path, warn: Callable[[str], None], *, whole: bool = True) -> Checkpoint | None:
-    """The newest good checkpoint of a run folder, or None where there is none at all.
+    """Return the newest valid checkpoint of a run folder, or None if it has no checkpoints.
 
     Args:
         run: the run folder.
-        warn: told of each damaged one that is passed over.
+        warn: called with a message per damaged checkpoint that is skipped.
         whole: see :func:`load`.
 
     Raises:
-        ConfigError: there are some and all are damaged.
+        ConfigError: all checkpoints are damaged.
     """
     folders = listed(run)
     for folder in folders:
@@ -266,37 +278,39 @@ def newest(run: Path, warn: Callable[[str], None], *, whole: bool = True) -> Che
         except ConfigError as error:
             if folder == folders[-1]:
                 raise
-            warn(f"{folder}: {error.problem}; taking the one before")
+            warn(f"{folder}: {error.problem}; using the previous one")
     return None
 
 
 def find(path: str, warn: Callable[[str], None]) -> Checkpoint:
-    """The checkpoint that a user names: a run folder, a checkpoint folder, ``latest``, ``best``.
+    """Return the checkpoint at a path; ``state.pt`` is ignored.
 
-    What only resuming needs is not looked at.
+    Args:
+        path: a run folder, a checkpoint folder, or a link to one, such as ``latest`` or ``best``.
+        warn: see :func:`newest`.
 
     Raises:
-        ConfigError: there is none, or it is damaged.
+        ConfigError: no checkpoint was found, or it is damaged.
     """
     place = Path(path)
     if not place.exists():  # also where latest points to a run that was deleted
         run = nearest_run(place)
         remedy = "train one first" if run is None else f"use ckpt={run}"
-        raise ConfigError("ckpt", path, f"there is no such run or checkpoint; {remedy}")
+        raise ConfigError("ckpt", path, f"run or checkpoint not found; {remedy}")
     if place.is_file():
-        problem = "is a file; give the folder of a run or of a checkpoint (step-00001000)"
+        problem = "is a file; use the folder of a run or of a checkpoint (step-00001000)"
         raise ConfigError("ckpt", path, problem)
     place = readable(place.resolve())
     if _NAME.fullmatch(place.name) or (place / MANIFEST).exists():
         return load(place, whole=False)
-    found = newest(place, warn, whole=False)
-    if found is None:
-        raise ConfigError("ckpt", path, "holds no checkpoint; give a run folder of ddpm-train")
-    return found
+    checkpoint = newest(place, warn, whole=False)
+    if checkpoint is None:
+        raise ConfigError("ckpt", path, "contains no checkpoint; use a run folder of ddpm-train")
+    return checkpoint
 
 
 def nearest_run(missing: Path) -> Path | None:
-    """Return the newest run beside a path where there is none, or else in ``outputs``."""
+    """Return the newest run in the parent folder of a missing path, or else in ``outputs``."""
     for parent in dict.fromkeys((missing.parent, Path("outputs"))):
         try:
             folders = [path for path in parent.iterdir() if not path.is_symlink() and listed(path)]
@@ -308,7 +322,7 @@ def nearest_run(missing: Path) -> Path | None:
 
 
 def listed(run: Path) -> list[Path]:
-    """The checkpoint folders of a run, newest first, good or not."""
+    """Return the checkpoint folders of a run, newest first, including damaged ones."""
     parent = run / FOLDER
     names = (
         [path for path in parent.iterdir() if _NAME.fullmatch(path.name)] if parent.is_dir() else []
@@ -317,22 +331,26 @@ def listed(run: Path) -> list[Path]:
 
 
 def place(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies in ``folder``."""
+    """Return the path of the checkpoint of a step in ``folder``."""
     return folder / f"step-{step:08d}"
 
 
 def step_of(folder: Path) -> int:
-    """The step in the name of a checkpoint folder."""
+    """Return the step in the name of a checkpoint folder."""
     return int(folder.name.removeprefix("step-"))
 
 
 def readable(place: Path) -> Path:
-    """A resolved path as a person would type it, from where they are."""
+    """Return a resolved path relative to the working directory, if it is inside of it."""
     return place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of ours holds; raises ValueError for one that is larger than any."""
+    """Return the content of a JSON file of a checkpoint.
+
+    Raises:
+        ValueError: the file is larger than any that ddpm writes, or is not JSON.
+    """
     if path.stat().st_size > MAX_HEADER_BYTES:
         raise ValueError(f"{path} is too large")
     return json.loads(path.read_text(encoding="utf-8"))
@@ -364,7 +382,7 @@ def _put_in_place(aside: Path, final: Path) -> None:
 
 
 def _usual_mode(path: Path) -> None:
-    """Give a file the mode that open() would: safetensors makes them private."""
+    """Give a file the permissions that open() gives: safetensors makes it private."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)

@@ -1,4 +1,4 @@
-"""When a run may go on: under which other options it is still the same run."""
+"""Compatibility of a run with the config that it is resumed with."""
 
 from __future__ import annotations
 
@@ -11,72 +11,79 @@ from ddpm.nested import flat
 from ddpm.training.options import free_options
 from ddpm.training.trainer import TrainerOptions
 
-# What may differ when a run goes on: none of it changes what is computed.
+# Keys that may differ on resume: they do not affect the results.
 FREE_KEYS = frozenset(
     {
         "data.path",
-        "data.axes",  # what they make of the data is compared by itself
+        "data.axes",  # the resulting shape of the data is compared instead
         "data.download",
         "data.cache_mb",
-        "data.bits",  # this and the next are in the codec's state, and compared there
+        "data.bits",  # this and the next are compared as part of the state of the codec
         "data.fps",
         *(f"trainer.{name}" for name in free_options(TrainerOptions)),
     }
 )
-FREE_GROUPS = ("sampler.", "evaluation.")  # of the previews, and of what is measured meanwhile
-# What override=true lets differ: how it is trained, not what is trained on what.
+FREE_GROUPS = ("sampler.", "evaluation.")  # of previews and of evaluations during training
+# Keys that may differ with override=true: those of the training, not of the model or the data.
 OVERRIDABLE = ("trainer.",)
 
 
 def check_compatible(
     stored: Mapping[str, Any],
-    asked: Mapping[str, Any],
+    requested: Mapping[str, Any],
     key: str,
     run: Path,
     *,
     override: bool = False,
 ) -> dict[str, tuple[Any, Any]]:
-    """Refuse to go on with a run under another config, or on other data.
+    """Check that a run can be resumed with a config.
 
     Args:
-        stored: of the run.
-        asked: what it would go on with.
-        key: the option to blame.
-        run: the run's folder.
-        override: whether the user wants the trainer's options to differ.
+        stored: the config of the run.
+        requested: the config to resume with.
+        key: the option that selected the run, for error messages.
+        run: the run folder.
+        override: allow different options of the trainer.
 
     Returns:
-        What differs all the same: key to the value there and the value here.
+        The options that differ and may: key to the stored and the requested value.
 
     Raises:
-        ConfigError: names every differing key with both values; see ``FREE_KEYS``.
+        ConfigError: an option differs that must not; the message has every such key with both
+            values. See ``FREE_KEYS``.
     """
-    old, new = flat(stored), flat(asked)
+    old, new = flat(stored), flat(requested)
     changed = {
         name: (old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     }
-    refused = [name for name in changed if not _may_differ(name, override)]
-    if refused:
-        told = [
-            f"{n} ({render(changed[n][0])} there, {render(changed[n][1])} here)" for n in refused
+    rejected = [name for name in changed if not _may_differ(name, override)]
+    if rejected:
+        options = [
+            f"{n} ({render(changed[n][0])} there, {render(changed[n][1])} here)" for n in rejected
         ]
-        remedy = _remedy(run, named=key == "name", trainer=all(map(_is_overridable, refused)))
-        problem = f"is a run with other options: {', '.join(told)}; {remedy}"
+        remedy = _remedy(run, named=key == "name", trainer=all(map(_is_overridable, rejected)))
+        problem = f"was trained with different options: {', '.join(options)}; {remedy}"
         raise ConfigError(key, str(run) if key == "resume" else run.name, problem)
     return changed
 
 
 def _remedy(run: Path, *, named: bool, trainer: bool) -> str:
-    """What to do about options that differ: of a run that was named or resumed."""
+    """Return the remedy for options that differ.
+
+    Args:
+        run: the run folder.
+        named: True for a run selected with ``name``, False for one selected with ``resume``.
+        trainer: True if only options of the trainer differ.
+    """
     if named and trainer:
         return f"use resume={run} override=true to continue with these, or another name"
     if named:
         return f"use resume={run} to continue with the run's own options, or another name"
     if trainer:
-        return "leave them, start a new run, or go on with them by override=true"
-    return "leave them, or start a new run"
+        return "remove these overrides, start a new run, or add override=true to use them"
+    return "remove these overrides or start a new run"
 
 
 def _may_differ(name: str, override: bool) -> bool:

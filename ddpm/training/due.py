@@ -1,4 +1,4 @@
-"""Which previews and evaluations fall due at a step, and which of them a run does not have."""
+"""Previews and evaluations that are due at a step, or missing in a run."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class ReportOptions(Options):
 
     Attributes:
         log_every: optimizer steps between lines of metrics.jsonl.
-        preview_every: optimizer steps between sample grids; 0 = none; None = 5,000, without those
-            with which previews would use more than 5 % of the time. The last step has one.
+        preview_every: optimizer steps between sample grids; 0 = none; None = 5,000, skipping
+            those that would raise the share of previews above 5 % of the time. The last step
+            has one.
         preview_samples: samples per grid.
         evaluate_every: optimizer steps between evaluations; 0 = none.
     """
@@ -48,12 +49,18 @@ class ReportOptions(Options):
 
 
 def is_due(every: int, step: int, last: int) -> bool:
-    """Return True if what is done every so many steps is due at this one; 0 is never."""
+    """Return True if a task is due at a step.
+
+    Args:
+        every: interval of the task in steps; 0 = never.
+        step: the step.
+        last: the last step, at which every task is due.
+    """
     return every > 0 and step > 0 and (step % every == 0 or step == last)
 
 
 def scheduled(options: ReportOptions, step: int, last: int) -> set[Shown]:
-    """Return what is due after ``step`` of ``last`` optimizer steps, beside logs."""
+    """Return the previews and evaluations due after ``step`` of ``last`` optimizer steps."""
     every: dict[Shown, int] = {
         "preview": options.preview_interval,
         "evaluation": options.evaluate_every,
@@ -62,7 +69,7 @@ def scheduled(options: ReportOptions, step: int, last: int) -> set[Shown]:
 
 
 def missing(run: Run, step: int) -> set[Shown]:
-    """Return what a run does not have of a step, the same on every process."""
+    """Return the previews and evaluations of a step that a run lacks, equal on every process."""
     has: dict[Shown, bool] = {
         "preview": run.picture("samples", step).exists(),
         "evaluation": run.has_evaluation(step),

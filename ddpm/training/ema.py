@@ -43,7 +43,7 @@ class _Windowed(LibraryEMA):
         self._window = window
 
     def get_current_decay(self) -> float:
-        """Return the decay of the update that is under way."""
+        """Return the decay of the current update."""
         decay = float(super().get_current_decay())
         if self._window is None:
             return decay
@@ -52,7 +52,7 @@ class _Windowed(LibraryEMA):
 
 
 class EMA:
-    """An average of a network's parameters that warms up; buffers are copied.
+    """Exponential moving average of the parameters of a network, with a warm-up.
 
     The decay of update n = 0, 1, ... is ``min(decay, 1 - (1 + n)**(-2/3))``, ema-pytorch's
     warm-up: 0, a copy, at the first, 0.954 at the 100th, 0.99 at the 1,000th, 0.9978 at the
@@ -64,7 +64,7 @@ class EMA:
     Args:
         model: the bare network, before any wrapper.
         decay: the final decay per update, in [0, 1).
-        warmup: False uses ``decay`` from the second update on; the first is a copy all the same.
+        warmup: False uses ``decay`` from the second update on; the first is always a copy.
         window: largest ``1 / (1 - decay)`` during the warm-up, as a share of the updates so far;
             None = that of the warm-up alone.
     """
@@ -100,23 +100,23 @@ class EMA:
 
     @property
     def decay(self) -> float:
-        """The decay that the last update used."""
+        """Decay of the last update."""
         return float(self._ema.get_current_decay())
 
     def update(self) -> None:
-        """Take one step of the network into the average."""
+        """Update the average with the current weights of the network."""
         self._ema.update()
-        # The library passes over buffers of whole numbers, such as a count of batches.
-        for kept, current in zip(self.model.buffers(), self._network.buffers(), strict=True):
-            kept.copy_(current)
+        # The library skips integer buffers, such as a count of batches.
+        for averaged, current in zip(self.model.buffers(), self._network.buffers(), strict=True):
+            averaged.copy_(current)
 
     def state(self) -> dict[str, int]:
-        """The counters; the weights are ``model.state_dict()``."""
+        """Return the counters; the weights are ``model.state_dict()``."""
         counters = dict(self._ema.named_buffers(recurse=False))
         return {name: int(counters[name]) for name in _COUNTERS}
 
     def load(self, state: dict[str, int], weights: dict[str, Tensor]) -> None:
-        """Take counters and weights from a checkpoint."""
+        """Load counters and weights of a checkpoint."""
         self.model.load_state_dict(weights)
         counters = dict(self._ema.named_buffers(recurse=False))
         for name in _COUNTERS:

@@ -17,7 +17,7 @@ from ddpm.errors import require
 from ddpm.files import replacing
 from ddpm.training.options import Options, option
 
-_MOST_LISTED = 3
+_MAX_LISTED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class GradientCheckOptions(Options):
 
     Attributes:
         on_nonfinite: ``stop`` training before such a gradient is used, or ``skip`` the step.
-        max_skips: most steps that may be skipped in a row.
+        max_skips: maximum number of consecutive skipped steps.
     """
 
     on_nonfinite: Literal["stop", "skip"] = option("stop", free=True)
@@ -42,11 +42,11 @@ def gather_samples(
     """Return the samples of a batch with their timestep and loss, on every process.
 
     Args:
-        accelerator: whose processes trained on the batch.
+        accelerator: of the processes that trained on the batch.
         t: timesteps (M, B) of the micro-batches of this process.
         losses: loss per sample (M, B).
-        indices: of the samples of the whole batch, in the order of the data: micro-batch by
-            micro-batch, in each process by process.
+        indices: indices of the samples of the whole batch, ordered by micro-batch, then by
+            process.
     """
     mine = torch.stack([t.double(), losses.double()], dim=2)
     everyone = accelerator.gather(mine)
@@ -68,8 +68,8 @@ def describe(samples: Sequence[dict[str, Any]]) -> str:
         where = f"t from {min(steps)} to {max(steps)}"
         return f"every loss is finite, {where}: the backward pass overflowed"
     words = [f"loss {each['loss']} of sample {each['sample']} at t={each['t']}" for each in broken]
-    more = f" and {len(words) - _MOST_LISTED} more" if len(words) > _MOST_LISTED else ""
-    return ", ".join(words[:_MOST_LISTED]) + more
+    more = f" and {len(words) - _MAX_LISTED} more" if len(words) > _MAX_LISTED else ""
+    return ", ".join(words[:_MAX_LISTED]) + more
 
 
 def dump(folder: Path, step: int, samples: Sequence[dict[str, Any]]) -> Path:

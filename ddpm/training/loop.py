@@ -35,25 +35,26 @@ from ddpm.training.saving import Saver
 from ddpm.training.slowdown import Slowdown
 from ddpm.training.trainer import GradientDecision, StepResult, Trainer
 
-_SCALER_SKIPS = 100  # in a row: far more than a loss scale can be halved
+_MAX_SCALER_SKIPS = 100  # in a row: far more than the loss scale can be halved
 
 
 class StepEvaluation(NamedTuple):
-    """What an evaluation found.
+    """Result of an evaluation during training.
 
     Attributes:
-        numbers: by name.
-        write: writes them into a folder, with what they depend on.
+        numbers: values by name.
+        write: writes them into a folder, with their provenance.
     """
 
     numbers: dict[str, float]
     write: Callable[[Path], None]
 
 
-# Measures the averaged weights, on every process; now and then, on each as often, it asks whether
-# to stop, and gives None if it did.
+# Evaluates the averaged weights, on every process. It calls the stop check regularly, equally often
+# on each process, and returns None if that asks to stop.
 Evaluate = Callable[[Trainer, Stopping], StepEvaluation | None]
-# Draws samples with them; asks in the same way, and raises GivenUpError if it stopped.
+# Draws samples with the averaged weights. It calls the stop check in the same way, and raises
+# GivenUpError if that asks to stop.
 Preview = Callable[[Trainer, Stopping], None]
 
 
@@ -85,9 +86,9 @@ class TrainingLoop:
         self.evaluate = evaluate if self.options.evaluate_every else None
         self.accelerator, self.stop = trainer.accelerator, StopSignal() if stop is None else stop
         self.stopping = AgreedStopping(trainer.accelerator, self.stop)
-        self.saved = trainer.step  # there is a checkpoint of, or is about to be
-        self.owed: set[Shown] = set()  # what is due at this step and not done yet
-        self.has_skipped = False  # a preview, to keep within its share of the time
+        self.saved = trainer.step  # last step with a checkpoint, written or being written
+        self.pending: set[Shown] = set()  # due at this step and not done yet
+        self.has_skipped = False  # True once a preview was skipped
         self.saver = Saver(run.path, self._prune, warn)
         self.save_timer = SaveTimer(self.options.checkpoint_minutes)
         self.meter = Meter(trainer.accelerator, trainer.diffusion.num_steps)
@@ -99,9 +100,9 @@ class TrainingLoop:
         """Train to the last step and return the last logged loss.
 
         Raises:
-            ConfigError: a gradient is not finite, and nothing of it has been applied; the
-                checkpoints cannot be written.
-            Stopped: a process received a signal, and all have stopped at the same step.
+            ConfigError: a gradient is not finite, and was not applied; or checkpoints cannot be
+                written.
+            Stopped: a process received a signal, and all processes stopped at the same step.
         """
         try:
             with self.stop.deferred():
@@ -118,7 +119,7 @@ class TrainingLoop:
         return math.nan if loss is None else loss
 
     def _steps(self) -> None:
-        """All steps that are left, with what falls due after some of them."""
+        """Run the remaining steps, and after each of them the tasks that are due."""
         trainer, last = self.trainer, self.trainer.max_steps
         trainer.network.train()
         batches = trainer.loader.batches(trainer.samples)
@@ -128,8 +129,8 @@ class TrainingLoop:
         main, done = self.accelerator.is_main_process, trainer.step
         trainer.pace.begin()
         self.save_timer.restart()
-        self.owed = self._scheduled() & missing(self.run, trainer.step)
-        self._show_and_measure()
+        self.pending = self._scheduled() & missing(self.run, trainer.step)
+        self._run_pending()
         with progress(last, "training", "step", initial=done, shown=main) as bar:
             while trainer.step < last and not self.agreed.stop:
                 result = trainer.accumulate_gradient(batches)
@@ -140,43 +141,43 @@ class TrainingLoop:
                 if self._due(self.options.log_every):
                     self._log(float(result.norm))
                     bar.set_postfix_str(self._speed(), refresh=False)
-                self.owed = self._scheduled()
-                decisive = "evaluation" in self.owed and self._follows_evaluation()
+                self.pending = self._scheduled()
+                decisive = "evaluation" in self.pending and self._follows_evaluation()
                 if self._due(self.options.checkpoint_every) or self.agreed.save or decisive:
                     self._save()
                     self._restart_clock()
-                self._show_and_measure()
+                self._run_pending()
 
     def _slowdown(self) -> Slowdown:
-        """Return what watches the speed, on the main process of a training on the CPU."""
+        """Return the slowdown check, enabled on the main process of a training on the CPU."""
         main, cpu = self.accelerator.is_main_process, self.accelerator.device.type == "cpu"
-        # Neither reading by other processes nor exchanges between them are in the trial.
+        # The trial includes neither data workers nor communication between processes.
         alone = self.trainer.loader.num_workers == 0 and self.accelerator.num_processes == 1
         expected = self.metadata.seconds_per_step if alone else None
-        return Slowdown(expected, self.metadata.threads or 1, watched=main and cpu)
+        return Slowdown(expected, self.metadata.threads or 1, enabled=main and cpu)
 
     def _restart_clock(self) -> None:
-        """Leave the time until now out of the speed of training."""
+        """Exclude the time until now from the speed of training."""
         self.meter.restart_clock()
         self.slowdown.restart_clock()
 
     def _due(self, every: int) -> bool:
-        """Whether what is done at these steps, and at the last one, is to be done now."""
+        """Return True if a task with this interval is due now, as all are on a stop."""
         return is_due(every, self.trainer.step, self.trainer.max_steps) or self.agreed.stop
 
     def _scheduled(self) -> set[Shown]:
-        """Return what is due at this step, beside logs and checkpoints."""
-        made = {"preview": self.preview, "evaluation": self.evaluate}
+        """Return the previews and evaluations that are due at this step."""
+        callables = {"preview": self.preview, "evaluation": self.evaluate}
         due = scheduled(self.options, self.trainer.step, self.trainer.max_steps)
-        found: set[Shown] = {each for each in due if made[each] is not None}
-        if "preview" in found and self._skips_preview():
-            found.discard("preview")
-        return found
+        enabled: set[Shown] = {each for each in due if callables[each] is not None}
+        if "preview" in enabled and self._skips_preview():
+            enabled.discard("preview")
+        return enabled
 
     def _skips_preview(self) -> bool:
-        """Return True if this preview would take too much of the time; the same on all processes.
+        """Return True if this preview would exceed the share of previews; equal on all processes.
 
-        The last one, and those at an interval that the user sets, are always drawn.
+        The last one is always drawn, and so are all if the user sets their interval.
         """
         trainer, pace = self.trainer, self.trainer.pace
         if self.options.preview_every is not None or trainer.step == trainer.max_steps:
@@ -191,21 +192,21 @@ class TrainingLoop:
         self.has_skipped = self.has_skipped or not allowed
         return not allowed
 
-    def _show_and_measure(self) -> None:
-        """Draw and evaluate what is due, unless a signal asks to stop: then it stays owed."""
-        if "preview" in self.owed and not self.agreed.stop:
+    def _run_pending(self) -> None:
+        """Draw the preview and evaluate, where pending; after a signal both stay pending."""
+        if "preview" in self.pending and not self.agreed.stop:
             self._preview()
-        if "evaluation" in self.owed and not self.agreed.stop:
+        if "evaluation" in self.pending and not self.agreed.stop:
             self._evaluate()
 
     def _decide(self, result: StepResult) -> GradientDecision:
-        """Return what to do with a gradient, the same on every process.
+        """Return the decision about a gradient, equal on every process.
 
-        A gradient that is not finite goes to the scaler of fp16, which skips the step itself and
-        lowers its scale. Training ends after many such steps in a row.
+        With fp16 a gradient that is not finite goes to the scaler, which skips the step and lowers
+        its scale. Training ends after many such steps in a row.
 
         Raises:
-            ConfigError: a gradient that is not finite; checkpoints that cannot be written.
+            ConfigError: the gradient is not finite, or checkpoints cannot be written.
         """
         trainer, error = self.trainer, self.saver.error()
         self.agreed = agree(
@@ -216,21 +217,21 @@ class TrainingLoop:
             save=self.save_timer.is_due(),
         )
         if self.agreed.failed:
-            self._tell(error)
+            self._report(error)
             raise error or _remote_failure()
         if self.agreed.finite:
             return GradientDecision(use=True, counts=True)
-        if self.accelerator.scaler is not None and trainer.skipped < _SCALER_SKIPS:
+        if self.accelerator.scaler is not None and trainer.skipped < _MAX_SCALER_SKIPS:
             return GradientDecision(use=True, counts=False)
         skips = self.options.max_skips if self.options.on_nonfinite == "skip" else 0
         if trainer.skipped < skips:
-            # A scaler skips by itself, and has to: it takes no second gradient before it has.
+            # A scaler must skip the step itself before it accepts another gradient.
             return GradientDecision(use=self.accelerator.scaler is not None, counts=False)
         self.saver.wait()
         raise self._nonfinite(result)
 
     def _nonfinite(self, result: StepResult) -> ConfigError:
-        """Return the error of a gradient that is not finite, the same on every process."""
+        """Return the error about a gradient that is not finite, equal on every process."""
         trainer, step = self.trainer, self.trainer.step + 1
         items = trainer.loader.order.items(trainer.samples, trainer.batch_size)
         indices = [index for index, _ in items]
@@ -239,14 +240,14 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             with self.run.warn_on_io_error("the list of its samples"):
                 details = f", all in {gradient_check.dump(self.run.path, step, samples)}"
-        (details,) = broadcast_object_list([details])  # whoever is heard first says the same
+        (details,) = broadcast_object_list([details])  # any process may be the first to report it
         good = [p for p in checkpoint.listed(self.run.path) if checkpoint.step_of(p) < step]
-        kept = f"the last good checkpoint is {good[0]}" if good else "there is no checkpoint yet"
-        skipped = f" after {trainer.skipped} steps that were skipped" if trainer.skipped else ""
+        last = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was written yet"
+        skipped = f" after {trainer.skipped} skipped steps" if trainer.skipped else ""
         problem = (
             f"the gradient of step {step} is not finite{skipped} "
-            f"({gradient_check.describe(samples)}{details}); nothing of it was kept, {kept}; lower "
-            "trainer.lr, take trainer.precision=bf16 or no, or trainer.on_nonfinite=skip"
+            f"({gradient_check.describe(samples)}{details}); it was not applied, and {last}; lower "
+            "trainer.lr, or use trainer.precision=bf16 or no, or trainer.on_nonfinite=skip"
         )
         return ConfigError("trainer.lr", trainer.lr, problem)
 
@@ -268,57 +269,57 @@ class TrainingLoop:
             self.run.log(self.metrics)
 
     def _speed(self) -> str:
-        """The end of the progress bar."""
+        """Return the loss and the speed for the progress bar."""
         speed, unit = self.metrics["samples_per_second"], self.trainer.data.codec.unit
         loss = self.metrics["loss"]
         return f"loss {'not finite' if loss is None else f'{loss:.4f}'}, {speed:.0f} {unit}/s"
 
     def _follows_evaluation(self) -> bool:
-        """Whether what is measured decides which checkpoint is the best."""
+        """Return True if an evaluated metric determines the best checkpoint."""
         return self.options.best not in (None, *LOGGED)
 
     def _preview(self) -> None:
-        """Draw samples."""
+        """Draw the preview."""
         assert self.preview is not None
         began = time.monotonic()
         try:
             self.preview(self.trainer, self.stopping)
-            self.owed.discard("preview")
-            self.trainer.pace.drawn(time.monotonic() - began)
+            self.pending.discard("preview")
+            self.trainer.pace.add_preview(time.monotonic() - began)
         except GivenUpError:
             self._give_up()
         self.trainer.network.train()
         self._restart_clock()
 
     def _give_up(self) -> None:
-        """Stop at this step, with a checkpoint; what is owed is made up for on resuming."""
+        """Stop at this step, with a checkpoint; pending tasks run when the run is resumed."""
         self.agreed = self.agreed._replace(stop=True)
         if self.saved != self.trainer.step:
             self._save()
 
     def _evaluate(self) -> None:
-        """Measure, and write it down beside the checkpoint of this step, if there is one."""
+        """Evaluate, and write the result into the checkpoint of this step, if there is one."""
         trainer = self.trainer
         assert self.evaluate is not None
-        found = self.evaluate(trainer, self.stopping)
+        result = self.evaluate(trainer, self.stopping)
         trainer.network.train()
         self._restart_clock()
-        if found is None:
+        if result is None:
             self._give_up()
             return
-        self.owed.discard("evaluation")
+        self.pending.discard("evaluation")
         if self.accelerator.is_main_process:
             self.saver.wait()
             folder = checkpoint.place(self.run.path / checkpoint.FOLDER, trainer.step)
             with self.run.warn_on_io_error("evaluation.json"):
                 if folder.is_dir():
-                    found.write(folder)
+                    result.write(folder)
                     self._prune(trainer.step)
-            numbers = {name: _finite(value) for name, value in found.numbers.items()}
+            numbers = {name: _finite(value) for name, value in result.numbers.items()}
             self.run.log_evaluation(trainer.step, numbers)
 
     def _save(self) -> None:
-        """Begin to write a checkpoint of this step."""
+        """Start to write a checkpoint of this step."""
         self.saved = self.trainer.step
         self.save_timer.restart()
         if self.accelerator.is_main_process:
@@ -335,30 +336,30 @@ class TrainingLoop:
         every, best = options.keep_every, options.best
         prune(self.run.path, options.keep_last, keep_every=every, best=best, step=step)
 
-    def _tell(self, error: Exception | None) -> None:
-        """Say at once what one of several processes ends of: later a launcher may be faster."""
+    def _report(self, error: Exception | None) -> None:
+        """Print the error of one of several processes, before a launcher ends it."""
         if error is not None and self.accelerator.num_processes > 1:
             warn(str(error))
 
     def _end(self) -> None:
-        """Wait until the last checkpoint is written; together, so that no launcher ends us."""
+        """Wait for the last checkpoint, on all processes, so that no launcher ends one of them."""
         error, done = self.saver.error(last=True), torch.zeros(())
         ended = agree(self.accelerator, done, stop=False, failed=error is not None)
         if ended.failed:
-            self._tell(error)
+            self._report(error)
             raise error or _remote_failure()
         self.stop.finish()
         step = self.trainer.step
-        if step < self.trainer.max_steps or self.owed:
-            kept = checkpoint.place(self.run.path / checkpoint.FOLDER, step)
-            raise Stopped(f"stopped at step {step}, with a checkpoint in {kept}")
+        if step < self.trainer.max_steps or self.pending:
+            folder = checkpoint.place(self.run.path / checkpoint.FOLDER, step)
+            raise Stopped(f"stopped at step {step}, with a checkpoint in {folder}")
 
 
 def _finite(value: float | None) -> float | None:
-    """A number that JSON can hold: None in place of NaN and infinities."""
+    """Return a number for JSON: None instead of NaN and infinities."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _remote_failure() -> ConfigError:
-    """The error of a process whose main one cannot write; that one says why."""
+    """Return the error of a process when another one, the main process, cannot write."""
     return ConfigError("out", None, "the main process cannot write checkpoints; see its message")

@@ -10,16 +10,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-QUARTERS = tuple(f"loss_q{i}" for i in range(4))  # of t, from the clean end
-LOGGED = ("loss", *QUARTERS)  # what training knows of itself, without any evaluation
+QUARTERS = tuple(f"loss_q{i}" for i in range(4))  # quarters of the timesteps, from the clean end
+LOGGED = ("loss", *QUARTERS)  # losses that training logs without an evaluation
 
 
 class Meter:
-    """Means since the last reading, kept on the device so that no step waits for them.
+    """Mean losses since the last :meth:`read`, on the device, so that no step waits for them.
 
     Args:
-        accelerator: whose processes are averaged over.
-        num_steps: T, cut into four quarters.
+        accelerator: of the processes to average over.
+        num_steps: number of timesteps T, divided into four quarters.
     """
 
     def __init__(self, accelerator: Accelerator, num_steps: int) -> None:
@@ -31,24 +31,23 @@ class Meter:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave the time until now out of the speed."""
+        """Exclude the time until now from the speed."""
         self.began, self.counted = time.perf_counter(), 0
 
     def add(self, losses: Tensor, t: Tensor, weights: Tensor | None = None) -> None:
-        """Add losses of timesteps t, with importance weights; all are of the same shape."""
+        """Add losses of timesteps t, with importance weights; all have the same shape."""
         losses, quarter = losses.flatten(), t.flatten() * 4 // self.num_steps
         share = torch.ones_like(losses) if weights is None else weights.flatten()
         both = torch.stack([losses.double() * share, share.double()])
-        both = both.where(losses.isfinite(), 0.0)  # those are counted as skipped steps
+        both = both.where(losses.isfinite(), 0.0)  # these are counted as skipped steps
         self.sums.index_add_(1, quarter, both)
         self.counted += len(losses)
 
     def read(self) -> dict[str, Any]:
-        """Mean loss, the same by quarter of t (None where none was drawn), samples a second.
+        """Return the mean loss, the mean per quarter of t, and samples per second; then reset.
 
-        Losses that are not finite are left out.
-
-        With importance weights they are weighted means: what uniform steps would give.
+        Quarters without samples are None. Losses that are not finite are excluded. With importance
+        weights the means are weighted, and estimate those of uniform timesteps.
         """
         reduced = self.accelerator.reduce(self.sums, reduction="sum")
         assert isinstance(reduced, Tensor)

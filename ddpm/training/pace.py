@@ -1,6 +1,6 @@
-"""Decisions by the clock while training: checkpoints after minutes, previews within a share.
+"""Decisions that depend on time: checkpoints every few minutes, previews within a share of it.
 
-No step depends on them. The clock of the main process decides for all.
+No training step depends on them. The clock of the main process decides for all processes.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-PREVIEW_SHARE = 0.05  # of the time of a run, at most, where the user sets no interval
+PREVIEW_SHARE = 0.05  # maximum share of the time of a run, unless the user sets an interval
 
 
 class SaveTimer:
-    """The time since the last checkpoint, or since the start.
+    """Timer of the next checkpoint.
 
     Args:
-        minutes: after which the next checkpoint is due; None = never.
+        minutes: maximum time between checkpoints; None = no limit.
     """
 
     def __init__(self, minutes: float | None) -> None:
@@ -23,7 +23,7 @@ class SaveTimer:
         self.restart()
 
     def restart(self) -> None:
-        """Count from now on."""
+        """Start to count from now."""
         self._began = time.monotonic()
 
     def is_due(self) -> bool:
@@ -32,13 +32,13 @@ class SaveTimer:
 
 
 class Pace:
-    """The time that a run has taken and the part of its previews, kept in its checkpoints.
+    """Time of a run and of its previews, stored in its checkpoints.
 
     Attributes:
-        seconds: of the run before :meth:`begin`.
-        previews: seconds of all previews.
-        last: seconds of the last preview; None before the first one.
-        expected: length of a preview in optimizer steps, an estimate; None if it is unknown.
+        seconds: duration of the run before :meth:`begin`.
+        previews: duration of all previews in seconds.
+        last: duration of the last preview in seconds; None before the first one.
+        expected: estimated duration of a preview in optimizer steps; None if unknown.
     """
 
     def __init__(self) -> None:
@@ -56,27 +56,27 @@ class Pace:
         """Seconds of the run so far."""
         return self.seconds + (0 if self._began is None else time.monotonic() - self._began)
 
-    def drawn(self, seconds: float) -> None:
-        """Count a preview that took so long."""
+    def add_preview(self, seconds: float) -> None:
+        """Add the duration of a preview."""
         self.last = seconds
         self.previews += seconds
 
     def cost(self, step: int) -> float:
-        """Return the seconds that the next preview will take, after ``step`` optimizer steps."""
+        """Return the expected seconds of the next preview, after ``step`` optimizer steps."""
         if self.last is not None:
             return self.last
         return (self.expected or 0.0) * (self.elapsed - self.previews) / max(step, 1)
 
     def allows_preview(self, step: int) -> bool:
-        """Return True if with one more preview all previews stay within their share."""
+        """Return True if one more preview keeps all previews within their share of the time."""
         cost = self.cost(step)
         return self.previews + cost <= PREVIEW_SHARE * (self.elapsed + cost)
 
     def state(self) -> dict[str, Any]:
-        """Return what a resumed run continues with."""
+        """Return the state that is stored in checkpoints."""
         return {"seconds": self.elapsed, "previews": self.previews, "last": self.last}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take the times of a checkpoint; one of an earlier version has none."""
+        """Load the state of a checkpoint; those of earlier versions have none."""
         self.seconds, self.previews = state.get("seconds", 0.0), state.get("previews", 0.0)
         self.last = state.get("last")

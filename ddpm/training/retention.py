@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept."""
+"""Retention of checkpoints: deletion of old ones, and the link to the best one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ddpm.training.checkpoint import (
     step_of,
 )
 
-# What a file that is not as it was written may raise.
+# Exceptions of reading a damaged file.
 _DAMAGED = (
     OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, OverflowError,
     RecursionError,
 )  # fmt: skip
-BEST = "best"  # beside the checkpoints, a link to the best of them
+BEST = "best"  # link to the best checkpoint, in the folder of the checkpoints
 
 
 def prune(
@@ -36,32 +36,32 @@ def prune(
     best: str | None = None,
     step: int | None = None,
 ) -> None:
-    """Delete the checkpoints of a run that need not be kept, see also :func:`remove_partial`.
+    """Delete the checkpoints of a run that are not retained, and partial ones.
 
     Args:
         run: the run folder.
-        keep_last: how many of the newest are kept.
-        keep_every: those of steps that are multiples of it are kept too.
-        best: the checkpoint that is best in this metric is kept too, and linked to.
-        step: of the one just written. Newer ones are damaged, or the run would have gone on from
-            them: they do not count, and lie there until others take their place.
+        keep_last: number of newest checkpoints to retain.
+        keep_every: checkpoints of steps that are multiples of it are retained too.
+        best: the checkpoint with the best value of this metric is retained too, and linked to.
+        step: step of the checkpoint just written. Newer ones are damaged, else the run would have
+            resumed from them: they are ignored, and replaced when the run reaches their step.
     """
     folders = [each for each in listed(run) if step is None or step_of(each) <= step]
-    kept = set(folders[:keep_last])
+    retained = set(folders[:keep_last])
     if keep_every is not None:
-        kept |= {folder for folder in folders if step_of(folder) % keep_every == 0}
+        retained |= {folder for folder in folders if step_of(folder) % keep_every == 0}
     first = None if best is None else best_of(folders, best)
     if first is not None:
-        kept.add(first.folder)
+        retained.add(first.folder)
         _link(run / FOLDER / BEST, first.folder.name)
     for folder in folders:
-        if folder not in kept:
+        if folder not in retained:
             _delete(folder)
     remove_partial(run)
 
 
 def _delete(folder: Path) -> None:
-    """Delete a checkpoint, which is gone at once: a kill leaves no half of it under its name."""
+    """Delete a checkpoint atomically: a kill leaves no partial checkpoint under its name."""
     aside = folder.with_name(f".tmp-old-{folder.name}")
     with contextlib.suppress(OSError):
         folder.rename(aside)
@@ -69,54 +69,58 @@ def _delete(folder: Path) -> None:
 
 
 def remove_partial(run: Path) -> None:
-    """Delete what a run that was killed has left half written."""
+    """Delete the partially written checkpoints of a run that was killed."""
     for leftover in (run / FOLDER).glob(".tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 class CheckpointScore(NamedTuple):
-    """What a checkpoint has reached in a metric.
+    """Value of a metric of a checkpoint.
 
     Attributes:
-        folder: of the checkpoint.
-        value: of the metric.
-        loss: the same, or its negative: less is better.
-        how: it was measured; only equals can be compared.
+        folder: folder of the checkpoint.
+        value: value of the metric.
+        loss: the value, or its negative if higher is better.
+        options: evaluation options; only scores with equal options are comparable.
     """
 
     folder: Path
     value: float
     loss: float
-    how: Any = None
+    options: Any = None
 
 
 def best_of(folders: Sequence[Path], metric: str) -> CheckpointScore | None:
-    """The best of some checkpoints, newest first, in a metric; of equals the first of the run.
+    """Return the best score of some checkpoints in a metric; of equal ones that of the lowest step.
 
-    Where it was measured in several ways, those that were measured like the newest count.
+    Only scores with the evaluation options of the newest one are compared.
+
+    Args:
+        folders: checkpoint folders, newest first.
+        metric: name of the metric.
     """
-    found = [one for folder in folders if (one := _score(folder, metric)) is not None]
-    alike = [one for one in found if one.how == found[0].how]
-    return min(alike, key=lambda one: (one.loss, step_of(one.folder)), default=None)
+    scores = [score for folder in folders if (score := _score(folder, metric)) is not None]
+    comparable = [score for score in scores if score.options == scores[0].options]
+    return min(comparable, key=lambda score: (score.loss, step_of(score.folder)), default=None)
 
 
 def _score(folder: Path, metric: str) -> CheckpointScore | None:
-    """What a checkpoint says it has reached, or None: not known, or not a number."""
+    """Return the stored score of a checkpoint; None if it is missing, damaged or not finite."""
     try:
-        value, sign, how = _logged(folder, metric) or _evaluated(folder, metric)
+        value, sign, options = _logged(folder, metric) or _evaluated(folder, metric)
     except _DAMAGED:
         return None
-    return CheckpointScore(folder, value, sign * value, how) if math.isfinite(value) else None
+    return CheckpointScore(folder, value, sign * value, options) if math.isfinite(value) else None
 
 
 def _logged(folder: Path, metric: str) -> tuple[float, int, Any] | None:
-    """A metric of the training itself."""
+    """Return value, sign and options of a metric that training logs, or None."""
     metrics = CheckpointMetadata.from_json(read_json(folder / CONFIG)).metrics or {}
     return (float(metrics[metric]), 1, None) if metric in metrics else None
 
 
 def _evaluated(folder: Path, metric: str) -> tuple[float, int, Any]:
-    """A metric of the evaluation beside the weights, by its name or that without the count."""
+    """Return value, sign and options of a metric of the evaluation, with or without its count."""
     content = read_json(folder / EVALUATION)
     rows = content["metrics"]
     row = next(row for row in rows if metric in (row["metric"], row["name"]))
@@ -128,7 +132,7 @@ def _evaluated(folder: Path, metric: str) -> tuple[float, int, Any]:
 
 
 def _link(path: Path, target: str) -> None:
-    """Point a symbolic link to ``target``, at once; where there are none, leave it."""
+    """Set a symbolic link atomically; do nothing on file systems without links."""
     aside = path.with_name(f".tmp-{path.name}")
     with contextlib.suppress(OSError):
         aside.unlink(missing_ok=True)

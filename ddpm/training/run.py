@@ -1,4 +1,4 @@
-"""Run folders: where a run's results lie."""
+"""Run folders, which contain the results of runs."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Run:
     """One run folder: its config, ``metrics.jsonl``, ``events.jsonl``, samples and checkpoints.
 
     Args:
-        path: the folder; made on first use.
-        trackers: where else to log.
-        warnings: a list that grows as warnings appear; they are moved to ``events.jsonl``.
+        path: the folder; created on first use.
+        trackers: experiment trackers to log to as well.
+        warnings: a list that new warnings are appended to; they are moved to ``events.jsonl``.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class Run:
         self.config_file = path / CONFIG
         self.metrics_file = path / "metrics.jsonl"
         self.events_file = path / "events.jsonl"
-        self.began = False  # whether this process has written an event
+        self.began = False  # True once this process has written an event
         self._warnings = [] if warnings is None else warnings
-        self._refused: set[str] = set()
+        self._unwritable: set[str] = set()
 
     def create(self, config_yaml: str, latest: Path | None = None) -> None:
-        """Make the folder with its config, and point the link ``latest`` to it.
+        """Create the folder with its config, and point the link ``latest`` to it.
 
         Raises:
-            ConfigError: the place cannot be written.
+            ConfigError: the folder cannot be written.
         """
         try:
             self.samples.mkdir(parents=True, exist_ok=True)
@@ -68,13 +68,13 @@ class Run:
 
     def foreign(self) -> list[str]:
         """Return the files in the folder of a new run that the run would overwrite."""
-        found = [path for name in _FILES for path in sorted(self.path.glob(name))]
+        files = [path for name in _FILES for path in sorted(self.path.glob(name))]
         samples = self.samples
-        found += [samples] if os.path.lexists(samples) and not samples.is_dir() else []
-        return [path.relative_to(self.path).as_posix() for path in found]
+        files += [samples] if os.path.lexists(samples) and not samples.is_dir() else []
+        return [path.relative_to(self.path).as_posix() for path in files]
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one line to ``metrics.jsonl``, and tell the trackers."""
+        """Append one line to ``metrics.jsonl``, and log it to the trackers."""
         with self.warn_on_io_error("metrics.jsonl"):
             _append(self.metrics_file, record)
         self._write_warnings(record["step"])
@@ -85,7 +85,7 @@ class Run:
         return self.path / name / f"step-{step:08d}.png"
 
     def show(self, name: str, picture: Image.Image, step: int) -> Path:
-        """Save a picture as ``name/step-00001000.png``; returns its path."""
+        """Save and log a picture as ``name/step-00001000.png``; return its path."""
         path = self.picture(name, step)
         with replacing(path) as aside:
             picture.save(aside, format="png")
@@ -93,7 +93,7 @@ class Run:
         return path
 
     def start_trackers(self, config: Mapping[str, Any], step: int) -> None:
-        """Begin to log elsewhere too, or go on there after ``step``."""
+        """Start the trackers, or resume them after ``step``."""
         names = {"project": "ddpm", "run": self.path.name}
         self.trackers.start(
             **names, folder=self.path, config=config, step=step, main=True, warn=warn
@@ -102,15 +102,22 @@ class Run:
     def log_evaluation(
         self, step: int, numbers: Mapping[str, float | None], folder: str | None = None
     ) -> None:
-        """Append what an evaluation found to ``metrics.jsonl``; one of training has no folder."""
-        told = {"folder": folder} if folder else {}
+        """Append the numbers of an evaluation to ``metrics.jsonl``.
+
+        Args:
+            step: step of the evaluated weights.
+            numbers: values by name.
+            folder: the folder of the evaluation; None for one during training, which is logged to
+                the trackers as well.
+        """
+        source = {"folder": folder} if folder else {}
         with self.warn_on_io_error("metrics.jsonl"):
-            _append(self.metrics_file, {"step": step, "evaluation": dict(numbers), **told})
+            _append(self.metrics_file, {"step": step, "evaluation": dict(numbers), **source})
         if folder is None:
             self.trackers.log({f"eval/{name}": value for name, value in numbers.items()}, step)
 
     def event(self, name: str, step: int, **facts: Any) -> None:
-        """Append what happened to the run, and when, to ``events.jsonl``."""
+        """Append an event with the current time to ``events.jsonl``."""
         if self.began:
             self._write_warnings(step)
         self.began = True
@@ -127,22 +134,26 @@ class Run:
 
     @contextmanager
     def warn_on_io_error(self, what: str) -> Iterator[None]:
-        """Warn, and go on, if the file system refuses what is written inside; once for each."""
+        """Context manager that turns errors of writing a file into a warning, once per file.
+
+        Args:
+            what: name of the file, for the warning.
+        """
         try:
             yield
         except (OSError, ConfigError) as error:
-            if what not in self._refused:
+            if what not in self._unwritable:
                 reason = error.strerror if isinstance(error, OSError) else error.message
                 space = free_space(self.path)
-                warn(f"{self.path}: {what} cannot be written ({space}): {reason}; it goes on")
-            self._refused.add(what)
+                warn(f"{self.path}: {what} cannot be written ({space}): {reason}; continuing")
+            self._unwritable.add(what)
 
     def last_loss(self) -> float | None:
-        """The last loss that was logged, or None."""
+        """Return the last logged loss, or None."""
         return next((r["loss"] for r in reversed(self.metrics()) if "loss" in r), None)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """What was logged, oldest first; a line that a crash cut short is left out."""
+        """Return the records of ``metrics.jsonl``, oldest first, without incomplete lines."""
         records = []
         if self.metrics_file.exists():
             for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
@@ -153,32 +164,32 @@ class Run:
         return records
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether training has measured at this step."""
+        """Return True if an evaluation during training at this step was logged."""
         return any(
             record["step"] == step and "evaluation" in record and "folder" not in record
             for record in self.metrics()
         )
 
     def curves(self) -> dict[str, list[tuple[int, float]]]:
-        """Numbers over the steps, by name: ``loss``, and what was evaluated while training."""
-        found: dict[str, list[tuple[int, float]]] = {"loss": []}
+        """Return (step, value) pairs by name: the loss, and numbers evaluated during training."""
+        curves: dict[str, list[tuple[int, float]]] = {"loss": []}
         for record in self.metrics():
             numbers = record if "loss" in record else record.get("evaluation", {})
-            wanted = ("loss",) if "loss" in record else numbers
+            names = ("loss",) if "loss" in record else numbers
             if "folder" not in record:
-                for name in wanted:
+                for name in names:
                     if numbers[name] is not None:
-                        found.setdefault(name, []).append((record["step"], numbers[name]))
-        return found
+                        curves.setdefault(name, []).append((record["step"], numbers[name]))
+        return curves
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after ``step``: it will be computed, and logged, again."""
-        kept = [record for record in self.metrics() if record["step"] <= step]
+        """Remove the records after ``step``, which will be computed and logged again."""
+        records = [record for record in self.metrics() if record["step"] <= step]
         with replacing(self.metrics_file, durable=True) as aside:
-            aside.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+            aside.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
 
     def plot(self) -> Path | None:
-        """Draw the loss over the steps into ``loss.png``; None where nothing was logged."""
+        """Draw the loss over the steps; return the path of ``loss.png``, or None without losses."""
         records = [record for record in self.metrics() if "loss" in record]
         if not records:
             return None
@@ -206,26 +217,26 @@ class Run:
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
         target = self.path / "loss.png"
-        with warnings.catch_warnings(action="ignore"):  # of names in letters that its font lacks
+        with warnings.catch_warnings(action="ignore"):  # about characters that the font lacks
             figure.savefig(target, dpi=120)
         return target
 
 
 def _is_link_to_run(latest: Path) -> bool:
-    """Return True for a link as we make it: relative, to a run or to nothing any more."""
+    """Return True for a link that ddpm made: relative, to a run or to a deleted folder."""
     if not latest.is_symlink() or os.path.isabs(os.readlink(latest)):
         return False
     return not latest.exists() or (latest / CONFIG).is_file()
 
 
 def point(latest: Path, folder: Path) -> None:
-    """Make the link ``latest`` point to a run, unless something of the user's has that name.
+    """Point the link ``latest`` to a run, unless the user has something else of that name.
 
     Raises:
-        OSError: the file system refuses.
+        OSError: the link cannot be written.
     """
     if os.path.lexists(latest) and not _is_link_to_run(latest):
-        warn(f"{latest} is not a link to a run; it stays as it is, use {folder} instead")
+        warn(f"{latest} is not a link to a run and is left unchanged; use {folder} instead")
         return
     new = latest.with_name(f".latest-{os.getpid()}")
     new.unlink(missing_ok=True)
@@ -238,13 +249,13 @@ def point(latest: Path, folder: Path) -> None:
 
 @contextmanager
 def appearing(parent: Path) -> Iterator[Path]:
-    """A hidden folder inside ``parent`` for a run that is to appear whole, with its checkpoint.
+    """Context manager of a hidden folder in ``parent``, for a run that must appear complete.
 
-    The caller renames it at the end. If anything goes wrong before, it is removed, and so are the
-    parents that were made for it. What a killed process left under this name is removed first.
+    The caller renames the folder at the end. On an error it is removed, with the parents that were
+    created for it. Folders that killed processes left are removed first.
 
     Raises:
-        ConfigError: (key ``out``) the place cannot be written.
+        ConfigError: (key ``out``) the folder cannot be written.
     """
     missing = missing_folders(parent)
     mine = f".unfinished-{platform.node()}-"
@@ -265,13 +276,13 @@ def appearing(parent: Path) -> Iterator[Path]:
                 each.rmdir()
         if isinstance(error, OSError):
             raise unwritable(parent, error) from error
-        if isinstance(error, ConfigError):  # it names files in the folder that is gone
+        if isinstance(error, ConfigError):  # it names files in the folder that was removed
             raise error.renamed("out", str(parent)) from error
         raise
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a line to a file, or nothing at all."""
+    """Append a record as a line to a file, completely or not at all."""
     line = (json.dumps(record) + "\n").encode()
     with path.open("ab", buffering=0) as file:
         end = file.tell()

@@ -1,4 +1,4 @@
-"""Writing checkpoints while training goes on."""
+"""Writing of checkpoints on a thread, while training continues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ddpm.training import checkpoint
 from ddpm.training.checkpoint import CheckpointMetadata
 from ddpm.training.options import ABOVE_0, Options, option
 
-_TRIES = 3
+_MAX_FAILURES = 3  # in a row
 _THREAD = "checkpoint"
 
 
@@ -27,10 +27,10 @@ class CheckpointOptions(Options):
     Attributes:
         checkpoint_every: optimizer steps between checkpoints; the last step always has one.
         checkpoint_minutes: longest time between checkpoints; None = no limit.
-        keep_last: number of checkpoints that are kept, at least 2: the last may be damaged.
+        keep_last: number of newest checkpoints to retain, at least 2: the last may be damaged.
         keep_every: checkpoints of steps that are multiples of it are never deleted; None = off.
-        best: metric whose best checkpoint is kept: ``loss``, a quarter of it (``loss_q0``), or one
-            of the evaluation (``fid``, ``val_loss``); None = off.
+        best: metric whose best checkpoint is retained: ``loss``, a quarter of it (``loss_q0``), or
+            one of the evaluation (``fid``, ``val_loss``); None = off.
     """
 
     checkpoint_every: int = option(5000, free=True)
@@ -50,16 +50,16 @@ class CheckpointOptions(Options):
 
 
 class Saver:
-    """Writes checkpoints on a thread: training waits for a copy in memory and no longer.
+    """Writes checkpoints on a thread; training waits only for a copy in memory.
 
-    A disk that refuses is told of, and training goes on: the older checkpoints are intact, and the
-    next one is another try. The third failure in a row is an error, and so are weights that are
-    not finite.
+    A failure to write is a warning, and training continues: older checkpoints are intact, and the
+    next checkpoint is another attempt. The third failure in a row is an error, and so are weights
+    that are not finite.
 
     Args:
         run: the run folder.
-        prune: called with the step of each checkpoint that was written, on the thread.
-        warn: told of a failure that is no error yet.
+        prune: called on the thread with the step of each checkpoint after it was written.
+        warn: called with a message per failure that is not an error yet.
     """
 
     def __init__(
@@ -72,49 +72,49 @@ class Saver:
         self._error: Exception | None = None
 
     def start(self, metadata: CheckpointMetadata, **content: Any) -> None:
-        """Copy what :func:`ddpm.training.checkpoint.save` takes, and begin to write it."""
+        """Copy the arguments of :func:`ddpm.training.checkpoint.save`, and start to write them."""
         self.wait()
         copy = recursively_apply(_copy, content)
         self._thread = threading.Thread(target=self._write, args=(metadata, copy), name=_THREAD)
         self._thread.start()
 
     def wait(self) -> None:
-        """Until what was begun has ended, one way or the other."""
+        """Wait until the current checkpoint is written or has failed."""
         if self._thread is not None:
             self._thread.join()
-            self._look()
+            self._finish()
 
     def error(self, *, last: bool = False) -> Exception | None:
-        """What training must not go on after, or None.
+        """Return the error that must stop the training, or None.
 
         Args:
-            last: waits for the end of the writing, and counts any failure as an error.
+            last: wait for the checkpoint, and treat any failure as an error.
         """
         if last and self._thread is not None:
             self._thread.join()
         if self._thread is not None and not self._thread.is_alive():
-            self._look(last)
+            self._finish(last)
         return self._error
 
-    def _look(self, last: bool = False) -> None:
-        """What came of a thread that has ended."""
+    def _finish(self, last: bool = False) -> None:
+        """Collect the result of the thread, which has ended."""
         self._thread = None
         failure, self._failure = self._failure, None
         self.failures = 0 if failure is None else self.failures + 1
         if failure is None:
             return
-        refused = type(failure) is ConfigError
-        if not refused or last or self.failures == _TRIES:
+        is_disk_failure = type(failure) is ConfigError
+        if not is_disk_failure or last or self.failures == _MAX_FAILURES:
             self._error = failure
         else:
-            self.warn(f"{failure}; training goes on, the next checkpoint is another try")
+            self.warn(f"{failure}; training continues, and the next checkpoint is another attempt")
 
     def _write(self, metadata: CheckpointMetadata, content: dict[str, Any]) -> None:
         try:
             checkpoint.save(self.run / checkpoint.FOLDER, metadata, **content)
             try:
                 self.prune(metadata.step)
-            except OSError as error:  # the new one is there; the next prunes as well
+            except OSError as error:  # the new checkpoint exists; the next one prunes again
                 self.warn(f"{self.run}: older checkpoints cannot be deleted: {error}")
         except Exception as failure:  # reported by error(), in the thread that can act on it
             self._failure = failure

@@ -1,4 +1,4 @@
-"""Experiment trackers beside ``metrics.jsonl``: what is logged, shown by other people's tools."""
+"""Experiment trackers, which show what is logged to ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ddpm.files import replacing
 from ddpm.nested import flat
 from ddpm.training.options import Options, option
 
-# Each is the name of its package too.
+# By name of the tracker, which is also the name of its package.
 INSTALL = {
     "tensorboard": "pip install 'ddpm[tensorboard]'",
     "trackio": "pip install trackio",
@@ -36,7 +36,7 @@ class TrackerOptions(Options):
     """Options of experiment trackers.
 
     Attributes:
-        trackers: names of experiment trackers to log to, beside metrics.jsonl: ``tensorboard``,
+        trackers: names of experiment trackers to log to as well: ``tensorboard``,
             ``trackio``, ``wandb``.
     """
 
@@ -47,23 +47,22 @@ class TrackerOptions(Options):
 
 
 class Trackers:
-    """Some trackers as one, which never stop a run: one that fails is switched off with a warning.
+    """Several trackers; one that fails is switched off with a warning, and the run continues.
 
-    Nothing is logged before :meth:`start`, after :meth:`finish`, or on a process that is not the
-    main one.
+    Nothing is logged before :meth:`start`, after :meth:`finish`, or outside the main process.
 
     Args:
-        names: of ``tensorboard``, ``trackio`` and ``wandb``.
+        names: any of ``tensorboard``, ``trackio`` and ``wandb``.
 
     Raises:
-        ConfigError: an unknown name, or a package that is not installed; its key is ``trackers``.
+        ConfigError: (key ``trackers``) an unknown name, or a package that is not installed.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         for name in names:
             if name not in INSTALL:
                 near = did_you_mean(name, INSTALL)
-                problem = f"there is no tracker {name}{near}"
+                problem = f"unknown tracker {name}{near}"
                 if "did you mean" in near:
                     problem += f" (there are: {', '.join(INSTALL)})"
                 raise ConfigError("trackers", names, problem)
@@ -85,57 +84,57 @@ class Trackers:
         main: bool,
         warn: Callable[[str], None],
     ) -> None:
-        """Begin, or go on where a run is resumed.
+        """Start all trackers, or continue their runs when a run is resumed.
 
         Args:
-            project: what the run is shown under.
-            run: its name.
-            folder: of the run, made already.
-            config: nested, as plain data.
-            step: optimizer steps that were done before.
-            main: whether this is the main process.
-            warn: is given a line for each tracker that fails, then and later.
+            project: name of the project.
+            run: name of the run.
+            folder: the run folder, which exists.
+            config: nested config, as plain data.
+            step: optimizer steps before this start.
+            main: True on the main process.
+            warn: called with a message per tracker that fails, also later.
         """
         self._warn = warn
-        begun = _Begun(project, run, folder, flat(config), step)
+        start = _Start(project, run, folder, flat(config), step)
         for name in self.names if main else ():
-            with self._watched(name), _nothing_asked():
-                self._running[name] = _KINDS[name](begun)
+            with self._guarded(name), _no_stdin():
+                self._running[name] = _KINDS[name](start)
 
     def log(self, record: Mapping[str, float | int | None], step: int) -> None:
-        """Log the numbers of a record; what is None, and the step itself, are left out."""
+        """Log the numbers of a record, except the step and those that are None."""
         numbers = {k: v for k, v in record.items() if v is not None and k != "step"}
         for name, tracker in list(self._running.items()):
-            with self._watched(name):
+            with self._guarded(name):
                 tracker.log(numbers, step)
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:
         """Log a picture, such as a grid of samples."""
         for tracker_name, tracker in list(self._running.items()):
-            with self._watched(tracker_name):
+            with self._guarded(tracker_name):
                 tracker.picture(name, image.convert("RGB"), step)
 
     def finish(self) -> None:
-        """Close all; they may wait until what is left has been sent."""
+        """Close all trackers; they may wait until the remaining data are sent."""
         for name, tracker in list(self._running.items()):
-            with self._watched(name):
+            with self._guarded(name):
                 tracker.finish()
         self._running.clear()
 
     @contextmanager
-    def _watched(self, name: str) -> Iterator[None]:
-        """Switch the tracker off if what is done here fails."""
+    def _guarded(self, name: str) -> Iterator[None]:
+        """Context manager that switches the tracker off, with a warning, on any exception."""
         try:
             yield
-        except Exception as error:  # of any kind: it is somebody else's code, and only looks on
+        except Exception as error:  # of any type: training does not depend on trackers
             self._running.pop(name, None)
-            told = " ".join(f"{type(error).__name__}: {error}".split())
-            self._warn(f"the tracker {name} is switched off: {told}")
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            self._warn(f"the tracker {name} is switched off: {message}")
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """The run that a tracker starts with; see :meth:`Trackers.start`."""
+class _Start:
+    """Arguments of the start of a tracker; see :meth:`Trackers.start`."""
 
     project: str
     run: str
@@ -145,9 +144,9 @@ class _Begun:
 
 
 class _Tracker(Protocol):
-    """One tracker; starts when it is made, and may raise anything."""
+    """A tracker; the constructor starts it, and any method may raise any exception."""
 
-    def __init__(self, begun: _Begun) -> None: ...
+    def __init__(self, start: _Start) -> None: ...
     def log(self, numbers: dict[str, float | int], step: int) -> None: ...
     def picture(self, name: str, image: Image.Image, step: int) -> None: ...
     def finish(self) -> None: ...
@@ -156,16 +155,16 @@ class _Tracker(Protocol):
 class _TensorBoard:
     """Event files in ``<run folder>/tensorboard``.
 
-    The options are a text there. (As TensorBoard's hyperparameters, they would become a run of
-    their own in a folder further down.)
+    The options are logged as text: as hyperparameters TensorBoard would show them as a separate
+    run.
     """
 
-    def __init__(self, begun: _Begun) -> None:
-        first = begun.step + 1  # what an earlier process logged from here on comes once more
-        self.tracker = TensorBoardTracker("tensorboard", begun.folder, purge_step=first)
-        _let_writers_die_silently()
+    def __init__(self, start: _Start) -> None:
+        first = start.step + 1  # later steps of an earlier process are logged again
+        self.tracker = TensorBoardTracker("tensorboard", start.folder, purge_step=first)
+        _silence_writer_thread()
         self.tracker.start()
-        lines = [f"    {key}={render(value)}" for key, value in begun.config.items()]
+        lines = [f"    {key}={render(value)}" for key, value in start.config.items()]
         self.tracker.log({"config": "\n".join(lines)}, step=first)
 
     def log(self, numbers: dict[str, float | int], step: int) -> None:
@@ -180,19 +179,19 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of wandb, the same whenever the run of this folder goes on.
+    """A run of wandb, which is continued when the run is resumed.
 
-    Steps that an earlier process logged there stay as they are; wandb takes no step twice.
+    Steps that an earlier process logged are not changed, since wandb rejects repeated steps.
     """
 
-    def __init__(self, begun: _Begun) -> None:
-        # Without a network it would wait for ever to send the rest; that stays on the disk.
+    def __init__(self, start: _Start) -> None:
+        # Without a network wandb would wait forever to send the rest, which stays on the disk.
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", "600")
-        known, _ = _identity(begun.folder, "wandb")
-        options = {"name": begun.run, "id": known, "resume": "allow", "dir": str(begun.folder)}
-        self.tracker = WandBTracker(begun.project, **options)
+        run_id, _ = _run_id(start.folder, "wandb")
+        options = {"name": start.run, "id": run_id, "resume": "allow", "dir": str(start.folder)}
+        self.tracker = WandBTracker(start.project, **options)
         self.tracker.start()
-        self.tracker.store_init_configuration(begun.config)
+        self.tracker.store_init_configuration(start.config)
         self.first = getattr(self.tracker.tracker, "starting_step", 0)
 
     def log(self, numbers: dict[str, float | int], step: int) -> None:
@@ -208,20 +207,20 @@ class _Wandb:
 
 
 class _Trackio:
-    """A run of trackio under the run's name, the same whenever the run of this folder goes on.
+    """A run of trackio with the name of the run, which is continued when the run is resumed.
 
-    Steps that an earlier process logged there stay as they are and are not logged again.
+    Steps that an earlier process logged are not changed, and not logged again.
     """
 
-    def __init__(self, begun: _Begun) -> None:
-        _, went_before = _identity(begun.folder, "trackio")
-        # The name may be that of an older run, whose folder was removed: not to be gone on with.
-        resume = "allow" if went_before else "never"
-        options = {"name": begun.run, "resume": resume, "config": begun.config}
-        self.tracker = TrackioTracker(begun.project, **options)
+    def __init__(self, start: _Start) -> None:
+        _, is_resumed = _run_id(start.folder, "trackio")
+        # The name may be that of a deleted run, which must not be continued.
+        resume = "allow" if is_resumed else "never"
+        options = {"name": start.run, "resume": resume, "config": start.config}
+        self.tracker = TrackioTracker(start.project, **options)
         self.tracker.start()
-        # Has no public name. Without it, points would be there twice, and no worse.
-        self.first = getattr(self.tracker.tracker, "_next_step", 0) if went_before else 0
+        # A private attribute. Without it points would be logged twice, which is harmless.
+        self.first = getattr(self.tracker.tracker, "_next_step", 0) if is_resumed else 0
 
     def log(self, numbers: dict[str, Any], step: int) -> None:
         if step >= self.first:
@@ -244,32 +243,32 @@ _KINDS: dict[str, type[_Tracker]] = {
 
 
 def _installed(package: str) -> bool:
-    """Whether a package can be imported; a mere folder of that name in the path is none."""
+    """Return True if a package can be imported; a mere folder of that name does not count."""
     try:
-        found = find_spec(package)
+        spec = find_spec(package)
     except (ImportError, ValueError):
         return False
-    return found is not None and found.origin is not None
+    return spec is not None and spec.origin is not None
 
 
-def _identity(folder: Path, name: str) -> tuple[str, bool]:
-    """What a tracker knows the run of this folder by, and whether it knew it before.
+def _run_id(folder: Path, name: str) -> tuple[str, bool]:
+    """Return the id of a run in a tracker, and True if the tracker has logged this run before.
 
-    It is not the run's name, which may be used again, but drawn once and kept in the folder.
+    The id is random and stored in the run folder, since the name of a run may be used again.
     """
     file = folder / f"{name}-id"
-    kept = file.read_text(encoding="utf-8").strip() if file.exists() else ""
-    if kept:
-        return kept, True
-    drawn = secrets.token_hex(8)
+    stored = file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    if stored:
+        return stored, True
+    run_id = secrets.token_hex(8)
     with replacing(file) as aside:
-        aside.write_text(drawn + "\n", encoding="utf-8")
-    return drawn, False
+        aside.write_text(run_id + "\n", encoding="utf-8")
+    return run_id, False
 
 
 @contextmanager
-def _nothing_asked() -> Iterator[None]:
-    """Hide the terminal: wandb would ask there for an account, and training would wait."""
+def _no_stdin() -> Iterator[None]:
+    """Context manager that hides stdin, where wandb would ask for an account and wait."""
     before, sys.stdin = sys.stdin, io.StringIO()
     try:
         yield
@@ -277,18 +276,18 @@ def _nothing_asked() -> Iterator[None]:
         sys.stdin = before
 
 
-def _let_writers_die_silently() -> None:
-    """Have TensorBoard's writing thread fail without a traceback.
+def _silence_writer_thread() -> None:
+    """Suppress tracebacks of the writer thread of TensorBoard.
 
-    The error comes to whoever logs next, and is told there.
+    The next call that logs raises its error.
     """
     before = threading.excepthook
     if getattr(before, "spares_tensorboard", False):
         return
 
-    def told(error: threading.ExceptHookArgs) -> None:
+    def hook(error: threading.ExceptHookArgs) -> None:
         if not type(error.thread).__module__.startswith("tensorboard."):
             before(error)
 
-    told.spares_tensorboard = True  # pyright: ignore[reportFunctionMemberAccess]
-    threading.excepthook = told
+    hook.spares_tensorboard = True  # pyright: ignore[reportFunctionMemberAccess]
+    threading.excepthook = hook

@@ -99,31 +99,31 @@ class TrainerOptions(
     """All options of the config group ``trainer``; each is declared by the code that uses it."""
 
     def _validate(self) -> None:
-        problem = f"must be null or of {', '.join(LOGGED)}"
-        more = "; to follow another metric, take trainer.evaluate_every"
+        problem = f"must be null or one of {', '.join(LOGGED)}"
+        more = "; to follow another metric, set trainer.evaluate_every"
         good = self.best is None or self.best in LOGGED or self.evaluate_every > 0
         require(good, "best", self.best, problem + more)
 
 
 class Trainer:
-    """Trains a network, keeps its average, and writes what the run folder holds.
+    """Computes and applies the gradients of a training, and updates the averaged weights.
 
-    The randomness of a step is a function of (seed, step, micro-step, rank) and the order of the
-    data one of (seed, epoch): going on from a checkpoint needs its counters and no random state.
+    The random numbers of a step are a function of (seed, step, micro-step, rank), and the order of
+    the data is one of (seed, epoch), so that resuming needs counters and no random state.
 
     Attributes:
-        step: steps of the optimizer that were taken or skipped.
-        samples: how many samples they took, the position in the stream of the data.
-        num_updates: steps that were taken: the learning rate and the average follow these.
-        skipped, num_skipped: steps in a row that were skipped just now, and in all.
+        step: number of optimizer steps, including skipped ones.
+        samples: number of samples in these steps, the position in the stream of the data.
+        num_updates: number of steps without skipped ones, for the learning rate and the average.
+        skipped, num_skipped: number of latest consecutive skipped steps, and of all skipped steps.
 
     Args:
-        model: the bare network, on the CPU.
-        diffusion: the process, which has the loss.
-        data: what to train on.
+        model: the network without wrappers, on the CPU.
+        diffusion: the diffusion process.
+        data: the training data.
         accelerator: processes, device and precision.
-        seed: of everything random.
-        timesteps: which steps t the network is trained at; None = all alike.
+        seed: seed of all random numbers.
+        timesteps: distribution of the timesteps t; None = uniform.
         options: see :class:`TrainerOptions`; those of the loop are for :class:`TrainingLoop`.
     """
 
@@ -189,13 +189,13 @@ class Trainer:
         return size
 
     def learning_rate(self, update: int) -> float:
-        """The learning rate of optimizer update ``update`` (from 0)."""
+        """Return the learning rate of optimizer update ``update`` (from 0)."""
         ends = {"decay": self.options.lr_decay, "max_steps": self.max_steps}
         return learning_rate(update, self.lr, warmup=self.warmup_steps, **ends)
 
     @property
     def warmup_steps(self) -> int:
-        """Optimizer steps of the warm-up."""
+        """Number of optimizer steps of the warm-up of the learning rate."""
         return warmup_steps(self.max_steps) if self.lr_warmup is None else self.lr_warmup
 
     def warm_up_ddp(self, batch: Batch) -> None:
@@ -264,7 +264,7 @@ class Trainer:
         self.samples += self.batch_size
 
     def _of_all_processes(self, *tensors: Tensor) -> list[Tensor]:
-        """Tensors (B,) of every process behind one another, the same on each."""
+        """Return tensors (B,) of all processes, concatenated, on every process."""
         gathered = self.accelerator.gather(tensors)
         assert isinstance(gathered, (tuple, list))
         return list(gathered)
@@ -272,7 +272,7 @@ class Trainer:
     def _losses(
         self, batch: Batch, micro: int, model: nn.Module | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Losses (B,), steps t (B,) and their importance weights (B,) of a micro-batch."""
+        """Return losses (B,), timesteps (B,) and importance weights (B,) of a micro-batch."""
         accelerator, device = self.accelerator, self.accelerator.device
         raw, labels = (None if x is None else x.to(device, non_blocking=True) for x in batch)
         assert raw is not None
@@ -289,12 +289,12 @@ class Trainer:
         return self.loss(model, x0, t, noise, estimator, **cond), t, weights
 
     def conditions_itself(self, micro: int) -> bool:
-        """Return whether the network is given its own estimate in a micro-batch of this step."""
+        """Return True if a micro-batch of this step uses self-conditioning."""
         heads = mix(self.seed, RandomStream.SELF_CONDITIONING, self.step, micro) % 2 == 0
         return self.diffusion.self_condition and heads
 
     def _with_dropout(self, labels: Tensor) -> Tensor:
-        """Labels, some of them replaced by the one that stands for "no class"."""
+        """Return labels (B,), a random share of them replaced by the null class."""
         share = self.diffusion.label_dropout
         if share == 0:
             return labels
@@ -319,24 +319,24 @@ class Trainer:
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
-    def resume(self, found: Checkpoint) -> None:
+    def resume(self, checkpoint: Checkpoint) -> None:
         """Load weights, optimizer and counters from a checkpoint, on every process.
 
         Raises:
-            ConfigError: the checkpoint is damaged, or the weights are of another network.
+            ConfigError: the checkpoint is damaged, or its weights are those of another network.
         """
         try:
-            self._take(found, found.state())
+            self._load(checkpoint, checkpoint.state())
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-            if is_out_of_memory(error):  # nothing is wrong with the checkpoint
+            if is_out_of_memory(error):  # the checkpoint is not damaged
                 raise
             reason = "its weights and counters do not fit its config"
-            raise damaged(found.folder, reason) from error
+            raise damaged(checkpoint.folder, reason) from error
 
-    def _take(self, found: Checkpoint, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(found.weights("raw"))
-        self.ema.load(state["ema"], found.weights("ema"))
-        if state["optimizer"] is None:  # of an imported checkpoint, whose training was another's
+    def _load(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(checkpoint.weights("raw"))
+        self.ema.load(state["ema"], checkpoint.weights("ema"))
+        if state["optimizer"] is None:  # an imported checkpoint without the state of its training
             self.step = state["step"]
             self.samples = self.step * self.batch_size
             return
@@ -348,7 +348,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.timesteps.load(state.get("timesteps", {}))
         self.pace.load(state.get("pace", {}))
-        if self.lr_warmup is None:  # max_steps may be another now; the rate goes on as it was
+        if self.lr_warmup is None:  # max_steps may have changed; the learning rate must not
             self.lr_warmup = state.get("lr_warmup")
         self.step, self.num_updates = state["step"], state["num_updates"]
         self.samples = state.get("samples", self.step * self.batch_size)

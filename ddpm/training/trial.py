@@ -1,4 +1,4 @@
-"""The duration of a training step, measured without an effect on the training."""
+"""Trial of a training step: its duration, measured without an effect on the training."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from torch import nn
 from ddpm.training.buffers import buffers_restored
 from ddpm.training.trainer import Trainer
 
-MOST_PASSES = 10  # that are counted
-_COPIED = 4_000_000  # numbers: more than caches hold, and little memory
+MAX_PASSES = 10  # that are counted
+_MAX_COPIED = 4_000_000  # parameters: too many for caches, and little memory
 
 
 def seconds_per_step(trainer: Trainer, *, seconds: float = 1.0) -> float:
-    """Return the duration of an optimizer step, the median of a few on a real batch.
+    """Return the seconds per optimizer step, the median of a few passes on a real batch.
 
-    It consists of the forward and backward passes of all micro-batches, reading the data where no
-    other process does, and the arithmetic of the optimizer and of the average. Exchanges between
-    processes, logs, previews and checkpoints are not in it. Weights, gradients, optimizer, average,
-    buffers, the random state and the position in the data are what they were.
+    The duration includes the forward and backward passes of all micro-batches, reading the data
+    unless workers do, and the updates of the optimizer and of the average. It does not include
+    communication between processes, logs, previews and checkpoints. Weights, gradients, optimizer,
+    average, buffers, random state and the position in the data are not changed.
 
-    Every process may call it by itself: nothing is exchanged.
+    Processes do not communicate: each may call it alone.
 
     Args:
-        trainer: before its first step, or between two steps.
-        seconds: about how long to measure. The first pass is a warm-up that is not counted; if it
-            takes longer than this by itself, it is the only one, and counts.
+        trainer: a trainer before its first step, or between two steps.
+        seconds: approximate duration of the measurement. The first pass is a warm-up that is not
+            counted, unless it alone takes longer than this.
     """
     batch, micros = trainer.loader.first(trainer.samples), [0]
     reads, device = trainer.loader.num_workers == 0, trainer.accelerator.device
-    if trainer.diffusion.self_condition:  # which takes longer, in half of the micro-batches
+    if trainer.diffusion.self_condition:  # in half of the micro-batches, which take longer
         micros = [_micro(trainer, True), _micro(trainer, False)]
 
     def gradients() -> None:
@@ -48,13 +48,13 @@ def seconds_per_step(trainer: Trainer, *, seconds: float = 1.0) -> float:
 
 
 def _micro(trainer: Trainer, conditioned: bool) -> int:
-    """Return the number of a micro-batch that is, or is not, self-conditioned at this step."""
+    """Return the index of a micro-batch that is, or is not, self-conditioned at this step."""
     return next(each for each in count() if trainer.conditions_itself(each) == conditioned)
 
 
 @contextmanager
 def in_eager_mode(trainer: Trainer) -> Iterator[None]:
-    """Run the network inside without torch.compile, also if the trainer compiles it."""
+    """Context manager that runs the network without torch.compile."""
     if not trainer.options.compile:
         yield
         return
@@ -63,23 +63,23 @@ def in_eager_mode(trainer: Trainer) -> Iterator[None]:
 
 
 def median_seconds(work: Callable[[], object], device: torch.device, *, seconds: float) -> float:
-    """Return the median duration of some work, repeated for about so many seconds.
+    """Return the median duration of a function in seconds.
 
-    See :func:`seconds_per_step` for the first time.
+    See :func:`seconds_per_step` for the first pass.
 
     Args:
-        work: what to repeat.
-        device: a GPU is waited for before and after.
-        seconds: about how long to measure.
+        work: the function to repeat.
+        device: a GPU is synchronized before and after each call.
+        seconds: approximate duration of the measurement.
     """
-    taken: list[float] = []
-    while len(taken) <= MOST_PASSES and (not taken or sum(taken) < seconds):
+    durations: list[float] = []
+    while len(durations) <= MAX_PASSES and (not durations or sum(durations) < seconds):
         _synchronize(device)
         began = time.perf_counter()
         work()
         _synchronize(device)
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[1:] or taken)
+        durations.append(time.perf_counter() - began)
+    return statistics.median(durations[1:] or durations)
 
 
 def _synchronize(device: torch.device) -> None:
@@ -89,7 +89,7 @@ def _synchronize(device: torch.device) -> None:
 
 @contextmanager
 def _restored(trainer: Trainer) -> Iterator[None]:
-    """Undo what passes inside do to the random state, the buffers and the mode of the network."""
+    """Context manager that restores the random state, and buffers and mode of the network."""
     network, device = trainer.network, trainer.accelerator.device
     training, devices = network.training, [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), buffers_restored(network):
@@ -101,14 +101,14 @@ def _restored(trainer: Trainer) -> Iterator[None]:
 
 
 def _update(trainer: Trainer, *, seconds: float) -> float:
-    """Return the duration of clipping, the optimizer and the average, on copies of weights.
+    """Return the duration of clipping, optimizer and average in seconds, on copies of the weights.
 
-    Of a large network a part is copied, and the rest is assumed to take as long per number.
+    For a large network only a part is copied, and the duration is scaled to all parameters.
     """
     copies: list[nn.Parameter] = []
     total = sum(parameter.numel() for parameter in trainer.network.parameters())
     for parameter in trainer.network.parameters():
-        if sum(each.numel() for each in copies) < _COPIED:
+        if sum(each.numel() for each in copies) < _MAX_COPIED:
             copies.append(nn.Parameter(parameter.detach().clone()))
             copies[-1].grad = torch.zeros_like(parameter)
     if not copies:

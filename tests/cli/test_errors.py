@@ -26,7 +26,7 @@ TRAIN = [
     ("launch=2", "launch=2: must be a group of options"),
     ("launch.proceses=2", "launch.proceses=2: unknown option; did you mean 'launch.processes'?"),
     ("trainer.on_nonfinite=go", "trainer.on_nonfinite=go: unknown choice (there are: skip, stop)"),
-    ("trainer.best=fid", "trainer.best=fid: must be null or of loss, loss_q0, loss_q1, loss_q2, loss_q3; to follow another metric, take trainer.evaluate_every"),
+    ("trainer.best=fid", "trainer.best=fid: must be null or one of loss, loss_q0, loss_q1, loss_q2, loss_q3; to follow another metric, set trainer.evaluate_every"),
     ("trainer.keep_every=0", "trainer.keep_every=0: must be at least 1"),
     ("override=maybe", "override=maybe: must be true or false"),
     ("trainer.lr=fast", "trainer.lr=fast: must be a number or null"),
@@ -49,7 +49,7 @@ TRAIN = [
     ("diffusion.label_dropout=0.1", "diffusion.label_dropout=0.1: the data have no labels to drop; set data.class_cond=true, or leave it at 0"),
     ("trainer.batch_size=7 trainer.accumulate=2", "trainer.batch_size=7: must be a multiple of 2 (accumulate 2 x 1 processes)"),
     ("trainer.weight_decay=-1", "trainer.weight_decay=-1.0: must be 0 (off) or above"),
-    ("trainer.num_workers=-1", "trainer.num_workers=-1: must be at least 0; null = what suits the data"),
+    ("trainer.num_workers=-1", "trainer.num_workers=-1: must be at least 0; null = chosen for the data"),
     ("data=null", "data=null: must be one of its choices; --help lists them"),
     ("name=latest", "name=latest: is the link to the last run; to resume that run, use resume=outputs/latest"),
     ("seed=null", "seed=null: must be a whole number"),
@@ -245,13 +245,13 @@ def test_a_checkpoint_of_another_version(command, trained):
 
 def test_missing_checkpoints(command, run):
     ended = command("sample", "ckpt=nowhere")
-    assert ended.line.startswith("ddpm-sample: ckpt=nowhere: there is no such run or checkpoint")
+    assert ended.line.startswith("ddpm-sample: ckpt=nowhere: run or checkpoint not found")
     Path("empty").mkdir()
     ended = command("sample", "ckpt=empty")
-    assert ended.line.startswith("ddpm-sample: ckpt=empty: holds no checkpoint")
+    assert ended.line.startswith("ddpm-sample: ckpt=empty: contains no checkpoint")
     file = run / "checkpoints/step-00000002/ema.safetensors"
     ended = command("sample", f"ckpt={file}")
-    assert "is a file; give the folder of a run" in ended.line
+    assert "is a file; use the folder of a run" in ended.line
 
 
 class Evil:
@@ -303,7 +303,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(command, tiny):
         "trainer.checkpoint_every=1", *tiny,
     )  # fmt: skip
     assert ended.status == 1
-    assert "nothing of it was kept, the last good checkpoint is" in ended.line
+    assert "it was not applied, and the last good checkpoint is" in ended.line
     for path in Path("outputs/nan/checkpoints").iterdir():
         from safetensors.torch import load_file
 

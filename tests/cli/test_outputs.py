@@ -174,7 +174,7 @@ def test_latest_is_replaced_only_if_it_is_a_link_to_a_run(command, tiny, kind):
     before = latest.lstat().st_ino
     ended = command("train", "name=a", "trainer.max_steps=1", *tiny)
     assert ended.status == 0 and latest.lstat().st_ino == before
-    message = "outputs/latest is not a link to a run; it stays as it is, use outputs/a instead"
+    message = "outputs/latest is not a link to a run and is left unchanged; use outputs/a instead"
     assert f"warning: {message}" in ended.err.splitlines()
 
 

@@ -124,7 +124,7 @@ def test_different_options_are_rejected_by_name(command, trained):
     ended = command("train", f"resume={trained}", "trainer.lr=0.5", "schedule=linear", "seed=3")
     assert ended.status == 1
     for part in (
-        "resume=outputs/tiny: is a run with other options: ",
+        "resume=outputs/tiny: was trained with different options: ",
         "schedule._target_ (ddpm.diffusion.cosine there, ddpm.diffusion.linear here)",
         "seed (0 there, 3 here)",
         "trainer.lr (0.001 there, 0.5 here)",
@@ -163,7 +163,9 @@ def test_different_data_are_rejected(command, tiny):
         waves("b.npy", **change)
         ended = command("train", "resume=outputs/w", "data.path=b.npy", "trainer.max_steps=4")
         assert ended.status == 1
-        assert ended.line.startswith("ddpm-train: resume=outputs/w: is a run with other options: ")
+        assert ended.line.startswith(
+            "ddpm-train: resume=outputs/w: was trained with different options: "
+        )
         assert difference in ended.line
     assert last("outputs/w").step == 2
 
@@ -228,11 +230,11 @@ def test_a_new_learning_rate_requires_override_and_is_logged(command, tiny, resu
     options = (*options[1:], "trainer.lr=0.005", "trainer.max_steps=4")
     ended = command("train", resume, *options)
     assert ended.status == 1
-    remedy = "leave them, start a new run, or go on with them by override=true"
+    remedy = "remove these overrides, start a new run, or add override=true to use them"
     if resume.startswith("name"):
         remedy = "use resume=outputs/a override=true to continue with these, or another name"
     assert ended.line.endswith(
-        f": is a run with other options: trainer.lr (0.001 there, 0.005 here); {remedy}"
+        f": was trained with different options: trainer.lr (0.001 there, 0.005 here); {remedy}"
     )
     ended = command("train", resume, "override=true", *options)
     assert ended.status == 0, ended.err
@@ -243,7 +245,7 @@ def test_a_new_learning_rate_requires_override_and_is_logged(command, tiny, resu
     assert [json.loads(line)["lr"] for line in metrics] == [0.001, 0.001, 0.005, 0.005]
     assert last("outputs/a").state()["optimizer"]["param_groups"][0]["lr"] == 0.005
     ended = command("train", "resume=outputs/a", "override=true", "schedule=linear")
-    assert ended.status == 1 and ended.line.endswith("leave them, or start a new run")
+    assert ended.status == 1 and ended.line.endswith("remove these overrides or start a new run")
 
 
 def test_another_batch_size_continues_the_order_of_the_data(command, tiny):

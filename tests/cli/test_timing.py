@@ -67,7 +67,7 @@ def test_the_trial_takes_a_small_part_of_the_run(measured):
         line = made.line()
         assert measured == pytest.approx(expected)
     assert line == (
-        "1,000,000 steps: about 28 h on this machine; trainer.max_minutes=60 would do 36,000"
+        "1,000,000 steps: about 28 h on this machine; trainer.max_minutes=60 fits 36,000"
     )
 
 

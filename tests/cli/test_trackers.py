@@ -52,7 +52,7 @@ def test_an_unknown_tracker_is_rejected_before_training(command):
     ended = command("train", "name=tiny", "trainer.trackers=[tensorbord]")
     assert (ended.status, ended.out) == (1, "")
     assert ended.line == (
-        "ddpm-train: trainer.trackers=[tensorbord]: there is no tracker tensorbord; did you mean "
+        "ddpm-train: trainer.trackers=[tensorbord]: unknown tracker tensorbord; did you mean "
         "'tensorboard'? (there are: tensorboard, trackio, wandb)"
     )
     assert not RUN.exists()

@@ -235,7 +235,7 @@ def test_the_table_of_a_sweep_has_the_metrics(command, tiny):
 ERRORS = [
     ("data.val_fraction=0", "evaluation.metrics=[fid,loss]: no data are held out; add data.val_fraction=0.1, or use metrics=[fid]"),
     ("trainer.best=kid", "trainer.best=kid: is not computed; evaluation.metrics computes fid, val_loss, val_loss_q0, val_loss_q1, val_loss_q2, val_loss_q3; did you mean 'fid'?"),
-    ("trainer.best=fid trainer.evaluate_every=0", "trainer.best=fid: must be null or of loss, loss_q0, loss_q1, loss_q2, loss_q3; to follow another metric, take trainer.evaluate_every"),
+    ("trainer.best=fid trainer.evaluate_every=0", "trainer.best=fid: must be null or one of loss, loss_q0, loss_q1, loss_q2, loss_q3; to follow another metric, set trainer.evaluate_every"),
     ("trainer.evaluate_every=-1", "trainer.evaluate_every=-1: must be at least 0"),
     ("evaluation.metrics=[fidd]", "evaluation.metrics=fidd: unknown metric; did you mean 'fid'?"),
     ("evaluation.num_samples=1", "evaluation.num_samples=1: fid needs at least 2 samples"),

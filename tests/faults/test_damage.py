@@ -83,7 +83,7 @@ def test_the_newest_is_passed_over(again, reference, name, damage, reason):
     damage(newest / name)
     ended = again()
     assert ended.status == 0
-    told = f"{newest}: is damaged: {reason.format(name=name)}; taking the one before"
+    told = f"{newest}: is damaged: {reason.format(name=name)}; using the previous one"
     assert ended.err == f"warning: {told}\n"
     assert "training from step 20 to step 30" in ended.out
     assert_as(reference(1), RUN, 30)
@@ -97,7 +97,7 @@ def test_a_folder_that_is_empty_is_passed_over(again, reference):
     assert ended.status == 0 and "training from step 10 to step 30" in ended.out
     assert ended.err.splitlines() == [
         f"warning: outputs/x/checkpoints/step-000000{step}: is damaged: it has no manifest.json; "
-        "taking the one before"
+        "using the previous one"
         for step in (30, 20)
     ]
     assert_as(reference(1), RUN, 30)
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_another_config_is_refused_with_the_keys(again):
     ended = again("model.dropout=0.1", "trainer.batch_size=16", "seed=3")
     assert ended.status == 1
     assert ended.line == (
-        "ddpm-train: name=x: is a run with other options: model.dropout (0.0 there, 0.1 here), "
-        "seed (0 there, 3 here), trainer.batch_size (8 there, 16 here); use resume=outputs/x to "
-        "continue with the run's own options, or another name"
+        "ddpm-train: name=x: was trained with different options: model.dropout (0.0 there, 0.1 "
+        "here), seed (0 there, 3 here), trainer.batch_size (8 there, 16 here); use "
+        "resume=outputs/x to continue with the run's own options, or another name"
     )

@@ -23,7 +23,7 @@ __all__ = ["reference", "shell"]
 
 EVERY = ("trainer.max_steps=20", "trainer.checkpoint_every=2", "name=x", *TINY)
 RUN = Path("outputs/x")
-TRY = "; training goes on, the next checkpoint is another try"
+TRY = "; training continues, and the next checkpoint is another attempt"
 
 
 def steps(run=RUN):
@@ -202,7 +202,7 @@ def test_weights_that_are_not_finite_are_never_written(command, reference, monke
     assert ended.status == 1
     assert re.fullmatch(
         r"ddpm-train: out=outputs/x/checkpoints/step-00000020: is not written: \S+ of the "
-        rf"{which} weights is not finite; go on from the checkpoint before with a lower "
+        rf"{which} weights is not finite; resume from the previous checkpoint with a lower "
         r"trainer\.lr or trainer\.precision=bf16 or no",
         ended.line,
     )

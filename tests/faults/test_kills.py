@@ -159,9 +159,9 @@ def test_not_a_number_in_one_process_stops_both_before_the_step(shell, reference
     samples = ", ".join(f"loss nan of sample {e['sample']} at t={e['t']}" for e in broken)
     assert started.line == (
         f"ddpm-train: trainer.lr=0.001: the gradient of step 8 is not finite ({samples}, all in "
-        "outputs/x/nonfinite-step-00000008.json); nothing of it was kept, the last good checkpoint "
-        "is outputs/x/checkpoints/step-00000006; lower trainer.lr, take trainer.precision=bf16 or "
-        "no, or trainer.on_nonfinite=skip"
+        "outputs/x/nonfinite-step-00000008.json); it was not applied, and the last good checkpoint "
+        "is outputs/x/checkpoints/step-00000006; lower trainer.lr, or use trainer.precision=bf16 "
+        "or no, or trainer.on_nonfinite=skip"
     )
     assert "Traceback" not in started.err and shell.kept() == [6, 3] and shell.step() == 7
     for folder in checkpoint.listed(shell.run):
@@ -180,7 +180,7 @@ def test_a_few_such_steps_are_skipped_and_more_in_a_row_are_not(shell):
     skip = ("trainer.on_nonfinite=skip", "trainer.max_skips=3", "trainer.checkpoint_every=5")
     started = shell.train(*TWO, *skip)
     assert started.end(60) == 1
-    assert re.search(r"the gradient of step 23 is not finite after 3 steps that were", started.line)
+    assert re.search(r"the gradient of step 23 is not finite after 3 skipped steps", started.line)
     records = [json.loads(x) for x in (shell.run / "metrics.jsonl").read_text().splitlines()]
     skipped = [sum(bad <= step for bad in (5, 10, 11, 12, 20, 21, 22)) for step in range(1, 23)]
     assert [record["skipped"] for record in records] == skipped

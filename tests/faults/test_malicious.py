@@ -100,7 +100,7 @@ def test_a_state_that_would_run_code_is_refused_and_drawing_does_not_look_at_it(
     before = snapshot()
     ended = run("train", *ON)
     assert ended.status == 1
-    reason = damaged("state.pt holds what is not safe to read")
+    reason = damaged("state.pt contains objects that weights_only loading rejects")
     assert ended.line == f"ddpm-train: {reason}"
     assert snapshot() == before
     assert run("sample", *DRAW).status == 0
@@ -113,7 +113,7 @@ def test_a_state_that_is_another_thing_is_refused(run, value):
     ended = run("train", *ON)
     assert (ended.status, ended.line) == (
         1,
-        "ddpm-train: " + damaged("state.pt is not that of a training"),
+        "ddpm-train: " + damaged("state.pt is not the state of a training"),
     )
 
 

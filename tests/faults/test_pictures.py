@@ -141,7 +141,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_line(command, tiny, hundred
         ended = command("train", *options, *reading)
     assert ended.status == 1
     (line,) = [x for x in ended.err.splitlines() if x.startswith("ddpm-train: ")]
-    start = "ddpm-train: trainer.num_workers=1: a process that reads the data died"
+    start = "ddpm-train: trainer.num_workers=1: a data worker died"
     assert line.startswith(start)
     assert "Traceback" not in ended.err
     assert len(calls) < 10, "the run went on without the process that reads"

@@ -11,7 +11,7 @@ import time
 from ddpm.data import Digits
 from ddpm.training import batch_loader
 __all__ = ["Hangs"]
-batch_loader._PATIENCE_SECONDS = 2.0
+batch_loader._TIMEOUT_SECONDS = 2.0
 class Hangs(Digits):
     def fetch(self, indices, keys):
         time.sleep(1000)
@@ -27,7 +27,7 @@ def test_one_that_hangs_is_given_up_and_the_run_ends(tmp_path):
     )  # fmt: skip
     assert ended.returncode == 1
     assert ended.stderr.strip() == (
-        "ddpm-train: trainer.num_workers=1: a process that reads the data died or hangs (out of "
+        "ddpm-train: trainer.num_workers=1: a data worker died or hangs (out of "
         "memory?): DataLoader timed out after 2.0 seconds; run the same command again, with fewer "
-        "if need be"
+        "workers if needed"
     )

@@ -1,6 +1,6 @@
 """The stream of samples is one and the same, however it is cut, shared and interrupted."""
 
-from itertools import chain, islice
+from itertools import islice
 
 import pytest
 import torch

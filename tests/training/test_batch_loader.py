@@ -1,4 +1,4 @@
-"""The order of the data: a function of the seed, whatever the processes and micro-batches."""
+"""The order of the data depends on the seed, not on processes and micro-batches."""
 
 from itertools import chain, islice
 
@@ -13,7 +13,7 @@ from ddpm.training.batch_loader import BatchLoader, BatchOptions, ShuffledIndex
 
 
 class Numbers(Dataset):
-    """Item i is the number i; the label is its key, folded; item ``bad`` cannot be read."""
+    """Data set of the numbers i, whose labels are the keys modulo 1009; ``bad`` cannot be read."""
 
     num_classes, class_names, in_memory = None, None, True
 
@@ -33,7 +33,7 @@ class Numbers(Dataset):
 
 
 def stream(loader, step, count):
-    """Indices and keys of the next ``count`` micro-batches from ``step`` on."""
+    """Return indices and keys of the next ``count`` micro-batches from ``step`` on."""
     batches = list(islice(loader.batches(step * loader.batch_size), count))
     return [raw.flatten().tolist() for raw, _ in batches], [y.tolist() for _, y in batches]
 
@@ -87,7 +87,7 @@ def test_a_stream_from_a_step_is_the_tail_of_the_whole(step):
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_the_order_is_the_same_for_any_number_of_processes(world, accumulate):
-    """Micro-batch by micro-batch, the shares of all ranks put together are the one order."""
+    """The shards of all ranks, concatenated per micro-batch, are the order of one process."""
     expected = ShuffledIndex(13, seed=5).items(3 * 16, 5 * 16)
     options = {"seed": 5, "batch_size": 16}
     ranks = [
@@ -117,14 +117,14 @@ def test_keys_are_functions_of_seed_epoch_and_index():
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(workers):
+def test_workers_do_not_change_the_stream(workers):
     def loader(num_workers):
         return BatchLoader(Numbers(9), seed=0, batch_size=4, accumulate=2, num_workers=num_workers)
 
     assert stream(loader(workers), 3, 8) == stream(loader(0), 3, 8)
 
 
-def test_the_loader_draws_nothing_from_the_random_state_of_training():
+def test_loader_does_not_use_the_global_random_state():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -133,7 +133,7 @@ def test_the_loader_draws_nothing_from_the_random_state_of_training():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_mistake_in_the_data_keeps_its_one_line(workers):
+def test_data_error_in_a_worker_is_raised_unchanged(workers):
     loader = BatchLoader(Numbers(9, bad=5), seed=0, batch_size=9, num_workers=workers)
     with pytest.raises(ConfigError) as caught:
         next(loader.batches(0))
@@ -141,7 +141,7 @@ def test_a_mistake_in_the_data_keeps_its_one_line(workers):
 
 
 @pytest.mark.parametrize(("in_memory", "workers"), [(True, 0), (False, 2)])
-def test_workers_by_default_are_for_data_that_are_not_in_memory(in_memory, workers):
+def test_default_number_of_workers(in_memory, workers):
     data = Numbers(9)
     data.in_memory = in_memory
     assert BatchLoader(data, seed=0, batch_size=4).num_workers == workers
@@ -152,12 +152,12 @@ def test_a_negative_number_of_workers_is_an_error():
         BatchOptions(num_workers=-1)
 
 
-def test_the_first_batch_that_a_trial_reads_is_the_first_of_the_training(monkeypatch):
-    """The processes that read are started once for both."""
+def test_first_batch_of_a_trial_is_the_first_of_the_training(monkeypatch):
+    """The workers are started once for both."""
     expected, _ = stream(BatchLoader(Numbers(10), seed=0, batch_size=4), 2, 3)
-    started, loader = [], batch_loader.DataLoader
+    started, original = [], batch_loader.DataLoader
     monkeypatch.setattr(
-        batch_loader, "DataLoader", lambda *a, **k: started.append(1) or loader(*a, **k)
+        batch_loader, "DataLoader", lambda *a, **k: started.append(1) or original(*a, **k)
     )
     loader = BatchLoader(Numbers(10), seed=0, batch_size=4, num_workers=1)
     assert [loader.first(8)[0].flatten().tolist() for _ in range(2)] == [expected[0]] * 2

@@ -17,25 +17,25 @@ from ddpm.training.budget import Estimate, preview_steps, rounded
         (0, 10, 5000, 20 + 30),
     ],
 )
-def test_the_duration(start, last, every, expected):
+def test_duration_in_seconds(start, last, every, expected):
     assert Estimate(2.0, 30.0, every).seconds(start, last) == expected
 
 
 @pytest.mark.parametrize("every", [0, 7, 100, 5000])
 @pytest.mark.parametrize("seconds", [100.0, 1000.0, 12_345.0, 86_400.0])
 def test_the_steps_fit_the_time(every, seconds):
-    """They take at most the time, and one more would not fit."""
+    """The steps fit into the time, and one more step does not."""
     estimate = Estimate(0.5, 4.0, every)
     steps = estimate.steps(seconds)
     assert estimate.seconds(0, steps) <= seconds < estimate.seconds(0, steps + 1)
 
 
 @pytest.mark.parametrize(("seconds", "every"), [(0.1, 0), (3.0, 500), (-5.0, 0)])
-def test_a_time_that_is_too_short_is_a_step(seconds, every):
+def test_a_short_time_gives_one_step(seconds, every):
     assert Estimate(2.0, 30.0, every).steps(seconds) == 1
 
 
-def test_the_length_of_a_preview():
+def test_preview_steps():
     assert preview_steps(samples=64, calls=100, batch_size=64) == pytest.approx(100 / 3)
     assert preview_steps(samples=64, calls=10, batch_size=128) == pytest.approx(5 / 3)
 
@@ -43,7 +43,7 @@ def test_the_length_of_a_preview():
 @pytest.mark.parametrize(
     ("number", "expected"), [(1, 1), (9, 9), (99, 99), (101, 100), (3249, 3200), (3251, 3300)]
 )
-def test_two_digits(number, expected):
+def test_rounding_to_two_digits(number, expected):
     assert rounded(number) == expected
 
 
@@ -57,12 +57,12 @@ def test_two_digits(number, expected):
             Estimate(1.12),
             0,
             100_000,
-            "100,000 steps: about 31 h on this machine; trainer.max_minutes=60 would do 3,200",
+            "100,000 steps: about 31 h on this machine; trainer.max_minutes=60 fits 3,200",
         ),
         (Estimate(1.12), 50_000, 100_000, "50,000 steps left: about 16 h on this machine"),
     ],
 )
-def test_the_line(estimate, start, last, line):
+def test_message_of_an_estimate(estimate, start, last, line):
     assert estimate.line(start, last) == line
 
 

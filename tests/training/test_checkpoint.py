@@ -1,4 +1,4 @@
-"""Checkpoints: complete or not there."""
+"""Checkpoints are complete or absent."""
 
 import errno
 import json
@@ -40,20 +40,20 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-def test_what_was_saved_is_read(tmp_path):
+def test_save_and_load(tmp_path):
     folder = write(tmp_path, 7, data={"shape": [1, 8, 8]})
     assert folder == tmp_path / "checkpoints/step-00000007"
-    found = checkpoint.load(folder)
-    assert found.step == 7 and found.config == {"seed": 1} and found.run == tmp_path
-    assert found.metadata.data == {"shape": [1, 8, 8]}
+    loaded = checkpoint.load(folder)
+    assert loaded.step == 7 and loaded.config == {"seed": 1} and loaded.run == tmp_path
+    assert loaded.metadata.data == {"shape": [1, 8, 8]}
     expected = content(7)
-    assert same(found.weights("raw"), expected["raw"])
-    assert same(found.weights("ema"), expected["ema"])
-    assert same(found.state()["optimizer"]["state"][0], expected["state"]["optimizer"]["state"][0])
+    assert same(loaded.weights("raw"), expected["raw"])
+    assert same(loaded.weights("ema"), expected["ema"])
+    assert same(loaded.state()["optimizer"]["state"][0], expected["state"]["optimizer"]["state"][0])
     assert hidden(tmp_path) == []
 
 
-def test_metadata_are_flat_json_without_what_is_not_set():
+def test_metadata_are_flat_json_without_none():
     data = {"shape": [1, 8, 8], "num_classes": None, "class_names": None, "codec": {}}
     metadata = CheckpointMetadata(config={"seed": 1}, step=3, data=data, threads=2, ddpm="1")
     written = metadata.to_json()
@@ -112,9 +112,7 @@ STEPS = [
 @pytest.mark.parametrize(
     ("owner", "name", "call"), STEPS, ids=[f"{name}-{call}" for _, name, call in STEPS]
 )
-def test_a_disk_that_fails_leaves_the_older_ones_and_nothing_else(
-    tmp_path, monkeypatch, owner, name, call
-):
+def test_failed_write_leaves_only_older_checkpoints(tmp_path, monkeypatch, owner, name, call):
     write(tmp_path, 1)
     with monkeypatch.context() as patch:
         calls = fails_at(patch, owner, name, call)
@@ -126,12 +124,12 @@ def test_a_disk_that_fails_leaves_the_older_ones_and_nothing_else(
     assert re.match(place + r": cannot be written \(\d+\.\d GB free\): ", line), line
     assert "Input/output error" in line and "\n" not in line
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
-    found = checkpoint.newest(tmp_path, pytest.fail)
-    assert found is not None and same(found.weights("raw"), content(1)["raw"])
+    loaded = checkpoint.newest(tmp_path, pytest.fail)
+    assert loaded is not None and same(loaded.weights("raw"), content(1)["raw"])
 
 
 @pytest.mark.parametrize("call", [1, 2])
-def test_what_stood_there_stays_when_it_cannot_be_replaced(tmp_path, monkeypatch, call):
+def test_failed_replacement_restores_the_existing_checkpoint(tmp_path, monkeypatch, call):
     write(tmp_path, 1, num_samples=1)
     with monkeypatch.context() as patch:
         fails_at(patch, os, "rename", call)
@@ -151,7 +149,7 @@ def test_what_stood_there_stays_when_it_cannot_be_replaced(tmp_path, monkeypatch
         RuntimeError("[enforce fail at inline_container.cc:626] . unexpected pos\nNo space left"),
     ],
 )
-def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, error):
+def test_error_of_a_full_disk_is_one_line(tmp_path, monkeypatch, error):
     fails_at(monkeypatch, torch, "save", 1, error)
     with pytest.raises(ConfigError) as caught:
         write(tmp_path, 2)
@@ -159,14 +157,14 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, error):
     assert caught.value.key == "out"
 
 
-def test_what_a_killed_process_of_the_same_id_left_is_no_obstacle(tmp_path):
-    """In a container the training is process 1, every time."""
+def test_partial_files_of_a_killed_process_with_the_same_id_are_replaced(tmp_path):
+    """In a container the training is always process 1."""
     left = tmp_path / f"checkpoints/.tmp-step-00000003-{os.getpid()}"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
     (left / "more").write_bytes(b"half")
-    found = checkpoint.load(write(tmp_path, 3))
-    assert {path.name for path in found.folder.iterdir()} == {
+    loaded = checkpoint.load(write(tmp_path, 3))
+    assert {path.name for path in loaded.folder.iterdir()} == {
         "config.json",
         "ema.safetensors",
         "manifest.json",
@@ -175,7 +173,7 @@ def test_what_a_killed_process_of_the_same_id_left_is_no_obstacle(tmp_path):
     }
 
 
-def test_pruning_keeps_the_newest_and_sweeps_up(tmp_path):
+def test_prune_retains_the_newest_and_removes_partial_ones(tmp_path):
     for step in (3, 10, 200, 99_999_999, 100_000_000):
         write(tmp_path, step)
     (tmp_path / "checkpoints/.tmp-step-00000011-1").mkdir()
@@ -196,19 +194,19 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_newest_passes_over_what_is_damaged_and_says_so(tmp_path, name):
+def test_newest_skips_damaged_checkpoints_with_a_warning(tmp_path, name):
     for step in (1, 2):
         write(tmp_path, step)
     (tmp_path / "checkpoints/step-00000002" / name).unlink()
     warnings = []
-    found = checkpoint.newest(tmp_path, warnings.append)
-    assert found is not None and found.step == 1
+    loaded = checkpoint.newest(tmp_path, warnings.append)
+    assert loaded is not None and loaded.step == 1
     place = tmp_path / "checkpoints/step-00000002"
-    told = f"{place}: is damaged: {DAMAGE[name]}; taking the one before"
-    assert warnings == [told]
+    message = f"{place}: is damaged: {DAMAGE[name]}; using the previous one"
+    assert warnings == [message]
 
 
-def test_one_changed_bit_is_noticed(tmp_path):
+def test_one_changed_bit_is_detected(tmp_path):
     folder = write(tmp_path, 1)
     for name in ("config.json", "state.pt", "model.safetensors", "ema.safetensors"):
         good = (folder / name).read_bytes()
@@ -219,7 +217,7 @@ def test_one_changed_bit_is_noticed(tmp_path):
     assert checkpoint.load(folder).step == 1
 
 
-def test_all_damaged_is_refused_and_none_is_none(tmp_path):
+def test_newest_raises_if_all_are_damaged(tmp_path):
     assert checkpoint.newest(tmp_path, pytest.fail) is None
     for step in (1, 2):
         (write(tmp_path, step) / "state.pt").unlink()
@@ -227,7 +225,7 @@ def test_all_damaged_is_refused_and_none_is_none(tmp_path):
         checkpoint.newest(tmp_path, lambda _: None)
 
 
-def test_another_format_is_told(tmp_path):
+def test_other_format_is_rejected(tmp_path):
     folder = write(tmp_path, 1)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
@@ -235,16 +233,18 @@ def test_another_format_is_told(tmp_path):
         checkpoint.load(folder)
 
 
-def test_a_state_that_would_run_code_is_refused(tmp_path):
+def test_state_that_would_run_code_is_rejected(tmp_path):
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     metadata = CheckpointMetadata(step=1, config={})
     folder = checkpoint.save(tmp_path, metadata, raw={}, ema={}, state={"x": Evil()})
-    found = checkpoint.load(folder)
-    with pytest.raises(ConfigError, match=r"state.pt holds what is not safe to read"):
-        found.state()
+    loaded = checkpoint.load(folder)
+    with pytest.raises(
+        ConfigError, match=r"state.pt contains objects that weights_only loading rejects"
+    ):
+        loaded.state()
     assert not (tmp_path / "ran").exists()
 
 
@@ -260,28 +260,28 @@ def test_find(tmp_path, monkeypatch):
         ("outputs/a/checkpoints/step-00000001", 1),
         (str(run), 2),
     ):
-        found = checkpoint.find(path, pytest.fail)
-        assert found.step == step and found.run == Path("outputs/a")
+        loaded = checkpoint.find(path, pytest.fail)
+        assert loaded.step == step and loaded.run == Path("outputs/a")
     shutil.copytree(run / "checkpoints/step-00000001", tmp_path / "elsewhere/mine")
     moved = checkpoint.find("elsewhere/mine", pytest.fail)
     assert moved.step == 1 and moved.run == Path("elsewhere")
     (tmp_path / "empty").mkdir()
     (tmp_path / "outputs/gone").symlink_to("deleted")
-    for path, told in (
-        ("nowhere", "ckpt=nowhere: there is no such run or checkpoint; use ckpt=outputs/a$"),
+    for path, message in (
+        ("nowhere", "ckpt=nowhere: run or checkpoint not loaded; use ckpt=outputs/a$"),
         (
             "outputs/gone",
-            "ckpt=outputs/gone: there is no such run or checkpoint; use ckpt=outputs/a$",
+            "ckpt=outputs/gone: run or checkpoint not loaded; use ckpt=outputs/a$",
         ),
-        ("empty", "ckpt=empty: holds no checkpoint"),
-        ("outputs/a/checkpoints/step-00000001/config.json", "is a file; give the folder"),
+        ("empty", "ckpt=empty: contains no checkpoint"),
+        ("outputs/a/checkpoints/step-00000001/config.json", "is a file; use the folder"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             checkpoint.find(path, pytest.fail)
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])
-def test_files_have_the_usual_mode(tmp_path, mask):
+def test_files_have_the_permissions_of_the_umask(tmp_path, mask):
     old = os.umask(mask)
     try:
         folder = write(tmp_path, 1)

@@ -1,4 +1,4 @@
-"""The average against its closed form."""
+"""The moving average, compared with its closed form."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from ddpm.training import EMA
 
 
 class Scalar(nn.Module):
-    """A parameter, a buffer of each kind, and a frozen one."""
+    """Module with a parameter, a float buffer and an integer buffer."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ VALUES = [1.0, -2.0, 0.5, 3.0, -1.0, 4.0, 0.0, 2.0, -3.0, 1.5]
 
 
 def closed_form(values, decays):
-    """The weighted sum of all values: each with its (1 - decay), shrunk by what came after."""
+    """Return the sum of all values, weighted by 1 - decay and by all later decays."""
     total = 0.0
     for k, (value, decay) in enumerate(zip(values, decays, strict=True)):
         share = 1 - decay
@@ -56,7 +56,7 @@ def test_warm_up(final):
 
 
 @pytest.mark.parametrize("window", [0.1, 0.5])
-def test_the_window_is_a_share_of_the_updates_so_far(window):
+def test_window_is_a_share_of_the_updates_so_far(window):
     """Update n has the decay min(final, 1 - (1 + n)^(-2/3), 1 - 1 / (1 + window n))."""
     net = Scalar().at(7.0)
     ema = EMA(net, decay=0.6, window=window)
@@ -129,7 +129,7 @@ def test_buffers_are_copied():
     assert averaged(ema) != VALUES[-1]
 
 
-def test_going_on_from_a_state_is_equal_bit_for_bit():
+def test_resuming_from_a_state_is_bit_exact():
     def steps(net, ema, start, end):
         for step in range(start, end):
             torch.manual_seed(step)
@@ -154,7 +154,7 @@ def test_going_on_from_a_state_is_equal_bit_for_bit():
     assert torch.equal(again.model.weight, one.model.weight)
 
 
-def test_the_averaged_network_stays_in_eval_mode_and_apart():
+def test_averaged_network_stays_in_eval_mode_and_shares_no_weights():
     net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).train()
     ema = EMA(net, decay=0.9)
     for _ in range(3):

@@ -55,5 +55,5 @@ def test_the_defaults_of_earlier_versions():
 def test_values_are_checked_in_every_group():
     with pytest.raises(ConfigError, match="keep_last=1: must be at least 2"):
         TrainerOptions(keep_last=1)
-    with pytest.raises(ConfigError, match="there is no tracker"):
+    with pytest.raises(ConfigError, match="unknown tracker"):
         TrainerOptions(trackers=("tensorbord",))

@@ -1,4 +1,4 @@
-"""What falls due by the clock, with a clock that a test sets."""
+"""Decisions that depend on time, with a clock that the tests set."""
 
 import time
 
@@ -18,7 +18,7 @@ def clock(monkeypatch):
 
 
 class Slow(Fit):
-    """A step takes so many seconds."""
+    """Loss that advances the clock by a number of seconds."""
 
     def __init__(self, clock, seconds):
         super().__init__()
@@ -46,11 +46,11 @@ def test_a_timer_counts_from_the_last_checkpoint(clock):
     [
         (None, 100, [10]),
         (1.0, 100, [3, 6, 9, 10]),  # 20 s per step
-        (1.0, 4, [3, 4, 7, 8, 10]),  # whatever wrote it, the time counts from the last one
+        (1.0, 4, [3, 4, 7, 8, 10]),  # the time counts from the last checkpoint of either kind
         (0.1, 100, list(range(1, 11))),
     ],
 )
-def test_checkpoints_come_at_the_latest_after_minutes(tmp_path, clock, minutes, every, expected):
+def test_maximum_time_between_checkpoints(tmp_path, clock, minutes, every, expected):
     options = {"max_steps": 10, "checkpoint_every": every, "keep_last": 99, "lr": 0.1}
     training = trainer(Slow(clock, 20.0), checkpoint_minutes=minutes, **options)
     run = folder(tmp_path / "a")
@@ -70,7 +70,7 @@ def test_previews_stay_within_their_share(clock):
     clock[0] += 1
     assert pace.allows_preview(1900)  # 100 s of 2,000 s are 5 %
     clock[0] += 200
-    pace.drawn(200.0)  # it took longer than expected
+    pace.add_preview(200.0)  # it took longer than expected
     assert pace.elapsed == 2100 and pace.cost(1900) == 200 and not pace.allows_preview(1900)
     clock[0] += 5699
     assert not pace.allows_preview(7599)
@@ -78,11 +78,11 @@ def test_previews_stay_within_their_share(clock):
     assert pace.allows_preview(7600)  # 400 s of 8,000 s
 
 
-def test_the_times_are_those_of_the_whole_run(clock):
+def test_times_include_those_before_resuming(clock):
     pace, again = Pace(), Pace()
     pace.begin()
     clock[0] += 50
-    pace.drawn(3.0)
+    pace.add_preview(3.0)
     clock[0] += 10**6  # between the checkpoint and resuming
     again.load({"seconds": 60.0, "previews": 3.0, "last": 3.0})
     again.begin()
@@ -94,12 +94,12 @@ def test_the_times_are_those_of_the_whole_run(clock):
 
 @pytest.fixture
 def often(monkeypatch):
-    """Previews every 10 steps where no interval is set."""
+    """Set the default interval of previews to 10 steps."""
     monkeypatch.setattr(due, "PREVIEW_EVERY", 10)
 
 
 def drawn(run, clock, seconds, **options):
-    """The steps of the previews that a run of 1 s per step draws, and its trainer."""
+    """Return the list of preview steps of a run with 1 s per step, its trainer and preview."""
     steps = []
 
     def preview(training, stopping):
@@ -121,7 +121,7 @@ def drawn(run, clock, seconds, **options):
         ({"preview_every": 0}, 0.1, [], 0),
     ],
 )
-def test_previews_by_themselves_and_as_typed(
+def test_previews_with_default_and_explicit_interval(
     tmp_path, clock, often, capsys, options, seconds, expected, lines
 ):
     run = folder(tmp_path / "a")
@@ -131,17 +131,15 @@ def test_previews_by_themselves_and_as_typed(
     assert capsys.readouterr().err.count("skipped") == lines
 
 
-def test_a_preview_that_was_skipped_stays_so_and_one_that_was_cut_off_is_drawn(
-    tmp_path, clock, often
-):
+def test_after_resuming_only_interrupted_previews_are_drawn_again(tmp_path, clock, often):
     run = folder(tmp_path / "a")
     _, training, preview = drawn(run, clock, 1.0, max_steps=55, preview_every=None)
     fit(training, run, METADATA, preview)
     # The checkpoint of step 40 is older than the preview of step 40, and does not count it.
     for step, expected in ((20, [40, 55]), (40, [50, 55])):
-        found = checkpoint.load(checkpoint.place(run.path / "checkpoints", step))
+        loaded = checkpoint.load(checkpoint.place(run.path / "checkpoints", step))
         more, again, preview = drawn(run, clock, 1.0, max_steps=55, preview_every=None)
-        again.resume(found)
+        again.resume(loaded)
         for path in run.samples.iterdir():
             if checkpoint.step_of(path.with_suffix("")) > step:
                 path.unlink()
@@ -149,6 +147,6 @@ def test_a_preview_that_was_skipped_stays_so_and_one_that_was_cut_off_is_drawn(
         assert more == expected
     run.picture("samples", 40).unlink()  # as after a kill in the preview of step 40
     more, again, preview = drawn(run, clock, 1.0, max_steps=55, preview_every=None)
-    again.resume(found)
+    again.resume(loaded)
     fit(again, run, METADATA, preview)
     assert more[0] == 40

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept."""
+"""Retention of checkpoints."""
 
 import json
 
@@ -24,7 +24,7 @@ def run(tmp_path):
     return tmp_path
 
 
-def kept(run):
+def retained(run):
     return [checkpoint.step_of(folder) for folder in checkpoint.listed(run)]
 
 
@@ -36,14 +36,14 @@ def kept(run):
         ({"keep_every": 1}, [7, 6, 5, 4, 3, 2, 1]),
         ({"best": "loss"}, [7, 6, 2]),  # the first of equals
         ({"best": "loss", "keep_every": 4}, [7, 6, 4, 2]),
-        ({"best": "loss_q0"}, [7, 6]),  # nobody has it
+        ({"best": "loss_q0"}, [7, 6]),  # no checkpoint has it
     ],
 )
-def test_what_is_kept(run, options, steps):
+def test_retained_checkpoints(run, options, steps):
     for leftover in (".tmp-step-00000008-1", ".tmp-stale-step-00000003-2"):
         (run / checkpoint.FOLDER / leftover).mkdir()
     prune(run, 2, **options)
-    assert kept(run) == steps
+    assert retained(run) == steps
     names = {path.name for path in (run / checkpoint.FOLDER).iterdir()}
     linked = {"best"} if options.get("best") == "loss" else set()
     assert names == {f"step-{step:08d}" for step in steps} | linked
@@ -51,54 +51,54 @@ def test_what_is_kept(run, options, steps):
         assert (run / checkpoint.FOLDER / "best").resolve().name == "step-00000002"
 
 
-def test_a_better_one_takes_the_link_and_the_old_best_goes(run):
+def test_better_checkpoint_replaces_the_best(run):
     prune(run, 2, best="loss")
     folder = run / checkpoint.FOLDER / "step-00000008"
     folder.mkdir()
     write_metadata(folder, 8, {"loss": 0.05})
     prune(run, 2, best="loss")
-    assert kept(run) == [8, 7]
+    assert retained(run) == [8, 7]
     assert (run / checkpoint.FOLDER / "best").resolve() == folder.resolve()
 
 
 @pytest.mark.parametrize(("higher", "best"), [(False, 3), (True, 5)])
-def test_best_of_what_was_evaluated_beside_the_weights(run, higher, best):
+def test_best_by_an_evaluated_metric(run, higher, best):
     for step, value in {3: 1.0, 4: 2.0, 5: 3.0}.items():
         row = {"name": "fid_9", "metric": "fid", "value": value, "higher_is_better": higher}
         content = json.dumps({"metrics": [row], "measure": {"steps": 2}})
         (run / checkpoint.FOLDER / f"step-{step:08d}" / "evaluation.json").write_text(content)
     for name in ("fid", "fid_9"):
-        found = best_of(checkpoint.listed(run), name)
-        assert (checkpoint.step_of(found.folder), found.value) == (best, {3: 1.0, 5: 3.0}[best])
+        score = best_of(checkpoint.listed(run), name)
+        assert (checkpoint.step_of(score.folder), score.value) == (best, {3: 1.0, 5: 3.0}[best])
     assert best_of(checkpoint.listed(run), "kid") is None
     newest = run / checkpoint.FOLDER / "step-00000007" / "evaluation.json"
     row = {"name": "fid_9", "metric": "fid", "value": 2.5, "higher_is_better": higher}
     newest.write_text(json.dumps({"metrics": [row], "measure": {"steps": 9}}))
-    assert best_of(checkpoint.listed(run), "fid").value == 2.5  # alone of its kind
+    assert best_of(checkpoint.listed(run), "fid").value == 2.5  # the only one with these options
     newest.write_text("{")  # damaged: it does not count
     assert checkpoint.step_of(best_of(checkpoint.listed(run), "fid").folder) == best
 
 
-def test_what_cannot_be_deleted_does_not_stop_the_rest(run, monkeypatch):
+def test_failed_deletion_does_not_stop_the_others(run, monkeypatch):
     from ddpm.training import retention
 
     real = retention.shutil.rmtree
 
     def refuses(path, ignore_errors=False):
-        assert ignore_errors, "a refusal would end the training"
+        assert ignore_errors, "an exception would end the training"
         if not path.name.endswith("5"):
             real(path, ignore_errors=ignore_errors)
 
     monkeypatch.setattr(retention.shutil, "rmtree", refuses)
     prune(run, 2)
-    assert kept(run) == [7, 6]
+    assert retained(run) == [7, 6]
     hidden = [path.name for path in (run / checkpoint.FOLDER).glob(".*")]
-    assert hidden == [".tmp-old-step-00000005"], "it is gone under its name, and swept up later"
+    assert hidden == [".tmp-old-step-00000005"], "it was renamed, and is deleted later"
 
 
-def test_damaged_ones_that_are_newer_do_not_push_out_good_ones(run):
-    """The run went on from 3, since 4 to 7 are damaged, and has just written 5 anew."""
+def test_newer_damaged_checkpoints_do_not_replace_good_ones(run):
+    """The run resumed from 3, since 4 to 7 are damaged, and has just written 5 again."""
     prune(run, 2, step=5)
-    assert kept(run) == [7, 6, 5, 4]
+    assert retained(run) == [7, 6, 5, 4]
     prune(run, 2, step=7)
-    assert kept(run) == [7, 6]
+    assert retained(run) == [7, 6]

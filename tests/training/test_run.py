@@ -24,7 +24,7 @@ def run(tmp_path):
     return made
 
 
-def test_create_makes_the_folder_and_the_link(run):
+def test_create_writes_the_folder_and_the_link(run):
     latest = run.path.parent / "latest"
     assert latest.is_symlink() and latest.readlink().name == "a"
     assert run.config_file.read_text() == "seed: 0\n" and run.samples.is_dir()
@@ -37,13 +37,13 @@ def test_create_makes_the_folder_and_the_link(run):
     assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "samples"]
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path):
+def test_create_in_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot be written \(Not a directory\)"):
         Run(tmp_path / "file/a").create("")
 
 
-def test_rewind_forgets_what_comes_after(run):
+def test_rewind_removes_later_records(run):
     logged(run, 2, 4, 6, 8)
     run.rewind(5)
     assert [record["step"] for record in run.metrics()] == [2, 4]
@@ -57,16 +57,16 @@ def test_rewind_forgets_what_comes_after(run):
 
 
 @pytest.mark.parametrize("lost", range(1, 20))
-def test_a_line_that_a_crash_cut_short_is_left_out(run, lost):
+def test_incomplete_last_line_is_ignored(run, lost):
     logged(run, 2, 4)
     text = run.metrics_file.read_text()
     run.metrics_file.write_text(text[:-lost])
-    kept = [2, 4] if lost == 1 else [2]  # without its newline a line is still whole
-    assert [record["step"] for record in run.metrics()] == kept
+    complete = [2, 4] if lost == 1 else [2]  # without its newline a line is still complete
+    assert [record["step"] for record in run.metrics()] == complete
     run.rewind(100)
     logged(run, 6)
     lines = run.metrics_file.read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [*kept, 6]
+    assert [json.loads(line)["step"] for line in lines] == [*complete, 6]
 
 
 def test_flat():
@@ -74,24 +74,24 @@ def test_flat():
     assert flat(nested) == {"seed": 1, "model.dim": 8, "model.dim_mults": [1, 2], "none": None}
 
 
-def test_every_differing_key_is_named(run):
+def test_error_has_every_differing_key(run):
     stored = {"seed": 0, "model": {"dim": 8, "full_attn": None}, "trainer": {"lr": 1e-3}}
-    asked = {"seed": 1, "model": {"dim": 8, "dropout": 0.1}, "trainer": {"lr": 0.5}}
-    asked["model"]["full_attn"] = [True, False]
+    requested = {"seed": 1, "model": {"dim": 8, "dropout": 0.1}, "trainer": {"lr": 0.5}}
+    requested["model"]["full_attn"] = [True, False]
     with pytest.raises(ConfigError) as caught:
-        check_compatible(stored, asked, "name", run.path)
+        check_compatible(stored, requested, "name", run.path)
     assert str(caught.value) == (
-        "name=a: is a run with other options: model.dropout (null there, 0.1 here), "
+        "name=a: was trained with different options: model.dropout (null there, 0.1 here), "
         "model.full_attn (null there, [true,false] here), seed (0 there, 1 here), "
         f"trainer.lr (0.001 there, 0.5 here); use resume={run.path} to continue with the run's own "
         "options, or another name"
     )
-    with pytest.raises(ConfigError, match=r"; leave them, or start a new run$"):
-        check_compatible(stored, asked, "resume", run.path)
+    with pytest.raises(ConfigError, match=r"; remove these overrides or start a new run$"):
+        check_compatible(stored, requested, "resume", run.path)
 
 
 @pytest.mark.parametrize("key", sorted(FREE_KEYS))
-def test_what_changes_no_result_may_differ(run, key):
+def test_free_keys_may_differ(run, key):
     def config(value):
         made = {"seed": 0, "data": {"split": "train"}, "trainer": {"lr": 1.0}}
         group, _, option = key.rpartition(".")
@@ -102,11 +102,11 @@ def test_what_changes_no_result_may_differ(run, key):
     check_compatible({**config(1), "seed": 0.0}, config(None), "name", run.path)
 
 
-def test_lists_and_tuples_are_the_same_and_a_missing_key_is_null(run):
+def test_lists_equal_tuples_and_missing_keys_equal_null(run):
     check_compatible({"a": {"b": (1, 2), "c": None}}, {"a": {"b": [1, 2]}}, "name", run.path)
 
 
-def test_new_folders_are_claimed_by_making_them(tmp_path):
+def test_new_folders_get_unique_names(tmp_path):
     for expected in ("a", "a-2", "a-3"):
         assert new_folder(tmp_path / "runs", "a") == tmp_path / "runs" / expected
         assert (tmp_path / "runs" / expected).is_dir()

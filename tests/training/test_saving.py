@@ -1,4 +1,4 @@
-"""Checkpoints that are written while training goes on."""
+"""Checkpoints that are written while training continues."""
 
 import errno
 import os
@@ -37,7 +37,7 @@ def full(*_, **__):
 
 
 def test_training_may_change_the_weights_while_they_are_written(saver, tmp_path, monkeypatch):
-    """What lies on the disk is what was there at the start; the caller was not kept waiting."""
+    """The file has the values of the call, and the caller does not wait."""
     go, real = threading.Event(), checkpoint.save
 
     def slow(*arguments, **options):
@@ -45,30 +45,28 @@ def test_training_may_change_the_weights_while_they_are_written(saver, tmp_path,
         return real(*arguments, **options)
 
     monkeypatch.setattr(saving.checkpoint, "save", slow)
-    given = content(1.0)
-    saver.start(CheckpointMetadata(step=1, config={}), **given)
+    weights = content(1.0)
+    saver.start(CheckpointMetadata(step=1, config={}), **weights)
     assert saver.error() is None, "it waited"
-    for tensors in given.values():
+    for tensors in weights.values():
         for tensor in tensors.values():
             tensor.fill_(9.0)
     go.set()
     assert saver.error(last=True) is None
-    found = checkpoint.load(tmp_path / "checkpoints/step-00000001")
+    loaded = checkpoint.load(tmp_path / "checkpoints/step-00000001")
     for which in ("raw", "ema"):
-        assert found.weights(which)["w"].tolist() == [1.0] * 3
-    assert found.state()["exp_avg"].tolist() == [1.0] * 3
+        assert loaded.weights(which)["w"].tolist() == [1.0] * 3
+    assert loaded.state()["exp_avg"].tolist() == [1.0] * 3
 
 
-def test_the_next_one_waits_for_the_last(saver, tmp_path):
+def test_next_checkpoint_waits_for_the_previous(saver, tmp_path):
     for step in range(1, 6):
         begin(saver, step)
     assert saver.error(last=True) is None
     assert [checkpoint.step_of(path) for path in checkpoint.listed(tmp_path)] == [5, 4, 3, 2, 1]
 
 
-def test_a_full_disk_is_told_and_tried_again_and_the_third_time_is_an_error(
-    saver, tmp_path, monkeypatch, warnings
-):
+def test_third_failure_in_a_row_is_an_error(saver, tmp_path, monkeypatch, warnings):
     begin(saver, 1)
     saver.wait()
     with monkeypatch.context() as patch:
@@ -85,11 +83,11 @@ def test_a_full_disk_is_told_and_tried_again_and_the_third_time_is_an_error(
     place = tmp_path / "checkpoints/step-00000002"
     assert warnings[0].startswith(f"out={place}: cannot be written (")
     assert "B free): " in warnings[0]
-    assert warnings[0].endswith("; training goes on, the next checkpoint is another try")
+    assert warnings[0].endswith("; training continues, and the next checkpoint is another attempt")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
 
-def test_a_success_between_failures_starts_the_count_again(saver, monkeypatch, warnings):
+def test_success_resets_the_count_of_failures(saver, monkeypatch, warnings):
     for step in range(1, 8):
         with monkeypatch.context() as patch:
             if step % 3:
@@ -100,7 +98,7 @@ def test_a_success_between_failures_starts_the_count_again(saver, monkeypatch, w
     assert len(warnings) == 5
 
 
-def test_the_last_one_must_succeed(saver, monkeypatch, warnings):
+def test_failure_of_the_last_checkpoint_is_an_error(saver, monkeypatch, warnings):
     monkeypatch.setattr(torch, "save", full)
     begin(saver, 1)
     assert isinstance(saver.error(last=True), ConfigError) and not warnings
@@ -108,23 +106,21 @@ def test_the_last_one_must_succeed(saver, monkeypatch, warnings):
 
 @pytest.mark.parametrize("which", ["raw", "ema"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_never_written_nor_forgiven(
-    saver, tmp_path, warnings, which, value
-):
+def test_weights_that_are_not_finite_are_an_error_at_once(saver, tmp_path, warnings, which, value):
     begin(saver, 1)
     bad = {**content(0), which: {"w": torch.tensor([0.0, value])}}
     saver.start(CheckpointMetadata(step=2, config={}), **bad)
     saver.wait()
     assert str(saver.error()) == (
         f"out={tmp_path}/checkpoints/step-00000002: is not written: w of the {which} weights is "
-        "not finite; go on from the checkpoint before with a lower trainer.lr or "
+        "not finite; resume from the previous checkpoint with a lower trainer.lr or "
         "trainer.precision=bf16 or no"
     )
     assert not warnings
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
 
-def test_an_unforeseen_failure_is_no_matter_of_the_disk(saver, monkeypatch, warnings):
+def test_unexpected_exceptions_are_errors_at_once(saver, monkeypatch, warnings):
     monkeypatch.setattr(saver, "prune", lambda _: 1 / 0)
     begin(saver, 1)
     saver.wait()

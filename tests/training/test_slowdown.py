@@ -1,4 +1,4 @@
-"""The warning of a run that becomes several times slower."""
+"""Warning about a run that has become several times slower."""
 
 from dataclasses import replace
 
@@ -26,14 +26,14 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def said(monkeypatch):
+def printed(monkeypatch):
     made = []
     monkeypatch.setattr(slowdown, "warn", made.append)
     return made
 
 
 def take(watch, clock, count, seconds, pause_every=None):
-    """Steps of so many seconds; something else, of 1,000 seconds, after some of them."""
+    """Simulate steps of equal duration, with pauses of 1,000 seconds after some of them."""
     for number in range(count):
         clock.now += seconds
         watch.tick()
@@ -43,28 +43,30 @@ def take(watch, clock, count, seconds, pause_every=None):
             watch.tick()
 
 
-def test_it_warns_once_and_says_what_helps(clock, said):
+def test_one_warning_with_a_remedy(clock, printed):
     watch = Slowdown(0.08, threads=2)  # and 0.02 s of overhead
     watch.tick()
     take(watch, clock, 200, 0.29)  # not more than three times as long
-    assert said == []
+    assert printed == []
     take(watch, clock, 10, 0.5)  # half of the window
-    assert said == []
+    assert printed == []
     take(watch, clock, 50, 0.5)  # less than 30 seconds
-    assert said == []
+    assert printed == []
     take(watch, clock, 300, 0.5)
-    assert said == [
+    assert printed == [
         "a step takes 5.0 times as long as at the start of the run, 0.5 s (load average 5.2 on 2 "
-        "cores); if other processes are busy, its 2 threads wait for one another: stop it and "
-        "resume with threads=1 (which rounds sums otherwise)"
+        "cores); if other processes are busy, its 2 threads wait for each other: stop it and "
+        "resume with threads=1 (which rounds sums differently)"
     ]
 
 
-def test_of_one_thread_it_does_not_ask_for_fewer(clock, said):
+def test_remedy_with_one_thread(clock, printed):
     watch = Slowdown(0.08, threads=1)
     take(watch, clock, 200, 0.5)
-    (line,) = said
-    assert line.endswith("(load average 5.2 on 2 cores); other processes that end make it faster")
+    (line,) = printed
+    assert line.endswith(
+        "(load average 5.2 on 2 cores); it becomes faster when other processes end"
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,32 +79,32 @@ def test_of_one_thread_it_does_not_ask_for_fewer(clock, said):
         (0.001, 2, [(2000, 0.05)]),  # fast steps are mostly overhead
     ],
 )
-def test_it_is_silent(clock, said, expected, threads, steps):
+def test_no_warning(clock, printed, expected, threads, steps):
     watch = Slowdown(expected, threads)
     watch.tick()
     for count, seconds in steps:
         take(watch, clock, count, seconds)
-    assert said == []
+    assert printed == []
 
 
-def test_without_a_trial_the_first_steps_are_the_measure(clock, said):
+def test_without_a_trial_the_first_steps_are_the_reference(clock, printed):
     watch = Slowdown(None, 2)
     watch.tick()
     take(watch, clock, 20, 0.1)
     take(watch, clock, 100, 0.5)
-    assert len(said) == 1 and "5.0 times" in said[0]
+    assert len(printed) == 1 and "5.0 times" in printed[0]
 
 
-def test_previews_and_checkpoints_do_not_count(clock, said):
+def test_previews_and_checkpoints_do_not_count(clock, printed):
     watch = Slowdown(0.08, 2)
     watch.tick()
     take(watch, clock, 400, 0.1, pause_every=2)
-    assert said == []
+    assert printed == []
 
 
 @pytest.mark.parametrize("every", ["preview_every", "checkpoint_every"])
-def test_the_loop_leaves_out_what_is_no_step(monkeypatch, clock, said, tmp_path, every):
-    """A step takes 0.1 s, and what is done after every second one an hour."""
+def test_loop_excludes_previews_and_checkpoints(monkeypatch, clock, printed, tmp_path, every):
+    """A step takes 0.1 s, and a preview or checkpoint after every second step an hour."""
     monkeypatch.setattr(slowdown, "_WINDOW", 4)
 
     def hour(*_):
@@ -120,7 +122,7 @@ def test_the_loop_leaves_out_what_is_no_step(monkeypatch, clock, said, tmp_path,
         fit(training, folder(tmp_path / name), metadata, hour)
 
     run("a", 2)
-    assert said == []
+    assert printed == []
     monkeypatch.setattr(Slowdown, "restart_clock", lambda _: None)
     run("b", 2)
-    assert len(said) == 1
+    assert len(printed) == 1

@@ -1,4 +1,4 @@
-"""Experiment trackers: TensorBoard for real, the others by small packages of the same names."""
+"""Experiment trackers: the real TensorBoard, and fake packages for the others."""
 
 import io
 import os
@@ -25,7 +25,7 @@ from ddpm.training.trackers import Trackers
 CONFIG = {"seed": 0, "trainer": {"lr": 2e-4, "adam_betas": [0.9, 0.999], "clip": None}}
 FLAT = {"seed": 0, "trainer.lr": 2e-4, "trainer.adam_betas": [0.9, 0.999], "trainer.clip": None}
 
-# Keeps every call; with FAILS_AT in the environment that one raises.
+# Records every call; the call named by FAILS_AT in the environment raises.
 FAKE = """
 import os
 calls, config = [], None
@@ -66,13 +66,13 @@ def init(**options):
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
     PartialState(cpu=True)
-    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "600")  # is set otherwise, and would stay
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "600")  # would be set by the tracker, and remain
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
 
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """``fake("wandb")`` makes such a package that can be imported, and imports it."""
+    """Return a function that creates and imports a fake package."""
     place = tmp_path / "packages"
     place.mkdir()
     monkeypatch.syspath_prepend(str(place))
@@ -81,7 +81,7 @@ def fake(tmp_path, monkeypatch):
         (place / f"{name}.py").write_text(FAKE)
         monkeypatch.delitem(sys.modules, name, raising=False)
         imported = __import__(name)
-        monkeypatch.setitem(sys.modules, name, imported)  # and away with it afterwards
+        monkeypatch.setitem(sys.modules, name, imported)  # removed after the test
         return imported
 
     return make
@@ -89,7 +89,7 @@ def fake(tmp_path, monkeypatch):
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts trackers in a run folder; gives them and the list of their warnings."""
+    """Return a function that starts trackers, and returns them with the list of their warnings."""
     folder = tmp_path / "outputs/my run"
     folder.mkdir(parents=True)
 
@@ -112,14 +112,14 @@ def start(tmp_path):
 
 
 def next_second():
-    """Event files are read in the order of the seconds in their names."""
+    """Wait for the next second: event files are read in the order of the seconds in their names."""
     now = int(time.time())
     while int(time.time()) == now:
         time.sleep(0.01)
 
 
 def scalars(folder):
-    """``{tag: [(step, value), ...]}`` of the event files of a run folder."""
+    """Return the reader of the event files of a run, and ``{tag: [(step, value), ...]}``."""
     read = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
     read.Reload()
     tags = read.Tags()["scalars"]
@@ -132,17 +132,17 @@ def picture(size=(9, 7)):
     return Image.fromarray(pixels)
 
 
-def test_an_unknown_name_is_refused():
-    with pytest.raises(ConfigError) as told:
+def test_unknown_name_is_rejected():
+    with pytest.raises(ConfigError) as caught:
         Trackers(["tensorbord"])
-    assert str(told.value.under("trainer")) == (
-        "trainer.trackers=[tensorbord]: there is no tracker tensorbord; did you mean "
+    assert str(caught.value.under("trainer")) == (
+        "trainer.trackers=[tensorbord]: unknown tracker tensorbord; did you mean "
         "'tensorboard'? (there are: tensorboard, trackio, wandb)"
     )
-    with pytest.raises(ConfigError) as told:
-        Trackers(("tensorboard", "mlflow"))  # accelerate knows it, we do not
-    assert str(told.value) == (
-        "trackers=[tensorboard,mlflow]: there is no tracker mlflow "
+    with pytest.raises(ConfigError) as caught:
+        Trackers(("tensorboard", "mlflow"))  # known to Accelerate only
+    assert str(caught.value) == (
+        "trackers=[tensorboard,mlflow]: unknown tracker mlflow "
         "(there are: tensorboard, trackio, wandb)"
     )
 
@@ -155,17 +155,17 @@ def test_an_unknown_name_is_refused():
         ("trackio", "pip install trackio"),
     ],
 )
-def test_a_missing_package_is_refused(name, remedy, monkeypatch):
+def test_missing_package_is_rejected(name, remedy, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as caught:
         Trackers([name])
-    assert str(told.value.under("trainer")) == (
+    assert str(caught.value.under("trainer")) == (
         f"trainer.trackers=[{name}]: the package {name} is not installed; {remedy}"
     )
 
 
-def test_a_folder_of_that_name_is_no_package(tmp_path, monkeypatch):
-    (tmp_path / "wandb").mkdir()  # wandb itself leaves such folders where it was started
+def test_folder_with_the_name_of_a_package(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()  # wandb creates such folders in the working directory
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     with pytest.raises(ConfigError, match="the package wandb is not installed"):
@@ -199,51 +199,51 @@ def test_tensorboard_has_the_pictures(start, mode):
     drawn = picture().convert(mode)
     trackers, warned = start("tensorboard")
     trackers.picture("samples", drawn, step=3)
-    read, _ = scalars(start.folder)  # before the end: a killed run has it too
-    (found,) = read.Images("samples")
-    assert (found.step, found.width, found.height) == (3, 9, 7)
-    shown = Image.open(io.BytesIO(found.encoded_image_string))
+    read, _ = scalars(start.folder)  # before finish(): a killed run has it too
+    (image,) = read.Images("samples")
+    assert (image.step, image.width, image.height) == (3, 9, 7)
+    shown = Image.open(io.BytesIO(image.encoded_image_string))
     assert np.array_equal(np.asarray(shown), np.asarray(drawn.convert("RGB")))
     trackers.finish()
     assert warned == []
 
 
-@pytest.mark.parametrize("kept", [0, 2])
-def test_what_tensorboard_had_after_the_checkpoint_is_not_there_twice(start, kept):
-    """The run was killed at step 4 and goes on from step ``kept``, with another learning rate."""
+@pytest.mark.parametrize("resumed_at", [0, 2])
+def test_tensorboard_does_not_repeat_steps_after_resuming(start, resumed_at):
+    """The run was killed at step 4 and is resumed, with another learning rate."""
     trackers, _ = start("tensorboard")
     for step in (1, 2, 3, 4):
         trackers.log({"loss": float(step)}, step=step)
     trackers.picture("samples", picture(), step=4)
     next_second()
     changed = {"trainer": {"lr": 0.5}}
-    trackers, warned = start("tensorboard", step=kept, config=changed)
-    for step in range(kept + 1, 6):
+    trackers, warned = start("tensorboard", step=resumed_at, config=changed)
+    for step in range(resumed_at + 1, 6):
         trackers.log({"loss": 10.0 * step}, step=step)
     trackers.picture("samples", picture((5, 3)), step=4)
     trackers.finish()
     read, logged = scalars(start.folder)
-    before = [(step, float(step)) for step in range(1, kept + 1)]
-    assert logged == {"loss": before + [(step, 10.0 * step) for step in range(kept + 1, 6)]}
+    before = [(step, float(step)) for step in range(1, resumed_at + 1)]
+    assert logged == {"loss": before + [(step, 10.0 * step) for step in range(resumed_at + 1, 6)]}
     assert [(e.step, e.width) for e in read.Images("samples")] == [(4, 5)]
     texts = TensorAccumulator(str(start.folder / "tensorboard"))
     texts.Reload()
-    found = [(e.step, e.tensor_proto.string_val[0]) for e in texts.Tensors("config/text_summary")]
-    assert found[-1] == (kept + 1, b"    trainer.lr=0.5")
-    assert [step for step, _ in found] == ([1] if kept == 0 else [1, 3])
+    logged = [(e.step, e.tensor_proto.string_val[0]) for e in texts.Tensors("config/text_summary")]
+    assert logged[-1] == (resumed_at + 1, b"    trainer.lr=0.5")
+    assert [step for step, _ in logged] == ([1] if resumed_at == 0 else [1, 3])
     assert warned == []
 
 
-def test_wandb_gets_the_same_run_each_time(start, fake, monkeypatch):
+def test_wandb_continues_the_same_run(start, fake, monkeypatch):
     wandb = fake("wandb")
     monkeypatch.delenv("WANDB_FINISH_TIMEOUT")
     trackers, warned = start("wandb")
-    known = (start.folder / "wandb-id").read_text().strip()
-    assert len(known) == 16 and int(known, 16) >= 0
+    run_id = (start.folder / "wandb-id").read_text().strip()
+    assert len(run_id) == 16 and int(run_id, 16) >= 0
     options = {
         "project": "ddpm",
         "name": "my run",
-        "id": known,
+        "id": run_id,
         "resume": "allow",
         "dir": str(start.folder),
     }
@@ -264,11 +264,11 @@ def test_wandb_gets_the_same_run_each_time(start, fake, monkeypatch):
     assert wandb.calls[0] == ("init", options)
     (start.folder / "wandb-id").write_text("")  # cut short by a crash
     start("wandb")
-    assert wandb.calls[2][1]["id"] not in ("", known)
+    assert wandb.calls[2][1]["id"] not in ("", run_id)
     assert warned == []
 
 
-def test_another_folder_is_another_run_for_wandb(start, fake):
+def test_wandb_run_belongs_to_the_folder(start, fake):
     wandb = fake("wandb")
     start("wandb")
     (start.folder / "wandb-id").unlink()  # the folder was removed and its name used again
@@ -277,7 +277,7 @@ def test_another_folder_is_another_run_for_wandb(start, fake):
     assert first != second
 
 
-def test_trackio_goes_on_with_a_run_of_this_folder_only(start, fake):
+def test_trackio_continues_only_a_run_of_this_folder(start, fake):
     trackio = fake("trackio")
     trackers, warned = start("trackio")
     options = {"project": "ddpm", "name": "my run", "config": FLAT}
@@ -299,8 +299,8 @@ def test_trackio_goes_on_with_a_run_of_this_folder_only(start, fake):
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_steps_that_are_there_are_not_logged_again(start, fake, monkeypatch, name):
-    monkeypatch.setenv("LOGGED_THERE", "5")  # it has the steps up to 4
+def test_logged_steps_are_not_logged_again(start, fake, monkeypatch, name):
+    monkeypatch.setenv("LOGGED_THERE", "5")  # steps up to 4 were logged
     imported = fake(name)
     (start.folder / f"{name}-id").write_text("known\n")
     trackers, warned = start(name, step=2)
@@ -312,7 +312,7 @@ def test_steps_that_are_there_are_not_logged_again(start, fake, monkeypatch, nam
     assert warned == []
 
 
-def test_nothing_is_asked_on_the_terminal(start, fake, monkeypatch):
+def test_trackers_cannot_read_stdin(start, fake, monkeypatch):
     wandb = fake("wandb")
     seen = []
     terminal = io.StringIO("1\n")
@@ -332,7 +332,7 @@ def test_nothing_is_asked_on_the_terminal(start, fake, monkeypatch):
     assert len(seen) == 2 and sys.stdin is terminal
 
 
-def test_nothing_is_done_on_the_other_processes(start, fake):
+def test_only_the_main_process_logs(start, fake):
     calls = fake("wandb").calls
     trackers, warned = start("tensorboard", "wandb", main=False)
     trackers.log({"loss": 0.5}, step=1)
@@ -341,7 +341,7 @@ def test_nothing_is_done_on_the_other_processes(start, fake):
     assert calls == [] and warned == [] and list(start.folder.iterdir()) == []
 
 
-def test_without_trackers_nothing_is_done(start):
+def test_without_trackers_nothing_is_logged(start):
     trackers, warned = start()
     trackers.log({"loss": 0.5}, step=1)
     trackers.picture("samples", picture(), step=1)
@@ -349,7 +349,7 @@ def test_without_trackers_nothing_is_done(start):
     assert warned == [] and list(start.folder.iterdir()) == []
 
 
-def test_after_the_end_nothing_is_done(start, fake):
+def test_nothing_is_logged_after_finish(start, fake):
     wandb = fake("wandb")
     trackers, warned = start("wandb")
     trackers.finish()
@@ -369,7 +369,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("where", FAULTS)
-def test_one_that_fails_is_switched_off_and_the_others_go_on(start, fake, monkeypatch, where):
+def test_failed_tracker_is_switched_off_and_the_others_continue(start, fake, monkeypatch, where):
     wandb, trackio = fake("wandb"), fake("trackio")
     monkeypatch.setenv("FAILS_AT", where)
     monkeypatch.setattr(trackio, "call", lambda *args: trackio.calls.append(args))
@@ -386,7 +386,7 @@ def test_one_that_fails_is_switched_off_and_the_others_go_on(start, fake, monkey
     assert logged == {"loss": [(1, 0.5), (2, 1.0)]} and len(read.Images("samples")) == 2
 
 
-def test_two_that_fail_are_told_apart(start, fake, monkeypatch):
+def test_warnings_name_the_trackers(start, fake, monkeypatch):
     fake("wandb"), fake("trackio")
     monkeypatch.setenv("FAILS_AT", "log")
     trackers, warned = start("wandb", "trackio")
@@ -407,7 +407,7 @@ def test_a_folder_that_cannot_be_written_switches_tensorboard_off(start):
     assert line.startswith("the tracker tensorboard is switched off: FileExistsError: ")
 
 
-def test_a_picture_that_cannot_be_written_is_told_at_once(start):
+def test_picture_that_cannot_be_written_switches_tensorboard_off(start):
     trackers, warned = start("tensorboard")
     shutil.rmtree(start.folder / "tensorboard")
     trackers.picture("samples", picture(), step=1)
@@ -417,10 +417,10 @@ def test_a_picture_that_cannot_be_written_is_told_at_once(start):
     assert len(warned) == 1
 
 
-def test_a_package_that_is_broken_is_switched_off(start, tmp_path, monkeypatch, fake):
+def test_package_that_cannot_be_imported_is_switched_off(start, tmp_path, monkeypatch, fake):
     fake("wandb")
     trackers = Trackers(["wandb"])
-    monkeypatch.setitem(sys.modules, "wandb", None)  # is there, and cannot be imported
+    monkeypatch.setitem(sys.modules, "wandb", None)  # installed, but cannot be imported
     warned = []
     trackers.start(
         project="ddpm",
@@ -449,27 +449,27 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 for step in range(1, 1001):
     trackers.log({"loss": 1.0, "grad_norm": 2.0}, step=step)
 trackers.finish()
-print("went on to step", step)
+print("continued to step", step)
 """
 
 
-def test_a_full_disk_switches_tensorboard_off_and_says_so_once(tmp_path):
+def test_full_disk_switches_tensorboard_off_with_one_warning(tmp_path):
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.stdout.splitlines() == [
         "the tracker tensorboard is switched off: OSError: [Errno 27] File too large",
-        "went on to step 1000",
+        "continued to step 1000",
     ]
     assert ended.stderr == "" and ended.returncode == 0
 
 
-def test_only_the_thread_of_tensorboard_dies_silently(monkeypatch, capsys):
+def test_only_the_writer_thread_of_tensorboard_is_silenced(monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(threading, "excepthook", lambda error: seen.append(str(error.exc_value)))
-    module._let_writers_die_silently()
+    module._silence_writer_thread()
     first = threading.excepthook
-    module._let_writers_die_silently()
-    assert threading.excepthook is first  # not one around the other with every job of a sweep
+    module._silence_writer_thread()
+    assert threading.excepthook is first  # hooks must not be nested by the jobs of a sweep
 
     def fail():
         raise RuntimeError("another's")

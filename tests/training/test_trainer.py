@@ -1,4 +1,4 @@
-"""The loop, with numbers: rates, gradients, what is skipped, what is logged."""
+"""The training loop: learning rates, gradients, skipped steps, logs."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from ddpm.training.trainer import TrainerOptions
 
 
 class Plain(ImageCodec):
-    """Raw data are what the model sees."""
+    """Codec that does not change the values."""
 
     kind = None
 
@@ -29,7 +29,7 @@ class Plain(ImageCodec):
 
 
 class Points(Dataset):
-    """Item i is a picture of one number, drawn once; with labels, of class i % 3."""
+    """Data set of random 2x2 images; item i has the class ``i % num_classes``."""
 
     class_names, in_memory = None, True
 
@@ -48,7 +48,7 @@ class Points(Dataset):
 
 
 class Fit(DiffusionLoss):
-    """A loss without randomness: the squared error of the network from twice the data."""
+    """Deterministic loss: squared error between the output of the network and twice the data."""
 
     def __init__(self, num_steps=4, **options):
         super().__init__(GaussianDiffusion(cosine(num_steps=num_steps), PredNoise(), **options))
@@ -85,7 +85,7 @@ def trainer(loss=None, net=None, data=None, seed=0, **options):
 
 
 def fit(training, *arguments, **options):
-    """Train to the last step; returns the last loss that was logged."""
+    """Train to the last step and return the last logged loss."""
     return TrainingLoop(training, *arguments, **options).train()
 
 
@@ -129,14 +129,14 @@ def test_learning_rate(options, rates):
     ("max_steps", "typed", "expected"),
     [(19, None, 0), (100, None, 5), (20_000, None, 1000), (10**6, None, 1000), (100, 70, 70)],
 )
-def test_the_warm_up_scales_with_the_run(max_steps, typed, expected):
+def test_warm_up_scales_with_the_run(max_steps, typed, expected):
     training = trainer(lr=1.0, lr_warmup=typed, max_steps=max_steps)
     assert training.warmup_steps == expected
     assert training.learning_rate(0) == pytest.approx(1 / (expected + 1))
     assert training.learning_rate(expected) == 1
 
 
-def test_a_resumed_run_keeps_the_warm_up_that_it_began_with(run):
+def test_resuming_does_not_change_the_warm_up(run):
     fit(trainer(lr_warmup=None, max_steps=40), run, METADATA)
     (newest, *_) = checkpoint.listed(run.path)
     for typed, expected in ((None, 2), (7, 7)):
@@ -145,7 +145,7 @@ def test_a_resumed_run_keeps_the_warm_up_that_it_began_with(run):
         assert again.warmup_steps == expected
 
 
-def test_the_optimizer_takes_the_rate_of_its_step(run):
+def test_optimizer_uses_the_learning_rate_of_its_step(run):
     training = trainer(lr=1e-2, lr_warmup=2, lr_decay="cosine", max_steps=6, log_every=1)
     used = []
     real = training.optimizer.step
@@ -160,7 +160,7 @@ def test_the_optimizer_takes_the_rate_of_its_step(run):
 
 
 def gradients(run, **options):
-    """The gradients that the optimizer sees at each step."""
+    """Train; return the trainer and the gradient of each optimizer step."""
     training = trainer(**options)
     seen = []
     real = training.optimizer.step
@@ -177,28 +177,30 @@ def gradients(run, **options):
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 8])
-def test_micro_batches_give_the_gradient_of_the_whole_batch(run, tmp_path, accumulate):
+def test_gradient_accumulation_gives_the_gradient_of_the_whole_batch(run, tmp_path, accumulate):
     options = {"batch_size": 16, "lr": 1e-2}
     whole, expected = gradients(run, **options)
-    cut, found = gradients(folder(tmp_path / "b"), accumulate=accumulate, **options)
-    assert len(found) == len(expected) == 4
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(cut.network.values(), whole.network.values(), rtol=0, atol=1e-6)
-    assert len(cut.loss.calls) == 4 * accumulate and cut.num_updates == 4
-    torch.testing.assert_close(cut.ema.model.values(), whole.ema.model.values(), rtol=0, atol=1e-6)
+    other, result = gradients(folder(tmp_path / "b"), accumulate=accumulate, **options)
+    assert len(result) == len(expected) == 4
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(other.network.values(), whole.network.values(), rtol=0, atol=1e-6)
+    assert len(other.loss.calls) == 4 * accumulate and other.num_updates == 4
+    torch.testing.assert_close(
+        other.ema.model.values(), whole.ema.model.values(), rtol=0, atol=1e-6
+    )
 
 
 def test_the_gradient_is_that_of_the_mean_loss(run):
-    training, found = gradients(run, max_steps=1)
+    training, result = gradients(run, max_steps=1)
     x = torch.cat([call["x0"] for call in training.loss.calls])
-    left = 0.5 * x - 0.25 - 2 * x  # what the fresh network answers, less the target
+    left = 0.5 * x - 0.25 - 2 * x  # output of the initial network minus the target
     expected = torch.stack([(2 * left * x).mean(), (2 * left).mean()])
-    torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result[0], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.1, 1000.0])
 def test_clipping(run, tmp_path, share):
-    """Above the limit a gradient is scaled down to it; the norm before it is what is logged."""
+    """A gradient above the limit is scaled down to it; the logged norm is that before clipping."""
     _, free = gradients(run, max_steps=1)
     norm = float(free[0].norm())
     limit = share * norm
@@ -211,7 +213,7 @@ def test_clipping(run, tmp_path, share):
 
 
 class Breaks(Fit):
-    """Gives a loss that is not a number from a step on."""
+    """Loss that is not finite from a step on."""
 
     def __init__(self, first, value=math.nan):
         super().__init__()
@@ -224,43 +226,45 @@ class Breaks(Fit):
 
 @pytest.mark.parametrize("clip", [None, 1.0])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_reaches_nothing(run, value, clip):
+def test_gradient_that_is_not_finite_is_not_applied(run, value, clip):
     training = trainer(
         Breaks(2, value), max_steps=9, lr=0.1, checkpoint_every=1, clip_grad_norm=clip
     )
     with pytest.raises(ConfigError) as caught:
         fit(training, run, METADATA)
     (good, *_) = checkpoint.listed(run.path)
-    wanted = [index for index, _ in training.loader.order.items(16, 8)]
-    told = json.loads((run.path / "nonfinite-step-00000003.json").read_text())
-    assert told["step"] == 3 and [each["sample"] for each in told["batch"]] == wanted
+    indices = [index for index, _ in training.loader.order.items(16, 8)]
+    dump = json.loads((run.path / "nonfinite-step-00000003.json").read_text())
+    assert dump["step"] == 3 and [each["sample"] for each in dump["batch"]] == indices
     steps = training.loss.calls[-1]["t"].tolist()
-    assert [each["t"] for each in told["batch"]] == steps
-    assert {each["loss"] for each in told["batch"]} == {str(value)}
+    assert [each["t"] for each in dump["batch"]] == steps
+    assert {each["loss"] for each in dump["batch"]} == {str(value)}
     first = ", ".join(
-        f"loss {value} of sample {i} at t={t}" for i, t in zip(wanted[:3], steps[:3], strict=True)
+        f"loss {value} of sample {i} at t={t}" for i, t in zip(indices[:3], steps[:3], strict=True)
     )
     assert str(caught.value) == (
         f"trainer.lr=0.1: the gradient of step 3 is not finite ({first} and 5 more, all in "
-        f"{run.path}/nonfinite-step-00000003.json); nothing of it was kept, the last good "
-        f"checkpoint is {good}; lower trainer.lr, take trainer.precision=bf16 or no, or "
+        f"{run.path}/nonfinite-step-00000003.json); it was not applied, and the last good "
+        f"checkpoint is {good}; lower trainer.lr, or use trainer.precision=bf16 or no, or "
         "trainer.on_nonfinite=skip"
     )
-    kept = checkpoint.load(good)
-    assert kept.step == training.step == training.num_updates == 2
+    last = checkpoint.load(good)
+    assert last.step == training.step == training.num_updates == 2
     for which, network in (("raw", training.network), ("ema", training.ema.model)):
-        for name, value in kept.weights(which).items():
+        for name, value in last.weights(which).items():
             assert torch.equal(value, network.state_dict()[name])
     assert training.ema.state()["step"] == 2
 
 
-def test_without_a_checkpoint_the_line_says_so(run):
-    with pytest.raises(ConfigError, match=r"of step 1 is not finite.*there is no checkpoint yet"):
+def test_error_without_a_checkpoint(run):
+    with pytest.raises(
+        ConfigError, match=r"of step 1 is not finite.*no checkpoint was written yet"
+    ):
         fit(trainer(Breaks(0)), run, METADATA)
 
 
 def with_scaler(loss, **options):
-    """A trainer that scales its loss as fp16 does, on a CPU."""
+    """Return a trainer with the loss scaler of fp16, on a CPU."""
     training = trainer(loss, **options)
     accelerator, optimizer = training.accelerator, training.optimizer
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=10**6)
@@ -274,7 +278,7 @@ def with_scaler(loss, **options):
 
 
 class Overflows(Fit):
-    """Its gradient overflows in some of the steps."""
+    """Loss whose gradient overflows in some steps."""
 
     def __init__(self, steps):
         super().__init__()
@@ -285,7 +289,7 @@ class Overflows(Fit):
         return losses * (math.inf if len(self.calls) - 1 in self.steps else 1.0)
 
 
-def test_the_scaler_of_fp16_skips_and_nothing_follows_the_skipped(run, tmp_path):
+def test_steps_skipped_by_the_scaler_have_no_effect(run, tmp_path):
     """Weights, average and rate are those of a run without the two steps that overflowed."""
     options = {"lr": 0.05, "lr_warmup": 3, "batch_size": 64, "clip_grad_norm": 1.0, "log_every": 1}
     training = with_scaler(Overflows({0, 3}), max_steps=6, **options)
@@ -293,7 +297,7 @@ def test_the_scaler_of_fp16_skips_and_nothing_follows_the_skipped(run, tmp_path)
     assert training.step == 6 and training.num_updates == 4 == training.ema.state()["step"]
     assert training.skipped == 0
     assert [record["loss_scale"] for record in run.metrics()] == [512, 512, 512, 256, 256, 256]
-    clean = trainer(max_steps=4, **options)  # the batch is all of the data: its order is no matter
+    clean = trainer(max_steps=4, **options)  # the batch has all of the data, in any order
     fit(clean, folder(tmp_path / "b"), METADATA)
     torch.testing.assert_close(training.network.values(), clean.network.values(), rtol=1e-5, atol=0)
     torch.testing.assert_close(
@@ -301,7 +305,7 @@ def test_the_scaler_of_fp16_skips_and_nothing_follows_the_skipped(run, tmp_path)
     )
 
 
-def test_a_scaler_that_does_not_help_is_stopped(run):
+def test_training_stops_after_100_steps_skipped_by_the_scaler(run):
     training = with_scaler(Overflows(range(200)), max_steps=200)
     before = training.network.values().clone()
     with pytest.raises(ConfigError, match="the gradient of step 101 is not finite"):
@@ -309,7 +313,7 @@ def test_a_scaler_that_does_not_help_is_stopped(run):
     assert torch.equal(training.network.values(), before) and training.num_updates == 0
 
 
-def test_steps_that_may_be_skipped_leave_nothing_behind(run, tmp_path):
+def test_skipped_steps_have_no_effect(run, tmp_path):
     """Weights, average and rate are those of a run without the two steps that were not finite."""
     options = {"lr": 0.05, "lr_warmup": 3, "batch_size": 64, "clip_grad_norm": 1.0, "log_every": 1}
     options |= {"on_nonfinite": "skip", "max_skips": 1}
@@ -318,7 +322,7 @@ def test_steps_that_may_be_skipped_leave_nothing_behind(run, tmp_path):
     assert (training.step, training.num_updates, training.num_skipped) == (6, 4, 2)
     assert [record["skipped"] for record in run.metrics()] == [1, 1, 1, 2, 2, 2]
     assert [record["loss"] is None for record in run.metrics()] == [True, False, False] * 2
-    clean = trainer(max_steps=4, **options)  # the batch is all of the data: its order is no matter
+    clean = trainer(max_steps=4, **options)  # the batch has all of the data, in any order
     fit(clean, folder(tmp_path / "b"), METADATA)
     torch.testing.assert_close(training.network.values(), clean.network.values(), rtol=1e-5, atol=0)
     torch.testing.assert_close(
@@ -330,12 +334,10 @@ def test_steps_that_may_be_skipped_leave_nothing_behind(run, tmp_path):
     assert (again.step, again.num_updates, again.num_skipped, again.samples) == (6, 4, 2, 6 * 64)
 
 
-def test_more_skips_in_a_row_than_allowed_stop(run):
+def test_too_many_skips_in_a_row_are_an_error(run):
     options = {"on_nonfinite": "skip", "max_skips": 2, "max_steps": 9, "checkpoint_every": 1}
     training = trainer(Overflows({1, 4, 5, 6}), **options)
-    with pytest.raises(
-        ConfigError, match="of step 7 is not finite after 2 steps that were skipped"
-    ):
+    with pytest.raises(ConfigError, match="of step 7 is not finite after 2 skipped steps"):
         fit(training, run, METADATA)
     (newest, *_) = checkpoint.listed(run.path)
     again = trainer(Overflows(set()), **options)
@@ -343,21 +345,19 @@ def test_more_skips_in_a_row_than_allowed_stop(run):
     assert (again.step, again.skipped, again.num_skipped) == (6, 2, 3)
     broken = trainer(Overflows({0}), **options)  # in a row, also across a resume
     broken.resume(checkpoint.load(newest))
-    with pytest.raises(
-        ConfigError, match="of step 7 is not finite after 2 steps that were skipped"
-    ):
+    with pytest.raises(ConfigError, match="of step 7 is not finite after 2 skipped steps"):
         fit(broken, run, METADATA)
 
 
 class Constant(Fit):
-    """The loss of a sample is its step t + 1."""
+    """Loss that is t + 1 for each sample."""
 
     def __call__(self, model, x0, t, noise, estimator=None, **cond):
         super().__call__(model, x0, t, noise, estimator, **cond)
         return t + 1 + 0 * model(x0).flatten(1).mean(1)
 
 
-def test_the_loss_by_quarter(run):
+def test_loss_per_quarter(run):
     loss = Constant(num_steps=8)
     training = trainer(loss, batch_size=32, accumulate=2, max_steps=5, log_every=2)
     returned = fit(training, run, METADATA)
@@ -370,8 +370,8 @@ def test_the_loss_by_quarter(run):
         assert record["loss"] == pytest.approx((t + 1).double().mean().item())
         for quarter in range(4):
             inside = t[(t >= 2 * quarter) & (t < 2 * quarter + 2)]
-            found = record[f"loss_q{quarter}"]
-            assert found == (
+            mean = record[f"loss_q{quarter}"]
+            assert mean == (
                 pytest.approx((inside + 1).double().mean().item()) if len(inside) else None
             )
     assert returned == records[-1]["loss"]
@@ -385,27 +385,27 @@ def test_the_loss_by_quarter(run):
     )
 
 
-def test_without_a_window_the_average_is_that_of_earlier_versions(run):
+def test_ema_decay_without_a_window(run):
     fit(trainer(max_steps=5, log_every=1, ema_window=None), run, METADATA)
     expected = [1 - n ** (-2 / 3) for n in range(1, 6)]
     assert [record["ema_decay"] for record in run.metrics()] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_quarter_without_a_step_is_null(run):
+def test_quarter_without_samples_is_null(run):
     fit(trainer(Constant(num_steps=1), max_steps=1), run, METADATA)
     (record,) = run.metrics()
     assert record["loss_q0"] == 1 and record["loss_q1"] is None
     assert '"loss_q3": null' in run.metrics_file.read_text()
 
 
-def test_steps_are_drawn_evenly_from_0_to_the_last(run):
+def test_timesteps_are_uniform(run):
     loss = Fit(num_steps=4)
     fit(trainer(loss, batch_size=512, max_steps=8), run, METADATA)
     counts = torch.cat([call["t"] for call in loss.calls]).bincount(minlength=4)
     assert len(counts) == 4 and (counts - 1024).abs().max() < 5 * (4096 * 0.25 * 0.75) ** 0.5
 
 
-def test_the_speed_leaves_previews_out(run, monkeypatch):
+def test_speed_excludes_previews(run, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
@@ -424,7 +424,7 @@ def test_the_speed_leaves_previews_out(run, monkeypatch):
 
 
 @pytest.mark.parametrize(("every", "expected"), [(0, []), (2, [2, 4, 5]), (5, [5]), (100, [5])])
-def test_previews_come_at_their_steps_and_leave_the_network_training(run, every, expected):
+def test_steps_of_previews(run, every, expected):
     steps = []
 
     def preview(training, stopping):
@@ -448,7 +448,7 @@ def test_label_dropout(run, share):
     assert labels.max() <= 3 and (labels[labels < 3] >= 0).all()
 
 
-def test_labels_that_are_kept_are_those_of_their_samples(run):
+def test_label_dropout_does_not_shuffle_labels(run):
     data, loss = Points(num_classes=3), Fit(label_dropout=0.5)
     fit(trainer(loss, data=data, max_steps=2), run, METADATA)
     for call in loss.calls:
@@ -457,14 +457,14 @@ def test_labels_that_are_kept_are_those_of_their_samples(run):
             assert int(y) in (index % 3, 3)
 
 
-def test_without_labels_there_is_no_y(run):
+def test_without_labels_the_network_gets_no_y(run):
     loss = Fit()
     fit(trainer(loss, max_steps=1), run, METADATA)
     assert all("y" not in call and call["estimator"] is None for call in loss.calls)
 
 
 def coins(training, monkeypatch, rank, count):
-    """In which steps a rank self-conditions, of ``count``."""
+    """Return a list of ``count`` steps: True where a rank self-conditions."""
     monkeypatch.setattr(type(training.accelerator), "process_index", rank)
     loss, batch = training.loss, next(training.loader.batches(0))
     loss.calls.clear()
@@ -475,17 +475,17 @@ def coins(training, monkeypatch, rank, count):
     return [call["estimator"] is not None for call in loss.calls]
 
 
-def test_the_coin_of_self_conditioning_is_fair_and_the_same_for_all_ranks(monkeypatch):
+def test_self_conditioning_is_random_and_equal_on_all_ranks(monkeypatch):
     training = trainer(Fit(self_condition=True))
     ranks = [coins(training, monkeypatch, rank, 400) for rank in range(2)]
     drawn = [call["t"].tolist() for call in training.loss.calls]
     assert ranks[0] == ranks[1]
     assert abs(sum(ranks[0]) - 200) < 50
     coins(training, monkeypatch, 0, 400)
-    assert drawn != [call["t"].tolist() for call in training.loss.calls], "ranks draw alike"
+    assert drawn != [call["t"].tolist() for call in training.loss.calls], "ranks are equal"
 
 
-def test_the_randomness_of_a_step_is_a_function_of_seed_step_and_micro_step(tmp_path):
+def test_random_numbers_of_a_step_depend_on_seed_step_and_micro_step(tmp_path):
     def drawn(seed, before):
         torch.manual_seed(before)
         loss = Fit(num_steps=1000)
@@ -495,7 +495,7 @@ def test_the_randomness_of_a_step_is_a_function_of_seed_step_and_micro_step(tmp_
 
     first = drawn(0, 1)
     assert first == drawn(0, 2) and first != drawn(1, 1)
-    assert len({str(t) for t, _ in first}) == 8, "micro-batches draw alike"
+    assert len({str(t) for t, _ in first}) == 8, "micro-batches are equal"
 
 
 @pytest.mark.parametrize(
@@ -510,8 +510,8 @@ def test_the_randomness_of_a_step_is_a_function_of_seed_step_and_micro_step(tmp_
         ({"max_skips": 0}, "max_skips=0: must be at least 1"),
         (
             {"best": "fid"},
-            "best=fid: must be null or of loss, loss_q0, loss_q1, loss_q2, loss_q3; to follow "
-            "another metric, take trainer.evaluate_every",
+            "best=fid: must be null or one of loss, loss_q0, loss_q1, loss_q2, loss_q3; to follow "
+            "another metric, set trainer.evaluate_every",
         ),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm=0.0: must be above 0, or null for none"),
         ({"ema_window": 0.0}, "ema_window=0.0: must be above 0, or null for none"),
@@ -521,7 +521,7 @@ def test_the_randomness_of_a_step_is_a_function_of_seed_step_and_micro_step(tmp_
         ({"preview_every": -1}, "preview_every=-1: must be at least 0"),
         (
             {"num_workers": -1},
-            "num_workers=-1: must be at least 0; null = what suits the data",
+            "num_workers=-1: must be at least 0; null = chosen for the data",
         ),
         (
             {"batch_size": 6, "accumulate": 4},
@@ -529,13 +529,13 @@ def test_the_randomness_of_a_step_is_a_function_of_seed_step_and_micro_step(tmp_
         ),
     ],
 )
-def test_refusals(options, line):
+def test_invalid_options(options, line):
     with pytest.raises(ConfigError) as caught:
         trainer(**options)
     assert str(caught.value) == line
 
 
-def test_checkpoints_that_are_kept(run):
+def test_retained_checkpoints(run):
     training = trainer(
         max_steps=9, checkpoint_every=1, keep_last=2, keep_every=4, best="loss", log_every=1,
         lr=0.2, ema_decay=0.5,
@@ -543,13 +543,13 @@ def test_checkpoints_that_are_kept(run):
     fit(training, run, METADATA)
     losses = {record["step"]: record["loss"] for record in run.metrics()}
     best = min(losses, key=lambda step: losses[step])
-    kept = {checkpoint.step_of(path) for path in checkpoint.listed(run.path)}
-    assert kept == {9, 8, 4, best}
+    steps = {checkpoint.step_of(path) for path in checkpoint.listed(run.path)}
+    assert steps == {9, 8, 4, best}
     assert (run.path / "checkpoints/best").resolve().name == f"step-{best:08d}"
     assert checkpoint.find(str(run.path / "checkpoints/best"), pytest.fail).step == best
 
 
-def test_checkpoints_come_at_their_steps_and_at_the_end(run):
+def test_steps_of_checkpoints(run):
     fit(trainer(max_steps=7, checkpoint_every=3, keep_last=9), run, METADATA)
     assert [path.name[-1] for path in checkpoint.listed(run.path)] == ["7", "6", "3"]
     assert json.loads((run.path / "checkpoints/step-00000003/config.json").read_text())["step"] == 3

@@ -1,4 +1,4 @@
-"""The duration of a step, and that measuring it changes nothing."""
+"""The trial of a step measures its duration and changes nothing."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 class Clock:
-    """Time that passes only when it is told to."""
+    """Clock that tests advance."""
 
     def __init__(self):
         self.now = 0.0
@@ -32,7 +32,7 @@ def clock(monkeypatch):
 
 
 def durations(clock, *seconds):
-    """Work whose calls take these durations."""
+    """Return a function whose calls have these durations."""
     rest = iter(seconds)
 
     def work():
@@ -45,7 +45,7 @@ def durations(clock, *seconds):
     ("taken", "seconds", "median", "calls"),
     [
         ([9, 1, 2, 3], 15, 2, 4),  # the first one is not counted
-        ([9], 9, 9, 1),  # too long already: it counts
+        ([9], 9, 9, 1),  # alone too long: it is counted
         ([9, 1], 9.5, 1, 2),
         ([1, 2], 3, 2, 2),
         ([5, *range(1, 11)], 1000, 5.5, 11),  # at most ten are counted
@@ -73,7 +73,7 @@ class Noisy(nn.Module):
 
 
 def state(training):
-    """All that a step may change."""
+    """Return everything that a step may change."""
     optimizer = training.optimizer.state_dict()["state"]
     return {
         **{f"raw.{name}": value.clone() for name, value in training.network.state_dict().items()},
@@ -103,7 +103,7 @@ def test_a_trial_changes_nothing(moment):
     assert training.samples == 8 * training.step
 
 
-def test_a_run_with_a_trial_has_the_bits_of_one_without(tmp_path):
+def test_trial_does_not_change_the_bits_of_a_run(tmp_path):
     weights = []
     for name in ("plain", "tried"):
         torch.manual_seed(1)  # of the first weights alone
@@ -117,7 +117,7 @@ def test_a_run_with_a_trial_has_the_bits_of_one_without(tmp_path):
 
 
 class Slow(Fit):
-    """A loss that takes a second of the clock, two where there is an estimate."""
+    """Loss that takes a second of the clock, or two with self-conditioning."""
 
     clock: Clock
 
@@ -136,9 +136,9 @@ def test_all_passes_of_a_step_are_counted(clock, self_condition, accumulate, exp
     assert seconds_per_step(training, seconds=20) == expected
 
 
-def test_of_a_large_network_a_part_of_the_weights_is_copied(clock, monkeypatch):
-    """Two layers of 2 and 2 numbers, of which the first makes half."""
-    monkeypatch.setattr(trial, "_COPIED", 1)
+def test_only_a_part_of_a_large_network_is_copied(clock, monkeypatch):
+    """The weight is one of the two parameters, so that the duration is doubled."""
+    monkeypatch.setattr(trial, "_MAX_COPIED", 1)
     copied = []
 
     class Optimizer(torch.optim.AdamW):
