@@ -62,7 +62,7 @@ class EvaluationJob:
 
         Args:
             path: a folder of images or an .npz.
-            accelerator: of the command.
+            accelerator: accelerator of the command.
 
         Raises:
             ConfigError: images, options or a reference that cannot be used.
@@ -145,9 +145,9 @@ class EvaluationJob:
         """Evaluate a checkpoint and write the results.
 
         Args:
-            evaluator: of this job.
+            evaluator: evaluator of this job.
             session: has the model.
-            weights: that the model has, for the provenance.
+            weights: kind of the weights of the model, for the provenance.
 
         Returns:
             The folder of the results, and the results.
@@ -181,9 +181,9 @@ class EvaluationJob:
         """Return everything that determines the results; equal requests have equal results.
 
         Args:
-            evaluator: of this job.
+            evaluator: evaluator of this job.
             session: has the model.
-            provenance: of the checkpoint.
+            provenance: provenance of the checkpoint.
         """
         defaults = {"image_size", "color", "low", "high"} - self.options.folder_options.keys()
         options = {k: v for k, v in vars(self.options).items() if k not in defaults}
@@ -209,7 +209,7 @@ class EvaluationJob:
     def _record(
         self, accelerator: Accelerator, parent: Path, name: str, request: Mapping[str, Any]
     ) -> Iterator[EvaluationRecord]:
-        """Give the record of an unfinished evaluation of this request, or a new one.
+        """Context manager of the record of an unfinished evaluation of this request, or a new one.
 
         The results are written to ``out``, or to the folder of the unfinished evaluation, or to a
         new one; see :func:`writing`.
@@ -218,7 +218,7 @@ class EvaluationJob:
             ConfigError: the folder cannot be written, or another process writes to it.
             Stopped: names the folder.
         """
-        locks: list[Lock] = []  # of the main process
+        locks: list[Lock] = []  # on the main process
         request = partial_results.plain(request)
 
         def choose_folder() -> str | None:
@@ -276,10 +276,10 @@ class EvaluationJob:
 
 @contextmanager
 def _cleared_at_end(record: EvaluationRecord, accelerator: Accelerator) -> Iterator[None]:
-    """Delete the partial results at the end; after a signal, name the folder that has them.
+    """Context manager that deletes the partial results at the end, unless a signal stops it.
 
     Raises:
-        Stopped: names the folder, if it contains anything.
+        Stopped: names the folder of the partial results, if there are any.
     """
     try:
         yield
@@ -302,8 +302,8 @@ def training_report(run: Run, step: int, config: Mapping[str, Any]) -> Report:
 
     Args:
         run: the run.
-        step: of the checkpoint.
-        config: of the run.
+        step: step of the checkpoint.
+        config: config of the run.
     """
     curves = run.curves()
     loss = curves.pop("loss", [])

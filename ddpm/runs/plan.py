@@ -30,12 +30,12 @@ Node = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """Config and place of a training.
+    """Config and run folder of a training.
 
     Attributes:
         config: of the training, complete.
         key: option that selected the run, for error messages.
-        path: folder of the run, new or not; None for a new one whose name is the time.
+        path: the run folder; None for a new one that is named by the time.
         exists: True if the folder contains a run.
         changed: overridden options: key to the values until now and from now on.
         timed: True if ``trainer.max_minutes`` still has to become a number of steps.
@@ -51,7 +51,7 @@ class Plan:
     chosen: dict[str, Any] = field(default_factory=dict)
 
     def sized(self, device: str) -> Plan:
-        """Return the plan with a number for the width of the network, which depends on the device.
+        """Return the plan with the width of the network, whose default depends on the device.
 
         Args:
             device: ``cpu`` or ``cuda``.
@@ -94,7 +94,7 @@ class Plan:
         The main process, which holds the lock of the folder, chooses; each one reads and checks it.
 
         Raises:
-            ConfigError: all are damaged, or the newest is of other data.
+            ConfigError: all checkpoints are damaged, or the newest has other data.
         """
         if not self.exists:
             return None
@@ -113,11 +113,11 @@ class Plan:
             stored, here, self.key, newest.run, override=True
         )  # plan() has checked that
         if accelerator.is_main_process:
-            _warn_of_other_bits(newest, accelerator.num_processes)
+            _warn_of_different_bits(newest, accelerator.num_processes)
         return newest
 
     def _check_data(self, checkpoint: Checkpoint, data: Node, num_samples: int) -> None:
-        """Raise unless the data of a checkpoint are those of the run."""
+        """Check that the data of a checkpoint are those of the run."""
         metadata = checkpoint.metadata
         stored, here = dict(metadata.data), {name: data[name] for name in metadata.data}
         if metadata.num_samples is not None:
@@ -133,7 +133,7 @@ def plan(request: Request) -> Plan:
     Raises:
         ConfigError: an invalid name, a run that does not exist, or one with other options.
     """
-    _refuse_two_ends(request)
+    _check_one_duration(request)
     path, key = request.folder(), request.key
     stored = None if path is None else stored_config.read(path)
     if path is None or stored is None:
@@ -142,14 +142,14 @@ def plan(request: Request) -> Plan:
             remedy = "leave it out to begin one" if run is None else f"use resume={run}"
             raise ConfigError("resume", request.resume, f"run not found; {remedy}")
         if path is not None:
-            _refuse_foreign_files(path, key)
+            _check_foreign_files(path, key)
         timed = stored_config.has_duration(request.config)
         return Plan(request.config, key, path, timed=timed)
     stored = stored_config.completed(stored)
     config = stored_config.requested(request, stored, path)
     changed = _changed(config, stored, key, path, override=request.override)
     if "trainer.max_steps" in changed and config["trainer"].get("lr_decay") == "cosine":
-        warn("lr_decay=cosine ends at max_steps: with another one this is not the same run")
+        warn("lr_decay=cosine depends on max_steps: with another value the run is a different one")
     timed = stored_config.has_duration(config) and "trainer" not in stored  # of an imported network
     return Plan(config, key, path, True, changed, timed)
 
@@ -164,23 +164,23 @@ def _changed(
     """
     stored = paths.without(stored, set(paths.KEYS))
     here = {key: node for key, node in config.items() if key in stored}
-    # The size of the data is not known yet: Plan.checkpoint compares what depends on it.
+    # The data are not loaded yet: Plan.checkpoint compares what depends on their size.
     if "model" in here:
         here["model"] = instantiate.adapted_as(config["model"], stored["model"])
     changed = check_compatible(stored, here, key, path, override=override)
     return {name: pair for name, pair in changed.items() if not paths.is_same(name, *pair)}
 
 
-def _refuse_two_ends(request: Request) -> None:
+def _check_one_duration(request: Request) -> None:
     """Raise if both a duration and a number of steps are typed."""
     trainer = request.config["trainer"]
     if {"trainer.max_steps", "trainer.max_minutes"} <= request.typed_keys:
         both = trainer.get("max_minutes") is not None
-        problem = f"cannot stand beside trainer.max_steps={trainer['max_steps']}; leave one out"
+        problem = f"conflicts with trainer.max_steps={trainer['max_steps']}; set only one of them"
         require(not both, "trainer.max_minutes", trainer.get("max_minutes"), problem)
 
 
-def _refuse_foreign_files(path: Path, key: str) -> None:
+def _check_foreign_files(path: Path, key: str) -> None:
     """Raise if the folder of a new run contains files with names that a run writes."""
     foreign = Run(path).foreign()
     if foreign:
@@ -192,24 +192,24 @@ def _refuse_foreign_files(path: Path, key: str) -> None:
         raise ConfigError("name" if key == "name" else "out", value, f"{problem}; {remedy}")
 
 
-def _warn_of_other_bits(checkpoint: Checkpoint, processes: int) -> None:
-    """Warn if the resumed run cannot have the same bits."""
+def _warn_of_different_bits(checkpoint: Checkpoint, processes: int) -> None:
+    """Warn if the resumed run will differ in bits from an uninterrupted one."""
     before = checkpoint.metadata.processes
     if before not in (None, processes):
         warn(
-            f"{checkpoint.folder} was made by {before} processes, this is {processes}: the data "
-            "come in the same order, the noise is other noise"
+            f"{checkpoint.folder} was written by {before} processes, and {processes} resume: the "
+            "data have the same order, but the noise differs"
         )
     version = checkpoint.metadata.ddpm
     if version not in (None, __version__):
-        warn(f"{checkpoint.folder} was made by ddpm {version}, this is {__version__}")
+        warn(f"{checkpoint.folder} was written by ddpm {version}, this is {__version__}")
 
 
 def warn_of_threads(checkpoint: Checkpoint, threads: int) -> None:
-    """Warn if the run continues with another number of threads than its checkpoint has."""
+    """Warn if the number of threads differs from that of the checkpoint."""
     stored = checkpoint.metadata.threads
     if stored not in (None, threads):
         warn(
-            f"{checkpoint.folder} was made with threads={stored}, this is threads={threads}: sums "
-            f"are rounded otherwise; threads={stored} keeps the bits"
+            f"{checkpoint.folder} was written with threads={stored}, this is threads={threads}: "
+            f"sums are rounded differently; threads={stored} reproduces the bits"
         )

@@ -1,4 +1,4 @@
-"""Sample grids while training."""
+"""Previews: sample grids during training."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ddpm.training.run import Run
 
 
 class Previews:
-    """Draws the same samples, of the same noise, with the averaged weights of the moment.
+    """Draws the same samples, from the same noise, with the current averaged weights.
 
-    Every process draws its share; the main one writes ``samples/step-00001000.png``.
+    Every process draws its share, and the main process writes ``samples/step-00001000.png``.
 
     Args:
-        sampler: how to draw.
-        diffusion: the process that is trained.
-        spec: of the data.
+        sampler: the sampler.
+        diffusion: the diffusion process of the training.
+        spec: shape, classes and codec of the data.
         accelerator: of the training.
-        seed: of the samples.
-        run: where the grids go.
+        seed: seed of the samples.
+        run: run folder of the grids.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Previews:
         self.accelerator, self.seed, self.run = accelerator, seed, run
 
     def __call__(self, trainer: Trainer, stopping: Stopping) -> None:
-        """Draw and write the grid of the trainer's step.
+        """Draw and write the grid of the current step.
 
         Raises:
             GivenUpError: a signal asked to stop; nothing was written.
@@ -60,31 +60,31 @@ class Previews:
             autocast=lambda: accelerator.autocast(),
         )
         count = trainer.options.preview_samples
-        known = None
+        condition = None
         classes = None if self.spec.num_classes is None else list(range(self.spec.num_classes))
-        if self.spec.codec.condition_mask is not None:  # of the first samples, and of their classes
+        if self.spec.codec.condition_mask is not None:  # from the first samples
             indices = [i % len(trainer.data) for i in range(count)]
-            known, labels = trainer.data.fetch(indices, [0] * count)
+            condition, labels = trainer.data.fetch(indices, [0] * count)
             classes = None if labels is None else labels.tolist()
-        grid = self._drawn(pipeline, trainer, classes, known, stopping)
+        grid = self._draw(pipeline, trainer, classes, condition, stopping)
         if accelerator.is_main_process:
             with self.run.warn_on_io_error("the sample grid"):
-                # The picture comes last: a step that has one is not drawn again on resuming.
+                # The picture is written last: on resuming, a step without one is drawn again.
                 film = self.run.picture("samples", trainer.step).with_suffix(".gif")
                 rows = cyclic_class_rows(len(grid), classes, self.spec.names)
                 self.spec.codec.write_motion_gif(grid, film, rows=rows)
                 picture = self.spec.codec.picture(grid, rows=rows)
                 self.run.show("samples", picture, trainer.step)
 
-    def _drawn(
+    def _draw(
         self,
         pipeline: generation.SamplingPipeline,
         trainer: Trainer,
         classes: list[int] | None,
-        known: Tensor | None,
+        condition: Tensor | None,
         stopping: Stopping,
     ) -> Tensor:
-        """Draw the raw samples of all processes."""
+        """Return the raw samples of all processes."""
         accelerator, size, calls = self.accelerator, trainer.batch_size, pipeline.num_calls()
         shard = Shard(
             accelerator,
@@ -110,7 +110,7 @@ class Previews:
                     seed=self.seed,
                     batch_size=size,
                     classes=classes,
-                    condition=known,
+                    condition=condition,
                     on_step=after,
                 )
                 drawn = list(batches)

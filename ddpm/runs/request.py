@@ -1,4 +1,4 @@
-"""Request for a training: a composed config, and where its run is."""
+"""Request for a training: a composed config, and the place of its run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Request:
 
     Attributes:
         config: nodes of the config groups, and ``seed``.
-        name: name of the run's folder in ``out``; None = from the time and ``label``.
+        name: name of the run folder in ``out``; None = from the time and ``label``.
         out: parent folder of runs.
         resume: folder of the run to resume, or None.
         override: allow other options of the trainer than those of the run.
@@ -48,7 +48,7 @@ class Request:
         return "name" if self.resume is None and self.job_folder is None else "resume"
 
     def folder(self) -> Path | None:
-        """Return the folder of the run, which may not exist; None if the time names it.
+        """Return the run folder, which may not exist; None if it is named by the time.
 
         Raises:
             ConfigError: ``name`` is not the name of a folder, or is reserved.

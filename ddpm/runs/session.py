@@ -132,7 +132,7 @@ def sampler_name(node: Mapping[str, Any]) -> str:
 
 
 def _find(ckpt: str, accelerator: Accelerator) -> Checkpoint:
-    """Return the named checkpoint, the same on all processes even while its run goes on."""
+    """Return the named checkpoint, the same on all processes even while its run continues."""
     if accelerator.num_processes == 1:
         return checkpoints.find(ckpt, warn)
     folder = agreed(accelerator, lambda: checkpoints.find(ckpt, warn).folder)

@@ -1,4 +1,4 @@
-"""Config of a run that exists: read from its folder, and combined with the requested options."""
+"""Config of an existing run, read from its folder and combined with the requested options."""
 
 from __future__ import annotations
 
@@ -59,22 +59,22 @@ def requested(request: Request, stored: Node, path: Path) -> Node:
     values of the run for options that were derived or had other defaults when it began.
 
     Args:
-        request: of the user.
+        request: the request of the user.
         stored: the :func:`completed` config of the run.
         path: folder of the run.
 
     Raises:
-        ConfigError: unknown options, or another duration than the run began with.
+        ConfigError: unknown options, or a duration that differs from that of the run.
     """
     located = paths.located(stored, path)
     if request.resume is not None:
         config = _with_overrides(located, request)
-        _refuse_code(config, request)
+        _check_code(config, request)
     else:
         config = _with_run_defaults(_with_axes(request.config, stored), stored, request)
         config = paths.repeated(config, located)
     config = with_numbers(config, stored)
-    _refuse_other_duration(config, stored)
+    _check_duration(config, stored)
     return config
 
 
@@ -89,12 +89,12 @@ def with_numbers(config: Node, stored: Node) -> Node:
     numbers = {k: there[k] for k in DERIVED if k in there and trainer.get(k) is None}
     model = instantiate.sized(config["model"], stored=stored["model"])
     if stored["model"].get("_target_") == model.get("_target_"):
-        model = {**stored["model"], **model}  # of a plugin: it may lack some
+        model = {**stored["model"], **model}  # the model of a plugin may lack some options
     return {**config, "trainer": {**trainer, **numbers}, "model": model}
 
 
 def _with_axes(config: Node, stored: Node) -> Node:
-    """Return the config with the axes of sequences of the run, where they were not typed again."""
+    """Return the config with the sequence axes of the run, unless they were typed again."""
     data, there = config["data"], stored.get("data")
     axes = there.get("axes") if isinstance(there, dict) else None
     if axes is None or data.get("axes", axes) is not None:
@@ -103,7 +103,7 @@ def _with_axes(config: Node, stored: Node) -> Node:
 
 
 def _with_run_defaults(config: Node, stored: Node, request: Request) -> Node:
-    """Return the config with the planned number of steps of the run, and its earlier defaults.
+    """Return the config with the number of steps of the run, and the defaults at its start.
 
     Typed options are not changed.
     """
@@ -118,7 +118,7 @@ def _with_overrides(stored: Node, request: Request) -> Node:
     """Return the stored config with the options that were typed beside ``resume``."""
     config = request.config
     merged = paths.without(deepcopy(stored), set(request.typed_keys))
-    if isinstance(merged.get("evaluation"), dict):  # of a version that had fewer options
+    if isinstance(merged.get("evaluation"), dict):  # earlier versions had fewer options
         merged["evaluation"] = {**config["evaluation"], **merged["evaluation"]}
     for override in request.overrides:
         _merge(merged, config, override)
@@ -150,8 +150,8 @@ def _merge(merged: Node, config: Node, override: str) -> None:
         merged[group] = config[group]
 
 
-def _refuse_code(config: Node, request: Request) -> None:
-    """Raise for an extractor that runs a file, unless it was typed: a run may be others' work."""
+def _check_code(config: Node, request: Request) -> None:
+    """Raise for an extractor that runs a file, unless it was typed: runs may come from others."""
     node = config["evaluation"]["extractor"]
     named = {"extractor@evaluation.extractor", "evaluation.extractor.path"} & request.typed_keys
     if config["trainer"].get("evaluate_every") and str(node.get("_target_")).endswith(".Custom"):
@@ -162,12 +162,12 @@ def _refuse_code(config: Node, request: Request) -> None:
         require(bool(named), "evaluation.extractor.path", node.get("path"), problem)
 
 
-def _refuse_other_duration(config: Node, stored: Node) -> None:
-    """Raise for another duration of a run that has begun: its number of steps is stored."""
+def _check_duration(config: Node, stored: Node) -> None:
+    """Raise for another duration of an existing run, whose number of steps is stored."""
     there, here = stored.get("trainer"), config["trainer"].get("max_minutes")
     if there is not None and here not in (None, there.get("max_minutes")):
         problem = (
-            f"the run has begun, and ends at step {there['max_steps']}; leave trainer.max_minutes "
-            "out, or set trainer.max_steps to train it longer"
+            f"the run has started, and ends at step {there['max_steps']}; omit "
+            "trainer.max_minutes, or set trainer.max_steps to train it longer"
         )
         raise ConfigError("trainer.max_minutes", here, problem)

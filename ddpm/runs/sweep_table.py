@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CSV, PICTURE = "sweep.csv", "sweep.png"
 RESULTS = ("status", "error", "steps", "loss", "best_loss", "best_step")  # after the options
-NOT_AN_OPTION = "-"  # where the group that a job uses does not have the option
+NOT_AN_OPTION = "-"  # for an option that the group of a job does not have
 STYLES = ("-", "--", ":", "-.")  # one per group of comparable losses
 LEGEND = 20  # curves with an entry in the legend
 
@@ -35,15 +35,15 @@ class Job:
     """Result of one job of a sweep.
 
     Attributes:
-        number: of its folder.
-        options: the ones that differ between jobs, as typed.
+        number: number of its folder.
+        options: the options that differ between jobs, as typed.
         status: such as ``done`` or ``failed``.
-        error: one line; empty if the job succeeded.
-        folder: of the run.
-        steps: optimizer steps.
+        error: error message; empty if the job succeeded.
+        folder: the run folder.
+        steps: number of optimizer steps.
         points: logged losses as (step, loss).
         measured: the last value of each metric that was evaluated during training.
-        config: of the run; empty if it did not start.
+        config: config of the run; empty if it did not start.
     """
 
     number: int
@@ -154,7 +154,7 @@ def _job(record: Path, content: dict[str, Any], options: dict[str, str]) -> Job:
     saved = [int(path.name.partition("-")[2]) for path in checkpoint.listed(run.path)[:1]]
     steps = max([0, *saved, *(step for step, _ in points)])
     status, error = content.get("status", "running"), content.get("error") or ""
-    if status == "running":  # but the launcher no longer waits for it
+    if status == "running":  # although the launcher no longer waits for it
         status, error = "failed", "killed or still running: it recorded no result"
     measured = {
         name: curve[-1][1]

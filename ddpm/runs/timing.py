@@ -1,4 +1,4 @@
-"""The duration of a training: its estimate at the start, and ``trainer.max_minutes``."""
+"""Duration of a training: its estimate at the start, and ``trainer.max_minutes``."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from ddpm.samplers import Sampler
     from ddpm.training import Trainer
 
-_WORTH_IT = 200  # steps, below which a trial would take a noticeable part of the run
-_SHARE = 0.015  # of a run, for the trial of its estimate
-_SECONDS = 5.0  # for it at most
-LOOP = 1.08  # a step in the loop over its trial, see BENCHMARKS.md
-_PLAN_SHARE = 0.05  # of trainer.max_minutes, for the trial that the number of steps follows from
+_MIN_STEPS = 200  # for fewer steps a trial would take a noticeable part of the run
+_SHARE = 0.015  # maximum share of a run for the trial of its estimate
+_SECONDS = 5.0  # maximum duration of this trial
+LOOP = 1.08  # duration of a step in the loop over that in a trial, see BENCHMARKS.md
+_PLAN_SHARE = 0.05  # share of trainer.max_minutes for the trial that determines the number of steps
 
 
 class Timing:
-    """Measures the steps of a training before the first one; every process calls each method.
+    """Measures the duration of a step before the first one; every process calls each method.
 
     Args:
-        training: as it begins or resumes.
-        sampler: of the previews.
-        step: seconds per step, if they have been measured.
-        began: ``time.monotonic()`` from which ``trainer.max_minutes`` counts; None = now.
+        training: the trainer, at the start or after resuming.
+        sampler: the sampler of the previews.
+        step: seconds per step, if measured before.
+        began: ``time.monotonic()`` at the start of ``trainer.max_minutes``; None = now.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class Timing:
         self.preview = preview_steps(training.options.preview_samples, calls, training.batch_size)
         training.pace.expected = self.preview
         alone = training.accelerator.num_processes == 1
-        self._step = step if alone else None  # else that of the slowest process
+        self._step = step if alone else None  # with several, the slowest process counts
         self._planned = False
 
     def planned(self, planned: Plan) -> Plan:
-        """Return a plan whose ``trainer.max_steps`` is the number of steps that will be taken.
+        """Return a plan whose ``trainer.max_steps`` is the last step of the run.
 
-        Of a run that begins with ``trainer.max_minutes`` it is what fits into that time, measured
-        now. It is stored in the run: a run that is resumed has it already.
+        For a new run with ``trainer.max_minutes`` it is the number of steps that fit into that
+        time, measured now. The run stores it for resuming.
         """
         training, minutes = self.training, self.training.options.max_minutes
         if not planned.timed or minutes is None:
@@ -73,12 +73,12 @@ class Timing:
         return replace(planned, config={**planned.config, "trainer": trainer})
 
     def line(self) -> str:
-        """Return the expected duration in words, empty for a run that is too short to measure."""
+        """Return a message about the expected duration, empty for a run too short to measure."""
         training = self.training
         left = training.max_steps - training.step
         without = ", without evaluations" if training.options.evaluate_every else ""
         if not self._planned:
-            if left < _WORTH_IT:
+            if left < _MIN_STEPS:
                 return ""
             one = self._measured(0.0) if self._step is None else self._step
             return self._estimate(min(_SHARE * left * one, _SECONDS)).line(
@@ -88,12 +88,12 @@ class Timing:
         return f"trainer.max_minutes={training.options.max_minutes:g}: {line}"
 
     def _estimate(self, seconds: float) -> Estimate:
-        """Return the expected speed, measured for about so long unless it has been measured."""
+        """Return the expected speed, measured for about ``seconds`` unless measured before."""
         if self._step is None:
             self._step = self._measured(seconds)
         options = self.training.options
         every = options.preview_interval
-        if options.preview_every is None:  # fewer, where they would exceed their share
+        if options.preview_every is None:  # less often, if they would exceed their share
             every = max(every, math.ceil(self.preview * (1 / PREVIEW_SHARE - 1)))
         return Estimate(LOOP * self._step, self.preview * self._step, every)
 

@@ -71,18 +71,16 @@ def train(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: cpu_threads.Threads = "auto",
 ) -> Outcome:
-    """Begin or resume a run, and train it to its last step.
-
-    Every process calls it.
+    """Start or resume a run, and train it to its last step; called on every process.
 
     Args:
         request: the options.
-        device: ``auto`` takes a GPU where there is one.
+        device: ``auto`` uses a GPU if there is one.
         threads: CPU threads per process; see :mod:`ddpm.distributed.cpu_threads`.
 
     Raises:
         ConfigError: invalid options, data or files; nothing that exists is changed.
-        Stopped: a signal ended the training after a step, with a checkpoint.
+        Stopped: a signal stopped the training after a step, with a checkpoint.
     """
     with StopSignal() as stop, recording() as warnings:
         planned = plan(request)
@@ -113,7 +111,7 @@ class _Training:
         self.stop, self.warnings, self.out = stop, warnings, Path(request.out)
 
     def __call__(self, planned: Plan) -> Outcome:
-        """Build everything, claim the run's folder, and train in it."""
+        """Build all objects, lock the run folder, and train."""
         accelerator = self.accelerator
         planned = planned.sized(accelerator.device.type)
         objects = build(planned, accelerator, self.out)
@@ -125,7 +123,7 @@ class _Training:
                 lock.acquire(planned.key, note)
             wait_for_all(accelerator)
             if planned.path is not None and not planned.exists:
-                # Another process may have begun it before we had the lock.
+                # Another process may have started the run before this one had the lock.
                 planned = plan(self.request).sized(accelerator.device.type)
             return self._train(planned.adapted(objects.trainer), objects, run)
         finally:
@@ -134,12 +132,12 @@ class _Training:
     def _train(self, planned: Plan, objects: Objects, run: Run) -> Outcome:
         """Resume, choose the number of threads and of steps, and train; the folder is locked."""
         accelerator, trainer = self.accelerator, objects.trainer
-        found = planned.checkpoint(accelerator, objects.spec, len(trainer.data))
-        if found is not None:
-            trainer.resume(found)
+        source = planned.checkpoint(accelerator, objects.spec, len(trainer.data))
+        if source is not None:
+            trainer.resume(source)
         began = time.monotonic()
-        choice = _choose_threads(self.threads, trainer, found)
-        measured = choice.seconds if found is None else None
+        choice = _choose_threads(self.threads, trainer, source)
+        measured = choice.seconds if source is None else None
         timing = Timing(trainer, objects.sampler, measured, began=began)
         planned = timing.planned(planned)
         pending = scheduled(trainer.options, trainer.step, trainer.max_steps)
@@ -199,7 +197,7 @@ def build(planned: Plan, accelerator: Accelerator, out: Path) -> Objects:
         ConfigError: data that cannot be read, or options that do not fit one another.
     """
     config = planned.config
-    fetching = config["data"].get("download", False)  # one process downloads, the others find it
+    fetching = config["data"].get("download", False)  # one process downloads for all
     with main_first(accelerator) if fetching else nullcontext():
         data = planned.relabelled(instantiate.splits(config))
     warn_once(accelerator, data.train.warnings)
@@ -219,7 +217,7 @@ def build(planned: Plan, accelerator: Accelerator, out: Path) -> Objects:
 
 
 def _new_folder(accelerator: Accelerator, out: Path, label: str) -> Path:
-    """Make the folder of a new run on the main process; return it on every process."""
+    """Create the folder of a new run on the main process; return it on every process."""
     chosen = None
     if accelerator.is_main_process:
         chosen = new_folder(out, f"{time.strftime('%Y%m%d-%H%M%S')}-{label}")
@@ -229,7 +227,7 @@ def _new_folder(accelerator: Accelerator, out: Path, label: str) -> Path:
 
 
 def _begin(run: Run, planned: Plan, trainer: Trainer, latest: Path) -> None:
-    """Write the config and the first event, and remove what was logged after the checkpoint."""
+    """Write the config and the first event, and remove records after the checkpoint."""
     accelerator = trainer.accelerator
     for key, (old, new) in planned.changed.items():
         info_once(accelerator, f"{key}: {old} until step {trainer.step}, from now on {new}")
@@ -252,39 +250,39 @@ def _begin(run: Run, planned: Plan, trainer: Trainer, latest: Path) -> None:
 
 
 def _choose_threads(
-    threads: cpu_threads.Threads, trainer: Trainer, found: Checkpoint | None
+    threads: cpu_threads.Threads, trainer: Trainer, source: Checkpoint | None
 ) -> cpu_threads.Choice:
-    """Set the number of threads; warn if the bits differ from those before the checkpoint."""
+    """Set the number of threads; warn if it differs from that of the checkpoint."""
 
     def measure(seconds: float) -> float:
-        with in_eager_mode(trainer):  # each number of threads would be compiled for
+        with in_eager_mode(trainer):  # else each number of threads would be compiled
             return seconds_per_step(trainer, seconds=seconds)
 
     def trial() -> cpu_threads.Trial:
         return cpu_threads.Trial(measure, trainer.max_steps - trainer.step, "step")
 
-    metadata = None if found is None else found.metadata
+    metadata = None if source is None else source.metadata
     choice = cpu_threads.use(threads, trainer.accelerator, trial=trial, stored=metadata)
-    if found is not None and trainer.accelerator.is_main_process:
-        warn_of_threads(found, choice.threads)
+    if source is not None and trainer.accelerator.is_main_process:
+        warn_of_threads(source, choice.threads)
     return choice._replace(seconds=None) if trainer.options.compile else choice
 
 
 def _outcome(run: Run, trainer: Trainer) -> Outcome:
-    """Return the path of a run with the value that sweeps compare."""
+    """Return the path of a run, and the value that sweeps compare."""
     return Outcome(run.path, _value(run, trainer.options.best))
 
 
 def _value(run: Run, best: str | None) -> float | None:
     if best is None or best in LOGGED:
         return run.last_loss()
-    found = best_of(listed(run.path), best)
-    return None if found is None else found.value
+    score = best_of(listed(run.path), best)
+    return None if score is None else score.value
 
 
 @contextmanager
 def _events(run: Run, trainer: Trainer) -> Iterator[None]:
-    """Write to events.jsonl how the block ends, if it has begun."""
+    """Context manager that writes the end of a run to events.jsonl, if the run has started."""
     ending, details = "failed", {}
     try:
         yield
@@ -303,7 +301,7 @@ def _events(run: Run, trainer: Trainer) -> Iterator[None]:
 
 
 def _summary(trainer: Trainer, spec: DataSpec, run: Run, chosen: dict[str, Any]) -> str:
-    """Return a few lines about the training that begins."""
+    """Return a summary of the training, several lines."""
     weights = sum(parameter.numel() for parameter in trainer.network.parameters())
     classes, names = "", ""
     if spec.num_classes is not None:

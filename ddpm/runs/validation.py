@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from ddpm.data.split import Split
 
-_NUMBERS = {  # that trainer.best may follow, by metric, where they differ from its name
+_NUMBERS = {  # values of trainer.best by metric, where they differ from its name
     "prc": ("precision", "recall", "f_score"),
     "loss": tuple(f"val_{name}" for name in LOGGED),
     "bpd": ("val_bpd",),
@@ -44,15 +44,15 @@ class Validation:
     """Evaluates the averaged weights during training, every time with the same options.
 
     Args:
-        config: of the training.
+        config: config of the training.
         spec: shape, classes and codec of its data.
         split: its training data and validation data.
-        accelerator: of the training.
+        accelerator: accelerator of the training.
         best: the number that ``trainer.best`` follows, or None.
         cache: the folder of reference statistics.
 
     Raises:
-        ConfigError: metrics that cannot be computed, or a number to follow that none of them has.
+        ConfigError: a metric cannot be computed, or ``best`` is not computed by any of them.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class Validation:
         self._printed_warnings: set[str] = set()
 
     def check(self, trainer: Trainer) -> None:
-        """Check guidance, classes and steps.
+        """Check that the model supports the options.
 
         Raises:
-            ConfigError: an option that the model does not support.
+            ConfigError: guidance, classes or steps that the model does not support.
         """
         with _under_evaluation():
             self.evaluator.check_model(self._model(trainer))
@@ -98,7 +98,7 @@ class Validation:
         """Compute what all evaluations share, before the training starts.
 
         Raises:
-            ConfigError: a reference that cannot be computed.
+            ConfigError: a reference cannot be computed.
         """
         with _under_evaluation():
             self.evaluator.prepare(self.spec, part="val")
@@ -114,11 +114,11 @@ class Validation:
         )
 
     def __call__(self, trainer: Trainer, stopping: Stopping) -> StepEvaluation | None:
-        """Evaluate the averaged weights of the trainer's step.
+        """Evaluate the current averaged weights.
 
         Args:
-            trainer: has the weights.
-            stopping: the stop check after each network call.
+            trainer: the trainer.
+            stopping: stop check, called after each network call.
 
         Returns:
             The numbers; None if the stop check returned True.
@@ -144,7 +144,7 @@ class Validation:
         return StepEvaluation(result.numbers, partial(result.write, measure=measure))
 
     def _print(self, result: EvaluationResult, step: int) -> None:
-        """Print new warnings, and the numbers except those of quarters of timesteps."""
+        """Print new warnings, and the numbers without those per quarter of timesteps."""
         for warning in result.warnings:
             if warning not in self._printed_warnings:
                 warn(warning)

@@ -235,7 +235,7 @@ def test_a_run_keeps_its_threads(command, tiny, monkeypatch, threads):
     assert (metadata.threads, metadata.seconds_per_step) == (4, 0.4)
     ended = command("train", "trainer.max_steps=4", "threads=2", *options)
     assert "with threads=4, this is threads=2: sums" in ended.err
-    assert "threads=4 keeps the bits" in ended.err
+    assert "threads=4 reproduces the bits" in ended.err
     ended = command("sample", "ckpt=outputs/a", "steps=1", "num_samples=1")
     assert "threads: 2 of 8, as in training" in ended.out
 

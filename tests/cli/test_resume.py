@@ -174,7 +174,7 @@ def test_cosine_decay_to_another_end_warns(command, tiny):
     options = ("name=c", "trainer.lr_decay=cosine", *tiny)
     assert command("train", "trainer.max_steps=2", *options).status == 0
     ended = command("train", "trainer.max_steps=3", *options)
-    assert ended.status == 0 and "with another one this is not the same run" in ended.err
+    assert ended.status == 0 and "with another value the run is a different one" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,8 @@ def test_a_run_for_a_duration_keeps_its_number_of_steps(command, tiny, measured)
 def test_a_duration_and_a_number_of_steps_are_rejected(command):
     ended = command("train", "trainer.max_minutes=5", "trainer.max_steps=70")
     assert ended.status == 1 and ended.line == (
-        "ddpm-train: trainer.max_minutes=5: cannot stand beside trainer.max_steps=70; leave one out"
+        "ddpm-train: trainer.max_minutes=5: conflicts with trainer.max_steps=70; set only "
+        "one of them"
     )
 
 

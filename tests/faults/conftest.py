@@ -1,4 +1,4 @@
-"""Commands as in tests/cli, and ways to make the world around them hostile."""
+"""Commands as in tests/cli, and file permissions that bind root as well."""
 
 import ctypes
 import os
@@ -12,17 +12,17 @@ from tests.cli.conftest import command, tiny
 __all__ = ["command", "permissions", "tiny"]
 
 _CAPABILITIES = 0x20080522  # the version of the calls below: two blocks of three words
-_MAY_IGNORE_PERMISSIONS = 0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+_IGNORE_PERMISSIONS = 0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
 
 
 @pytest.fixture
 def permissions():
-    """``with permissions():`` file permissions bind, also where the tests run as root."""
-    if os.geteuid() and not _ignored():
+    """Context manager in which file permissions are enforced, even if the tests run as root."""
+    if os.geteuid() and not _ignores_permissions():
         return _nothing
     if not sys.platform.startswith("linux"):
-        pytest.skip("root may do everything, and only Linux can take that away for a while")
-    return _bound
+        pytest.skip("root ignores permissions, and only Linux can drop capabilities temporarily")
+    return _enforced
 
 
 @contextmanager
@@ -31,28 +31,28 @@ def _nothing():
 
 
 @contextmanager
-def _bound():
-    """Lay these powers of this thread, and of threads that it starts, down and take them up."""
-    before = _powers()
-    _set_powers(before[0] & ~_MAY_IGNORE_PERMISSIONS, *before[1:])
+def _enforced():
+    """Drop the capabilities of this thread, and of threads that it starts, for a while."""
+    before = _capabilities()
+    _set_capabilities(before[0] & ~_IGNORE_PERMISSIONS, *before[1:])
     try:
         yield
     finally:
-        _set_powers(*before)
+        _set_capabilities(*before)
 
 
-def _ignored():
-    return sys.platform.startswith("linux") and bool(_powers()[0] & _MAY_IGNORE_PERMISSIONS)
+def _ignores_permissions():
+    return sys.platform.startswith("linux") and bool(_capabilities()[0] & _IGNORE_PERMISSIONS)
 
 
-def _powers():
-    """Effective, permitted, inheritable of the capabilities 0 to 31, then of the others."""
+def _capabilities():
+    """Return effective, permitted and inheritable capabilities 0 to 31, then those of the rest."""
     words = (ctypes.c_uint32 * 6)()
     _call("capget", words)
     return tuple(words)
 
 
-def _set_powers(*words):
+def _set_capabilities(*words):
     _call("capset", (ctypes.c_uint32 * 6)(*words))
 
 

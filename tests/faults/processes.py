@@ -1,4 +1,4 @@
-"""Commands as processes of their own, ways to hurt them, and what they must come to."""
+"""Commands in processes of their own, injected faults, and checks of the resulting runs."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from ddpm.training import checkpoint
 from tests.cli.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = {1: 30, 2: 200}  # of the runs that nothing interrupts, with a checkpoint every ten
-_MARK = "DDPM_FAULT_TEST"  # in the environment of a command and of all that it starts
+STEPS = {1: 30, 2: 200}  # of the uninterrupted runs, by number of processes; a checkpoint every ten
+_MARK = "DDPM_FAULT_TEST"  # in the environment of a command and of its child processes
 _HURT = """\
 import os, signal, sys, time
 from pathlib import Path
@@ -60,7 +60,7 @@ def at_save(change, owner=checkpoint, name="save"):
 
 @dataclass
 class Started:
-    """A command that runs, or ran."""
+    """A command that is running or has ended."""
 
     shell: "Shell"
     popen: subprocess.Popen
@@ -77,12 +77,12 @@ class Started:
 
     @property
     def line(self) -> str:
-        """What the command said of its end: one line."""
+        """Return the line of the error stream that reports the end of the command."""
         (line,) = [x for x in self.err.splitlines() if x.startswith("ddpm-")]
         return line
 
     def end(self, seconds: float = 120) -> int:
-        """The exit status, and none of its processes live on."""
+        """Return the exit status, after all processes of the command have ended."""
         try:
             status = self.popen.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -91,28 +91,28 @@ class Started:
         return status
 
     def until(self, condition, seconds: float = 90, *, living: bool = True) -> None:
-        """Wait for a condition; fails when time is up, or if the command ends before."""
+        """Wait for a condition; fail after ``seconds``, or if the command ends first."""
         end = time.monotonic() + seconds
         while not condition():
             if living and self.popen.poll() is not None and not condition():
                 pytest.fail(f"ended with {self.popen.returncode}: {self.err}")
             if time.monotonic() > end:
-                pytest.fail(f"waited {seconds} s in vain: {self.err}")
+                pytest.fail(f"condition not met after {seconds} s: {self.err}")
             time.sleep(0.01)
 
     def signal(self, number: int, rank: int | None = None) -> None:
-        """Send a signal to the process that was started, or to a worker."""
+        """Send a signal to the started process, or to the worker of a rank."""
         os.kill(self.popen.pid if rank is None else self.shell.pid(rank), number)
 
     def kill_all(self) -> None:
-        """SIGKILL to all processes at once."""
+        """Send SIGKILL to all processes."""
         self.shell.kill_all()
         assert self.popen.wait(30) == -signal.SIGKILL
 
 
 @dataclass
 class Shell:
-    """A folder in which commands run as processes, with a module ``hurt`` that hurts them."""
+    """A folder in which commands run as processes, with a module ``hurt`` that injects faults."""
 
     folder: Path
     options: tuple[str, ...] = ()
@@ -121,7 +121,7 @@ class Shell:
     count: int = 0
 
     def hurt(self, body: str) -> None:
-        """Have all further commands run this code in each process before they work."""
+        """Set the code that all later commands run in each process at their start."""
         (self.folder / "hurt.py").write_text(_HURT + body)
 
     def heal(self) -> None:
@@ -130,7 +130,7 @@ class Shell:
     def start(
         self, *arguments: str, command: str = "train", launcher: tuple[str, ...] = (), **popen
     ) -> Started:
-        """``python -m ddpm.cli.train`` in this folder, or behind the words of a launcher."""
+        """Start ``python -m ddpm.cli.COMMAND`` in this folder, possibly by a launcher."""
         self.count += 1
         out, err = (self.folder / f"{self.count}.{name}" for name in ("out", "err"))
         words = [sys.executable, *launcher, "-m", f"ddpm.cli.{command}", *arguments]
@@ -156,7 +156,7 @@ class Shell:
         return self.start("name=x", "plugins=[hurt]", *TINY, *self.options, *arguments, **popen)
 
     def ended(self, *arguments: str, status: int = 0, **popen) -> Started:
-        """The tiny run, which has ended with this status."""
+        """Run the tiny run to its end, and check the exit status."""
         started = self.train(*arguments, **popen)
         assert started.end() == status, started.err
         return started
@@ -166,40 +166,40 @@ class Shell:
         return self.folder / "outputs/x"
 
     def step(self) -> int:
-        """The last step that the run has logged."""
+        """Return the last logged step of the run."""
         try:
             lines = (self.run / "metrics.jsonl").read_text().splitlines()
             return json.loads(lines[-1])["step"] if lines else 0
         except (OSError, ValueError):
             return 0
 
-    def kept(self) -> list[int]:
-        """The steps of the checkpoints on the disk, newest first, each of them good."""
+    def good_steps(self) -> list[int]:
+        """Return the steps of the checkpoints, newest first; fail if one is damaged."""
         return [checkpoint.load(folder).step for folder in checkpoint.listed(self.run)]
 
     def writing(self) -> bool:
-        """Whether a checkpoint is on its way to the disk."""
+        """Return True while a checkpoint is being written."""
         return any((self.run / "checkpoints").glob(".tmp-*"))
 
     def leftovers(self) -> list[str]:
-        """What is half written."""
+        """Return the names of partial files."""
         return [path.name for path in self.run.rglob("*") if ".tmp" in path.name]
 
     def pid(self, rank: int) -> int:
-        """The worker of this rank, once it has read the module ``hurt``."""
+        """Return the process id of a rank, which must have imported the module ``hurt``."""
         return int((self.folder / f"pid-{rank}").read_text())
 
     def living(self) -> list[psutil.Process]:
-        """All processes that this shell has started, and those that they have."""
-        found = []
+        """Return the running processes of this shell, including children."""
+        processes = []
         for process in psutil.process_iter():
             try:
                 marked = process.environ().get(_MARK) == self.mark
                 if marked and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
+                    processes.append(process)
             except psutil.Error:
                 continue
-        return found
+        return processes
 
     def kill_all(self) -> None:
         for process in self.living():
@@ -221,7 +221,7 @@ _references: dict[int, Path] = {}
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory):
-    """``reference(2)``: a run of so many processes that nothing interrupts; made once."""
+    """Return a function of a number of processes that returns an uninterrupted run; cached."""
 
     def made(processes: int) -> Path:
         if processes not in _references:
@@ -239,13 +239,13 @@ def reference(tmp_path_factory):
 
 
 def assert_as(reference: Path, run: Path, step: int) -> None:
-    """The newest checkpoint of a run is of this step, and bit for bit that of the reference."""
-    found = checkpoint.newest(run, pytest.fail)
-    assert found is not None and found.step == step
+    """Check that the newest checkpoint of a run has this step and the bits of the reference."""
+    newest = checkpoint.newest(run, pytest.fail)
+    assert newest is not None and newest.step == step
     expected = checkpoint.load(reference / f"checkpoints/step-{step:08d}")
     for which in ("raw", "ema"):
-        _assert_equal(found.weights(which), expected.weights(which), which)
-    mine, theirs = found.state(), expected.state()
+        _assert_equal(newest.weights(which), expected.weights(which), which)
+    mine, theirs = newest.state(), expected.state()
     for state in (mine, theirs):
         state.pop("pace")  # seconds of the run and of its previews
     _assert_equal(mine, theirs, "state")

@@ -1,4 +1,4 @@
-"""Checkpoints that the disk does not give back as they were written, or that are of another run."""
+"""Checkpoints that are damaged, or that another run has written."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ DAMAGE = [
     *[(name, Path.unlink, "{name} is missing", "gone") for name in FILES],
     ("manifest.json", Path.unlink, "it has no manifest.json", "gone"),
 ]
-# Each length and each file once; all pairs of them in the slow tests.
+# Each length and each file once; all pairs in the slow tests.
 QUICK = {
     *zip((*FILES, "manifest.json"), LENGTHS, strict=True),
     ("state.pt", "a bit"),
@@ -59,7 +59,7 @@ DAMAGED = [
 
 @pytest.fixture(scope="module")
 def three_checkpoints(tmp_path_factory, reference):
-    """A folder with a run that holds the checkpoints of the steps 10, 20 and 30."""
+    """Return a run folder with checkpoints of the steps 10, 20 and 30."""
     place = tmp_path_factory.mktemp("steps")
     shutil.copytree(reference(1), place / "x")
     return place / "x"
@@ -67,7 +67,7 @@ def three_checkpoints(tmp_path_factory, reference):
 
 @pytest.fixture
 def again(three_checkpoints, command):
-    """Whether the command that goes on with a copy of that run to its end does so."""
+    """Return a function that resumes a copy of that run to step 30."""
     shutil.copytree(three_checkpoints, RUN)
 
     def run(*options):
@@ -78,18 +78,18 @@ def again(three_checkpoints, command):
 
 
 @pytest.mark.parametrize(("name", "damage", "reason"), DAMAGED)
-def test_the_newest_is_passed_over(again, reference, name, damage, reason):
+def test_damaged_newest_checkpoint_is_skipped(again, reference, name, damage, reason):
     newest = RUN / "checkpoints/step-00000030"
     damage(newest / name)
     ended = again()
     assert ended.status == 0
-    told = f"{newest}: is damaged: {reason.format(name=name)}; using the previous one"
-    assert ended.err == f"warning: {told}\n"
+    warning = f"{newest}: is damaged: {reason.format(name=name)}; using the previous one"
+    assert ended.err == f"warning: {warning}\n"
     assert "training from step 20 to step 30" in ended.out
     assert_as(reference(1), RUN, 30)
 
 
-def test_a_folder_that_is_empty_is_passed_over(again, reference):
+def test_empty_checkpoint_folder_is_skipped(again, reference):
     for step in (20, 30):
         shutil.rmtree(RUN / f"checkpoints/step-{step:08d}")
         (RUN / f"checkpoints/step-{step:08d}").mkdir()
@@ -103,7 +103,7 @@ def test_a_folder_that_is_empty_is_passed_over(again, reference):
     assert_as(reference(1), RUN, 30)
 
 
-def test_all_bad_is_an_error_and_no_fresh_start(again):
+def test_all_damaged_is_an_error_without_a_new_start(again):
     damages = (flip, truncate(0.5), Path.unlink)
     for folder, damage in zip(checkpoint.listed(RUN), damages, strict=True):
         damage(folder / "state.pt")
@@ -118,7 +118,7 @@ def test_all_bad_is_an_error_and_no_fresh_start(again):
     assert after.items() <= before.items() and len(after) >= len(before) - 1
 
 
-def test_a_checkpoint_of_another_version_goes_on_with_a_word(again, reference):
+def test_checkpoint_of_another_version_is_resumed_with_a_warning(again, reference):
     newest = RUN / "checkpoints/step-00000030"
     shutil.rmtree(newest)
     path = RUN / "checkpoints/step-00000020/config.json"
@@ -132,11 +132,11 @@ def test_a_checkpoint_of_another_version_goes_on_with_a_word(again, reference):
     path.with_name("manifest.json").write_text(json.dumps(manifest))
     ended = again()
     assert ended.status == 0
-    assert ended.err == f"warning: {path.parent} was made by ddpm 0.0.7, this is 0.1.0\n"
+    assert ended.err == f"warning: {path.parent} was written by ddpm 0.0.7, this is 0.1.0\n"
     assert_as(reference(1), RUN, 30)
 
 
-def test_a_checkpoint_of_another_config_is_refused_with_the_keys(again):
+def test_checkpoint_of_another_config_is_rejected_with_the_keys(again):
     ended = again("model.dropout=0.1", "trainer.batch_size=16", "seed=3")
     assert ended.status == 1
     assert ended.line == (

@@ -1,4 +1,4 @@
-"""What can be wrong with the data on the disk, as a user of ddpm-train meets it."""
+"""Errors in the data on the disk, as ddpm-train reports them."""
 
 import os
 import re
@@ -20,14 +20,14 @@ STEP = ("name=a", "trainer.max_steps=1")
 
 @pytest.fixture
 def imgs(command):
-    """An empty folder of pictures, beside which the commands run."""
+    """Return an empty folder of pictures in the working directory of the commands."""
     folder = Path("imgs")
     folder.mkdir()
     return folder
 
 
 def save(path, values, **options):
-    """A picture of ``(H, W)`` or ``(H, W, 3)`` values."""
+    """Save a picture of values (H, W) or (H, W, 3)."""
     Image.fromarray(np.asarray(values, np.uint8)).save(path, **options)
 
 
@@ -36,7 +36,7 @@ def noise(*shape, seed=0):
 
 
 def png(width, height, *chunks):
-    """A PNG that claims a size and holds nothing of it, with further chunks (name, content)."""
+    """Return a PNG with a size in its header but no pixels, and further chunks (name, content)."""
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     body = ((b"IHDR", head), *chunks, (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b""))
     parts = (
@@ -46,12 +46,12 @@ def png(width, height, *chunks):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def refused(command, *options):
-    """The line that a command ends with, which left nothing behind."""
+def error_of(command, *options):
+    """Return the error message of a command, which must not write any file."""
     before = sorted(os.listdir())
     ended = command("train", *FOLDER, *options)
     assert ended.status == 1, ended.err
-    assert sorted(os.listdir()) == before, "a refused run left something behind"
+    assert sorted(os.listdir()) == before, "a rejected run wrote files"
     return ended.line.removeprefix("ddpm-train: data.")
 
 
@@ -93,7 +93,7 @@ INSTEAD = "set data.path to a folder of images"
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (nothing, f"no such folder; {INSTEAD}"),
         (a_link_to_nothing, f"no such folder; {INSTEAD}"),
@@ -105,9 +105,9 @@ INSTEAD = "set data.path to a folder of images"
          + INSTEAD),
     ],
 )  # fmt: skip
-def test_what_is_no_folder_of_pictures(command, make, said):
+def test_path_that_is_not_a_folder_of_pictures(command, make, message):
     make()
-    assert refused(command) == f"path=imgs: {said}"
+    assert error_of(command) == f"path=imgs: {message}"
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o333, 0o444], ids=["none", "no listing", "no entering"])
@@ -118,7 +118,7 @@ def test_a_folder_that_may_not_be_read(command, imgs, permissions, name, mode):
     Path(name).chmod(mode)
     try:
         with permissions():
-            line = refused(command)
+            line = error_of(command)
     finally:
         Path(name).chmod(0o755)
     remedy = "cannot be listed (Permission denied); make it readable or move it away"
@@ -130,7 +130,7 @@ def test_a_folder_below_one_that_may_not_be_entered(command, permissions):
     Path("locked").chmod(0)
     try:
         with permissions():
-            line = refused(command, "data.path=locked/imgs")
+            line = error_of(command, "data.path=locked/imgs")
     finally:
         Path("locked").chmod(0o755)
     remedy = "cannot be reached (Permission denied); make the folders above it readable"
@@ -142,7 +142,7 @@ def test_a_picture_that_may_not_be_read(command, imgs, permissions):
         save(f"imgs/{name}.png", noise(16, 16))
     Path("imgs/b.png").chmod(0)
     with permissions():
-        line = refused(command)
+        line = error_of(command)
     remedy = "cannot be opened (Permission denied); make it readable or move it away"
     assert line == f"path=imgs/b.png: {remedy}"
 
@@ -165,19 +165,24 @@ BAD = [
 ]  # fmt: skip
 
 
+BAD_IDS = [f"{name} {len(content)}" for name, content, _ in BAD]
+
+
 @pytest.fixture
 def hundred(imgs):
-    """A hundred good pictures, in colour."""
+    """Write a hundred valid pictures in colour."""
     for number in range(100):
         save(imgs / f"{number:03}.jpg", noise(16, 16, 3, seed=number))
     return imgs
 
 
 @pytest.mark.parametrize("cache_mb", [0, 2048])
-@pytest.mark.parametrize(("name", "content", "said"), BAD, ids=[f"{b[0]} {len(b[1])}" for b in BAD])
-def test_one_bad_file_among_a_hundred(command, hundred, name, content, said, cache_mb):
+@pytest.mark.parametrize(
+    ("name", "content", "message"), BAD, ids=[f"{b[0]} {len(b[1])}" for b in BAD]
+)
+def test_one_bad_file_among_a_hundred(command, hundred, name, content, message, cache_mb):
     (hundred / name).write_bytes(content)
-    assert refused(command, f"data.cache_mb={cache_mb}") == f"path=imgs/{name}: {said}"
+    assert error_of(command, f"data.cache_mb={cache_mb}") == f"path=imgs/{name}: {message}"
 
 
 def truncate(path, lost=40):
@@ -191,16 +196,16 @@ TRUNCATED = (
 
 def test_one_truncated_jpeg_among_a_hundred(command, hundred):
     truncate(hundred / "050.jpg")
-    assert re.fullmatch(f"{TRUNCATED}; {REMEDY}", refused(command))
+    assert re.fullmatch(f"{TRUNCATED}; {REMEDY}", error_of(command))
     truncate(hundred / "050.jpg", 400)
-    assert refused(command) == (
+    assert error_of(command) == (
         f"path=imgs/050.jpg: is damaged (Truncated File Read); {REMEDY}"  # within the header
     )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_truncated_jpeg_that_shows_only_when_it_is_read(command, tiny, hundred, workers):
-    """Its header is whole; the line is the same, and no checkpoint holds what came before."""
+def test_truncated_jpeg_that_is_detected_while_training(command, tiny, hundred, workers):
+    """The header is complete: the error is the same, and no checkpoint is written."""
     truncate(hundred / "050.jpg")
     options = ("data.cache_mb=0", f"trainer.num_workers={workers}", "trainer.max_steps=20")
     ended = command("train", "name=a", *FOLDER, *tiny, *options)
@@ -213,7 +218,7 @@ def test_a_truncated_jpeg_that_shows_only_when_it_is_read(command, tiny, hundred
 
 
 @pytest.mark.slow
-def test_what_is_no_regular_file_is_passed_over_and_nothing_waits(imgs, tiny):
+def test_files_that_are_not_regular_are_skipped(imgs, tiny):
     for number in range(3):
         save(imgs / f"{number}.png", noise(16, 16, seed=number))
     os.mkfifo(imgs / "a.png")
@@ -221,12 +226,12 @@ def test_what_is_no_regular_file_is_passed_over_and_nothing_waits(imgs, tiny):
     (imgs / "x.png").mkdir()
     (imgs / "device.png").symlink_to("/dev/zero")
     (imgs / "round").symlink_to(".")
-    said = trained(*FOLDER, *STEP, *tiny)
-    assert "3 samples of 1x16x16" in said
+    output = trained(*FOLDER, *STEP, *tiny)
+    assert "3 samples of 1x16x16" in output
 
 
 def trained(*options):
-    """What a run in a process of its own printed; it may take two minutes and no longer."""
+    """Return the output of a run in a process of its own, with a time limit of two minutes."""
     root = str(Path(__file__).resolve().parents[2])
     ended = subprocess.run(
         [sys.executable, "-m", "ddpm.cli.train", *options],

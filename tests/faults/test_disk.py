@@ -1,4 +1,4 @@
-"""A disk that is full, and weights that must not get there."""
+"""Full disks, and weights that must not be written."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ __all__ = ["reference", "shell"]
 
 EVERY = ("trainer.max_steps=20", "trainer.checkpoint_every=2", "name=x", *TINY)
 RUN = Path("outputs/x")
-TRY = "; training continues, and the next checkpoint is another attempt"
+RETRY = "; training continues, and the next checkpoint is another attempt"
 
 
 def steps(run=RUN):
@@ -34,30 +34,30 @@ def leftovers():
     return [path for path in Path("outputs").rglob("*") if ".tmp" in path.name]
 
 
-def said(ended):
-    """What a command said on the error stream, without its bar."""
+def messages(ended):
+    """Return the lines on the error stream of a command, without progress bars."""
     lines = re.sub(r"\r|training: [^]]*]", "\n", ended.err).splitlines()
     return [line for line in map(str.strip, lines) if line]
 
 
-def told_of(ended, reason):
-    """The steps whose checkpoints could not be written: all but the last, an error, as warnings."""
+def failed_steps(ended, reason):
+    """Return the steps of failed checkpoints: warnings, and at the end possibly an error."""
     place = r"out=outputs/x/checkpoints/step-(\d+)"
     problem = rf"{place}: cannot be written \([\d.]+ [MG]B free\): {reason}"
-    found = []
-    for line in said(ended):
+    failed = []
+    for line in messages(ended):
         kind = "ddpm-train: " if line.startswith("ddpm-train: ") else "warning: "
-        end = TRY if kind == "warning: " else ""
+        end = RETRY if kind == "warning: " else ""
         match = re.fullmatch(kind + problem + end, line)
         assert match, line
-        found.append(int(match[1]))
+        failed.append(int(match[1]))
     assert line.startswith("ddpm-train: ") == (ended.status == 1)
-    return found
+    return failed
 
 
 @contextmanager
 def file_size(limit):
-    """No file of this process may grow above so many bytes, as on a disk that is full."""
+    """Context manager that limits the size of files in bytes, as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -68,21 +68,19 @@ def file_size(limit):
 
 # Large enough for the log; the weights (224 kB) or only the optimizer's state (530 kB) are not.
 @pytest.mark.parametrize("limit", [100_000, 300_000])
-def test_the_third_failure_in_a_row_ends_it_and_the_older_ones_are_intact(
-    command, reference, limit
-):
+def test_third_failure_in_a_row_is_an_error(command, reference, limit):
     command("train", *EVERY, "trainer.max_steps=4")
     with file_size(limit):
         ended = command("train", *EVERY)
     assert ended.status == 1
     assert steps() == [4, 2] and leftovers() == []
-    assert told_of(ended, r"\S.*") == [6, 8, 10]
+    assert failed_steps(ended, r"\S.*") == [6, 8, 10]
     assert command("train", *EVERY).status == 0
     assert_as(reference(1), RUN, 20)
 
 
 def fails(monkeypatch, *calls):
-    """Have these checkpoints meet a full disk, when half of it is written."""
+    """Make the disk full for the given checkpoints, after a part of the file was written."""
     real, count = torch.save, []
 
     def save(state, path):
@@ -95,21 +93,21 @@ def fails(monkeypatch, *calls):
     monkeypatch.setattr(torch, "save", save)
 
 
-def test_one_failure_is_a_warning_and_the_next_one_is_there(command, reference, monkeypatch):
+def test_single_failures_are_warnings(command, reference, monkeypatch):
     fails(monkeypatch, 2, 3, 5)
     ended = command("train", *EVERY, "trainer.max_steps=20", "trainer.keep_last=10")
     assert ended.status == 0
     assert steps() == [20, 18, 16, 14, 12, 8, 2] and leftovers() == []
-    assert told_of(ended, ".*No space left on device") == [4, 6, 10]
+    assert failed_steps(ended, ".*No space left on device") == [4, 6, 10]
     assert_as(reference(1), RUN, 20)
 
 
-def test_a_last_save_that_fails_ends_with_an_error(command, reference, monkeypatch):
+def test_failure_of_the_last_checkpoint_is_an_error(command, reference, monkeypatch):
     with monkeypatch.context() as patch:
         fails(patch, 10)
         ended = command("train", *EVERY)
     assert ended.status == 1
-    assert told_of(ended, ".*No space left on device") == [20]
+    assert failed_steps(ended, ".*No space left on device") == [20]
     assert steps() == [18, 16, 14] and leftovers() == []
     events = [json.loads(line)["event"] for line in (RUN / "events.jsonl").open()]
     assert events == ["started", "failed"]
@@ -118,8 +116,8 @@ def test_a_last_save_that_fails_ends_with_an_error(command, reference, monkeypat
     assert_as(reference(1), RUN, 20)
 
 
-def test_a_failure_that_nobody_asked_about_is_not_that_of_the_next_one(tmp_path, monkeypatch):
-    """Where saving takes longer than the steps between, the next one is begun before."""
+def test_failure_is_attributed_to_its_checkpoint(tmp_path, monkeypatch):
+    """A save that takes long fails after the next one was requested."""
     warnings = []
     saver = Saver(tmp_path, lambda _: None, warnings.append)
     weights = {"w": torch.zeros(2)}
@@ -132,7 +130,7 @@ def test_a_failure_that_nobody_asked_about_is_not_that_of_the_next_one(tmp_path,
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of its own on ``outputs``, with room for the log and two checkpoints of 1 MB."""
+    """Mount a disk on ``outputs`` with space for the log and two checkpoints of 1 MB."""
     place = tmp_path / "outputs"
     place.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", "size=2500k", "none", str(place)]
@@ -144,7 +142,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("room", [0, 1])
 def test_a_small_disk(command, reference, small_disk, room):
-    """With two to keep it has no room for a third, or none for a second; the log goes on."""
+    """There is space for two checkpoints, or for one, while two are retained; logging continues."""
     filler = small_disk / "filler"
     filler.write_bytes(bytes(room * 1_000_000))
     ended = command("train", *EVERY, "trainer.keep_last=2")
@@ -152,7 +150,7 @@ def test_a_small_disk(command, reference, small_disk, room):
     good = steps()
     assert len(good) == 2 - room and leftovers() == []
     first = good[0] + 2
-    assert told_of(ended, r"\S.*") == [first, first + 2, first + 4]
+    assert failed_steps(ended, r"\S.*") == [first, first + 2, first + 4]
     free = [float(number) for number in re.findall(r"\(([\d.]+) MB free", ended.err)]
     assert len(free) == 3 and all(0 < number < 1 for number in free)
     filler.unlink()
@@ -163,7 +161,7 @@ def test_a_small_disk(command, reference, small_disk, room):
 
 
 def test_a_disk_without_room_for_a_line_of_the_log(command, reference, small_disk, monkeypatch):
-    """Another program takes all that is left, and gives it back some steps later."""
+    """Another program fills the disk, and frees it some steps later."""
     filler, losses = small_disk / "filler", Trainer._losses
 
     def crowded(self, batch, micro):
@@ -192,7 +190,7 @@ def test_weights_that_are_not_finite_are_never_written(command, reference, monke
     def poisoned(self):
         update(self)
         calls.append(None)
-        if len(calls) == 20:  # the last one: nothing but the saving looks at them
+        if len(calls) == 20:  # after the last step: only writing can detect it
             network = self._network if which == "raw" else self.model
             next(iter(network.parameters())).data.flatten()[3] = float("inf")
 

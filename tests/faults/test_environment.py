@@ -1,4 +1,4 @@
-"""Places, permissions, languages and machines that a run must not stumble over."""
+"""Names, permissions, locales and machines that a run must work with."""
 
 import os
 import stat
@@ -43,7 +43,7 @@ def fine(ended):
     ],
 )
 def test_folders_of_any_name(command, tiny, odd):
-    """Of the pictures, of all runs, and of the run."""
+    """Names of the folders of the pictures, of all runs, and of the run."""
     pictures(Path(odd, "pictures"))
     data = ("data=folder", f"data.path={odd}/pictures")
     options = (f"out={odd}/runs", f"name={odd}")
@@ -59,8 +59,8 @@ def test_folders_of_any_name(command, tiny, odd):
 
 
 @pytest.mark.parametrize("odd", ["a{b}", "a[1]", "a,b"])
-def test_a_name_that_has_to_be_quoted_says_so_and_works_then(command, tiny, odd):
-    """Brackets and commas are what lists and sweeps are made of."""
+def test_names_that_must_be_quoted(command, tiny, odd):
+    """Brackets and commas mean lists and sweeps unless they are quoted."""
     pictures(Path(odd))
     ended = command("train", "data=folder", f"data.path={odd}", "name=a", *FEW, *tiny)
     assert ended.status == 1 and f"data.path={odd}" in ended.line
@@ -71,7 +71,7 @@ def test_a_name_that_has_to_be_quoted_says_so_and_works_then(command, tiny, odd)
 # permissions
 
 
-def test_under_a_private_umask_all_is_private_and_works(command, tiny):
+def test_private_umask(command, tiny):
     before = os.umask(0o077)
     try:
         fine(command("train", "name=a", *FEW, *tiny))
@@ -79,9 +79,9 @@ def test_under_a_private_umask_all_is_private_and_works(command, tiny):
         fine(command("sample", "ckpt=outputs/a", *QUICK))
     finally:
         os.umask(before)
-    found = [path for path in Path().rglob("*") if not path.is_symlink()]
-    assert len(found) > 15
-    for path in found:
+    paths = [path for path in Path().rglob("*") if not path.is_symlink()]
+    assert len(paths) > 15
+    for path in paths:
         usual = 0o700 if path.is_dir() else 0o600
         assert stat.S_IMODE(path.stat().st_mode) == usual, path
 
@@ -100,7 +100,7 @@ def test_a_folder_that_may_not_be_written_to(command, tiny, permissions):
     assert os.listdir("locked") == []
 
 
-def test_a_run_folder_that_may_not_be_written_to_any_more(command, tiny, permissions):
+def test_run_folder_that_has_become_read_only(command, tiny, permissions):
     fine(command("train", "name=a", *FEW, *tiny))
     before = snapshot(Path("outputs"))
     run = Path("outputs/a")
@@ -134,7 +134,7 @@ def listen(event, arguments):
     if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
         with open(os.environ["WATCHED"], "a") as file:
             print(event, arguments, file=file)
-        raise OSError("there is no network")
+        raise OSError("network is unreachable")
 
 sys.addaudithook(listen)
 with open(os.environ["WATCHED"], "a") as file:
@@ -143,12 +143,12 @@ with open(os.environ["WATCHED"], "a") as file:
 
 
 def alone(tmp_path, *arguments, **variables):
-    """A command in a process of its own, without a network; what it asked of one is in a file."""
+    """Run a command in a process of its own without a network, and check that it uses none."""
     (tmp_path / "site").mkdir(exist_ok=True)
     (tmp_path / "site/sitecustomize.py").write_text(WATCH)
     unset = ("LANG", "LANGUAGE", "PYTHONUTF8", "PYTHONIOENCODING", "MPLCONFIGDIR")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "XDG_"))}
-    environment = {k: v for k, v in kept.items() if k not in unset} | {
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "XDG_"))}
+    environment = {k: v for k, v in inherited.items() if k not in unset} | {
         "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), ROOT]),
         "WATCHED": str(tmp_path / "watched"),
         **variables,
@@ -168,13 +168,13 @@ def alone(tmp_path, *arguments, **variables):
 @pytest.mark.parametrize("home", ["/proc/none", "/proc"])
 @pytest.mark.slow
 def test_without_a_home_and_a_network(tmp_path, tiny, home):
-    """A home that is not there, and one that nobody, root included, can write to."""
+    """A home directory that does not exist, and one that even root cannot write to."""
     options = ("name=a", "trainer.preview_every=1", *FEW, *tiny)
     ended = alone(tmp_path, "ddpm.cli.train", *options, HOME=home)
     assert ended.stdout.startswith(b"training to step 2 on ")
     assert b"done: outputs/a (loss.png, samples/, checkpoints/)\n" in ended.stdout
     lines = ended.stderr.decode().splitlines()
-    # where fonts are kept is a word of matplotlib, which does without
+    # matplotlib warns about its font cache, and works without
     assert [line for line in lines if "matplotlib" not in line] == []
     assert sorted(os.listdir(tmp_path)) == ["outputs", "site", "watched"]
 
@@ -184,8 +184,8 @@ def test_in_the_c_locale_and_an_odd_time_zone(tmp_path, tiny):
     pictures(tmp_path / "bücher")
     options = ("data=folder", "data.path=bücher", *FEW, *tiny)
     odd = {"LC_ALL": "C", "TZ": "XYZ-24:59:59"}
-    told = alone(tmp_path, "ddpm.cli.train", "name=größe", *options, **odd)
-    assert "results go to outputs/größe\n".encode() in told.stdout
-    alone(tmp_path, "ddpm.cli.train", *options, **odd)  # whose name is the time
+    ended = alone(tmp_path, "ddpm.cli.train", "name=größe", *options, **odd)
+    assert "results go to outputs/größe\n".encode() in ended.stdout
+    alone(tmp_path, "ddpm.cli.train", *options, **odd)  # named by the time
     names = sorted(os.listdir(tmp_path / "outputs"))
     assert len(names) == 3 and {"größe", "latest"} < set(names)

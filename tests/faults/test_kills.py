@@ -1,4 +1,4 @@
-"""Processes that are killed, that fail, or that meet a loss which is no number."""
+"""Processes that are killed, that fail, or whose loss is not finite."""
 
 import json
 import math
@@ -17,7 +17,7 @@ __all__ = ["reference", "shell"]
 
 TWO = ("launch.processes=2", "trainer.max_steps=30")
 SLOWLY = "at_losses(lambda step, values: (time.sleep(0.03), values)[1])\n"
-PLACES = {  # in the writing of the checkpoint of step 9, and what is on the disk then
+PLACES = {  # where the save of step 9 is killed, and the checkpoints on the disk then
     "at_save({kill}, torch, 'save')": [6, 3],
     "at_save({kill}, checkpoint, '_put_in_place')": [6, 3],
     "import ddpm.training.loop as loop; at_save({kill}, loop, 'prune')": [9, 6, 3],
@@ -28,38 +28,38 @@ PLACES = {  # in the writing of the checkpoint of step 9, and what is on the dis
 def test_killed_at_any_place_of_a_save(shell, reference):
     options = ("trainer.max_steps=30", "trainer.checkpoint_every=3", "trainer.keep_last=2")
     before = []
-    for number, (place, kept) in enumerate(PLACES.items(), 1):
-        # Each run goes on where the one before was: its third save is of step 9, 15, 21 or 24.
+    for number, (place, good) in enumerate(PLACES.items(), 1):
+        # Each run resumes the previous one: its third save is that of step 9, 15, 21 or 24.
         kill = "lambda call: call == 3 and os.kill(os.getpid(), signal.SIGKILL)"
         shell.hurt(place.format(kill=kill) + "\n")
         started = shell.train(*options)
         assert started.end() == -signal.SIGKILL, started.err
-        expected = [step + (before[0] if before else 0) for step in kept]
-        assert shell.kept() == expected, number
-        assert shell.writing() == (len(kept) == 2)
+        expected = [step + (before[0] if before else 0) for step in good]
+        assert shell.good_steps() == expected, number
+        assert shell.writing() == (len(good) == 2)
         before = expected
     shell.heal()
     shell.ended(*options)
-    assert shell.kept() == [30, 27] and shell.leftovers() == []
+    assert shell.good_steps() == [30, 27] and shell.leftovers() == []
     assert_as(reference(1), shell.run, 30)
 
 
 @pytest.mark.slow
 def test_all_are_killed_at_twenty_instants(shell, reference):
-    """Some of them while they save: that takes as long as the steps between."""
+    """Some kills hit a save, which takes as long as the steps between two saves."""
     rng, saving = random.Random(0), 0
     options = ("launch.processes=2", f"trainer.max_steps={STEPS[2]}", "trainer.keep_last=2")
     shell.hurt(SLOWLY)
     for _ in range(20):
-        good = shell.kept()
+        good = shell.good_steps()
         started = shell.train(*options, f"trainer.checkpoint_every={rng.choice([1, 2, 3])}")
-        # Once it begins, what was logged after the checkpoint is forgotten.
+        # At the start the records after the checkpoint are removed.
         started.until(lambda run=started: "training " in run.out)
         started.until(lambda first=good[0] if good else 0: shell.step() > first)
         time.sleep(rng.uniform(0, 0.5))
         started.kill_all()
         saving += shell.writing()
-        now = shell.kept()
+        now = shell.good_steps()
         assert not good or now[0] >= good[0]
         assert now[0] < STEPS[2], "the run was over before it could be killed"
     assert saving > 0
@@ -84,7 +84,7 @@ def test_one_is_killed(shell, reference, rank):
     assert started.line == (
         f"ddpm-train: launch.processes=2: process {rank} was ended by SIGKILL; {ENDED}"
     )
-    assert len(shell.kept()) >= 1
+    assert len(shell.good_steps()) >= 1
     shell.heal()
     shell.ended(*options)
     assert shell.leftovers() == []
@@ -93,13 +93,13 @@ def test_one_is_killed(shell, reference, rank):
 
 @pytest.mark.slow
 def test_the_launcher_is_killed(shell, reference):
-    """The system tells the workers, which stop as when they are told by a signal."""
+    """The system signals the workers, which stop as on any other signal."""
     shell.hurt(SLOWLY)
     started = shell.train(*TWO)
     started.until(lambda: shell.step() >= 5)
     started.signal(signal.SIGKILL)
     assert started.end() == -signal.SIGKILL
-    (step,) = shell.kept()
+    (step,) = shell.good_steps()
     assert 5 <= step < 30 and shell.leftovers() == []
     shell.heal()
     shell.ended(*TWO)
@@ -124,17 +124,17 @@ def test_one_fails(shell, reference):
     )
     assert started.err.count("Traceback (most recent call last)") == 1
     assert "process 1:\nTraceback" in started.err and 'hurt.py", line' in started.err
-    assert shell.kept()[0] in (3, 6)
+    assert shell.good_steps()[0] in (3, 6)
     shell.heal()
     shell.ended(*options)
     assert_as(reference(2), shell.run, 30)
 
 
-# a loss that is no number, in one process
+# a loss that is not finite, in one process
 
 
 def breaks(steps):
-    """Have the losses of process 1 be NaN at these steps, for its samples 1 and 3 of 4."""
+    """Return code that makes losses of process 1 NaN at these steps, for samples 1 and 3 of 4."""
     return (
         "def breaks(step, values):\n"
         f"    if RANK == 1 and step in {steps}:\n"
@@ -145,17 +145,17 @@ def breaks(steps):
 
 
 @pytest.mark.slow
-def test_not_a_number_in_one_process_stops_both_before_the_step(shell, reference):
+def test_nan_in_one_process_stops_both_before_the_step(shell, reference):
     shell.hurt(breaks([8]))
     options = (*TWO, "trainer.checkpoint_every=3")
     started = shell.train(*options)
     assert started.end(60) == 1
-    told = json.loads((shell.run / "nonfinite-step-00000008.json").read_text())
-    assert told["step"] == 8 and len(told["batch"]) == 8
-    assert [each["process"] for each in told["batch"]] == [0] * 4 + [1] * 4
-    broken = [each for each in told["batch"] if each["loss"] == "nan"]
-    assert broken == [told["batch"][5], told["batch"][7]]
-    assert all(math.isfinite(each["loss"]) for each in told["batch"] if each not in broken)
+    dump = json.loads((shell.run / "nonfinite-step-00000008.json").read_text())
+    assert dump["step"] == 8 and len(dump["batch"]) == 8
+    assert [each["process"] for each in dump["batch"]] == [0] * 4 + [1] * 4
+    broken = [each for each in dump["batch"] if each["loss"] == "nan"]
+    assert broken == [dump["batch"][5], dump["batch"][7]]
+    assert all(math.isfinite(each["loss"]) for each in dump["batch"] if each not in broken)
     samples = ", ".join(f"loss nan of sample {e['sample']} at t={e['t']}" for e in broken)
     assert started.line == (
         f"ddpm-train: trainer.lr=0.001: the gradient of step 8 is not finite ({samples}, all in "
@@ -163,7 +163,7 @@ def test_not_a_number_in_one_process_stops_both_before_the_step(shell, reference
         "is outputs/x/checkpoints/step-00000006; lower trainer.lr, or use trainer.precision=bf16 "
         "or no, or trainer.on_nonfinite=skip"
     )
-    assert "Traceback" not in started.err and shell.kept() == [6, 3] and shell.step() == 7
+    assert "Traceback" not in started.err and shell.good_steps() == [6, 3] and shell.step() == 7
     for folder in checkpoint.listed(shell.run):
         for which in ("raw", "ema"):
             for value in checkpoint.load(folder).weights(which).values():
@@ -174,8 +174,8 @@ def test_not_a_number_in_one_process_stops_both_before_the_step(shell, reference
 
 
 @pytest.mark.slow
-def test_a_few_such_steps_are_skipped_and_more_in_a_row_are_not(shell):
-    """Three may be skipped in a row: 5 alone and 10 to 12 are, but not the fourth from 20 on."""
+def test_limit_of_consecutive_skipped_steps(shell):
+    """At most three in a row are skipped: 5 and 10 to 12 are, but not the fourth from 20 on."""
     shell.hurt(breaks([5, 10, 11, 12, 20, 21, 22, 23]))
     skip = ("trainer.on_nonfinite=skip", "trainer.max_skips=3", "trainer.checkpoint_every=5")
     started = shell.train(*TWO, *skip)
@@ -187,7 +187,7 @@ def test_a_few_such_steps_are_skipped_and_more_in_a_row_are_not(shell):
     assert [record["grad_norm"] is None for record in records] == [
         step in (5, 10, 11, 12, 20, 21, 22) for step in range(1, 23)
     ]
-    assert shell.kept() == [20, 15, 10]
+    assert shell.good_steps() == [20, 15, 10]
     states = [checkpoint.load(folder).state() for folder in checkpoint.listed(shell.run)]
     assert [(state["num_updates"], state["skipped"]) for state in states] == [
         (20 - 5, 1), (15 - 4, 0), (10 - 2, 1)
@@ -195,13 +195,13 @@ def test_a_few_such_steps_are_skipped_and_more_in_a_row_are_not(shell):
     assert [state["ema"]["step"] for state in states] == [15, 11, 8]
 
 
-# one writer a folder
+# one writer per folder
 
 PATIENCE = "from ddpm.training import lock\nlock.Lock.acquire.__defaults__ = ({},)\n"
 
 
 @pytest.mark.slow
-def test_a_second_run_in_the_folder_of_a_first_is_refused(shell, reference):
+def test_second_run_in_the_same_folder_is_rejected(shell, reference):
     options = ("trainer.max_steps=30",)
     shell.hurt("at_losses(lambda step, values: (time.sleep(60 * (step == 4)), values)[1])\n")
     first = shell.train(*options)
@@ -221,12 +221,12 @@ def test_a_second_run_in_the_folder_of_a_first_is_refused(shell, reference):
     first.kill_all()
     shell.heal()
     third = shell.ended(*options)
-    assert "waiting" not in third.err  # what a dead process holds is free at once
+    assert "waiting" not in third.err  # the lock of a dead process is free at once
     assert_as(reference(1), shell.run, 30)
 
 
 @pytest.mark.slow
-def test_of_two_that_start_at_once_one_wins(shell, reference):
+def test_one_of_two_simultaneous_starts_wins(shell, reference):
     shell.hurt(PATIENCE.format(0.5) + "at_losses(lambda s, v: (time.sleep(0.2), v)[1])\n")
     options = ("trainer.max_steps=30",)
     both = [shell.train(*options) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Launchers: what each of them starts is one run, equal to the others, or is refused."""
+"""Launchers: each starts the same run, or is rejected."""
 
 import json
 import os
@@ -25,8 +25,8 @@ without_gpu = pytest.mark.skipif(
 )
 
 
-def refused(shell: Shell, *options, launcher=(), **environment):
-    """The one line of a launch that is refused, before anything is made."""
+def rejected(shell: Shell, *options, launcher=(), **environment):
+    """Start a launch that must be rejected before it writes any file."""
     shell.environment = environment
     started = shell.start(*STEPS, *options, launcher=launcher)
     assert started.end() == 1, started.out
@@ -34,14 +34,14 @@ def refused(shell: Shell, *options, launcher=(), **environment):
     return started
 
 
-# what a launcher says in the environment
+# environment variables of launchers
 
 
 @without_gpu
 @pytest.mark.slow
 def test_a_process_of_two_without_a_gpu(shell):
     place = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29511", "LOCAL_RANK": "0"}
-    started = refused(shell, WORLD_SIZE="2", RANK="0", **place)
+    started = rejected(shell, WORLD_SIZE="2", RANK="0", **place)
     assert started.err == (
         "ddpm-train: device=auto: the launcher started 2 processes on a machine without a GPU; add "
         "device=cpu\n"
@@ -51,22 +51,22 @@ def test_a_process_of_two_without_a_gpu(shell):
 @without_gpu
 @pytest.mark.slow
 def test_tasks_of_slurm_that_do_not_know_of_each_other(shell):
-    assert refused(shell, SLURM_STEP_NUM_TASKS="2").err == (
+    assert rejected(shell, SLURM_STEP_NUM_TASKS="2").err == (
         "ddpm-train: launch: the launcher started 2 processes but they found 1; have it start one "
         "torchrun a node, which starts the processes\n"
     )
 
 
 @pytest.mark.slow
-def test_fsdp_is_refused(shell):
-    assert "FSDP is not supported" in refused(shell, ACCELERATE_USE_FSDP="true").err
+def test_fsdp_is_rejected(shell):
+    assert "FSDP is not supported" in rejected(shell, ACCELERATE_USE_FSDP="true").err
 
 
 # the launchers
 
 
 @pytest.mark.slow
-def test_torchrun_is_the_same_as_the_launcher_of_our_own(shell, reference):
+def test_torchrun_equals_the_own_launcher(shell, reference):
     started = shell.start(*STEPS, "device=cpu", launcher=TORCHRUN)
     assert started.end() == 0, started.err
     assert started.out.count("to step 10 on 2 processes, each on cpu") == 1
@@ -97,15 +97,15 @@ def test_torchrun_is_the_same_as_the_launcher_of_our_own(shell, reference):
     ],
     ids=["no GPU", "sweep", "twice"],
 )
-def test_torchrun_is_refused(shell, options, line):
-    """Each process says the same, or is ended by torchrun while another one says it."""
-    lines = refused(shell, *options, launcher=TORCHRUN).err.splitlines()
-    said = {x.removeprefix("ddpm-train: ") for x in lines if x.startswith("ddpm-train: ")}
-    assert said - {"stopped by SIGTERM"} == {line}
+def test_rejected_uses_of_torchrun(shell, options, line):
+    """Each process reports the same error, unless torchrun ends it first."""
+    lines = rejected(shell, *options, launcher=TORCHRUN).err.splitlines()
+    errors = {x.removeprefix("ddpm-train: ") for x in lines if x.startswith("ddpm-train: ")}
+    assert errors - {"stopped by SIGTERM"} == {line}
 
 
 @pytest.mark.slow
-def test_accelerate_launch_on_a_cpu_is_one_process_and_says_so(shell, reference):
+def test_accelerate_launch_on_a_cpu_is_one_process(shell, reference):
     started = shell.start(*STEPS, launcher=ACCELERATE)
     assert started.end() == 0, started.err
     assert "training to step 10 on cpu: " in started.out
@@ -113,33 +113,33 @@ def test_accelerate_launch_on_a_cpu_is_one_process_and_says_so(shell, reference)
 
 
 @pytest.mark.slow
-def test_a_sweep_with_two_processes_a_job(shell):
+def test_sweep_with_two_processes_per_job(shell):
     options = [option for option in STEPS if not option.startswith("name")]
     two = ("launch.processes=2", "trainer.max_steps=3", "seed=0,1", "name=s")
     started = shell.start("-m", *options, *two)
     assert started.end(200) == 0, started.err
     place = shell.folder / "outputs/multirun/s"
     assert sorted(path.name for path in place.iterdir() if path.is_dir()) == ["0", "1"]
-    found = [checkpoint.newest(place / job, pytest.fail) for job in "01"]
-    assert [each and (each.step, each.config["seed"], each.metadata.processes) for each in found] \
+    newest = [checkpoint.newest(place / job, pytest.fail) for job in "01"]
+    assert [each and (each.step, each.config["seed"], each.metadata.processes) for each in newest] \
         == [(3, 0, 2), (3, 1, 2)]  # fmt: skip
     assert started.out.count("training to step 3 on 2 processes, each on cpu") == 2
     assert (place / "sweep.csv").is_file()
 
 
 @pytest.mark.slow
-def test_more_processes_go_on_with_the_same_data_and_a_word(shell, reference):
+def test_resuming_with_more_processes_uses_the_same_data_with_a_warning(shell, reference):
     shell.ended("trainer.max_steps=10")
     ended = shell.ended("trainer.max_steps=20", "launch.processes=2")
     assert "training from step 10 to step 20 on 2 processes" in ended.out
     assert ended.err == (
-        "warning: outputs/x/checkpoints/step-00000010 was made by 1 processes, this is 2: the data "
-        "come in the same order, the noise is other noise\n"
+        "warning: outputs/x/checkpoints/step-00000010 was written by 1 processes, and 2 resume: "
+        "the data have the same order, but the noise differs\n"
     )
-    found = checkpoint.newest(shell.run, pytest.fail)
-    assert found is not None and found.step == 20 and found.state()["samples"] == 20 * 8
+    newest = checkpoint.newest(shell.run, pytest.fail)
+    assert newest is not None and newest.step == 20 and newest.state()["samples"] == 20 * 8
     one = checkpoint.load(reference(1) / "checkpoints/step-00000020").weights("raw")
-    other = found.weights("raw")
+    other = newest.weights("raw")
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
@@ -158,19 +158,19 @@ def test_sampling_in_two_processes_is_sampling_in_one(shell, reference):
     assert all(np.abs(x - y).max() <= 1 for x, y in zip(one, two, strict=True))
 
 
-# the gradient of a batch, however it is cut
+# the gradient of a batch does not depend on how it is split
 
 
 def five_steps(place, accumulate):
-    """Five steps, with a loss that has no randomness; what came of them, from each process."""
+    """Train five steps with a deterministic loss, and save the state of each process."""
     options = {"batch_size": 16, "max_steps": 5, "lr": 1e-2, "lr_warmup": 3}
     training = trainer(Fit(), accumulate=accumulate, log_every=1, **options)
     run = folder(Path(place))
     fit(training, run, METADATA)
-    # Two processes rehearse a step, so that gradients are added up in the same order ever after.
+    # Two processes warm up DDP with a discarded step before the first one.
     seen = [call["x0"] for call in training.loss.calls[-5 * accumulate :]]
-    found = {"values": training.network.values(), "ema": training.ema.model.values(), "x0": seen}
-    torch.save(found, Path(place, f"rank-{training.accelerator.process_index}.pt"))
+    state = {"values": training.network.values(), "ema": training.ema.model.values(), "x0": seen}
+    torch.save(state, Path(place, f"rank-{training.accelerator.process_index}.pt"))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
@@ -182,9 +182,9 @@ def test_the_batch_of_two_processes_is_that_of_one(tmp_path, accumulate):
     for key in ("values", "ema"):
         assert torch.equal(both[0][key], both[1][key])
         torch.testing.assert_close(both[0][key], one[key], rtol=0, atol=1e-6)
-    # Micro-batch by micro-batch, process by process: the samples of the batch in their order.
-    cut = [x for pair in zip(both[0]["x0"], both[1]["x0"], strict=True) for x in pair]
-    assert torch.equal(torch.cat(cut), torch.cat(one["x0"]))
+    # The order of the batch: by micro-batch, then by process.
+    samples = [x for pair in zip(both[0]["x0"], both[1]["x0"], strict=True) for x in pair]
+    assert torch.equal(torch.cat(samples), torch.cat(one["x0"]))
     rates = [
         [json.loads(line)["lr"] for line in (tmp_path / name / "metrics.jsonl").open()]
         for name in ("one", "two")

@@ -1,4 +1,4 @@
-"""Commands whose output nobody reads: they do all of their work, and their status is that of it."""
+"""Commands whose output streams are lost complete their work and return its status."""
 
 import json
 import os
@@ -17,7 +17,7 @@ __all__ = ["reference", "shell"]
 
 LOST = (broken_pipe, full_disk, gone_terminal)
 TWO = ("launch.processes=2", "trainer.max_steps=10")
-WARNS = (  # as a disk does that is full for a while
+WARNS = (  # a disk that is temporarily full
     "real = torch.save\n"
     "calls = []\n"
     "def save(state, path):\n"
@@ -30,7 +30,7 @@ WARNS = (  # as a disk does that is full for a while
 
 
 def ended(shell: Shell, words, lost, **popen):
-    """The exit status of a command whose output streams are lost."""
+    """Return the exit status of a command whose output streams are lost."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     streams = {"stdin": subprocess.DEVNULL, "stdout": lost, "stderr": lost}
     command = [sys.executable, "-m", *words]
@@ -50,14 +50,14 @@ def train(shell: Shell, *options: str) -> list[str]:
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("lose", LOST, ids=lambda each: each.__name__)
 def test_training(shell, reference, lose, processes):
-    """Warnings, which nobody reads, are in the run folder."""
+    """Warnings are also written to the run folder."""
     shell.hurt(WARNS)
     options = ("trainer.checkpoint_every=5", "trainer.max_steps=10")
     with lose() as number:
         words = train(shell, *options, f"launch.processes={processes}")
         assert ended(shell, words, number, start_new_session=True) == 0
     assert_as(reference(processes), shell.run, 10)
-    assert shell.kept() == [10]
+    assert shell.good_steps() == [10]
     events = [json.loads(x) for x in (shell.run / "events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["started", "warning", "done"]
     assert "No space left on device" in events[1]["message"]
@@ -65,7 +65,7 @@ def test_training(shell, reference, lose, processes):
 
 @pytest.mark.slow
 def test_the_reader_quits_while_two_processes_train(shell, reference):
-    """As ``| head`` and a dead ``tee`` do: the pipe breaks at some step."""
+    """The pipe breaks at some step, as with ``| head`` or a killed ``tee``."""
     read, write = os.pipe()
     shell.hurt("at_losses(lambda step, values: (time.sleep(0.3), values)[1])\n")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -82,21 +82,21 @@ def test_the_reader_quits_while_two_processes_train(shell, reference):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lose", LOST, ids=lambda each: each.__name__)
-def test_a_stop_is_status_75_and_a_mistake_status_1(shell, lose):
+def test_exit_status_of_a_stop_and_of_an_error(shell, lose):
     kill = "lambda step, values: (step == 3 and os.kill(os.getpid(), signal.SIGTERM), values)[1]"
     shell.hurt(f"at_losses({kill})\n")
     with lose() as number:
         assert ended(shell, train(shell), number) == 75
         assert ended(shell, train(shell, "launch.processes=2", "name=y"), number) == 75
-        assert shell.kept() == [3]
+        assert shell.good_steps() == [3]
         assert ended(shell, train(shell, "trainer.max_steps=0"), number) == 1
         two = ("trainer.max_steps=0", "launch.processes=2")
         assert ended(shell, train(shell, *two), number) == 1
 
 
 @pytest.mark.slow
-def test_a_closed_terminal_stops_a_run_that_hears_of_it(shell):
-    """SIGHUP is a signal as the others; below nohup only the terminal is gone."""
+def test_closed_terminal_stops_a_run(shell):
+    """SIGHUP stops a run; with nohup only the terminal is lost."""
     hup = "lambda step, values: (step == 3 and os.kill(os.getpid(), signal.SIGHUP), values)[1]"
     shell.hurt(f"at_losses({hup})\n")
     with gone_terminal() as number:
@@ -156,7 +156,7 @@ def test_a_name_that_the_streams_cannot_encode(shell, variables, processes):
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--cfg", "job")])
-def test_who_reads_the_first_line_alone_hears_of_no_error(tmp_path, words):
+def test_head_causes_no_error(tmp_path, words):
     command = f"{sys.executable} -m ddpm.cli.train {' '.join(words)}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     shown = subprocess.run(

@@ -1,4 +1,4 @@
-"""Checkpoints that somebody made on purpose, with a manifest that agrees with them."""
+"""Forged checkpoints with a matching manifest."""
 
 import hashlib
 import io
@@ -28,7 +28,7 @@ DRAW = ("ckpt=outputs/a", "num_samples=1", "steps=1")
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """A run of two steps on a folder of pictures, to be copied."""
+    """Return a folder with a run of two steps on a folder of pictures."""
     place = tmp_path_factory.mktemp("good")
     (place / "imgs").mkdir()
     Image.new("L", (8, 8), 100).save(place / "imgs/a.png")
@@ -39,7 +39,7 @@ def good(tmp_path_factory):
 
 
 def process(place, name, *options):
-    """A command in a process of its own."""
+    """Run a command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", f"ddpm.cli.{name}", *options],
         env={**os.environ, "PYTHONPATH": ROOT},
@@ -52,13 +52,13 @@ def process(place, name, *options):
 
 @pytest.fixture
 def run(command, good, tmp_path):
-    """A copy of the good run, in the folder that the commands run in."""
+    """Copy the good run into the working directory of the commands."""
     shutil.copytree(good, tmp_path, dirs_exist_ok=True, symlinks=True)
     return command
 
 
 def forge(name, content):
-    """Put ``content`` into a file of the checkpoint, and its hash into the manifest."""
+    """Write ``content`` to a file of the checkpoint, and its hash to the manifest."""
     Path(STEP, name).write_bytes(content)
     manifest = json.loads(Path(STEP, "manifest.json").read_text())
     digest = hashlib.sha256(content).hexdigest()
@@ -71,7 +71,7 @@ def damaged(reason):
 
 
 def snapshot():
-    """All files, but for the one that says which process looked last."""
+    """Return the content of all files except the lock."""
     files = [path for path in Path().rglob("*") if path.is_file() and path.name != ".lock"]
     return {str(path): path.read_bytes() for path in sorted(files)}
 
@@ -95,7 +95,7 @@ def zipped(value):
     [pickle.dumps(Evil(), 2), zipped(Evil()), zipped({"optimizer": Evil()}), b"", b"\0" * 999],
     ids=["pickle", "zip", "inside", "nothing", "zeros"],
 )
-def test_a_state_that_would_run_code_is_refused_and_drawing_does_not_look_at_it(run, content):
+def test_state_that_would_run_code_is_rejected_and_not_read_by_sampling(run, content):
     forge("state.pt", content)
     before = snapshot()
     ended = run("train", *ON)
@@ -108,7 +108,7 @@ def test_a_state_that_would_run_code_is_refused_and_drawing_does_not_look_at_it(
 
 
 @pytest.mark.parametrize("value", [[1, 2], None, torch.ones(2)], ids=["list", "none", "tensor"])
-def test_a_state_that_is_another_thing_is_refused(run, value):
+def test_state_of_another_type_is_rejected(run, value):
     forge("state.pt", zipped(value))
     ended = run("train", *ON)
     assert (ended.status, ended.line) == (
@@ -128,21 +128,21 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("other", FOREIGN, ids=str)
-def test_a_state_of_another_network_is_refused(run, other):
+def test_state_of_another_network_is_rejected(run, other):
     state = torch.load(Path(STEP, "state.pt"), weights_only=True)
     forge("state.pt", zipped({**state, **other}))
-    assert refused_to_go_on(run) == MISFIT
+    assert rejected(run) == MISFIT
     forge("state.pt", zipped({key: state[key] for key in state if key not in other}))
-    assert refused_to_go_on(run) == MISFIT
+    assert rejected(run) == MISFIT
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors"])
-def test_weights_of_another_network_are_refused(run, name):
+def test_weights_of_another_network_are_rejected(run, name):
     forge(name, safetensors.torch.save({"w": torch.ones(3)}))
-    assert refused_to_go_on(run) == MISFIT
+    assert rejected(run) == MISFIT
 
 
-def test_weights_that_are_not_finite_are_refused(run):
+def test_weights_that_are_not_finite_are_rejected(run):
     weights = safetensors.torch.load(Path(STEP, "ema.safetensors").read_bytes())
     weights["init_conv.bias"][1:3] = torch.tensor([float("nan"), float("inf")])
     forge("ema.safetensors", safetensors.torch.save(weights))
@@ -155,8 +155,8 @@ def test_weights_that_are_not_finite_are_refused(run):
 MISFIT = damaged("its weights and counters do not fit its config")
 
 
-def refused_to_go_on(run):
-    """The line that going on ends with, which changes nothing."""
+def rejected(run):
+    """Return the error of resuming, which must not change any file."""
     before = snapshot()
     ended = run("train", *ON)
     assert ended.status == 1
@@ -168,7 +168,7 @@ def refused_to_go_on(run):
 
 
 def change(where, group, option, value):
-    """Change an option in the config of the checkpoint, or of the run."""
+    """Change an option in the config of the checkpoint or of the run."""
     header = json.loads(Path(STEP, "config.json").read_text())
     header["config"][group][option] = value
     forge("config.json", json.dumps(header).encode())
@@ -205,9 +205,9 @@ def test_a_class_outside_the_exports_is_not_built(run, where, group, target):
 
 @WHERE
 @pytest.mark.parametrize("text", ["${oc.env:HOME}", "${name}", "${now:%Y}"])
-def test_an_interpolation_stays_the_text_that_it_is(run, where, text):
+def test_interpolations_are_literal_text(run, where, text):
     change(where, "data", "path", text)
-    Path("imgs").rename("elsewhere")  # the path as it was typed would be read next
+    Path("imgs").rename("elsewhere")  # the path as typed would be tried next
     ended = run("train", *ON)
     remedy = "no such folder; set data.path to a folder of images"
     assert (ended.status, ended.line) == (1, f"ddpm-train: data.path={text}: {remedy}")
@@ -216,9 +216,9 @@ def test_an_interpolation_stays_the_text_that_it_is(run, where, text):
     assert ended.status == 0, ended.err
     place = str(Path(text).absolute())
     assert yaml.safe_load(Path("outputs/a/config.yaml").read_text())["data"]["path"] == place
-    found = checkpoint.newest(Path("outputs/a"), pytest.fail)
-    assert found is not None and found.step == 3
-    assert found.config["data"]["path"] == place
+    newest = checkpoint.newest(Path("outputs/a"), pytest.fail)
+    assert newest is not None and newest.step == 3
+    assert newest.config["data"]["path"] == place
 
 
 # sizes
@@ -228,7 +228,7 @@ LONG = 100_000_000
 
 
 def tensors(size):
-    """A safetensors file whose header really is of so many bytes, all of it empty tensors."""
+    """Return a safetensors file with a header of ``size`` bytes that lists empty tensors."""
     one = '"%08x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
     count = size // (len(one % 0) + 1)
     header = ("{" + ",".join(one % number for number in range(count)) + "}").encode()
@@ -236,7 +236,7 @@ def tensors(size):
 
 
 def note(size):
-    """A safetensors file whose header is one text of so many bytes."""
+    """Return a safetensors file whose header is a text of ``size`` bytes."""
     header = b'{"__metadata__":{"a":"' + b"x" * size + b'"}}'
     return struct.pack("<Q", len(header)) + header
 
@@ -254,34 +254,34 @@ def test_a_header_that_claims_a_length(run, length):
 @pytest.mark.slow  # writes and hashes them
 @pytest.mark.parametrize("content", [tensors, note])
 def test_a_header_of_a_hundred_megabytes_costs_neither_time_nor_memory(good, tmp_path, content):
-    """What a command takes on a good checkpoint, it may take again and not much more."""
+    """A command needs about as much time and memory as with a good checkpoint."""
     place = tmp_path / "copy"
     shutil.copytree(good, place, symlinks=True)
     usual = used(place)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         forge("ema.safetensors", content(99_000_000))
-    status, said, seconds, memory = used(place)
+    status, message, seconds, memory = used(place)
     reason = damaged("ema.safetensors cannot be read")
-    assert (status, said) == (1, f"ddpm-sample: {reason}\n")
+    assert (status, message) == (1, f"ddpm-sample: {reason}\n")
     assert seconds < usual[2] + 5 and memory < usual[3] + 300e6
 
 
 def used(place):
-    """Status, what was said of a mistake, seconds of computing and bytes of a command."""
-    with open(place / "said", "w") as said:
+    """Return exit status, error message, CPU seconds and memory in bytes of a command."""
+    with open(place / "stderr", "w") as stderr:
         started = subprocess.Popen(
             [sys.executable, "-m", "ddpm.cli.sample", *DRAW],
             env={**os.environ, "PYTHONPATH": ROOT},
             cwd=place,
             stdout=subprocess.DEVNULL,
-            stderr=said,
+            stderr=stderr,
         )
         _, status, usage = os.wait4(started.pid, 0)
         started.returncode = os.waitstatus_to_exitcode(status)
     seconds = usage.ru_utime + usage.ru_stime
     unit = 1 if sys.platform == "darwin" else 1024
-    return started.returncode, (place / "said").read_text(), seconds, usage.ru_maxrss * unit
+    return started.returncode, (place / "stderr").read_text(), seconds, usage.ru_maxrss * unit
 
 
 @pytest.mark.parametrize("content", [DEEP, b'{"a":' * 200_000, b"9" * 200_000, b"\xff\xfe"])

@@ -1,4 +1,4 @@
-"""Workers whose launcher is killed at any point of their lives: after 10 seconds none is left."""
+"""Workers end within 10 seconds after their launcher was killed at any time."""
 
 import os
 import signal
@@ -16,19 +16,19 @@ SECONDS = 10
 SLOWLY = "at_losses(lambda step, values: (time.sleep(0.1), values)[1])\n"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not psutil.LINUX, reason="torch tells workers of it on Linux alone"),
+    pytest.mark.skipif(not psutil.LINUX, reason="torch signals workers only on Linux"),
 ]
 
 
 def kill_launcher(shell, started):
-    """SIGKILL to the launcher, and ten seconds later no process of it lives."""
+    """Kill the launcher, and check that its processes end within ten seconds."""
     started.signal(signal.SIGKILL)
     assert started.popen.wait(SECONDS) == -signal.SIGKILL
     started.until(lambda: not shell.living(), SECONDS, living=False)
 
 
 def workers(started):
-    """The processes that are to be workers, also while they import."""
+    """Return the worker processes, even while they import."""
     try:
         children = psutil.Process(started.popen.pid).children()
         return [each for each in children if "spawn_main" in " ".join(each.cmdline())]
@@ -55,15 +55,15 @@ def test_while_workers_build(shell):
 
 @pytest.mark.parametrize("who", ["True", "RANK == 1"], ids=["both hang", "one hangs"])
 def test_in_a_step_without_an_end(shell, reference, who):
-    """There is no time for a checkpoint; the one before is intact."""
+    """The previous checkpoint is intact, since no new one can be written."""
     change = f"lambda step, values: (time.sleep(600 * (step == 8 and ({who}))), values)[1]"
     shell.hurt(f"at_losses({change})\n")
     options = (*TWO, "trainer.checkpoint_every=3")
     started = shell.train(*options)
-    started.until(lambda: shell.step() == 7 and shell.kept() == [6, 3])
+    started.until(lambda: shell.step() == 7 and shell.good_steps() == [6, 3])
     time.sleep(1)
     kill_launcher(shell, started)
-    assert shell.kept() == [6, 3] and shell.leftovers() == []
+    assert shell.good_steps() == [6, 3] and shell.leftovers() == []
     shell.heal()
     shell.ended(*options)
     assert_as(reference(2), shell.run, 30)
@@ -76,13 +76,13 @@ def test_a_save_that_takes_longer_is_finished(shell, reference):
     started.until(shell.writing)
     started.signal(signal.SIGKILL)
     started.until(lambda: not shell.living(), 12 + SECONDS, living=False)
-    assert 5 in shell.kept() and shell.leftovers() == []
+    assert 5 in shell.good_steps() and shell.leftovers() == []
     shell.heal()
     shell.ended(*options)
     assert_as(reference(2), shell.run, 30)
 
 
-READERS_HANG = (
+WORKERS_HANG = (
     "from ddpm.data import Digits\n"
     "def fetch(self, indices, keys):\n"
     "    Path(f'reads-{os.getpid()}').touch()\n"
@@ -91,8 +91,8 @@ READERS_HANG = (
 )
 
 
-def test_with_processes_that_read_and_hang(shell):
-    shell.hurt(READERS_HANG)
+def test_with_data_workers_that_hang(shell):
+    shell.hurt(WORKERS_HANG)
     started = shell.train(*TWO, "trainer.num_workers=1")
     started.until(lambda: len(list(shell.folder.glob("reads-*"))) == 2)
     kill_launcher(shell, started)
@@ -100,7 +100,7 @@ def test_with_processes_that_read_and_hang(shell):
 
 @pytest.mark.parametrize("command", ["train", "sample"])
 def test_while_workers_that_are_done_wait_for_it(shell, reference, command):
-    """The launcher is held up, so that it misses their end; torch has them wait for it."""
+    """The launcher is stopped and misses their end; torch makes the workers wait for it."""
     if command == "train":
         shell.hurt(SLOWLY)
         started = shell.train(*TWO)
@@ -109,7 +109,7 @@ def test_while_workers_that_are_done_wait_for_it(shell, reference, command):
         ckpt = (f"ckpt={reference(1)}", "out=s", "num_samples=2", "steps=50")
         started = shell.start(*ckpt, TWO[0], command="sample")
         started.until(lambda: "drawing" in started.out)
-    both = workers(started)  # which have found each other: that takes the launcher
+    both = workers(started)  # connected, which needs the launcher
     started.signal(signal.SIGSTOP)
     started.until(lambda: "done: " in started.out)
     started.until(lambda: all(signal.SIGTERM in handled(each) for each in both))
@@ -128,7 +128,7 @@ def handled(process):
 
 
 def test_a_worker_that_waits_for_a_stopped_launcher_obeys_a_signal(shell):
-    """Not at once: a scheduler's signal to all, when all is done, makes no failure of a run."""
+    """Not at once: a signal of a scheduler after the work must not make a run fail."""
     shell.hurt(SLOWLY)
     started = shell.train(*TWO)
     started.until(lambda: shell.step() >= 2)
@@ -146,8 +146,8 @@ def test_a_worker_that_waits_for_a_stopped_launcher_obeys_a_signal(shell):
     started.until(lambda: all(each.status() == psutil.STATUS_ZOMBIE for each in both), 5)
 
 
-def test_processes_that_read_end_with_a_single_process(shell):
-    shell.hurt(READERS_HANG)
+def test_data_workers_end_with_their_process(shell):
+    shell.hurt(WORKERS_HANG)
     started = shell.train("trainer.num_workers=2")
     started.until(lambda: len(list(shell.folder.glob("reads-*"))) == 2)
     kill_launcher(shell, started)

@@ -1,4 +1,4 @@
-"""What pictures of all kinds become, few of them, and processes that read them and die."""
+"""Pictures of all kinds, small data sets, and data workers that die."""
 
 import multiprocessing
 import os
@@ -12,16 +12,16 @@ from PIL import Image
 
 from ddpm.data import ImageCodec
 from ddpm.training import Trainer, checkpoint
-from tests.faults.test_data import FOLDER, STEP, hundred, imgs, noise, refused, save
+from tests.faults.test_data import FOLDER, STEP, error_of, hundred, imgs, noise, save
 
 __all__ = ["hundred", "imgs"]
 
-# what pictures become
+# pixels of all kinds of pictures
 
 
 @pytest.fixture
 def fed(monkeypatch):
-    """The raw batches ``(B, C, H, W)`` that reach the codec."""
+    """Return a list of the raw batches (B, C, H, W) that the codec receives."""
     batches, encode = [], ImageCodec.encode
 
     def spied(self, raw):
@@ -33,7 +33,7 @@ def fed(monkeypatch):
 
 
 def write_pictures(folder):
-    """Pictures of all kinds; gives the pixels ``(3, 8, 8)`` that each must become."""
+    """Write pictures of all kinds; return the expected pixels (3, 8, 8) of each."""
     rows = np.arange(64).reshape(8, 8)
     expected = {}
     sixteen = (rows * 1000 + 500).astype(np.uint16)
@@ -63,7 +63,7 @@ def write_pictures(folder):
 
 
 @pytest.mark.parametrize("cache_mb", [0, 2048])
-def test_pictures_of_all_kinds_train_as_the_pixels_they_show(command, imgs, tiny, fed, cache_mb):
+def test_pixels_of_all_kinds_of_pictures(command, imgs, tiny, fed, cache_mb):
     expected = write_pictures(imgs)
     options = ("data.image_size=8", "data.color=rgb", f"data.cache_mb={cache_mb}")
     batch = ("trainer.num_workers=0", f"trainer.batch_size={len(expected)}")
@@ -71,9 +71,9 @@ def test_pictures_of_all_kinds_train_as_the_pixels_they_show(command, imgs, tiny
     assert ended.status == 0, ended.err
     (raw,) = fed
     assert raw.shape == (7, 3, 8, 8) and raw.dtype == torch.uint8
-    found = {name: each for name in expected for each in raw.numpy() if near(each, expected[name])}
-    assert found.keys() == expected.keys()
-    for name, pixels in found.items():
+    read = {name: each for name in expected for each in raw.numpy() if near(each, expected[name])}
+    assert read.keys() == expected.keys()
+    for name, pixels in read.items():
         bound = 3 if name == "cmyk" else 0  # a JPEG is never exact
         assert np.abs(pixels.astype(int) - expected[name]).max() <= bound, name
 
@@ -82,10 +82,10 @@ def near(pixels, expected):
     return np.abs(pixels.astype(int) - expected).max() <= 3
 
 
-def test_pictures_of_all_kinds_do_not_agree_by_themselves(command, imgs):
+def test_pictures_of_different_sizes_need_an_option(command, imgs):
     save(imgs / "dot.png", [[1]])
     save(imgs / "tall.png", noise(5000, 7))
-    assert refused(command) == (
+    assert error_of(command) == (
         "image_size: the images differ in size: dot.png is 1 wide and 1 high, tall.png is 7 wide "
         "and 5000 high; resize them to one size, such as data.image_size=1"
     )
@@ -123,7 +123,7 @@ def test_a_size_that_the_network_cannot_halve(command, imgs):
 # workers
 
 
-def test_a_worker_that_is_killed_ends_the_run_with_a_line(command, tiny, hundred, monkeypatch):
+def test_killed_worker_ends_the_run_with_an_error(command, tiny, hundred, monkeypatch):
     losses, calls = Trainer._losses, []
 
     def kill(self, *arguments):
@@ -144,7 +144,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_line(command, tiny, hundred
     start = "ddpm-train: trainer.num_workers=1: a data worker died"
     assert line.startswith(start)
     assert "Traceback" not in ended.err
-    assert len(calls) < 10, "the run went on without the process that reads"
+    assert len(calls) < 10, "the run continued without its data worker"
     again = command("train", *options, *reading)
     assert again.status == 0, again.err
     assert checkpoint.listed(Path("outputs/a"))[0].name == "step-00000020"

@@ -1,4 +1,4 @@
-"""Processes that read data and never answer."""
+"""Data workers that hang."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ class Hangs(Digits):
 """
 
 
-def test_one_that_hangs_is_given_up_and_the_run_ends(tmp_path):
+def test_hanging_worker_ends_the_run(tmp_path):
     Path(tmp_path, "hang.py").write_text(HANGS)
     options = ("plugins=[hang]", "data._target_=hang.Hangs", "trainer.num_workers=1", "name=h")
     ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""A scheduler signals every process of a job: launcher, trainers, and those that read data."""
+"""A scheduler signals every process of a job: launcher, trainers and data workers."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ from tests.cli.conftest import TINY
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
-def test_all_processes_are_told_at_once(tmp_path, processes, number):
+def test_all_processes_are_signalled_at_once(tmp_path, processes, number):
     options = (
         "name=s",
         f"launch.processes={processes}",
@@ -35,19 +35,19 @@ def test_all_processes_are_told_at_once(tmp_path, processes, number):
             assert time.monotonic() < end and started.poll() is None
             time.sleep(0.1)
         family = psutil.Process(started.pid).children(recursive=True)
-        # two that read data each, and with workers their watcher of shared memory
+        # two data workers each, and with launch.processes a resource tracker each
         assert len(family) >= processes * 2 + (processes > 1) * processes
         for each in [psutil.Process(started.pid), *family]:
-            # Python's watcher of shared memory ignores SIGTERM; another one costs a warning.
+            # Python's resource tracker ignores SIGTERM; other signals cause a warning.
             if "resource_tracker" not in " ".join(each.cmdline()) or number == signal.SIGTERM:
                 each.send_signal(number)
-        _, told = started.communicate(timeout=60)
+        _, output = started.communicate(timeout=60)
     finally:
         for each in psutil.Process().children(recursive=True):
             each.kill()
-    assert started.returncode == 75, told
+    assert started.returncode == 75, output
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert [each["event"] for each in events] == ["started", "stopped"]
-    (kept,) = (run / "checkpoints").iterdir()
-    assert kept.name == f"step-{events[1]['step']:08d}"
-    assert "Traceback" not in told and told.count("stopping after this step") == 1
+    (folder,) = (run / "checkpoints").iterdir()
+    assert folder.name == f"step-{events[1]['step']:08d}"
+    assert "Traceback" not in output and output.count("stopping after this step") == 1

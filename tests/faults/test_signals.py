@@ -1,4 +1,4 @@
-"""Told to stop: one checkpoint, exit status 75, and the same command goes on."""
+"""Stop signals: one checkpoint, exit status 75, and the same command resumes."""
 
 import os
 import signal
@@ -20,19 +20,19 @@ SLOWLY = "at_losses(lambda step, values: (time.sleep(0.02), values)[1])\n"
 
 
 def stopped(shell, started):
-    """The step that a run has stopped at, having said so and left what it promises."""
+    """Return the step at which a run stopped; check its message and its checkpoint."""
     assert started.end() == 75, started.err
     step = shell.step()
     message = f"stopped at step {step}, with a checkpoint in outputs/x/checkpoints/step-{step:08d}"
     message += "; to resume: ddpm-train resume=outputs/x"
     assert sum(line.endswith(message) for line in started.err.splitlines()) == 1
     assert "Traceback" not in started.err
-    assert shell.kept()[0] == step and shell.leftovers() == []
+    assert shell.good_steps()[0] == step and shell.leftovers() == []
     return step
 
 
-def goes_on(shell, options, expected):
-    """The same command brings the run to its end, equal to one that was never stopped."""
+def assert_resumes(shell, options, expected):
+    """Check that the same command finishes the run, equal to an uninterrupted one."""
     shell.heal()
     shell.ended(*options)
     assert_as(expected, shell.run, 30)
@@ -43,19 +43,19 @@ def goes_on(shell, options, expected):
 
 @pytest.mark.slow
 def test_during_a_save_and_twice_at_once(shell, reference):
-    """A launcher hands on what a scheduler has sent to all: the same wish, heard twice."""
+    """A launcher forwards the signal that a scheduler also sends to all processes."""
     shell.hurt("at_save(lambda call: time.sleep(1.5 * (call == 1)), torch, 'save')\n" + SLOWLY)
     options = (*END, "trainer.checkpoint_every=5")
     started = shell.train(*options)
     started.until(shell.writing)
-    assert shell.kept() == []
+    assert shell.good_steps() == []
     started.signal(signal.SIGTERM)
     time.sleep(0.3)
     started.signal(signal.SIGTERM)
     step = stopped(shell, started)
-    assert 5 < step <= 10 and shell.kept() == [step, 5]
+    assert 5 < step <= 10 and shell.good_steps() == [step, 5]
     assert started.err.count(NOTE) == 1
-    goes_on(shell, options, reference(1))
+    assert_resumes(shell, options, reference(1))
 
 
 @pytest.mark.slow
@@ -63,15 +63,15 @@ def test_a_second_signal_ends_a_step_that_hangs(shell, reference):
     shell.hurt(HANGS.format(who="True"))
     options = (*END, "trainer.checkpoint_every=3")
     started = shell.train(*options)
-    started.until(lambda: shell.step() == 7 and shell.kept() == [6, 3])
+    started.until(lambda: shell.step() == 7 and shell.good_steps() == [6, 3])
     started.signal(signal.SIGTERM)
     started.until(lambda: NOTE in started.err)
     time.sleep(1.2)
     assert started.popen.poll() is None
     started.signal(signal.SIGTERM)
     assert started.end(5) == 128 + signal.SIGTERM
-    assert shell.kept() == [6, 3] and shell.leftovers() == []
-    goes_on(shell, options, reference(1))
+    assert shell.good_steps() == [6, 3] and shell.leftovers() == []
+    assert_resumes(shell, options, reference(1))
 
 
 @pytest.mark.slow
@@ -79,32 +79,32 @@ def test_a_second_signal_during_a_save_leaves_the_older_ones(shell, reference):
     shell.hurt("at_save(lambda call: time.sleep(600 * (call == 2)), torch, 'save')\n")
     options = (*END, "trainer.checkpoint_every=5")
     started = shell.train(*options)
-    started.until(lambda: shell.kept() == [5] and shell.writing())
+    started.until(lambda: shell.good_steps() == [5] and shell.writing())
     started.signal(signal.SIGTERM)
     time.sleep(1.2)
     started.signal(signal.SIGTERM)
     assert started.end(5) == 128 + signal.SIGTERM
-    assert shell.kept() == [5] and len(shell.leftovers()) == 1
-    goes_on(shell, options, reference(1))
+    assert shell.good_steps() == [5] and len(shell.leftovers()) == 1
+    assert_resumes(shell, options, reference(1))
     assert shell.leftovers() == []
 
 
-def hears(pid):
-    """Whether a process has a handler for SIGTERM."""
+def handles_sigterm(pid):
+    """Return True if a process handles SIGTERM."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     (mask,) = (line.split()[1] for line in lines if line.startswith("SigCgt"))
     return bool(int(mask, 16) >> signal.SIGTERM - 1 & 1)
 
 
-@pytest.mark.skipif(not psutil.LINUX, reason="only Linux tells which signals a process handles")
+@pytest.mark.skipif(not psutil.LINUX, reason="only Linux reports which signals a process handles")
 def test_while_it_is_loaded(shell):
     started = shell.train(*END)
-    started.until(lambda: hears(started.popen.pid))
+    started.until(lambda: handles_sigterm(started.popen.pid))
     started.signal(signal.SIGTERM)
-    nothing_came_of(shell, started)
+    assert_stopped_before_start(shell, started)
 
 
-def nothing_came_of(shell, started):
+def assert_stopped_before_start(shell, started):
     assert started.end() == 75, started.err
     assert started.err == "ddpm-train: stopped by SIGTERM\n"
     assert not shell.run.exists()
@@ -131,8 +131,8 @@ def test_while_it_builds(shell, reference):
     started = shell.train(*END)
     started.until((shell.folder / "here").exists)
     started.signal(signal.SIGTERM)
-    nothing_came_of(shell, started)
-    goes_on(shell, END, reference(1))
+    assert_stopped_before_start(shell, started)
+    assert_resumes(shell, END, reference(1))
 
 
 # two processes
@@ -144,7 +144,7 @@ def test_two_processes_stop_together(shell):
     started.until(lambda: shell.step() >= 5)
     started.signal(signal.SIGTERM)
     step = stopped(shell, started)
-    assert shell.kept() == [step] and started.err.count(NOTE) == 1
+    assert shell.good_steps() == [step] and started.err.count(NOTE) == 1
 
 
 @pytest.mark.slow
@@ -153,14 +153,14 @@ def test_two_processes_stop_together(shell):
     [(signal.SIGTERM, None), (signal.SIGUSR1, None), (signal.SIGTERM, 0), (signal.SIGTERM, 1)],
     ids=["launcher", "warning", "first", "second"],
 )
-def test_one_checkpoint_whoever_hears_it(shell, reference, number, rank):
+def test_one_checkpoint_whichever_process_is_signalled(shell, reference, number, rank):
     shell.hurt(SLOWLY)
     started = shell.train(*TWO)
     started.until(lambda: shell.step() >= 5)
     started.signal(number, rank)
     step = stopped(shell, started)
-    assert step < 30 and shell.kept() == [step]
-    goes_on(shell, TWO, reference(2))
+    assert step < 30 and shell.good_steps() == [step]
+    assert_resumes(shell, TWO, reference(2))
 
 
 @pytest.mark.slow
@@ -170,8 +170,8 @@ def test_ctrl_c_in_a_terminal(shell, reference):
     started.until(lambda: shell.step() >= 5)
     os.killpg(started.popen.pid, signal.SIGINT)
     step = stopped(shell, started)
-    assert step < 30 and shell.kept() == [step]
-    goes_on(shell, TWO, reference(2))
+    assert step < 30 and shell.good_steps() == [step]
+    assert_resumes(shell, TWO, reference(2))
 
 
 @pytest.mark.slow
@@ -182,8 +182,8 @@ def test_two_processes_during_a_save(shell, reference):
     started.until(shell.writing)
     started.signal(signal.SIGTERM)
     step = stopped(shell, started)
-    assert 5 < step <= 10 and shell.kept() == [step, 5]
-    goes_on(shell, options, reference(2))
+    assert 5 < step <= 10 and shell.good_steps() == [step, 5]
+    assert_resumes(shell, options, reference(2))
 
 
 @pytest.mark.slow
@@ -192,7 +192,7 @@ def test_a_second_signal_ends_two_processes(shell, reference, who):
     shell.hurt(HANGS.format(who=who))
     options = (*TWO, "trainer.checkpoint_every=3")
     started = shell.train(*options)
-    started.until(lambda: shell.step() == 7 and shell.kept() == [6, 3])
+    started.until(lambda: shell.step() == 7 and shell.good_steps() == [6, 3])
     time.sleep(1)  # both are in step 8
     started.signal(signal.SIGTERM)
     time.sleep(1.2)
@@ -200,8 +200,8 @@ def test_a_second_signal_ends_two_processes(shell, reference, who):
     started.signal(signal.SIGTERM)
     assert started.end(30) == 128 + signal.SIGTERM
     assert "ddpm-train: " not in started.err
-    assert shell.kept() == [6, 3] and shell.leftovers() == []
-    goes_on(shell, options, reference(2))
+    assert shell.good_steps() == [6, 3] and shell.leftovers() == []
+    assert_resumes(shell, options, reference(2))
 
 
 @pytest.mark.slow
@@ -212,16 +212,16 @@ def test_two_processes_while_they_build(shell, reference):
     started.signal(signal.SIGTERM)
     assert started.end(30) == 75, started.err
     assert "stopped by SIGTERM" in started.err and not shell.run.exists()
-    goes_on(shell, TWO, reference(2))
+    assert_resumes(shell, TWO, reference(2))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not psutil.LINUX, reason="only Linux tells which signals a process handles")
+@pytest.mark.skipif(not psutil.LINUX, reason="only Linux reports which signals a process handles")
 @pytest.mark.parametrize("seconds", [0, 2, 4, 6, 8])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_two_processes_while_they_are_loaded(shell, seconds, number):
     started = shell.train(*TWO, "trainer.max_steps=10000", start_new_session=True)
-    started.until(lambda: hears(started.popen.pid))
+    started.until(lambda: handles_sigterm(started.popen.pid))
     time.sleep(seconds)
     if number == signal.SIGINT:  # a terminal sends it to all
         os.killpg(started.popen.pid, number)
@@ -229,7 +229,9 @@ def test_two_processes_while_they_are_loaded(shell, seconds, number):
         started.signal(number)
     assert started.end(60) == 75, started.err
     assert "Traceback" not in started.err
-    assert shell.kept() == ([shell.step()] if shell.step() else []) and shell.leftovers() == []
+    assert (
+        shell.good_steps() == ([shell.step()] if shell.step() else []) and shell.leftovers() == []
+    )
 
 
 # within network calls
@@ -239,10 +241,10 @@ from ddpm.diffusion import Denoiser
 real = Denoiser.__call__
 
 
-def slowly(self, *given, **named):
+def slowly(self, *args, **kwargs):
     Path(f"drawing-{RANK}").touch()
     time.sleep({seconds})
-    return real(self, *given, **named)
+    return real(self, *args, **kwargs)
 
 
 Denoiser.__call__ = slowly
@@ -265,7 +267,7 @@ def until_it_draws(shell, started, processes):
     ids=["one", "two", "one of two"],
 )
 def test_during_a_preview(shell, reference, processes, rank, seconds):
-    """A call of 600 seconds is not waited for."""
+    """A network call of 600 seconds does not delay the stop."""
     hurt_calls(shell, seconds)
     previews = ("trainer.preview_every=7", "trainer.preview_samples=2", "sampler.steps=3")
     options = (f"launch.processes={processes}", *END, *previews)
@@ -274,7 +276,7 @@ def test_during_a_preview(shell, reference, processes, rank, seconds):
     started.signal(signal.SIGINT, rank)
     assert stopped(shell, started) == 7
     assert list((shell.run / "samples").iterdir()) == []
-    goes_on(shell, options, reference(processes))
+    assert_resumes(shell, options, reference(processes))
     pictures = sorted(path.name for path in (shell.run / "samples").iterdir())
     assert pictures == [f"step-{n:08d}.png" for n in (7, 14, 21, 28, 30)]
 

@@ -1,4 +1,4 @@
-"""The stream of samples is one and the same, however it is cut, shared and interrupted."""
+"""The stream of samples does not depend on batches, processes and interruptions."""
 
 from itertools import islice
 
@@ -11,7 +11,7 @@ from ddpm.data import Dataset, ImageCodec
 from ddpm.seeding import RandomStream, mix
 from ddpm.training.batch_loader import BatchLoader, ShuffledIndex
 
-# The same examples each time, and no word of how long one takes.
+# The same examples each time, without a time limit.
 STEADY = settings(derandomize=True, deadline=None, database=None, max_examples=150)
 FEW = settings(STEADY, max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 
@@ -20,7 +20,7 @@ SEEDS = st.integers(0, 2**63 - 1)
 
 
 class Echo(Dataset):
-    """Item i is the number i, and its label is its key."""
+    """Data set of the numbers i, whose labels are the keys."""
 
     num_classes, class_names, shape = None, None, (1, 1, 1)
 
@@ -37,30 +37,30 @@ class Echo(Dataset):
 
 @st.composite
 def launches(draw):
-    """How one launch of a run may be: processes, micro-batches, samples of each, steps."""
+    """Draw a launch: processes, micro-batches, batch size, steps."""
     world, accumulate, share = draw(st.tuples(*[st.integers(1, 4)] * 3))
     return world, accumulate, world * accumulate * share, draw(st.integers(0, 5))
 
 
 def launched(data, seed, samples, launch, workers=0):
-    """What all processes together get of (index, key) in the steps of one launch, in order."""
+    """Return the (index, key) pairs that all processes of a launch receive, in order."""
     world, accumulate, batch_size, steps = launch
     options = {"seed": seed, "batch_size": batch_size, "accumulate": accumulate}
     ranks = [
         BatchLoader(data, rank=rank, world=world, num_workers=workers, **options).batches(samples)
         for rank in range(world)
     ]
-    got = []
+    received = []
     for _ in range(steps * accumulate):
         for batches in ranks:
             raw, keys = next(batches)
             assert len(raw) == batch_size // (world * accumulate)
-            got.extend(zip(raw.flatten().tolist(), keys.tolist(), strict=True))
-    return got
+            received.extend(zip(raw.flatten().tolist(), keys.tolist(), strict=True))
+    return received
 
 
 def stream(count, seed, length):
-    """The stream from its start: (index, key), told once and for all."""
+    """Return the first ``length`` pairs (index, key) of the stream."""
     epochs = range(-(-length // count))
     whole = [
         item for epoch in epochs for item in ShuffledIndex(count, seed).items(epoch * count, count)
@@ -84,7 +84,7 @@ def test_each_epoch_is_a_permutation_and_a_key_belongs_to_seed_epoch_and_index(c
 
 @STEADY
 @given(count=COUNTS, seed=SEEDS, windows=st.lists(st.tuples(COUNTS, COUNTS), max_size=5))
-def test_any_window_of_the_stream_is_the_same_whatever_was_looked_at_before(count, seed, windows):
+def test_window_of_the_stream_does_not_depend_on_earlier_windows(count, seed, windows):
     order = ShuffledIndex(count, seed)
     for start, length in windows:
         assert order.items(start, length) == stream(count, seed, start + length)[start:]
@@ -94,18 +94,18 @@ def test_any_window_of_the_stream_is_the_same_whatever_was_looked_at_before(coun
 @given(count=COUNTS, seed=SEEDS, run=st.lists(launches(), min_size=1, max_size=4))
 @example(count=1, seed=0, run=[(2, 2, 4, 3), (1, 1, 4, 2)])
 @example(count=7, seed=0, run=[(2, 1, 6, 1), (1, 3, 6, 1), (3, 2, 6, 2)])
-def test_launch_after_launch_gives_the_uninterrupted_stream(count, seed, run):
-    """Each launch goes on at the counter of samples: with other processes, or another batch."""
-    got = []
+def test_consecutive_launches_give_the_uninterrupted_stream(count, seed, run):
+    """Each launch resumes at the counter of samples, with other processes or another batch."""
+    received = []
     for launch in run:
-        got += launched(Echo(count), seed, len(got), launch)
+        received += launched(Echo(count), seed, len(received), launch)
     total = sum(batch_size * steps for _, _, batch_size, steps in run)
-    assert got == stream(count, seed, total)
+    assert received == stream(count, seed, total)
 
 
 @STEADY
 @given(count=COUNTS, seed=SEEDS, launch=launches(), start=st.integers(0, 200))
-def test_the_shares_of_a_step_are_told_as_they_are_fetched(count, seed, launch, start):
+def test_plan_equals_the_fetched_items(count, seed, launch, start):
     world, accumulate, batch_size, _ = launch
     options = {"seed": seed, "batch_size": batch_size, "accumulate": accumulate, "world": world}
     for rank in range(world):
@@ -123,18 +123,18 @@ def test_the_shares_of_a_step_are_told_as_they_are_fetched(count, seed, launch, 
     seed=SEEDS,
     run=st.lists(st.tuples(launches(), st.integers(1, 2)), min_size=1, max_size=2),
 )
-def test_processes_that_read_ahead_change_nothing(count, seed, run):
-    got = []
+def test_workers_do_not_change_the_stream(count, seed, run):
+    received = []
     for launch, workers in run:
-        got += launched(Echo(count, in_memory=False), seed, len(got), launch, workers)
-    assert got == stream(count, seed, len(got))
-    assert len(got) == sum(batch_size * steps for (_, _, batch_size, steps), _ in run)
+        received += launched(Echo(count, in_memory=False), seed, len(received), launch, workers)
+    assert received == stream(count, seed, len(received))
+    assert len(received) == sum(batch_size * steps for (_, _, batch_size, steps), _ in run)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_one_stop_with_processes_that_read_ahead(workers):
-    """What they had read ahead when the first launch stopped is read again, not left out."""
+def test_one_stop_with_workers(workers):
+    """Samples that workers had prefetched at the stop are read again, not skipped."""
     first, second = (2, 2, 8, 3), (1, 1, 8, 2)
-    got = launched(Echo(11, in_memory=False), 3, 0, first, workers)
-    got += launched(Echo(11, in_memory=False), 3, len(got), second, workers)
-    assert got == stream(11, 3, 40)
+    received = launched(Echo(11, in_memory=False), 3, 0, first, workers)
+    received += launched(Echo(11, in_memory=False), 3, len(received), second, workers)
+    assert received == stream(11, 3, 40)
