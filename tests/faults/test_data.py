@@ -165,9 +165,6 @@ BAD = [
 ]  # fmt: skip
 
 
-BAD_IDS = [f"{name} {len(content)}" for name, content, _ in BAD]
-
-
 @pytest.fixture
 def hundred(imgs):
     """Write a hundred valid pictures in colour."""

@@ -268,10 +268,10 @@ def test_find(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "outputs/gone").symlink_to("deleted")
     for path, message in (
-        ("nowhere", "ckpt=nowhere: run or checkpoint not loaded; use ckpt=outputs/a$"),
+        ("nowhere", "ckpt=nowhere: run or checkpoint not found; use ckpt=outputs/a$"),
         (
             "outputs/gone",
-            "ckpt=outputs/gone: run or checkpoint not loaded; use ckpt=outputs/a$",
+            "ckpt=outputs/gone: run or checkpoint not found; use ckpt=outputs/a$",
         ),
         ("empty", "ckpt=empty: contains no checkpoint"),
         ("outputs/a/checkpoints/step-00000001/config.json", "is a file; use the folder"),
