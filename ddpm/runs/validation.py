@@ -37,7 +37,7 @@ _NUMBERS = {  # values of trainer.best by metric, where they differ from its nam
     "loss": tuple(f"val_{name}" for name in LOGGED),
     "bpd": ("val_bpd",),
 }
-_WITHOUT_EFFECT = ("metrics", "batch_size")  # on whether two evaluations are comparable
+_WITHOUT_EFFECT = ("metrics", "batch_size")  # on the comparability of two evaluations
 
 
 class Validation:

@@ -51,10 +51,10 @@ class StepEvaluation(NamedTuple):
 
 
 # Evaluates the averaged weights, on every process. It calls the stop check regularly, equally often
-# on each process, and returns None if that asks to stop.
+# on each process, and returns None on a stop.
 Evaluate = Callable[[Trainer, Stopping], StepEvaluation | None]
 # Draws samples with the averaged weights. It calls the stop check in the same way, and raises
-# GivenUpError if that asks to stop.
+# GivenUpError on a stop.
 Preview = Callable[[Trainer, Stopping], None]
 
 

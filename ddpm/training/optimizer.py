@@ -14,11 +14,11 @@ from ddpm.training.options import ABOVE_0, Options, option
 Decay = Literal["constant", "cosine"]
 
 _BATCH, _BATCH_ON_CPU = 128, 16  # on a CPU: more steps in the same time
-_LARGE = 10_000_000  # parameters, from which networks need small steps
+_LARGE = 10_000_000  # parameters; larger networks need a smaller learning rate
 _LR, _LR_LARGE = 1e-3, 2e-4
 
-_WARMUP = 1000  # updates at most
-_WARMUP_SHARE = 20  # of which the warm-up is one part
+_MAX_WARMUP = 1000  # updates
+_WARMUP_DIVISOR = 20  # the warm-up is one part in 20 of a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class OptimizerOptions(Options):
         lr_decay: ``constant``, or ``cosine`` to 0 at max_steps.
         weight_decay: decoupled weight decay; 0 = off.
         adam_betas: decay rates of the moments, in [0, 1).
-        clip_grad_norm: largest norm of the gradient; None = no limit.
+        clip_grad_norm: maximum norm of the gradient; None = no limit.
     """
 
     lr: float | None = option(None, legacy=2e-4)
@@ -56,32 +56,39 @@ class OptimizerOptions(Options):
 
 
 def warmup_steps(max_steps: int) -> int:
-    """Return the length of the warm-up of a run that does not set one."""
-    return min(_WARMUP, max_steps // _WARMUP_SHARE)
+    """Return the default number of warm-up updates of a run."""
+    return min(_MAX_WARMUP, max_steps // _WARMUP_DIVISOR)
 
 
 def default_batch_size(device: str, parts: int) -> int:
-    """Return the batch of a run that does not set one.
+    """Return the default batch size of a run.
 
     Args:
         device: type of the device.
-        parts: processes times micro-batches, of which the batch is a multiple.
+        parts: number of processes times micro-batches; the batch size is a multiple of it.
     """
     size = _BATCH_ON_CPU if device == "cpu" else _BATCH
     return -(-size // parts) * parts
 
 
 def default_learning_rate(network: nn.Module) -> float:
-    """Return the learning rate of a run that does not set one."""
+    """Return the default learning rate for a network."""
     large = sum(each.numel() for each in network.parameters()) >= _LARGE
     return _LR_LARGE if large else _LR
 
 
 def learning_rate(update: int, lr: float, *, warmup: int, decay: Decay, max_steps: int) -> float:
-    """The rate of optimizer update ``update`` (from 0), whatever the processes.
+    """Return the learning rate of an optimizer update.
 
-    It rises to ``lr`` over ``warmup`` updates, then stays or falls to 0 at ``max_steps`` along half
-    a cosine.
+    It rises linearly to ``lr`` over ``warmup`` updates, then stays constant, or falls to 0 at
+    ``max_steps`` along half a cosine.
+
+    Args:
+        update: index of the update, from 0.
+        lr: learning rate after the warm-up.
+        warmup: number of updates of the warm-up.
+        decay: ``constant`` or ``cosine``.
+        max_steps: number of updates of the run.
     """
     if update < warmup:
         return lr * (update + 1) / (warmup + 1)

@@ -116,21 +116,21 @@ class Run:
         if folder is None:
             self.trackers.log({f"eval/{name}": value for name, value in numbers.items()}, step)
 
-    def event(self, name: str, step: int, **facts: Any) -> None:
+    def event(self, name: str, step: int, **details: Any) -> None:
         """Append an event with the current time to ``events.jsonl``."""
         if self.began:
             self._write_warnings(step)
         self.began = True
-        self._write_event(name, step, **facts)
+        self._write_event(name, step, **details)
 
     def _write_warnings(self, step: int) -> None:
         while self._warnings:
             self._write_event("warning", step, message=self._warnings.pop(0))
 
-    def _write_event(self, name: str, step: int, **facts: Any) -> None:
+    def _write_event(self, name: str, step: int, **details: Any) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         with self.warn_on_io_error("events.jsonl"):
-            _append(self.events_file, {"time": now, "event": name, "step": step, **facts})
+            _append(self.events_file, {"time": now, "event": name, "step": step, **details})
 
     @contextmanager
     def warn_on_io_error(self, what: str) -> Iterator[None]:
