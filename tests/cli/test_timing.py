@@ -91,8 +91,8 @@ def test_a_run_for_a_duration_keeps_its_number_of_steps(command, tiny, measured)
         assert "from now on" not in ended.out and len(measured) == 1
     ended = command("train", "resume=outputs/a", "trainer.max_minutes=5")
     assert ended.line == (
-        "ddpm-train: trainer.max_minutes=5: the run has begun, and ends at step 6; leave "
-        "trainer.max_minutes out, or set trainer.max_steps to train it longer"
+        "ddpm-train: trainer.max_minutes=5: the run has started, and ends at step 6; omit "
+        "trainer.max_minutes, or set trainer.max_steps to train it longer"
     )
     ended = command("train", "resume=outputs/a", "trainer.max_steps=7")
     assert ended.status == 0 and "from step 6 to step 7" in ended.out, ended.err
