@@ -423,5 +423,7 @@ def test_a_run_of_a_version_without_val_fraction_has_no_validation_data(tmp_path
     assert with_validation["data"]["val_fraction"] == 0.2
     assert "val_fraction" not in with_defaults(MODEL, "model")
     check_compatible(config_with_defaults(old), config_with_defaults(new), "resume", tmp_path)
-    line = error_of(check_compatible, config_with_defaults(old), with_validation, "resume", tmp_path)
+    line = error_of(
+        check_compatible, config_with_defaults(old), with_validation, "resume", tmp_path
+    )
     assert "data.val_fraction (0.0 there, 0.2 here)" in line
