@@ -27,14 +27,14 @@ class Composition(NamedTuple):
 
 
 def compose(config_name: str, config: Mapping[str, Any] | Sequence[str]) -> Composition:
-    """Return the config of a command for some of its options.
+    """Compose the config of a command.
 
     Args:
         config_name: ``train`` for ``ddpm-train``.
         config: options as on the command line, or a mapping, see :func:`arguments`.
 
     Raises:
-        ConfigError: an option that does not exist, or a value that cannot be read.
+        ConfigError: an unknown option, or an invalid value.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -51,7 +51,7 @@ def compose(config_name: str, config: Mapping[str, Any] | Sequence[str]) -> Comp
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             composed = hydra_compose(config_name, overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise _explained(config_name, error, overrides) from error
+        raise _config_error(config_name, error, overrides) from error
     choices = dict(composed.hydra.runtime.choices)
     with open_dict(composed):
         del composed["hydra"]
@@ -59,8 +59,8 @@ def compose(config_name: str, config: Mapping[str, Any] | Sequence[str]) -> Comp
     return Composition(options, tuple(overrides), choices)
 
 
-def _explained(config_name: str, error: Exception, overrides: Sequence[str]) -> ConfigError:
-    """Return an error of composing as a ConfigError with the same text as that of the command."""
+def _config_error(config_name: str, error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """Return a composition error as a ConfigError with the message of the command."""
     line = argument_errors.explain(config_name, error, overrides)
     option, _, problem = line.partition(": ")
     key, equals, value = option.partition("=")
@@ -71,11 +71,11 @@ def arguments(config: Mapping[str, Any]) -> list[str]:
     """Return the options of a mapping as arguments of a command.
 
     ``{"data": "cifar", "trainer": {"lr": 1e-4}}`` gives ``data=cifar`` and ``trainer.lr=0.0001``:
-    text names the choice of a config group, a mapping has some of its options, or with a
-    ``_target_`` all of them.
+    text is the choice of a config group, a mapping has some of its options, or all of them if it
+    contains ``_target_``.
 
     Raises:
-        ConfigError: a value that is not text, a number, a truth value, None, or a list of these.
+        ConfigError: a value that is not text, a number, a boolean, None, or a list of these.
     """
     result = []
     for key, value in config.items():
@@ -87,6 +87,7 @@ def arguments(config: Mapping[str, Any]) -> list[str]:
 
 
 def _flattened(key: str, value: Any) -> list[str]:
+    """Return the arguments for the options of a mapping, or for one value."""
     if isinstance(value, Mapping):
         return [each for name, part in value.items() for each in _flattened(f"{key}.{name}", part)]
     return [f"{key}={_literal(key, value)}"]
@@ -100,5 +101,5 @@ def _literal(key: str, value: Any) -> str:
         return f"[{','.join(_literal(key, each) for each in value)}]"
     if value is None or isinstance(value, bool | int | float):
         return render(value)
-    problem = "must be text, a number, a truth value, None, or a list of these"
+    problem = "must be text, a number, a boolean, None, or a list of these"
     raise ConfigError(key, type(value).__name__, problem)

@@ -34,7 +34,7 @@ def export(
     out: str | None,
     plugins: list[str],
 ) -> None:
-    """Write the file, and beside it the arguments that are needed to load it."""
+    """Write the file, and a JSON file with the arguments that loading it requires."""
     import safetensors.torch
 
     from ddpm.console import info, warn
@@ -42,16 +42,18 @@ def export(
     from ddpm.training import checkpoint
 
     source = checkpoint.find(ckpt, warn)
-    ending = ".safetensors" if format == "safetensors" else ".pt"
+    suffix = ".safetensors" if format == "safetensors" else ".pt"
     parts = ["" if format == "safetensors" else format, version or "", "raw" * (weights == "raw")]
-    named = "".join(f"-{part}" for part in parts if part)
-    default = source.run / "exported" / f"step-{source.step:08d}{named}{ending}"
+    label = "".join(f"-{part}" for part in parts if part)
+    default = source.run / "exported" / f"step-{source.step:08d}{label}{suffix}"
     target = Path(default if out is None else out)
-    beside = f"{target.stem if target.suffix == '.pt' else target.name}.json"
-    ours = format == "safetensors"
-    require(not ours or version is None, "version", version, "is for other systems; leave it out")
-    with _writing(target, [target.name] if ours else [target.name, beside]) as folder:
-        if ours:
+    arguments_file = f"{target.stem if target.suffix == '.pt' else target.name}.json"
+    own_format = format == "safetensors"
+    problem = "is for other systems; leave it out"
+    require(not own_format or version is None, "version", version, problem)
+    names = [target.name] if own_format else [target.name, arguments_file]
+    with _output_folder(target, names) as folder:
+        if own_format:
             config = json.dumps(source.config)
             metadata = {"config": config, "step": str(source.step), "weights": weights}
             content = safetensors.torch.save(source.weights(weights), metadata)
@@ -59,14 +61,14 @@ def export(
         else:
             content, arguments = _content(source, format, weights, version)
             write(folder / target.name, content)
-            write(folder / beside, (json.dumps(arguments, indent=1) + "\n").encode())
-    about = "with the names of ddpm; its metadata hold the config"
-    about = about if ours else f"{beside} has the arguments of its network"
-    info(f"done: {target} ({about})")
+            write(folder / arguments_file, (json.dumps(arguments, indent=1) + "\n").encode())
+    note = "with the parameter names of ddpm; its metadata contain the config"
+    note = note if own_format else f"{arguments_file} has the arguments of its network"
+    info(f"done: {target} ({note})")
 
 
 @contextmanager
-def _writing(target: Path, names: list[str]) -> Iterator[Path]:
+def _output_folder(target: Path, names: list[str]) -> Iterator[Path]:
     """Yield a folder for files ``names``, which are then moved to the folder of ``target``.
 
     Raises:
@@ -94,7 +96,7 @@ def _writing(target: Path, names: list[str]) -> Iterator[Path]:
 def _content(
     source: Checkpoint, format: str, weights: Literal["ema", "raw"], version: str | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the content of the exported file, and the arguments that are needed to load it."""
+    """Return the content of the exported file, and the arguments that loading it requires."""
     from ddpm import instantiate
     from ddpm.interop.export import export_model
 
@@ -117,7 +119,7 @@ def _network_spec(source: Checkpoint, network: nn.Module, size: tuple[int, ...])
     from ddpm.interop.foreign_format import NetworkSpec
     from ddpm.models.layers import Network
 
-    problem = "is a network of a plugin, which no other system has"
+    problem = "is a network of a plugin, which other systems do not have"
     require(isinstance(network, Network), "format", None, problem)
     assert isinstance(network, Network)
     node = with_defaults(source.config["model"], "model")

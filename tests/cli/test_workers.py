@@ -100,7 +100,7 @@ def test_an_error_is_printed_once_and_leaves_no_folder(command, tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_three_processes_resume_to_the_bits_of_an_uninterrupted_run(command, tiny, accumulate):
-    """The sum of three gradients depends on how they are arranged, see ``Trainer.settle``."""
+    """The sum of three gradients depends on their arrangement, see ``Trainer.warm_up_ddp``."""
     options = (
         "launch.processes=3",
         "diffusion.self_condition=true",
