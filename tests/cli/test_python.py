@@ -158,7 +158,7 @@ def test_data_of_another_shape_and_missing_runs_are_rejected(trained, tmp_path):
         model.interpolate(0, 1, t=1000)
     with pytest.raises(ConfigError, match="none"):
         ddpm.load(tmp_path / "none")
-    with pytest.raises(ConfigError, match="there is no such run"):
+    with pytest.raises(ConfigError, match="~nobody-of-this-name/run"):
         ddpm.load("~nobody-of-this-name/run")
     image = torch.zeros(1, 8, 8, dtype=torch.uint8)
     for wrong, message in (
