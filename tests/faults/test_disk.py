@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ddpm.training import Trainer, checkpoint
+from ddpm.training.checkpoint import CheckpointMetadata
 from ddpm.training.ema import EMA
 from ddpm.training.saving import Saver
 from tests.cli.conftest import TINY
@@ -123,7 +124,7 @@ def test_failure_is_attributed_to_its_checkpoint(tmp_path, monkeypatch):
     weights = {"w": torch.zeros(2)}
     fails(monkeypatch, 1)
     for step in (1, 2):
-        saver.start({"step": step, "config": {}}, raw=weights, ema=weights, state={})
+        saver.start(CheckpointMetadata(step=step, config={}), raw=weights, ema=weights, state={})
     assert saver.error(last=True) is None
     assert steps(tmp_path) == [2] and len(warnings) == 1
 
