@@ -383,12 +383,12 @@ def load(
     place = devices.device_of(device, precision, key="precision")
     if plugins:
         load_plugins([plugins] if isinstance(plugins, str) else list(plugins))
-    found = find(expand("path", str(path)), warn)
+    checkpoint = find(expand("path", str(path)), warn)
     autocast: Autocast = nullcontext
     if precision != "no":
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
         autocast = partial(torch.autocast, place.type, dtype)
-    return TrainedModel.from_checkpoint(found, weights, place, autocast)
+    return TrainedModel.from_checkpoint(checkpoint, weights, place, autocast)
 
 
 def _placed(network: nn.Module, device: torch.device, spec: DataSpec) -> nn.Module:

@@ -162,3 +162,16 @@ def test_a_command_starts_without_torch(command):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split()[-1] == "False"
+
+
+def test_files_and_functions_are_short():
+    lines = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in python_files()}
+    assert {file.name: count for file, count in lines.items() if count > 400} == {}
+    assert sum(count for file, count in lines.items() if "cli" in file.parts) < 2600
+    functions = {
+        f"{file.name}: {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for file in python_files()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {name: count for name, count in functions.items() if count > 60} == {}
