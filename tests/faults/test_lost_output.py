@@ -11,11 +11,11 @@ import pytest
 
 from tests.cli.conftest import TINY
 from tests.faults.processes import ROOT, Shell, assert_as, reference, shell
-from tests.test_streams import broken_pipe, full_disk, gone_terminal
+from tests.test_streams import broken_pipe, full_disk, closed_terminal
 
 __all__ = ["reference", "shell"]
 
-LOST = (broken_pipe, full_disk, gone_terminal)
+LOST = (broken_pipe, full_disk, closed_terminal)
 TWO = ("launch.processes=2", "trainer.max_steps=10")
 WARNS = (  # a disk that is temporarily full
     "real = torch.save\n"
@@ -99,7 +99,7 @@ def test_closed_terminal_stops_a_run(shell):
     """SIGHUP stops a run; with nohup only the terminal is lost."""
     hup = "lambda step, values: (step == 3 and os.kill(os.getpid(), signal.SIGHUP), values)[1]"
     shell.hurt(f"at_losses({hup})\n")
-    with gone_terminal() as number:
+    with closed_terminal() as number:
         assert ended(shell, train(shell, "trainer.max_steps=5"), number) == 75
 
         def nohup():

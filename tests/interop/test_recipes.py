@@ -200,5 +200,5 @@ def test_flags_of_the_scripts():
     assert resolve(IDDPM, 64, predict_xstart=True).process["objective"] == "pred_x0"
     with pytest.raises(ValueError, match="improved-diffusion's scripts have no flags num_head_c"):
         resolve(IDDPM, 32, num_head_channels=8)
-    with pytest.raises(ValueError, match="know the image sizes 64, 128, 256, 512"):
+    with pytest.raises(ValueError, match="support the image sizes 64, 128, 256, 512"):
         resolve(ADM, 32)
