@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.conftest import TINY
 from tests.faults.processes import ROOT, Shell, assert_as, reference, shell
-from tests.test_streams import broken_pipe, full_disk, closed_terminal
+from tests.test_streams import broken_pipe, closed_terminal, full_disk
 
 __all__ = ["reference", "shell"]
 
