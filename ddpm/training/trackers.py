@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
+from accelerate.tracking import (
+    LOGGER_TYPE_TO_CLASS,
+    TensorBoardTracker,
+    TrackioTracker,
+    WandBTracker,
+)
 from PIL import Image
 
 from ddpm.errors import ConfigError, did_you_mean, render
@@ -23,12 +28,11 @@ from ddpm.files import replacing
 from ddpm.nested import flat
 from ddpm.training.options import Options, option
 
-# By name of the tracker, which is also the name of its package.
 INSTALL = {
-    "tensorboard": "pip install 'ddpm[tensorboard]'",
-    "trackio": "pip install trackio",
-    "wandb": "pip install wandb",
+    name: "pip install 'ddpm[tensorboard]'" if name == "tensorboard" else f"pip install {name}"
+    for name in sorted(LOGGER_TYPE_TO_CLASS)
 }
+"""How to install each tracker, by its name, which is also the name of its package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,7 @@ class TrackerOptions(Options):
 
     Attributes:
         trackers: names of experiment trackers to log to as well: ``tensorboard``,
-            ``trackio``, ``wandb``.
+            ``trackio``, ``wandb``, and the others of Accelerate.
     """
 
     trackers: tuple[str, ...] = option((), free=True)
@@ -52,7 +56,7 @@ class Trackers:
     Nothing is logged before :meth:`start`, after :meth:`finish`, or outside the main process.
 
     Args:
-        names: any of ``tensorboard``, ``trackio`` and ``wandb``.
+        names: keys of :data:`INSTALL`.
 
     Raises:
         ConfigError: (key ``trackers``) an unknown name, or a package that is not installed.
@@ -99,7 +103,8 @@ class Trackers:
         start = _Start(project, run, folder, flat(config), step)
         for name in self.names if main else ():
             with self._guarded(name), _no_stdin():
-                self._running[name] = _KINDS[name](start)
+                kind = _KINDS.get(name)
+                self._running[name] = _Generic(name, start) if kind is None else kind(start)
 
     def log(self, record: Mapping[str, float | int | None], step: int) -> None:
         """Log the numbers of a record, except the step and those that are None."""
@@ -146,7 +151,6 @@ class _Start:
 class _Tracker(Protocol):
     """A tracker; the constructor starts it, and any method may raise any exception."""
 
-    def __init__(self, start: _Start) -> None: ...
     def log(self, numbers: dict[str, float | int], step: int) -> None: ...
     def picture(self, name: str, image: Image.Image, step: int) -> None: ...
     def finish(self) -> None: ...
@@ -235,7 +239,30 @@ class _Trackio:
         self.tracker.finish()
 
 
-_KINDS: dict[str, type[_Tracker]] = {
+class _Generic:
+    """A tracker of Accelerate without support of its own: options and numbers, no pictures.
+
+    A resumed run is a new run of the tracker.
+    """
+
+    def __init__(self, name: str, start: _Start) -> None:
+        tracker = LOGGER_TYPE_TO_CLASS[name]
+        place = [start.folder] if tracker.requires_logging_directory else []
+        self.tracker = tracker(start.project, *place)
+        self.tracker.start()
+        self.tracker.store_init_configuration({**start.config, "run": start.run})
+
+    def log(self, numbers: dict[str, float | int], step: int) -> None:
+        self.tracker.log(numbers, step=step)
+
+    def picture(self, name: str, image: Image.Image, step: int) -> None:
+        pass
+
+    def finish(self) -> None:
+        self.tracker.finish()
+
+
+_KINDS: dict[str, Callable[[_Start], _Tracker]] = {
     "tensorboard": _TensorBoard,
     "trackio": _Trackio,
     "wandb": _Wandb,

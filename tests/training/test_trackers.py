@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 import pytest
 from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
@@ -137,7 +138,8 @@ def test_unknown_name_is_rejected():
         Trackers(["tensorbord"])
     assert str(caught.value.under("trainer")) == (
         "trainer.trackers=[tensorbord]: unknown tracker tensorbord; did you mean "
-        "'tensorboard'? (there are: tensorboard, trackio, wandb)"
+        "'tensorboard'? (there are: aim, clearml, comet_ml, dvclive, mlflow, swanlab, tensorboard, "
+        "trackio, wandb)"
     )
     with pytest.raises(ConfigError) as caught:
         Trackers(("tensorboard", "mlflow"))  # known to Accelerate only
@@ -439,6 +441,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from ddpm.training.trackers import Trackers
 
 PartialState(cpu=True)
@@ -484,3 +487,50 @@ def test_only_the_writer_thread_of_tensorboard_is_silenced(monkeypatch, capsys):
             thread.start()
             thread.join()
     assert seen == ["another's"] and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", sorted(LOGGER_TYPE_TO_CLASS))
+def test_the_trackers_of_accelerate_are_known_by_name(monkeypatch, name):
+    monkeypatch.setattr(module, "_installed", lambda _: False)
+    with pytest.raises(ConfigError, match=f"the package {name} is not installed; pip install"):
+        Trackers([name])
+
+
+@pytest.mark.parametrize("requires_folder", [False, True])
+def test_other_trackers_receive_options_and_numbers(monkeypatch, tmp_path, requires_folder):
+    calls = []
+
+    class Tracker:
+        requires_logging_directory = requires_folder
+
+        def __init__(self, *arguments):
+            calls.append(("new", *arguments))
+
+        def start(self):
+            calls.append(("start",))
+
+        def store_init_configuration(self, values):
+            calls.append(("config", values))
+
+        def log(self, values, step):
+            calls.append(("log", values, step))
+
+        def finish(self):
+            calls.append(("finish",))
+
+    monkeypatch.setattr(module, "_installed", lambda _: True)
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "mlflow", Tracker)
+    trackers, warned = Trackers(["mlflow"]), []
+    names = {"project": "ddpm", "run": "a", "folder": tmp_path}
+    trackers.start(**names, config=CONFIG, step=0, main=True, warn=warned.append)
+    trackers.log({"step": 5, "loss": 0.5, "skipped": None}, 5)
+    trackers.picture("samples", Image.new("L", (2, 2)), 5)
+    trackers.finish()
+    assert calls == [
+        ("new", "ddpm", *([tmp_path] if requires_folder else [])),
+        ("start",),
+        ("config", {**FLAT, "run": "a"}),
+        ("log", {"loss": 0.5}, 5),
+        ("finish",),
+    ]
+    assert warned == []
