@@ -32,7 +32,7 @@ def checked(function: Function) -> Function:
             try:
                 bound.arguments[name] = typed(value, hints[name], name)
             except ConfigError as error:
-                if isinstance(value, str | int | float | list | tuple | None):
+                if _is_printable(value):
                     raise
                 raise error.renamed(name, type(value).__name__) from error
         return function(*bound.args, **bound.kwargs)
@@ -45,3 +45,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def _is_printable(value: Any) -> bool:
+    """Return True for values that an error message can show; others are named by their type."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_printable, value))
+    return isinstance(value, str | int | float | None)

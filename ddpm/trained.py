@@ -55,7 +55,6 @@ class TrainedModel:
         network: in eval mode, on ``device``.
         diffusion: the process that it was trained for.
         spec: shape, classes and codec of its data.
-        device: of the network.
         autocast: returns the context in which the network runs in half precision.
         checkpoint: that the weights are from; None for a network that is still being trained.
         weights: ``ema`` or ``raw``, those of the checkpoint that the network has.
@@ -68,6 +67,10 @@ class TrainedModel:
     autocast: Autocast = nullcontext
     checkpoint: Checkpoint | None
     weights: Weights = "ema"
+
+    def __repr__(self) -> str:
+        source = None if self.checkpoint is None else str(self.checkpoint.folder)
+        return f"TrainedModel({type(self.network).__name__}, {self.spec.shape}, {source!r})"
 
     @classmethod
     def from_checkpoint(
@@ -384,10 +387,8 @@ def load(
     if plugins:
         load_plugins([plugins] if isinstance(plugins, str) else list(plugins))
     checkpoint = find(expand("path", str(path)), warn)
-    autocast: Autocast = nullcontext
-    if precision != "no":
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-        autocast = partial(torch.autocast, place.type, dtype)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    autocast = nullcontext if dtype is None else partial(torch.autocast, place.type, dtype)
     return TrainedModel.from_checkpoint(checkpoint, weights, place, autocast)
 
 

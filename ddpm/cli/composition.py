@@ -44,6 +44,8 @@ def compose(config_name: str, config: Mapping[str, Any] | Sequence[str]) -> Comp
 
     from ddpm.config.text import plain
 
+    if isinstance(config, str):
+        raise ConfigError("config", config, "must be a list of options or a mapping")
     typed = arguments(config) if isinstance(config, Mapping) else [str(each) for each in config]
     argument_errors.check_arguments(config_name, typed)
     overrides = [app.readable(argument, typed) for argument in typed]

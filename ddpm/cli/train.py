@@ -59,6 +59,7 @@ def train(
         out=out,
         resume=resume,
         override=override,
+        plugins=plugins,
         job_folder=invocation.job_folder(),
         seed=seed,
         data=data,
@@ -87,7 +88,7 @@ def train_model(config: Mapping[str, Any] | Sequence[str]) -> TrainedModel:
     problem = "cannot start processes from Python; use ddpm-train, torchrun or accelerate launch"
     require(launch["processes"] in (1, "auto"), "launch.processes", launch["processes"], problem)
     options = check(options, train)
-    load_plugins(options.pop("plugins"))
+    load_plugins(options["plugins"])
     typed = {each.lstrip("+~").partition("=")[0] for each in overrides}
     for group in (key.removesuffix("._target_") for key in typed if key.endswith("._target_")):
         if group in options:
@@ -106,6 +107,7 @@ def _request(
     out: str,
     resume: str | None,
     override: bool,
+    plugins: Sequence[str],
     job_folder: Path | None = None,
     **config: Any,
 ) -> Request:
@@ -121,6 +123,7 @@ def _request(
         overrides=tuple(overrides),
         job_folder=job_folder,
         label=f"{choices['model']}-{choices['data']}",
+        plugins=tuple(plugins),
     )
 
 

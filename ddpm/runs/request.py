@@ -26,6 +26,7 @@ class Request:
         overrides: typed options, as ``group.option=value``.
         job_folder: folder of the run as a job of a sweep, or None.
         label: names of the model and the data set, for the name of a new folder.
+        plugins: modules of the user that the config requires.
     """
 
     config: Node
@@ -36,6 +37,7 @@ class Request:
     overrides: tuple[str, ...] = ()
     job_folder: Path | None = None
     label: str = "run"
+    plugins: tuple[str, ...] = ()
 
     @cached_property
     def typed_keys(self) -> frozenset[str]:

@@ -20,7 +20,7 @@ from ddpm.console import info_once, note, recording, warn_once
 from ddpm.data.spec import DataSpec
 from ddpm.distributed import cpu_threads, devices
 from ddpm.distributed.consensus import main_first, wait_for_all
-from ddpm.errors import Stopped, shortened
+from ddpm.errors import Stopped, render, shortened
 from ddpm.generation import check_steps
 from ddpm.outputs import new_folder
 from ddpm.runs.plan import Plan, plan, warn_of_threads
@@ -155,7 +155,9 @@ class _Training:
             self._fit(run, planned, objects, choice)
         wait_for_all(accelerator)  # all leave together
         info_once(accelerator, f"done: {run.path} (loss.png, samples/, checkpoints/)")
-        info_once(accelerator, f"sample it with: ddpm-sample ckpt={run.path}")
+        plugins = self.request.plugins
+        options = f" plugins={render(plugins)}" if plugins else ""
+        info_once(accelerator, f"sample it with: ddpm-sample ckpt={run.path}{options}")
         accelerator.end_training()
         return _outcome(run, trainer)
 
