@@ -61,6 +61,9 @@ def encode(
         stream = container.add_stream(encoder, rate=Fraction(fps if times is None else 1000))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixel_format
+        stream.codec_context.thread_count = (
+            1  # ProRes files of several threads differ, and are wrong
+        )
         stream.options = {**QUALITY.get(encoder, {}), **options}
         kind = "rgba" if frames.shape[3] == 4 else "rgb24"
         for number, pixels in enumerate(frames):
