@@ -88,8 +88,9 @@ class SampleFiles:
 
     def write_pictures(self, raw: Tensor, film: Trajectory | None, folder: Path) -> None:
         """Write the grid of some samples (N, C, *spatial), and the animation of the sampling."""
-        self.codec.picture(raw, rows=self._rows(len(raw))).save(folder / "grid.png")
-        self.codec.write_motion_gif(raw, folder / "grid.gif", rows=self._rows(len(raw)))
+        rows = self._rows(len(raw))
+        self.codec.picture(raw, rows=rows).save(folder / "grid.png")
+        self.codec.write_motion_gif(raw, folder / "grid.gif", rows=rows)
         if film is not None:
             rows = self._rows(len(film.frames[0]))
             self.codec.animate(film.frames, folder / "trajectory.gif", rows=rows)

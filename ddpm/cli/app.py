@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -199,7 +199,7 @@ def _run(config: Any, command: Command) -> float | None:
     """Check the composed options and run the command, in several processes if requested."""
     from ddpm.cli import workers
     from ddpm.cli.memory import shortage
-    from ddpm.config.registry import load_plugins
+    from ddpm.config.registry import load_plugins, with_typed_classes
     from ddpm.config.schema import check, typed
     from ddpm.config.text import plain
     from ddpm.memory import is_out_of_memory
@@ -216,7 +216,8 @@ def _run(config: Any, command: Command) -> float | None:
         if count > 1:
             return workers.start(count, _run, config, command)
     load_plugins(checked["plugins"])
-    checked |= _retargeted(checked, typed_as)
+    typed_keys = {*typed_as, *(key for key, _ in invocation.typed_options())}
+    checked |= with_typed_classes(checked, typed_keys)
     try:
         with reported_as(typed_as):
             return _call(command, checked)
@@ -226,20 +227,6 @@ def _run(config: Any, command: Command) -> float | None:
         short = shortage(error, options)
     # Outside of the handler: the frames of the error hold the memory that the next job needs.
     raise short
-
-
-def _retargeted(options: dict[str, Any], aliased: Iterable[str]) -> dict[str, Any]:
-    """Return the config groups whose class was typed, as in ``sampler._target_=mine.Own``.
-
-    Args:
-        options: of the command.
-        aliased: options that were typed by other names.
-    """
-    from ddpm.config.registry import retargeted
-
-    typed = {*aliased, *(key for key, _ in invocation.typed_options())}
-    groups = [key.removesuffix("._target_") for key in typed if key.endswith("._target_")]
-    return {key: retargeted(options[key], key, typed) for key in groups if key in options}
 
 
 def _hint(key: str, value: object) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli import app, invocation
+from ddpm.config import values
 from ddpm.errors import require
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def train_model(config: Mapping[str, Any] | Sequence[str]) -> TrainedModel:
     """Train on this process, without a command line; see :func:`ddpm.train`."""
     from ddpm import trained
     from ddpm.cli.composition import compose
-    from ddpm.config.registry import load_plugins, retargeted
+    from ddpm.config.registry import load_plugins, with_typed_classes
     from ddpm.config.schema import check
     from ddpm.runs import training
 
@@ -89,10 +90,7 @@ def train_model(config: Mapping[str, Any] | Sequence[str]) -> TrainedModel:
     require(launch["processes"] in (1, "auto"), "launch.processes", launch["processes"], problem)
     options = check(options, train)
     load_plugins(options["plugins"])
-    typed = {each.lstrip("+~").partition("=")[0] for each in overrides}
-    for group in (key.removesuffix("._target_") for key in typed if key.endswith("._target_")):
-        if group in options:
-            options[group] = retargeted(options[group], group, typed)
+    options |= with_typed_classes(options, set(map(values.option_key, overrides)))
     device, threads = options.pop("device"), options.pop("threads")
     request = _request(overrides, choices, **options)
     outcome = training.train(request, device=device, threads=threads)

@@ -66,13 +66,11 @@ def build(node: Config, key: str, *runtime: object) -> Any:
     try:
         if schema is not target:
             runtime, checked = (*runtime, schema(**checked)), {}
-        inspect.signature(target).bind(*runtime, **checked)
-    except TypeError as error:
-        problem = f"is not a valid target for this option; choose one with {key}=..."
-        raise ConfigError(f"{key}._target_", node["_target_"], problem) from error
-    except ConfigError as error:
-        raise error.under(key) from error
-    try:
+        try:
+            inspect.signature(target).bind(*runtime, **checked)
+        except TypeError as error:
+            problem = f"is not a valid target for this option; choose one with {key}=..."
+            raise ConfigError("_target_", node["_target_"], problem) from error
         return target(*runtime, **checked)
     except ConfigError as error:
         raise error.under(key) from error
@@ -160,6 +158,20 @@ def retargeted(node: Config, key: str, typed: Collection[str]) -> dict[str, Any]
     if key == "data":
         names.add("val_fraction")  # of every data node, see splits
     return {k: v for k, v in node.items() if k in names or f"{key}.{k}" in typed}
+
+
+def with_typed_classes(options: Config, typed: Collection[str]) -> dict[str, Any]:
+    """Return the config groups whose class was typed, see :func:`retargeted`.
+
+    Args:
+        options: of a command.
+        typed: keys of the typed options, such as ``sampler._target_``.
+
+    Raises:
+        ConfigError: a class that is not exported.
+    """
+    groups = [key.removesuffix("._target_") for key in typed if key.endswith("._target_")]
+    return {key: retargeted(options[key], key, typed) for key in groups if key in options}
 
 
 def exported(target: str, key: str) -> Callable[..., Any]:

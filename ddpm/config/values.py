@@ -64,6 +64,11 @@ def quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+def option_key(override: str) -> str:
+    """Return the key of an option as typed: ``trainer.lr`` of ``++trainer.lr=1e-4``."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 def as_typed(text: str) -> str:
     """Return the text of an option, or of its value, without the quotes of :func:`literal`."""
     return re.sub(r'"((?:[^"\\]|\\.)*)"', lambda match: re.sub(r"\\(.)", r"\1", match[1]), text)

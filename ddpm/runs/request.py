@@ -42,7 +42,7 @@ class Request:
     @cached_property
     def typed_keys(self) -> frozenset[str]:
         """Keys of the typed options."""
-        return frozenset(each.lstrip("+~").partition("=")[0] for each in self.overrides)
+        return frozenset(map(values.option_key, self.overrides))
 
     @property
     def key(self) -> Literal["name", "resume"]:

@@ -129,7 +129,7 @@ def _with_overrides(stored: Node, request: Request) -> Node:
 
 def _merge(merged: Node, config: Node, override: str) -> None:
     """Set one typed option in the config of a run to its value in the composed config."""
-    key = override.lstrip("+~").partition("=")[0]
+    key = values.option_key(override)
     key = key.partition("@")[2] or key  # sampler@evaluation.sampler=ddpm
     group, _, option = key.partition(".")
     if group not in config:  # name, out, resume and the like are not part of the run

@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from ddpm import instantiate
 from ddpm.config import paths
@@ -20,6 +19,7 @@ from ddpm.console import info_once, note, recording, warn_once
 from ddpm.data.spec import DataSpec
 from ddpm.distributed import cpu_threads, devices
 from ddpm.distributed.consensus import main_first, wait_for_all
+from ddpm.distributed.output import agreed
 from ddpm.errors import Stopped, render, shortened
 from ddpm.generation import check_steps
 from ddpm.outputs import new_folder
@@ -220,12 +220,8 @@ def build(planned: Plan, accelerator: Accelerator, out: Path) -> Objects:
 
 def _new_folder(accelerator: Accelerator, out: Path, label: str) -> Path:
     """Create the folder of a new run on the main process; return it on every process."""
-    chosen = None
-    if accelerator.is_main_process:
-        chosen = new_folder(out, f"{time.strftime('%Y%m%d-%H%M%S')}-{label}")
-    (chosen,) = broadcast_object_list([chosen])
-    assert isinstance(chosen, Path)
-    return chosen
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{label}"
+    return agreed(accelerator, lambda: new_folder(out, name))
 
 
 def _begin(run: Run, planned: Plan, trainer: Trainer, latest: Path) -> None:
