@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.data import Codec
-from ddpm.diffusion import ClassifierFreeGuidance, Denoiser, DenoiserProtocol, GaussianDiffusion
+from ddpm.diffusion import (
+    ClassifierFreeGuidance,
+    Clipping,
+    Conditioning,
+    Denoiser,
+    DenoiserProtocol,
+    GaussianDiffusion,
+    class_conditioning,
+)
 from ddpm.errors import ConfigError, require
 from ddpm.samplers import DDIM, Sampler
 from ddpm.samplers.base import OnStep
@@ -54,6 +62,7 @@ class SamplingPipeline:
         codec: converts from model space to raw data.
         device: of the network.
         autocast: returns the context in which the network runs.
+        null_label: the class number that means "no class"; None for a network without.
     """
 
     denoiser: DenoiserProtocol
@@ -61,6 +70,7 @@ class SamplingPipeline:
     codec: Codec
     device: torch.device
     autocast: Autocast = nullcontext
+    null_label: int | None = None
 
     @property
     def diffusion(self) -> GaussianDiffusion:
@@ -68,10 +78,9 @@ class SamplingPipeline:
         return self.denoiser.diffusion
 
     def num_calls(self, start: int | None = None) -> int:
-        """Return the number of steps from timestep ``start`` (default T-1) to clean data."""
-        total = self.diffusion.num_steps
-        at = total - 1 if start is None else start
-        return len(self.sampler.timesteps(at, num_steps=total))
+        """Return the number of network calls from ``start`` (default T-1) to clean data."""
+        times = self.sampler.timesteps(self.diffusion.schedule, start=start)
+        return self.sampler.num_calls(len(times) - 1)
 
     def benchmark_call(self, size: int, classes: Sequence[int] | None) -> Callable[[], None]:
         """Return a function that calls the network once on noise, to be timed.
@@ -81,13 +90,19 @@ class SamplingPipeline:
             classes: class numbers, of which the first is used; None without classes.
         """
         noise = SampleNoise(range(size)).draw(self.codec.shape).to(self.device)
-        y = None if classes is None else torch.full((size,), classes[0], device=self.device)
+        labels = None if classes is None else torch.full((size,), classes[0], device=self.device)
+        conditioning = self.conditioning(labels)
 
         def call() -> None:
-            with torch.inference_mode(), self.autocast():
-                self.denoiser(noise, self.diffusion.num_steps - 1, y=y)
+            mode = torch.no_grad if self.denoiser.needs_gradients else torch.inference_mode
+            with mode(), self.autocast():
+                self.denoiser(noise, self.diffusion.num_steps - 1, conditioning=conditioning)
 
         return call
+
+    def conditioning(self, labels: Tensor | None) -> Conditioning:
+        """Return the conditioning by class numbers (B,), on the device."""
+        return class_conditioning(labels, self.null_label).to(self.device)
 
     def sample(
         self,
@@ -96,11 +111,14 @@ class SamplingPipeline:
         *,
         start: int | None = None,
         stop: int = -1,
-        y: Tensor | None = None,
+        labels: Tensor | None = None,
         condition: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Sample x at ``stop`` from x at ``start``, in model space; see :meth:`Sampler.sample`."""
+        """Sample x at ``stop`` from x at ``start``, in model space; see :meth:`Sampler.sample`.
+
+        ``labels`` are class numbers (B,), None for an unconditional network.
+        """
         with self.autocast():
             return self.sampler.sample(
                 self.denoiser,
@@ -108,7 +126,7 @@ class SamplingPipeline:
                 randn_like=noise.like,
                 start=start,
                 stop=stop,
-                y=None if y is None else y.to(self.device),
+                conditioning=self.conditioning(labels),
                 condition=None if condition is None else condition.to(self.device),
                 on_step=on_step,
             )
@@ -144,13 +162,7 @@ def build_pipeline(
             for it.
     """
     check_steps(sampler, diffusion)
-    denoiser: DenoiserProtocol = Denoiser(
-        network.eval(),
-        diffusion,
-        bounds=codec.bounds,
-        clip=sampler.clip,
-        dynamic_quantile=sampler.dynamic_quantile,
-    )
+    denoiser: DenoiserProtocol = Denoiser(network.eval(), diffusion)
     rescale = guidance_rescale
     require(0 <= rescale <= 1, "guidance_rescale", rescale, "must be between 0 (off) and 1")
     problem = "requires a guidance other than 1; set it to 0"
@@ -162,11 +174,11 @@ def build_pipeline(
                 "diffusion.label_dropout=0.1, or set guidance to 1"
             )
             raise ConfigError("guidance", guidance, problem)
-        assert isinstance(denoiser, Denoiser)
-        denoiser = ClassifierFreeGuidance(
-            denoiser, null_label=num_classes, scale=guidance, rescale=rescale
-        )
-    return SamplingPipeline(denoiser, sampler, codec, device, autocast)
+        denoiser = ClassifierFreeGuidance(denoiser, scale=guidance, rescale=rescale)
+    clip, quantile = sampler.clip, sampler.dynamic_quantile
+    denoiser = Clipping(denoiser, clip, bounds=codec.bounds, dynamic_quantile=quantile)
+    null = num_classes if diffusion.label_dropout > 0 else None
+    return SamplingPipeline(denoiser, sampler, codec, device, autocast, null)
 
 
 def check_steps(sampler: Sampler, diffusion: GaussianDiffusion) -> None:
@@ -175,7 +187,7 @@ def check_steps(sampler: Sampler, diffusion: GaussianDiffusion) -> None:
     problem = f"the process has {most} steps; use 1 to {most}"
     require(not isinstance(steps, int) or steps <= most, key, steps, problem)
     try:
-        first = sampler.timesteps(most - 1)[0][0]
+        first = sampler.timesteps(diffusion.schedule)[0]
     except ConfigError as error:
         raise error.renamed(key, steps) from error
     problem = (
@@ -221,7 +233,7 @@ def generate(
         if condition is not None:
             clean = pipeline.codec.encode(condition[[i % len(condition) for i in batch]])
         x = pipeline.sample(
-            noise.draw(pipeline.codec.shape), noise, y=labels, condition=clean, on_step=on_step
+            noise.draw(pipeline.codec.shape), noise, labels=labels, condition=clean, on_step=on_step
         )
         yield pipeline.codec.decode(x).cpu(), labels
 
@@ -265,14 +277,14 @@ def interpolate(
         ConfigError: ``ddim`` with a stochastic sampler; a seed with conditioning entries.
     """
     check_mode(pipeline, ends, mode)
-    labels = classes or (None, None)
+    pair = classes or (None, None)
     (x0_a, noise_a), (x0_b, noise_b) = (
         _invert_endpoint(pipeline, end, t, label, on_step)
         if mode == "ddim"
         else _encode_endpoint(
             pipeline, end, t, mix(seed, RandomStream.ENDPOINT, i if mode == "slerp" else 0), label
         )
-        for i, (end, label) in enumerate(zip(ends, labels, strict=True))
+        for i, (end, label) in enumerate(zip(ends, pair, strict=True))
     )
     diffusion, frames = pipeline.diffusion, []
     a, s = (0.0, 1.0) if mode == "ddim" else diffusion.schedule.signal_noise(t)
@@ -280,10 +292,10 @@ def interpolate(
         w = weight.reshape(-1, *[1] * (x0_a.ndim - 1)).to(pipeline.device)
         x0 = torch.lerp(x0_a, x0_b, w)
         x_t = a * x0 + s * interpolate_noise(noise_a, noise_b, w, mode)
-        y = None if classes is None else torch.tensor(classes)[(weight > 0.5).long()]
+        labels = None if classes is None else torch.tensor(classes)[(weight > 0.5).long()]
         noise = SampleNoise([mix(seed, RandomStream.INTERPOLATION)] * len(weight))
         clean = x0 if diffusion.conditioning_mask else None
-        x = pipeline.sample(x_t, noise, start=t, y=y, condition=clean, on_step=on_step)
+        x = pipeline.sample(x_t, noise, start=t, labels=labels, condition=clean, on_step=on_step)
         frames.append(pipeline.codec.decode(x).cpu())
     return torch.cat(frames)
 
@@ -308,9 +320,10 @@ def _encode_endpoint(
     if isinstance(end, Tensor):
         x0 = pipeline.codec.encode(end.unsqueeze(0).to(pipeline.device))
         return x0, SampleNoise([seed]).like(x0)
-    x_t, y = _latent_at_step(pipeline, end, t, label)
-    with torch.inference_mode(), pipeline.autocast():
-        prediction = pipeline.denoiser(x_t, t, y=None if y is None else y.to(pipeline.device))
+    x_t, labels = _latent_at_step(pipeline, end, t, label)
+    mode = torch.no_grad if pipeline.denoiser.needs_gradients else torch.inference_mode
+    with mode(), pipeline.autocast():
+        prediction = pipeline.denoiser(x_t, t, conditioning=pipeline.conditioning(labels))
     return prediction.x0, prediction.eps
 
 
@@ -327,10 +340,16 @@ def _invert_endpoint(
         return torch.zeros_like(x_t), x_t
     assert isinstance(pipeline.sampler, DDIM)
     x0 = pipeline.codec.encode(end.unsqueeze(0).to(pipeline.device))
-    y = None if label is None else torch.tensor([label], device=pipeline.device)
+    labels = None if label is None else torch.tensor([label])
+    conditioning = pipeline.conditioning(labels)
     with pipeline.autocast():
         x_t = pipeline.sampler.invert(
-            pipeline.denoiser, x0, start=t, y=y, refine=REFINE, on_step=on_step
+            pipeline.denoiser,
+            x0,
+            start=t,
+            conditioning=conditioning,
+            refine=REFINE,
+            on_step=on_step,
         )
     return x0, x_t
 
@@ -340,8 +359,9 @@ def _latent_at_step(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the x_t of the first sample of a seed, and its label, both with a batch of one."""
     noise = SampleNoise([mix(seed, RandomStream.SAMPLE, 0)])
-    y = None if label is None else torch.tensor([label])
-    return pipeline.sample(noise.draw(pipeline.codec.shape), noise, stop=t, y=y), y
+    labels = None if label is None else torch.tensor([label])
+    x_t = pipeline.sample(noise.draw(pipeline.codec.shape), noise, stop=t, labels=labels)
+    return x_t, labels
 
 
 def interpolate_noise(a: Tensor, b: Tensor, weight: Tensor, mode: Mode) -> Tensor:

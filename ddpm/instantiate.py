@@ -21,7 +21,7 @@ from ddpm.memory import is_out_of_memory
 from ddpm.metrics import Auto, Extractor
 from ddpm.models.sizes import Fit
 from ddpm.samplers import Sampler
-from ddpm.samplers.base import Steps
+from ddpm.samplers.grids import Steps
 from ddpm.seeding import RandomStream, mix
 from ddpm.training import Trainer
 from ddpm.training.checkpoint import Checkpoint

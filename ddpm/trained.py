@@ -28,7 +28,7 @@ from ddpm.inputs import Classes, ModelInputs, as_list
 from ddpm.metrics import Extractor
 from ddpm.sample_files import save_samples
 from ddpm.samplers import Sampler
-from ddpm.samplers.base import Steps
+from ddpm.samplers.grids import Steps
 from ddpm.training.checkpoint import Checkpoint, find
 
 Weights = Literal["ema", "raw"]

@@ -4,18 +4,23 @@ Nothing here has parameters, draws random numbers of its own or names an axis: e
 works on ``(B, C, *spatial)`` of any rank.
 """
 
+from ddpm.diffusion.conditioning import Conditioning, class_conditioning
 from ddpm.diffusion.conditioning_mask import ConditioningMask
-from ddpm.diffusion.denoiser import ClassifierFreeGuidance, Clip, Denoiser, DenoiserProtocol
+from ddpm.diffusion.denoiser import Clip, Clipping, Denoiser, DenoiserProtocol
+from ddpm.diffusion.guidance import ClassifierFreeGuidance
 from ddpm.diffusion.likelihood import bound_term, discretised_log_likelihood, normal_kl, prior_term
 from ddpm.diffusion.loss import DiffusionLoss
 from ddpm.diffusion.objective import Objective, PredNoise, PredV, PredX0
 from ddpm.diffusion.process import GaussianDiffusion, Prediction
-from ddpm.diffusion.schedule import Schedule, cosine, linear, sigmoid
+from ddpm.diffusion.schedule import Schedule
+from ddpm.diffusion.schedules import cosine, linear, sigmoid
 from ddpm.diffusion.timesteps import LossSecondMoment, Timesteps, Uniform
 
 __all__ = [
     "ClassifierFreeGuidance",
     "Clip",
+    "Clipping",
+    "Conditioning",
     "ConditioningMask",
     "Denoiser",
     "DenoiserProtocol",
@@ -31,6 +36,7 @@ __all__ = [
     "Timesteps",
     "Uniform",
     "bound_term",
+    "class_conditioning",
     "cosine",
     "discretised_log_likelihood",
     "linear",

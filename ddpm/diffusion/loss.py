@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from ddpm.diffusion.conditioning import Conditioning
 from ddpm.diffusion.likelihood import bound_term
 from ddpm.diffusion.process import GaussianDiffusion, Network
 
@@ -39,6 +40,17 @@ class DiffusionLoss:
             eps = eps + self.diffusion.offset_noise * offset
         return eps
 
+    def drop(self, conditioning: Conditioning) -> Conditioning:
+        """Return the conditioning without that of a random share of the samples.
+
+        The share is ``label_dropout``; torch's global generator draws them.
+        """
+        share = self.diffusion.label_dropout
+        if share == 0 or not conditioning:
+            return conditioning
+        first = next(iter(conditioning.values()))
+        return conditioning.dropped(torch.rand(len(first), device=first.device) < share)
+
     def __call__(
         self,
         model: Network,
@@ -46,7 +58,7 @@ class DiffusionLoss:
         t: Tensor,
         noise: Tensor,
         estimator: Network | None = None,
-        **cond: object,
+        conditioning: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Return the weighted loss of each sample, (B,) float32.
 
@@ -57,15 +69,15 @@ class DiffusionLoss:
             noise: shaped as x0, see :meth:`sample_noise`.
             estimator: for self-conditioning, the bare network, which makes the first estimate of
                 x0 without a gradient; None in steps without self-conditioning.
-            cond: further inputs of the network, such as labels ``y``.
+            conditioning: further inputs of the network, such as labels ``y``.
         """
         diffusion = self.diffusion
         x_t = diffusion.diffuse(x0, t, noise)
         previous = None
         if diffusion.self_condition and estimator is not None:
             with torch.no_grad():
-                previous = diffusion.predict(estimator, x_t, t, None, **cond).x0
-        output = diffusion.call_network(model, x_t, t, previous, **cond)
+                previous = diffusion.predict(estimator, x_t, t, None, conditioning).x0
+        output = diffusion.call_network(model, x_t, t, previous, conditioning)
         if diffusion.loss_kind == "vlb":
             return diffusion.num_steps * self._bound(output, x0, x_t, t)
         simple = self._simple(output, x0, t, noise)

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from ddpm.errors import require
 
+Scale = Tensor | float
+
 
 class Objective(ABC):
     """Base class of objectives: a linear map of (x0, eps), its inverse and its loss.
 
-    In all methods ``a`` and ``s`` are ``sqrt(alpha_bar_t)`` and ``sqrt(1 - alpha_bar_t)``, float32
-    and broadcastable to the (B, C, *spatial) tensors, and ``x_t = a x0 + s eps``.
+    In all methods ``a`` and ``s`` are ``sqrt(alpha_bar_t)`` and ``sqrt(1 - alpha_bar_t)``: floats
+    for a batch with one time, else float32 tensors that are broadcastable to the (B, C, *spatial)
+    tensors; ``x_t = a x0 + s eps``.
 
     Args:
         loss: ``l2``, ``l1`` or ``huber`` (quadratic below 1, linear above).
@@ -43,12 +46,26 @@ class Objective(ABC):
         require(gamma is None or gamma > 0, "min_snr_gamma", gamma, "must be above 0, or null")
         self.loss, self.weighting, self.min_snr_gamma = loss, weighting, min_snr_gamma
 
+    def scale_input(self, x_t: Tensor, a: Scale, s: Scale) -> Tensor:
+        """Return the input of the network (B, C, *spatial); by default x_t itself."""
+        return x_t
+
+    def network_time(self, t: Scale, a: Scale, s: Scale) -> Scale:
+        """Return the time input of the network; by default t itself.
+
+        Args:
+            t: (B,) times, or one for the batch.
+            a: (B,) or a float, as t is.
+            s: (B,) or a float, as t is.
+        """
+        return t
+
     @abstractmethod
-    def target(self, x0: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    def target(self, x0: Tensor, eps: Tensor, a: Scale, s: Scale) -> Tensor:
         """Return the target of the network, (B, C, *spatial)."""
 
     @abstractmethod
-    def x0(self, x_t: Tensor, output: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    def x0(self, x_t: Tensor, output: Tensor, a: Scale, s: Scale) -> Tensor:
         """Return x0 (B, C, *spatial) as implied by x_t and the network's output."""
 
     @abstractmethod
@@ -78,11 +95,11 @@ class PredNoise(Objective):
 
     requires_signal = True
 
-    def target(self, x0: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    def target(self, x0: Tensor, eps: Tensor, a: Scale, s: Scale) -> Tensor:
         """Return ``eps``."""
         return eps
 
-    def x0(self, x_t: Tensor, output: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    def x0(self, x_t: Tensor, output: Tensor, a: Scale, s: Scale) -> Tensor:
         """Return ``(x_t - s output) / a``."""
         return (x_t - s * output) / a
 
@@ -94,11 +111,11 @@ class PredNoise(Objective):
 class PredX0(Objective):
     """The network predicts the clean data x0."""
 
-    def target(self, x0: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    def target(self, x0: Tensor, eps: Tensor, a: Scale, s: Scale) -> Tensor:
         """Return ``x0``."""
         return x0
 
-    def x0(self, x_t: Tensor, output: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    def x0(self, x_t: Tensor, output: Tensor, a: Scale, s: Scale) -> Tensor:
         """Return the output itself."""
         return output
 
@@ -110,11 +127,11 @@ class PredX0(Objective):
 class PredV(Objective):
     """The network predicts ``v = a eps - s x0`` (Salimans & Ho 2022, arXiv 2202.00512, app. D)."""
 
-    def target(self, x0: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    def target(self, x0: Tensor, eps: Tensor, a: Scale, s: Scale) -> Tensor:
         """Return ``a eps - s x0``."""
         return a * eps - s * x0
 
-    def x0(self, x_t: Tensor, output: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    def x0(self, x_t: Tensor, output: Tensor, a: Scale, s: Scale) -> Tensor:
         """Return ``a x_t - s output``."""
         return a * x_t - s * output
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from ddpm.diffusion.schedule import Schedule
 from ddpm.errors import ConfigError, require
 
 Network = Callable[..., Tensor]
-Step = TypeVar("Step", int, Tensor)
+Step = TypeVar("Step", float, Tensor)
 FixedVariance = Literal["fixed_small", "fixed_large"]
 Variance = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
 
@@ -23,19 +24,56 @@ EIGHT_BITS = 2 / 255
 """Distance of neighbouring 8-bit values in -1..1."""
 
 
-class Prediction(NamedTuple):
-    """Prediction of x0 and noise from x_t.
+class Prediction:
+    """Prediction of x0 and noise from x_t; unpacks to ``x0, eps, variance_output``.
 
-    Attributes:
+    Args:
         x0: (B, C, *spatial) clean data.
-        eps: (B, C, *spatial) noise.
+        x_t: (B, C, *spatial) that it was predicted from.
+        a: alpha at the time of x_t, a float or broadcastable to it.
+        s: sigma at the time of x_t, likewise, above 0.
         variance_output: (B, generated channels, *spatial), the network's output for the variance
             of the reverse step, see :meth:`GaussianDiffusion.log_variance`; None if it is fixed.
     """
 
-    x0: Tensor
-    eps: Tensor
-    variance_output: Tensor | None = None
+    __slots__ = ("_eps", "a", "s", "variance_output", "x0", "x_t")
+
+    def __init__(
+        self,
+        x0: Tensor,
+        x_t: Tensor,
+        a: float | Tensor,
+        s: float | Tensor,
+        variance_output: Tensor | None = None,
+    ) -> None:
+        self.x0, self.x_t, self.a, self.s = x0, x_t, a, s
+        self.variance_output = variance_output
+        self._eps: Tensor | None = None
+
+    @property
+    def eps(self) -> Tensor:
+        """Noise (B, C, *spatial) that x0 leaves in x_t, computed once."""
+        if self._eps is None:
+            if isinstance(self.a, Tensor):
+                self._eps = (self.x_t - self.a * self.x0) / self.s
+            else:
+                self._eps = torch.sub(self.x_t, self.x0, alpha=self.a) / self.s
+        return self._eps
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.x0, self.eps, self.variance_output))
+
+    def with_x0(self, x0: Tensor) -> Prediction:
+        """Return the prediction from the same x_t with another x0, and the noise that it leaves."""
+        return Prediction(x0, self.x_t, self.a, self.s, self.variance_output)
+
+    def chunk(self, parts: int) -> list[Prediction]:
+        """Return the predictions of equal parts of a batch with one time."""
+        variances = [None] * parts
+        if self.variance_output is not None:
+            variances = list(self.variance_output.chunk(parts))
+        rows = zip(self.x0.chunk(parts), self.x_t.chunk(parts), variances, strict=True)
+        return [Prediction(x0, x_t, self.a, self.s, variance) for x0, x_t, variance in rows]
 
 
 class GaussianDiffusion:
@@ -158,11 +196,17 @@ class GaussianDiffusion:
             The mean (B, C, *spatial), and the variance: a float for integers, else float64
             (B, 1, ...).
         """
-        at, as_, step = self._alpha_bars(t, s, x0)
-        x0_part = as_**0.5 * (1 - step) / (1 - at)
-        x_t_part = step**0.5 * (1 - as_) / (1 - at)
+        x0_part, x_t_part = self.posterior_factors(t, s, x0)
         mean = _as_float32(x0_part) * x0 + _as_float32(x_t_part) * x_t
         return mean, self.posterior_variance(t, s, x0)
+
+    def posterior_factors(self, t: Step, s: Step, like: Tensor | None = None) -> tuple[Any, Any]:
+        """Return the factors of x0 and x_t in the mean of q(x_s | x_t, x0).
+
+        See :meth:`posterior_variance` for the arguments.
+        """
+        at, as_, step = self._alpha_bars(t, s, like)
+        return as_**0.5 * (1 - step) / (1 - at), step**0.5 * (1 - as_) / (1 - at)
 
     def posterior_variance(self, t: Step, s: Step, like: Tensor | None = None) -> Any:
         """Return the variance of q(x_s | x_t, x0), ``fixed_small``; 0 at s = -1.
@@ -182,12 +226,12 @@ class GaussianDiffusion:
         """
         return 1 - self._alpha_bars(t, s, like)[2]
 
-    def _alpha_bars(self, t: Step, s: Step, like: Tensor | None = None) -> tuple:
+    def _alpha_bars(self, t: Any, s: Any, like: Tensor | None = None) -> tuple:
         """Return alpha-bar at t, at s, and their ratio: floats, or float64 of ``like``'s rank."""
-        if isinstance(t, Tensor):
+        if isinstance(t, Tensor) and isinstance(s, Tensor):
             at, as_ = (self.schedule.alpha_bar_at(step, like) for step in (t, s))
         else:
-            at, as_ = (float(self.schedule.alpha_bar_at(step)) for step in (t, s))
+            at, as_ = (self.schedule.alpha_bar_at(step) for step in (t, s))
         return at, as_, at / as_
 
     def log_variance(
@@ -247,48 +291,73 @@ class GaussianDiffusion:
         small = torch.where(small > 0, small, large)  # 0 in a process of a single step
         return small.log().float(), large.log().float()
 
-    def network_time(self, t: Tensor) -> Tensor:
-        """Return the time input of the network, (B,): t, or ``t * 1000 / T`` in float32."""
-        return t.float() * (1000.0 / self.num_steps) if self.rescale_timesteps else t
+    def network_time(self, t: Tensor | float, like: Tensor) -> Tensor:
+        """Return the time input of the network, (B,).
+
+        It is t, or ``t * 1000 / T`` in float32, unless the objective has a time of its own.
+
+        Args:
+            t: (B,) times, or one for the batch; whole ones are int64, others float32.
+            like: (B, C, *spatial), for the size of the batch and the device.
+        """
+        time = self.objective.network_time(t, *self._scales(t))
+        factor = 1000.0 / self.num_steps
+        if isinstance(time, Tensor):
+            return time.float() * factor if self.rescale_timesteps else time
+        if self.rescale_timesteps:  # rounded as a product of tensors
+            time = float(np.float32(time) * np.float32(factor))
+        elif float(time).is_integer():
+            time = int(time)
+        dtype = torch.int64 if isinstance(time, int) else torch.float32
+        return torch.full((len(like),), time, dtype=dtype, device=like.device)
+
+    def _scales(self, t: Tensor | float, like: Tensor | None = None) -> tuple[Any, Any]:
+        """Return alpha and sigma at t: floats, or float32 tensors of the rank of ``like``."""
+        if not isinstance(t, Tensor):
+            return self.schedule.signal_noise(t)
+        return self.schedule.scales(t, t if like is None else like)
 
     def predict(
         self,
         model: Network,
         x_t: Tensor,
-        t: Tensor,
+        t: Tensor | float,
         previous_x0: Tensor | None = None,
-        **cond: object,
+        conditioning: Mapping[str, Tensor] | None = None,
     ) -> Prediction:
         """Call the network on x_t and interpret its output.
 
         Args:
-            model: called as ``model(x_t, time, **cond)``.
+            model: called as ``model(x_t, time, **conditioning)``.
             x_t: (B, C, *spatial), float32; its conditioning entries are clean.
-            t: (B,) timesteps, 0 to T-1.
+            t: (B,) times, 0 to T-1, or one for the batch.
             previous_x0: (B, C, *spatial) earlier prediction of x0, for a self-conditioned network.
-            cond: further inputs of the network, such as labels ``y``.
+            conditioning: further inputs of the network, such as labels ``y``.
         """
-        output = self.call_network(model, x_t, t, previous_x0, **cond)
+        output = self.call_network(model, x_t, t, previous_x0, conditioning)
         return self.interpret_output(output, x_t, t)
 
     def call_network(
         self,
         model: Network,
         x_t: Tensor,
-        t: Tensor,
+        t: Tensor | float,
         previous_x0: Tensor | None = None,
-        **cond: object,
+        conditioning: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Return the network's output (B, output channels, *spatial) in float32.
+        """Return the network's output (B, output channels, *spatial) in the type of x_t.
 
         The arguments are those of :meth:`predict`; zeros replace a missing ``previous_x0``.
         """
+        inputs = dict(conditioning or {})
         if self.self_condition:
-            previous = torch.zeros_like(x_t) if previous_x0 is None else previous_x0
-            cond = {**cond, "x_self_cond": previous}
-        return model(x_t, self.network_time(t), **cond).float()
+            inputs["x_self_cond"] = torch.zeros_like(x_t) if previous_x0 is None else previous_x0
+        scaled = self.objective.scale_input(x_t, *self._scales(t, x_t))
+        if scaled is not x_t:
+            scaled = self.conditioning_mask.apply(scaled, x_t)
+        return model(scaled, self.network_time(t, x_t), **inputs).to(x_t.dtype)
 
-    def interpret_output(self, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
+    def interpret_output(self, output: Tensor, x_t: Tensor, t: Tensor | float) -> Prediction:
         """Return the prediction that a network's output implies.
 
         At conditioning entries, x0 is x_t.
@@ -296,14 +365,14 @@ class GaussianDiffusion:
         Args:
             output: (B, output channels, *spatial), float32.
             x_t: (B, C, *spatial), float32.
-            t: (B,) timesteps, 0 to T-1.
+            t: (B,) times, 0 to T-1, or one for the batch.
         """
         output, variance_output = self.split_output(output)
-        a, s = self.schedule.scales(t, x_t)
+        a, s = self._scales(t, x_t)
         mask = self.conditioning_mask
         generated = self.objective.x0(mask.select_generated(x_t), output, a, s)
         x0 = mask.apply(mask.merge(generated, x_t), x_t)
-        return Prediction(x0, (x_t - a * x0) / s, variance_output)
+        return Prediction(x0, x_t, a, s, variance_output)
 
     def split_output(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         """Split a network's output (B, output channels, *spatial) along the channels.

@@ -1,22 +1,29 @@
-"""Noise schedules: alpha-bar as a function of the timestep."""
+"""The noise schedule: alpha-bar as a function of time."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from functools import cached_property
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
 
 from ddpm.errors import ConfigError, require
 
-MAX_BETA = 0.999
+Time = TypeVar("Time", float, Tensor)
 
 
 class Schedule:
-    """Table of alpha-bar in float64; only this class broadcasts it to the rank of a tensor.
+    """Table of alpha-bar in float64, and its interpolation to real times.
 
-    ``x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps`` (Ho et al. 2020, section 2).
-    Timesteps are 0 to T-1; -1 is clean data, where alpha-bar is 1.
+    ``x_t = alpha(t) x0 + sigma(t) eps``, ``alpha^2 = alpha_bar``, ``sigma^2 = 1 - alpha_bar`` (Ho
+    et al. 2020, section 2). Time t is real, from 0 to T-1, where a whole t is a timestep of the
+    table; -1 is clean data, where alpha is 1. Between two timesteps ``log_snr`` is linear in t;
+    next to a timestep without signal, where it is minus infinity, alpha is linear. The methods
+    return a float for a float, without a synchronization with a GPU, and a float64 tensor for a
+    tensor.
 
     Args:
         betas: (T,) float64, the variance added at each step, each in (0, 1).
@@ -40,59 +47,128 @@ class Schedule:
                 "other schedule parameters, or schedule=cosine"
             )
             raise ConfigError("num_steps", len(betas), problem)
-        self.betas = betas
-        self.alpha_bar = torch.cumprod(1 - betas, dim=0)
+        alpha_bar = torch.cumprod(1 - betas, dim=0)
         problem = "alpha_bar underflows to 0 at the last step; use smaller betas"
-        require(bool(self.alpha_bar[-1] > 0), "num_steps", len(betas), problem)
-        self.zero_terminal_snr = zero_terminal_snr
+        require(bool(alpha_bar[-1] > 0), "num_steps", len(betas), problem)
         if zero_terminal_snr:
-            self._rescale_to_zero_terminal_snr()
-        clean_first = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar])
+            require(len(betas) > 1, "zero_terminal_snr", True, "needs at least 2 steps")
+            signal = alpha_bar.sqrt()
+            first, last = signal[0], signal[-1]
+            alpha_bar = ((signal - last) * (first / (first - last))) ** 2
+            betas = _betas(alpha_bar)
+        self._set(alpha_bar, betas)
+
+    def _set(self, alpha_bar: Tensor, betas: Tensor) -> None:
+        """Set the tables; both (T,) float64."""
+        self.alpha_bar, self.betas = alpha_bar, betas
+        self.zero_terminal_snr = float(alpha_bar[-1]) == 0
+        clean_first = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar])
         self._tables = {torch.device("cpu"): clean_first}
 
-    def _rescale_to_zero_terminal_snr(self) -> None:
-        """Rescale alpha-bar so that it ends at 0."""
-        require(len(self.betas) > 1, "zero_terminal_snr", True, "needs at least 2 steps")
-        signal = self.alpha_bar.sqrt()
-        first, last = signal[0], signal[-1]
-        self.alpha_bar = ((signal - last) * (first / (first - last))) ** 2
-        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
-        self.betas = 1 - self.alpha_bar / before
+    @classmethod
+    def from_alpha_bar(cls, alpha_bar: Tensor) -> Schedule:
+        """Return the schedule of a table of alpha-bar, without limit of the betas.
+
+        Args:
+            alpha_bar: (T,) float64, decreasing within (0, 1); the last may be 0.
+        """
+        schedule = cls.__new__(cls)
+        schedule._set(alpha_bar, _betas(alpha_bar))
+        return schedule
 
     @property
     def num_steps(self) -> int:
         """T, the number of timesteps."""
         return len(self.betas)
 
-    def alpha_bar_at(self, t: Tensor | int, like: Tensor | None = None) -> Tensor:
-        """Return alpha-bar at t, float64 (B,), or (B, 1, ...) with the rank of ``like``.
+    def alpha(self, t: Time) -> Time:
+        """Return the factor of the clean data at real t, from 1 at -1 down to the last timestep."""
+        return _sqrt(self.alpha_bar_at(t))
+
+    def sigma(self, t: Time) -> Time:
+        """Return the standard deviation of the noise at real t, ``sqrt(1 - alpha(t)^2)``."""
+        return _sqrt(1 - self.alpha_bar_at(t))
+
+    def signal_noise(self, t: float) -> tuple[float, float]:
+        """Return alpha and sigma at a real t, as floats."""
+        alpha_bar = self.alpha_bar_at(t)
+        return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+
+    def log_snr(self, t: Time) -> Time:
+        """Return ``log(alpha(t)^2 / sigma(t)^2)`` at real t; infinity at clean data."""
+        alpha_bar = self.alpha_bar_at(t)
+        if isinstance(alpha_bar, Tensor):
+            return (alpha_bar / (1 - alpha_bar)).log()
+        return _log_snr(alpha_bar)
+
+    def time(self, log_snr: float) -> float:
+        """Return the real t of a ``log_snr``, the inverse of :meth:`log_snr`.
+
+        Values above that of timestep 0 give 0, values below that of timestep T-1 give T-1. Whole
+        results are integers.
+        """
+        table = self._negative_log_snrs  # ascending
+        upper = bisect_left(table, -log_snr)
+        if upper == self.num_steps:
+            return self.num_steps - 1
+        if upper == 0 or table[upper] == -log_snr:
+            return upper
+        if math.isinf(table[upper]):
+            high = self._values[upper] ** 0.5
+            return upper - math.sqrt(_sigmoid(log_snr)) / high
+        low = table[upper - 1]
+        return upper - 1 + (-log_snr - low) / (table[upper] - low)
+
+    @cached_property
+    def _values(self) -> list[float]:
+        """Alpha-bar, from clean data on, T+1 floats."""
+        return self._tables[torch.device("cpu")].tolist()
+
+    @cached_property
+    def _negative_log_snrs(self) -> list[float]:
+        """Negative log-SNR of the timesteps, T floats, ascending."""
+        return [-_log_snr(value) for value in self._values[1:]]
+
+    @overload
+    def alpha_bar_at(self, t: float, like: None = None) -> float: ...
+    @overload
+    def alpha_bar_at(self, t: Tensor, like: Tensor | None = None) -> Tensor: ...
+    def alpha_bar_at(self, t: Tensor | float, like: Tensor | None = None) -> Tensor | float:
+        """Return alpha-bar at real t, float64 (B,), or (B, 1, ...) with the rank of ``like``.
 
         Args:
-            t: (B,) timesteps, -1 to T-1, or one of them for a batch of one; at -1 alpha-bar is 1.
+            t: (B,) times, each -1 or from 0 to T-1; or one of them, for a float.
             like: (B, C, *spatial), for the rank of the result.
         """
-        device = t.device if isinstance(t, Tensor) else torch.device("cpu")
-        if device not in self._tables:
+        if not isinstance(t, Tensor):
+            return self._interpolated(t)
+        if t.device not in self._tables:
             with torch.inference_mode(False):  # training may use this copy as well
-                self._tables[device] = self._tables[torch.device("cpu")].to(device)
-        at = t.long() if isinstance(t, Tensor) else torch.tensor([t])
-        values = self._tables[device][at + 1]
+                self._tables[t.device] = self._tables[torch.device("cpu")].to(t.device)
+        table = self._tables[t.device]
+        values = table[t + 1] if not t.is_floating_point() else _interpolate(table, t)
         return values if like is None else values.reshape(-1, *[1] * (like.ndim - 1))
 
+    def _interpolated(self, t: float) -> float:
+        """Return alpha-bar at a real t."""
+        lower = math.floor(t)
+        part, values = t - lower, self._values
+        if part == 0:
+            return values[int(t) + 1]
+        low, high = values[lower + 1], values[lower + 2]
+        if high == 0:
+            return low * (1 - part) ** 2
+        return _sigmoid((1 - part) * _log_snr(low) + part * _log_snr(high))
+
     def scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``sqrt(alpha_bar_t)`` and ``sqrt(1 - alpha_bar_t)``, float32 (B, 1, ...).
+        """Return alpha and sigma at t, float32 (B, 1, ...).
 
         Args:
-            t: (B,) integer timesteps, -1 to T-1.
+            t: (B,) times, each -1 or from 0 to T-1.
             like: (B, C, *spatial), for the rank of the result.
         """
         alpha_bar = self.alpha_bar_at(t, like)
         return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
-
-    def signal_noise(self, t: int) -> tuple[float, float]:
-        """Return ``sqrt(alpha_bar_t)`` and ``sqrt(1 - alpha_bar_t)`` of a timestep, as floats."""
-        alpha_bar = float(self.alpha_bar_at(t))
-        return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
 
     def snr(self, t: Tensor) -> Tensor:
         """Return ``alpha_bar / (1 - alpha_bar)``, the signal-to-noise ratio at t, (B,) float64."""
@@ -100,112 +176,34 @@ class Schedule:
         return alpha_bar / (1 - alpha_bar)
 
 
-def linear_betas(num_steps: int, beta_start: float, beta_end: float) -> Tensor:
-    """Return betas that rise linearly, (T,) float64.
-
-    Args:
-        num_steps: T.
-        beta_start: first beta for T = 1000; scaled by 1000/T.
-        beta_end: last beta for T = 1000; scaled by 1000/T.
-    """
-    scale = 1000 / num_steps
-    first = beta_start if num_steps > 1 else beta_end  # a single step is the last one
-    return torch.linspace(scale * first, scale * beta_end, num_steps, dtype=torch.float64)
+def _betas(alpha_bar: Tensor) -> Tensor:
+    """Return the betas (T,) of a table of alpha-bar (T,), which clean data precede."""
+    return 1 - alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
 
 
-def betas_from_alpha_bar(alpha_bar: Tensor, max_beta: float = MAX_BETA) -> Tensor:
-    """Return the betas (T,) of a curve of alpha-bar.
-
-    Args:
-        alpha_bar: (T+1,) float64, from clean data, where it is 1.
-        max_beta: upper limit of the betas.
-    """
-    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
+def _sqrt(value: Any) -> Any:
+    return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
 
 
-def linear(
-    *,
-    num_steps: int = 1000,
-    beta_start: float = 1e-4,
-    beta_end: float = 0.02,
-    zero_terminal_snr: bool = False,
-) -> Schedule:
-    """Return the linear schedule of Ho et al. 2020.
-
-    Args:
-        num_steps: T.
-        beta_start: first beta for T = 1000; scaled by 1000/T (Nichol & Dhariwal 2021).
-        beta_end: last beta for T = 1000; scaled by 1000/T.
-        zero_terminal_snr: see :class:`Schedule`.
-
-    Raises:
-        ConfigError: fewer than 1 step, or so few (below 21 by default) that a beta reaches 1.
-    """
-    _check_steps(num_steps)
-    betas = linear_betas(num_steps, beta_start, beta_end)
-    return Schedule(betas, zero_terminal_snr=zero_terminal_snr)
+def _log_snr(alpha_bar: float) -> float:
+    if alpha_bar in (0.0, 1.0):
+        return math.inf if alpha_bar else -math.inf
+    return math.log(alpha_bar) - math.log1p(-alpha_bar)
 
 
-def cosine(
-    *,
-    num_steps: int = 1000,
-    offset: float = 0.008,
-    max_beta: float = MAX_BETA,
-    zero_terminal_snr: bool = False,
-) -> Schedule:
-    """Return the cosine schedule of Nichol & Dhariwal 2021, equation 17.
-
-    Args:
-        num_steps: T.
-        offset: the paper's s, at least 0.
-        max_beta: upper limit of the betas, in (0, 1).
-        zero_terminal_snr: see :class:`Schedule`.
-
-    Raises:
-        ConfigError: an option outside its range.
-    """
-    _check_steps(num_steps)
-    require(offset >= 0, "offset", offset, "must be 0 or above")
-    require(0 < max_beta < 1, "max_beta", max_beta, "must be between 0 and 1")
-    time = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
-    curve = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
-    betas = betas_from_alpha_bar(curve, max_beta)
-    return Schedule(betas, zero_terminal_snr=zero_terminal_snr)
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > 0 else math.exp(x) / (1 + math.exp(x))
 
 
-def sigmoid(
-    *,
-    num_steps: int = 1000,
-    start: float = -3.0,
-    end: float = 3.0,
-    tau: float = 1.0,
-    zero_terminal_snr: bool = False,
-) -> Schedule:
-    """Return the sigmoid schedule of Jabri et al. 2022 (arXiv 2212.11972), a curve of alpha-bar.
-
-    It is that of denoising-diffusion-pytorch; the ``sigmoid`` of diffusers is a curve of betas.
-
-    Args:
-        num_steps: T.
-        start: argument of the sigmoid at clean data, before the division by ``tau``.
-        end: argument of the sigmoid at T.
-        tau: temperature, above 0.
-        zero_terminal_snr: see :class:`Schedule`.
-
-    Raises:
-        ConfigError: an option outside its range.
-    """
-    _check_steps(num_steps)
-    require(start < end, "start", start, f"must be below end={end}")
-    require(tau > 0, "tau", tau, "must be above 0")
-    time = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
-    curve = torch.sigmoid((time * (end - start) + start) / tau)
-    # The original rounds the two ends to float32, a relative change of alpha-bar of 3e-5 near T.
-    low, high = torch.sigmoid(torch.tensor([start / tau, end / tau])).double()
-    alpha_bar = (high - curve) / (high - low)
-    betas = betas_from_alpha_bar(alpha_bar / alpha_bar[0])
-    return Schedule(betas, zero_terminal_snr=zero_terminal_snr)
-
-
-def _check_steps(num_steps: int) -> None:
-    require(num_steps >= 1, "num_steps", num_steps, "needs at least 1 step")
+def _interpolate(table: Tensor, t: Tensor) -> Tensor:
+    """Return alpha-bar (B,) float64 at real times (B,) from a table (T+1,) of -1 to T-1."""
+    t = t.double()
+    lower = t.floor()
+    part = t - lower
+    low = table[lower.long() + 1]
+    high = table[(lower.long() + 2).clamp(max=len(table) - 1)]
+    log_low, log_high = ((x / (1 - x)).log() for x in (low, high))
+    between = torch.where(
+        high == 0, low * (1 - part) ** 2, (torch.lerp(log_low, log_high, part)).sigmoid()
+    )
+    return torch.where(part == 0, low, between)

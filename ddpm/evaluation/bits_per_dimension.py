@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import DenoiserProtocol, bound_term, prior_term
+from ddpm.diffusion import Conditioning, DenoiserProtocol, bound_term, prior_term
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def bits_per_dimension(
     *,
     randn_like: Callable[[Tensor], Tensor],
     steps: list[int] | None = None,
-    y: Tensor | None = None,
+    conditioning: Conditioning | None = None,
     on_step: Callable[[], object] | None = None,
 ) -> Bound:
     """Estimate the variational bound of clean data (Ho et al. 2020, eq. 5).
@@ -51,7 +51,7 @@ def bits_per_dimension(
         x0: (B, C, *spatial) in model space.
         randn_like: draws standard normal noise in the shape of a tensor.
         steps: timesteps of a respaced process, rising; None = all T.
-        y: (B,) class labels.
+        conditioning: of the batch; None for an unconditional network.
         on_step: called after each term.
     """
     diffusion = denoiser.diffusion
@@ -62,7 +62,7 @@ def bits_per_dimension(
     for index, (s, t) in enumerate(pairwise(nodes[:-1])):
         times = [torch.full((len(x0),), n, device=x0.device) for n in (t, s, nodes[index + 2])]
         x_t = diffusion.diffuse(x0, times[0], randn_like(x0))
-        prediction = denoiser(x_t, t, y=y)
+        prediction = denoiser(x_t, t, conditioning=conditioning)
         terms.append(bound_term(diffusion, prediction, x0, x_t, *times).cpu())
         if on_step is not None:
             on_step()

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm.console import progress
-from ddpm.diffusion import DiffusionLoss
+from ddpm.diffusion import DiffusionLoss, class_conditioning
 from ddpm.distributed.main_process import broadcast, to_main
 from ddpm.distributed.processes import Processes
 from ddpm.distributed.sharding import Shard
@@ -23,7 +23,7 @@ from ddpm.evaluation.partial_results import PartialResults
 from ddpm.evaluation.results import EvaluationResult
 from ddpm.generation import SampleNoise, SamplingPipeline
 from ddpm.metrics.results import BoundCurve
-from ddpm.samplers.base import respaced_timesteps
+from ddpm.samplers.grids import respaced_timesteps
 from ddpm.seeding import RandomStream, mix
 from ddpm.training.meter import LOGGED, QUARTERS
 
@@ -124,7 +124,7 @@ def compute_bits_per_dimension(
                     x0,
                     randn_like=run.noise(batch).like,
                     steps=timesteps,
-                    y=labels,
+                    conditioning=class_conditioning(labels),
                     on_step=after,
                 )
             return {"terms": bound.terms, "prior": bound.prior}
@@ -182,12 +182,12 @@ def compute_losses(model: EvaluatedModel, pipeline: SamplingPipeline, run: Likel
         def compute(batch: list[int]) -> dict[str, Tensor]:
             x0, labels = run.data.batch(batch, pipeline.device)
             noise, columns = run.noise(batch), []
-            cond: dict[str, Any] = {} if labels is None else {"y": labels}
+            conditioning = class_conditioning(labels)
             for quarter in range(NUM_QUARTERS):
                 timesteps = [_timestep(run.seed, index, quarter, total) for index in batch]
                 t, eps = torch.tensor(timesteps).to(x0.device), noise.like(x0)
                 with torch.inference_mode(), pipeline.autocast():
-                    loss = diffusion_loss(network, x0, t, eps, **cond)
+                    loss = diffusion_loss(network, x0, t, eps, conditioning=conditioning)
                 columns.append(loss.float().cpu())
                 bar.update()
                 shard.tick()

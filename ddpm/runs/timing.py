@@ -45,8 +45,7 @@ class Timing:
     ) -> None:
         self.training = training
         self._began = time.monotonic() if began is None else began
-        total = training.diffusion.num_steps
-        calls = len(sampler.timesteps(total - 1, num_steps=total))
+        calls = sampler.num_calls(len(sampler.timesteps(training.diffusion.schedule)) - 1)
         self.preview = preview_steps(training.options.preview_samples, calls, training.batch_size)
         training.pace.expected = self.preview
         alone = training.accelerator.num_processes == 1

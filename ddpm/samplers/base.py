@@ -1,47 +1,146 @@
-"""The sampling loop and its timestep grids."""
+"""The sampling loop, and the interface of its update rules."""
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from itertools import accumulate, pairwise, repeat
-from typing import ClassVar, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Clip, DenoiserProtocol, Prediction
-from ddpm.errors import ConfigError, require
+from ddpm.diffusion import Clip, Conditioning, DenoiserProtocol, Prediction, Schedule
+from ddpm.diffusion.process import GaussianDiffusion
+from ddpm.errors import require
+from ddpm.samplers.grids import Spacing, Steps, check_steps_option, sampling_times
 
-Spacing = Literal["uniform", "quadratic", "trailing"]
 RandnLike = Callable[[Tensor], Tensor]
-Denoise = Callable[[Tensor, int], Prediction]
 OnStep = Callable[[int, int, Tensor], None]
-Steps = int | str | tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class SamplingPath:
+    """Times of a sampling path, and the coefficients of the process there, as floats.
+
+    Attributes:
+        diffusion: the process.
+        times: N+1 real times of N steps, descending; the last is -1 for clean data.
+    """
+
+    diffusion: GaussianDiffusion
+    times: Sequence[float]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule."""
+        return self.diffusion.schedule
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return len(self.times) - 1
+
+    @property
+    def pairs(self) -> list[tuple[float, float]]:
+        """Times (t, s) of each step, from t to s."""
+        return list(pairwise(self.times))
+
+    @cached_property
+    def alphas(self) -> list[float]:
+        """``alpha(t)`` per time; 1 for clean data."""
+        return [self.schedule.alpha(t) for t in self.times]
+
+    @cached_property
+    def sigmas(self) -> list[float]:
+        """``sigma(t)`` per time; 0 for clean data."""
+        return [self.schedule.sigma(t) for t in self.times]
+
+    @cached_property
+    def lambdas(self) -> list[float]:
+        """Half of ``log_snr(t)`` per time, the lambda of DPM-Solver; infinity for clean data."""
+        return [self.schedule.log_snr(t) / 2 for t in self.times]
+
+
+@dataclass
+class StepContext:
+    """Inputs of one step of a sampling path.
+
+    Attributes:
+        x: x_t (B, C, *spatial), float32. A sampler that corrects it assigns the corrected one.
+        index: of the step, from 0.
+        path: times and their coefficients.
+        coefficients: of this step, see :meth:`Sampler.coefficients`.
+        denoise: ``denoise(x, t)`` calls the network; conditioning and self-conditioning are
+            included.
+        randn_like: the only source of randomness.
+        predictions: of :meth:`predict` in this and the preceding steps, the newest first.
+        states: x at the start of the preceding steps, the newest first.
+    """
+
+    x: Tensor
+    index: int
+    path: SamplingPath
+    coefficients: Any
+    denoise: Callable[[Tensor, float], Prediction]
+    randn_like: RandnLike
+    predictions: list[Prediction] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+
+    @property
+    def t(self) -> float:
+        """Time of x."""
+        return self.path.times[self.index]
+
+    @property
+    def s(self) -> float:
+        """Time of the result, below t; -1 is clean data."""
+        return self.path.times[self.index + 1]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule."""
+        return self.path.schedule
+
+    @property
+    def diffusion(self) -> GaussianDiffusion:
+        """The process."""
+        return self.path.diffusion
+
+    def predict(self) -> Prediction:
+        """Call the network at x and t; the prediction becomes the first of ``predictions``."""
+        prediction = self.denoise(self.x, self.t)
+        self.predictions.insert(0, prediction)
+        return prediction
 
 
 class Sampler(ABC):
     """Base class of samplers. Subclasses implement :meth:`step`.
 
+    A sampler has options and no state: a step depends on its :class:`StepContext` only.
+
     Args:
-        steps: network calls from pure noise to data, 1 to T; null = the sampler's default. Also in
-            improved-diffusion's notation: ``ddim50`` for an even stride from timestep 0, and
-            ``[10,15,20]`` for the number of steps in each of equal sections; see
-            :func:`respaced_timesteps`.
-        spacing: of the visited timesteps. ``uniform`` goes from T-1 to 0 in equal strides, rounded
+        steps: number of steps from pure noise to data, 1 to T, with one network call each unless
+            the class says otherwise; null = the sampler's default. Also in improved-diffusion's
+            notation: ``ddim50`` for an even stride from timestep 0, and ``[10,15,20]`` for the
+            number of steps in each of equal sections; see
+            :func:`~ddpm.samplers.grids.respaced_timesteps`.
+        spacing: of the times. ``uniform`` goes from T-1 to 0 in equal strides, rounded to timesteps
             as in improved-diffusion's respacing; ``quadratic`` is denser near the data (Song et
             al. 2020, appendix D.2); ``trailing`` ends one stride above 0, as in
-            denoising-diffusion-pytorch. All end with a step to clean data.
-        clip: see :class:`ddpm.diffusion.Denoiser`.
-        dynamic_quantile: see :class:`ddpm.diffusion.Denoiser`.
+            denoising-diffusion-pytorch; ``leading`` begins one stride below T, as in diffusers;
+            ``log_snr`` is uniform in the log-SNR (Lu et al. 2022), and ``karras`` in
+            sigma^(1/7) (Karras et al. 2022), both at real times. All end with a step to clean data.
+        clip: see :class:`ddpm.diffusion.Clipping`.
+        dynamic_quantile: see :class:`ddpm.diffusion.Clipping`.
 
     Raises:
         ConfigError: an option outside its range.
     """
 
     default_steps: ClassVar[int | None] = None
+    """Number of steps for ``steps`` null; None = one per timestep."""
 
     def __init__(
         self,
@@ -51,7 +150,7 @@ class Sampler(ABC):
         clip: Clip = "static",
         dynamic_quantile: float = 0.995,
     ) -> None:
-        _check(steps)
+        check_steps_option(steps)
         good = 0 < dynamic_quantile <= 1
         require(good, "dynamic_quantile", dynamic_quantile, "must be above 0 and at most 1")
         self.steps = steps
@@ -59,68 +158,48 @@ class Sampler(ABC):
         self.clip: Clip = clip
         self.dynamic_quantile = dynamic_quantile
 
-    @abstractmethod
-    def step(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        t: int,
-        s: int,
-        denoiser: DenoiserProtocol,
-        randn_like: RandnLike,
-    ) -> Tensor:
-        """Return x_s (B, C, *spatial), float32.
-
-        Args:
-            denoise: ``denoise(x, t)`` returns a :class:`~ddpm.diffusion.Prediction`; labels and
-                self-conditioning are included.
-            x: x_t (B, C, *spatial), float32.
-            t: timestep of x.
-            s: timestep of the result, lower than t; -1 is clean data.
-            denoiser: its ``diffusion`` has the coefficients.
-            randn_like: the only source of randomness.
-        """
+    @property
+    def history(self) -> int:
+        """Number of preceding steps whose predictions and states a step uses."""
+        return 0
 
     def timesteps(
-        self, start: int, stop: int = -1, *, num_steps: int | None = None
-    ) -> list[tuple[int, int]]:
-        """Return the steps (t, s), t > s, of a sampling path; each s is the next t.
-
-        The path has the configured number of steps, or fewer if ``start`` and ``stop`` are closer.
-        With ``ddim50`` or sections it visits their timesteps within this range; from T-1, which is
-        pure noise, it starts at the highest of them.
+        self, schedule: Schedule, *, start: int | None = None, stop: int = -1
+    ) -> list[float]:
+        """Return the times of a path, descending; see :func:`~ddpm.samplers.grids.sampling_times`.
 
         Args:
-            start: first t.
-            stop: last s; -1 is clean data.
-            num_steps: T; default ``start + 1``.
+            schedule: of the process.
+            start: first time, a timestep; default T-1.
+            stop: last time, a timestep; -1 is clean data.
 
         Raises:
             ConfigError: steps in improved-diffusion's notation that do not fit T.
         """
-        if isinstance(self.steps, (str, tuple)):
-            total = start + 1 if num_steps is None else num_steps
-            nodes = [node for node in respaced_timesteps(total, self.steps) if stop < node]
-            if start < total - 1 or (not nodes and stop < start):
-                nodes = [*(node for node in nodes if node < start), start]
-            nodes = [stop, *nodes]
-        else:
-            nodes = self._nodes(start, stop)
-        nodes.reverse()
-        return list(pairwise(nodes))
+        return sampling_times(
+            schedule,
+            self.steps,
+            self.spacing,
+            start=schedule.num_steps - 1 if start is None else start,
+            stop=stop,
+            default=self.default_steps,
+        )
 
-    def _nodes(self, start: int, stop: int) -> list[int]:
-        """Return the timesteps of a path with a number of steps, from ``stop`` up to ``start``."""
-        assert not isinstance(self.steps, (str, tuple))
-        available = start - stop
-        count = min(self.steps or self.default_steps or available, available)
-        if stop >= 0:
-            return spaced_timesteps(stop, start, count + 1, self.spacing)
-        if self.spacing == "trailing":
-            return [-1, *((i * available) // count - 1 for i in range(1, count + 1))]
-        return [-1, *spaced_timesteps(0, start, count, self.spacing)]
+    def num_calls(self, num_steps: int) -> int:
+        """Return the number of network calls of a path; by default one per step."""
+        return num_steps
 
-    @torch.inference_mode()
+    def coefficients(self, path: SamplingPath) -> Sequence[Any]:
+        """Return the coefficients of each step, computed once per path on the host.
+
+        By default None per step.
+        """
+        return [None] * len(path)
+
+    @abstractmethod
+    def step(self, context: StepContext) -> Tensor:
+        """Return x_s (B, C, *spatial), float32."""
+
     def sample(
         self,
         denoiser: DenoiserProtocol,
@@ -129,7 +208,8 @@ class Sampler(ABC):
         randn_like: RandnLike,
         start: int | None = None,
         stop: int = -1,
-        y: Tensor | None = None,
+        times: Sequence[float] | None = None,
+        conditioning: Conditioning | None = None,
         condition: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
@@ -141,91 +221,44 @@ class Sampler(ABC):
             randn_like: draws the noise of stochastic steps.
             start: timestep of x and of the first network call; default T-1.
             stop: timestep of the result; default -1, clean data.
-            y: (B,) class labels.
+            times: of the path, descending; default those of :meth:`timesteps`.
+            conditioning: of the batch; None for an unconditional network.
             condition: (B, C, *spatial) clean data in model space, whose conditioning entries
                 replace those of x; required if and only if the process has a conditioning mask.
-            on_step: called after each step with (finished steps, all steps, current x).
+            on_step: called after each step, once per network call of the step, with (finished
+                calls, all calls, current x).
         """
-        diffusion = denoiser.diffusion
-        mask, total = diffusion.conditioning_mask, diffusion.num_steps
+        mask = denoiser.diffusion.conditioning_mask
         problem = "a condition is required if and only if the process has a conditioning mask"
         assert (condition is not None) == bool(mask), problem
-        pairs = self.timesteps(total - 1 if start is None else start, stop, num_steps=total)
-        x = x if condition is None else mask.apply(x, condition)
+        if times is None:
+            times = self.timesteps(denoiser.diffusion.schedule, start=start, stop=stop)
+        path = SamplingPath(denoiser.diffusion, times)
+        coefficients = self.coefficients(path)
         previous: Prediction | None = None
+        done = reported = 0
+        total = self.num_calls(len(path))
 
-        def denoise(x_t: Tensor, t: int) -> Prediction:
-            nonlocal previous
-            previous = denoiser(x_t, t, None if previous is None else previous.x0, y=y)
+        def denoise(x_t: Tensor, t: float) -> Prediction:
+            nonlocal previous, done
+            done += 1
+            known = None if previous is None else previous.x0
+            previous = denoiser(x_t, t, known, conditioning)
             return previous
 
-        for done, (t, s) in enumerate(pairs, start=1):
-            x = self.step(denoise, x, t, s, denoiser, randn_like)
+        predictions: list[Prediction] = []
+        states: list[Tensor] = []
+        with torch.no_grad() if denoiser.needs_gradients else torch.inference_mode():
             x = x if condition is None else mask.apply(x, condition)
-            if on_step is not None:
-                on_step(done, len(pairs), x)
+            for index in range(len(path)):
+                context = StepContext(
+                    x, index, path, coefficients[index], denoise, randn_like, predictions, states
+                )
+                x = self.step(context)
+                x = x if condition is None else mask.apply(x, condition)
+                states.insert(0, context.x)
+                del states[self.history :], predictions[self.history :]
+                while on_step is not None and reported < done:
+                    reported += 1
+                    on_step(reported, total, x)
         return x
-
-
-def spaced_timesteps(first: int, last: int, count: int, spacing: Spacing) -> list[int]:
-    """Return ``count`` distinct timesteps, ascending from ``first`` to ``last`` inclusive.
-
-    A single one is ``last``. Requires ``count <= last - first + 1``.
-    """
-    if count == 1:
-        return [last]
-    if spacing == "quadratic":
-        grid = first + np.linspace(0, (last - first) ** 0.5, count) ** 2
-        grid[-1] = last
-        rising = np.maximum.accumulate(np.floor(grid).astype(int) - np.arange(count))
-        return [int(value) for value in rising + np.arange(count)]
-    # Summed, not multiplied, and rounded half to even, so that ties round as in the original.
-    strides = repeat((last - first) / (count - 1), count - 1)
-    return [first + round(value) for value in accumulate(strides, initial=0.0)]
-
-
-def respaced_timesteps(num_steps: int, steps: str | tuple[int, ...]) -> list[int]:
-    """Return the timesteps that improved-diffusion's respacing retains, ascending.
-
-    Args:
-        num_steps: T.
-        steps: ``ddimN`` for N timesteps in an integer stride from 0; a tuple for the numbers of
-            timesteps in equal sections, evenly spaced from the first to the last of each section.
-
-    Raises:
-        ConfigError: (key ``steps``) no integer stride gives N timesteps, or a section has fewer
-            timesteps than requested.
-    """
-    if isinstance(steps, str):
-        count = int(steps.removeprefix("ddim"))
-        for stride in range(1, num_steps + 1):
-            timesteps = range(0, num_steps, stride)
-            if len(timesteps) == count:
-                return list(timesteps)
-        remedy = f"use steps={min(count, num_steps)}"
-        problem = f"no integer stride selects {count} of {num_steps} steps; {remedy}"
-        raise ConfigError("steps", steps, problem)
-    size, extra = divmod(num_steps, len(steps))
-    timesteps, first = [], 0
-    for index, count in enumerate(steps):
-        section = size + (1 if index < extra else 0)
-        problem = f"section {index + 1} has only {section} steps; request at most {section}"
-        require(count <= section, "steps", steps, problem)
-        last = first + section - 1
-        timesteps += [first] if count == 1 else spaced_timesteps(first, last, count, "uniform")
-        first += section
-    return timesteps
-
-
-def _check(steps: Steps) -> None:
-    """Raise ConfigError for steps that are invalid for every process."""
-    if isinstance(steps, str):
-        good = re.fullmatch(r"ddim[1-9][0-9]*", steps) is not None
-        problem = "invalid value; expected a number, ddim50, or sections such as [10,15,20]"
-        require(good, "steps", steps, problem)
-    elif isinstance(steps, tuple):
-        good = len(steps) > 0 and all(count >= 1 for count in steps)
-        require(good, "steps", steps, "must be sections of at least 1 step each")
-    else:
-        good = steps is None or steps >= 1
-        require(good, "steps", steps, "must be at least 1; null = the default")

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Clip, DenoiserProtocol
+from ddpm.diffusion import Clip, Conditioning, DenoiserProtocol
 from ddpm.errors import require
-from ddpm.samplers.base import Denoise, OnStep, RandnLike, Sampler, Spacing, Steps
+from ddpm.samplers.base import OnStep, Sampler, SamplingPath, StepContext
+from ddpm.samplers.grids import Spacing, Steps
+
+
+class Coefficients(NamedTuple):
+    """Factors of a step: ``x_s = signal x0 + noise eps + fresh z`` with new noise z."""
+
+    signal: float
+    noise: float
+    fresh: float
 
 
 class DDIM(Sampler):
@@ -41,34 +50,31 @@ class DDIM(Sampler):
         require(0 <= eta <= 1, "eta", eta, "must be between 0 (deterministic) and 1 (ancestral)")
         self.eta = eta
 
-    def step(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        t: int,
-        s: int,
-        denoiser: DenoiserProtocol,
-        randn_like: RandnLike,
-    ) -> Tensor:
-        """Return x_s from the predicted x0 and noise; see :meth:`Sampler.step`."""
-        x0, eps, _ = denoise(x, t)
-        if s < 0:
-            return x0
-        diffusion = denoiser.diffusion
-        signal, noise = diffusion.schedule.signal_noise(s)
-        fresh = self.eta * diffusion.posterior_variance(t, s) ** 0.5
-        reused = max(noise**2 - fresh**2, 0.0) ** 0.5  # rounding can make it negative
-        x = signal * x0 + reused * eps
-        return x + fresh * randn_like(x) if self.eta > 0 else x
+    def coefficients(self, path: SamplingPath) -> list[Coefficients]:
+        """Return the factors of each step."""
+        result = []
+        for i, (t, s) in enumerate(path.pairs):
+            noise = path.sigmas[i + 1]
+            fresh = self.eta * path.diffusion.posterior_variance(t, s) ** 0.5
+            reused = max(noise**2 - fresh**2, 0.0) ** 0.5  # rounding can make it negative
+            result.append(Coefficients(path.alphas[i + 1], reused, fresh))
+        return result
 
-    @torch.inference_mode()
+    def step(self, context: StepContext) -> Tensor:
+        """Return x_s from the predicted x0 and noise."""
+        prediction, factors = context.predict(), context.coefficients
+        if context.s < 0:
+            return prediction.x0
+        x = torch.add(factors.signal * prediction.x0, prediction.eps, alpha=factors.noise)
+        return x.add(context.randn_like(x), alpha=factors.fresh) if self.eta > 0 else x
+
     def invert(
         self,
         denoiser: DenoiserProtocol,
         x: Tensor,
         *,
         start: int,
-        y: Tensor | None = None,
+        conditioning: Conditioning | None = None,
         refine: int = 3,
         on_step: OnStep | None = None,
     ) -> Tensor:
@@ -86,18 +92,30 @@ class DDIM(Sampler):
                 unclipped x0 diverges near T.
             x: (B, C, *spatial) clean data in model space.
             start: timestep of the result.
-            y: (B,) class labels.
+            conditioning: of the batch; None for an unconditional network.
             refine: network calls per step beyond the first.
             on_step: called after each network call with (finished calls, all calls, current x).
         """
+        with torch.no_grad() if denoiser.needs_gradients else torch.inference_mode():
+            return self._invert(denoiser, x, start, conditioning, refine, on_step)
+
+    def _invert(
+        self,
+        denoiser: DenoiserProtocol,
+        x: Tensor,
+        start: int,
+        conditioning: Conditioning | None,
+        refine: int,
+        on_step: OnStep | None,
+    ) -> Tensor:
         diffusion, clean = denoiser.diffusion, x
         schedule, mask = diffusion.schedule, diffusion.conditioning_mask
-        pairs = self.timesteps(start, num_steps=diffusion.num_steps)[::-1]
+        pairs = SamplingPath(diffusion, self.timesteps(schedule, start=start)).pairs[::-1]
         for index, (t, s) in enumerate(pairs):
             (a_t, s_t), (a_s, s_s) = schedule.signal_noise(t), schedule.signal_noise(s)
             guess, at = (x, s) if s >= 0 else (mask.apply(a_t * x, clean), t)
             for call in range(refine + 1):
-                x0, eps, _ = denoiser(guess, at, y=y)
+                x0, eps, _ = denoiser(guess, at, conditioning=conditioning)
                 # x = a_s x0 + s_s eps determines one of the two from the other. Keep the predicted
                 # one that is less sensitive to the guess, so that the iteration converges.
                 if a_s * a_t < s_s * s_t:

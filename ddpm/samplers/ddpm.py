@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Clip, DenoiserProtocol
-from ddpm.samplers.base import Denoise, RandnLike, Sampler, Spacing, Steps
+from ddpm.diffusion import Clip
+from ddpm.samplers.base import Sampler, SamplingPath, StepContext
+from ddpm.samplers.grids import Spacing, Steps
+
+
+class Coefficients(NamedTuple):
+    """Factors of a step: ``mean = x0_part x0 + x_part x_t``, and the standard deviation."""
+
+    x0_part: float
+    x_part: float
+    std: float
 
 
 class DDPM(Sampler):
@@ -35,28 +44,27 @@ class DDPM(Sampler):
         super().__init__(steps=steps, spacing=spacing, clip=clip, dynamic_quantile=dynamic_quantile)
         self.variance = variance
 
-    def step(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        t: int,
-        s: int,
-        denoiser: DenoiserProtocol,
-        randn_like: RandnLike,
-    ) -> Tensor:
-        """Sample x_s of q(x_s | x_t, x0) with the predicted x0; see :meth:`Sampler.step`."""
-        diffusion = denoiser.diffusion
-        prediction = denoise(x, t)
-        mean, small = diffusion.posterior(prediction.x0, x, t, s)
-        if s < 0:
+    def coefficients(self, path: SamplingPath) -> list[Coefficients]:
+        """Return the factors of each step; the standard deviation is that of a fixed variance."""
+        diffusion = path.diffusion
+        large = (self.variance or diffusion.variance) == "fixed_large"
+        variance = diffusion.step_variance if large else diffusion.posterior_variance
+        return [
+            Coefficients(*diffusion.posterior_factors(t, s), variance(t, s) ** 0.5)
+            for t, s in path.pairs
+        ]
+
+    def step(self, context: StepContext) -> Tensor:
+        """Sample x_s of q(x_s | x_t, x0) with the predicted x0."""
+        diffusion, x, factors = context.diffusion, context.x, context.coefficients
+        prediction = context.predict()
+        mean = factors.x0_part * prediction.x0 + factors.x_part * x
+        if context.s < 0:
             return mean
-        kind = self.variance or diffusion.variance
-        if kind == "fixed_small":
-            return mean + small**0.5 * randn_like(x)
-        if kind == "fixed_large":
-            return mean + diffusion.step_variance(t, s) ** 0.5 * randn_like(x)
+        if (self.variance or diffusion.variance) in ("fixed_small", "fixed_large"):
+            return mean + factors.std * context.randn_like(x)
         mask = diffusion.conditioning_mask
         log = diffusion.log_variance(
-            prediction.variance_output, t, s, like=mask.select_generated(x)
+            prediction.variance_output, context.t, context.s, like=mask.select_generated(x)
         )
-        return mean + mask.merge(torch.exp(0.5 * log), x) * randn_like(x)
+        return mean + mask.merge(torch.exp(0.5 * log), x) * context.randn_like(x)

@@ -12,7 +12,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddpm.data import Dataset
-from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, Timesteps, Uniform
+from ddpm.diffusion import (
+    DiffusionLoss,
+    GaussianDiffusion,
+    Timesteps,
+    Uniform,
+    class_conditioning,
+)
 from ddpm.distributed.devices import Precision
 from ddpm.errors import require
 from ddpm.memory import is_out_of_memory
@@ -281,26 +287,15 @@ class Trainer:
         torch.manual_seed(mix(self.seed, RandomStream.TRAIN_STEP, *at, accelerator.process_index))
         t, weights = self.timesteps.draw(len(x0), device)
         noise = self.loss.sample_noise(x0)
-        cond: dict[str, Tensor] = {}
-        if labels is not None:
-            cond["y"] = self._with_dropout(labels)
+        conditioning = self.loss.drop(class_conditioning(labels, self.data.num_classes))
         estimator = self.network if self.conditions_itself(micro) else None
         model = self.model if model is None else model
-        return self.loss(model, x0, t, noise, estimator, **cond), t, weights
+        return self.loss(model, x0, t, noise, estimator, conditioning), t, weights
 
     def conditions_itself(self, micro: int) -> bool:
         """Return True if a micro-batch of this step uses self-conditioning."""
         heads = mix(self.seed, RandomStream.SELF_CONDITIONING, self.step, micro) % 2 == 0
         return self.diffusion.self_condition and heads
-
-    def _with_dropout(self, labels: Tensor) -> Tensor:
-        """Return labels (B,), a random share of them replaced by the null class."""
-        share = self.diffusion.label_dropout
-        if share == 0:
-            return labels
-        assert self.data.num_classes is not None
-        dropped = torch.rand(len(labels), device=labels.device) < share
-        return torch.where(dropped, self.data.num_classes, labels)
 
     def state(self) -> dict[str, Any]:
         """Return the state that resuming requires beside the weights."""

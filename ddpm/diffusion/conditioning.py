@@ -1,0 +1,89 @@
+"""Conditioning: inputs of the network besides x_t and its time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+class Conditioning(Mapping[str, Tensor]):
+    """Mapping from the network's parameters, such as ``y``, to their values for a batch.
+
+    A network that was trained with dropped conditions has a null embedding of its own, which stands
+    for "no condition". An empty mapping is an unconditional batch.
+
+    Args:
+        values: tensors (B, ...) by name. ``y`` has class numbers, (B,) int64.
+        null: value of each name that selects the network's null embedding; for ``y`` a class
+            number. Empty for a network without.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Tensor] | None = None,
+        null: Mapping[str, float] | None = None,
+    ) -> None:
+        self._values, self.null = dict(values or {}), dict(null or {})
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def to(self, device: torch.device) -> Conditioning:
+        """Return the conditioning on a device."""
+        return self._map(lambda value: value.to(device))
+
+    def rows(self, index: Sequence[int] | Tensor) -> Conditioning:
+        """Return the conditioning of the samples at an index of the batch."""
+        return self._map(lambda value: value[index])
+
+    def dropped(self, rows: Tensor) -> Conditioning:
+        """Return the conditioning without that of some samples.
+
+        Args:
+            rows: (B,) bool, True where the null embedding replaces the condition.
+        """
+
+        def drop(name: str, value: Tensor) -> Tensor:
+            if name not in self.null:
+                return value
+            here = rows.reshape(-1, *[1] * (value.ndim - 1))
+            return torch.where(here, self.null[name], value)
+
+        return Conditioning({name: drop(name, value) for name, value in self.items()}, self.null)
+
+    def unconditional(self) -> Conditioning:
+        """Return the conditioning of the same batch with the null embedding of every name."""
+
+        def null(name: str, value: Tensor) -> Tensor:
+            return torch.full_like(value, self.null[name]) if name in self.null else value
+
+        return Conditioning({name: null(name, value) for name, value in self.items()}, self.null)
+
+    def followed_by(self, other: Conditioning) -> Conditioning:
+        """Return the conditioning of a batch and that of another one after it."""
+        return Conditioning(
+            {name: torch.cat([value, other[name]]) for name, value in self.items()}, self.null
+        )
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Conditioning:
+        return Conditioning({name: function(value) for name, value in self.items()}, self.null)
+
+
+def class_conditioning(labels: Tensor | None, null: int | None = None) -> Conditioning:
+    """Return the conditioning by class numbers (B,); empty for None.
+
+    Args:
+        labels: (B,) int64.
+        null: the class number that means "no class", for a network with one.
+    """
+    if labels is None:
+        return Conditioning()
+    return Conditioning({"y": labels}, {} if null is None else {"y": null})

@@ -1,0 +1,124 @@
+"""Published noise schedules, as tables of T steps."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ddpm.diffusion.schedule import Schedule
+from ddpm.errors import require
+
+MAX_BETA = 0.999
+
+
+def linear_betas(num_steps: int, beta_start: float, beta_end: float) -> Tensor:
+    """Return betas that rise linearly, (T,) float64.
+
+    Args:
+        num_steps: T.
+        beta_start: first beta for T = 1000; scaled by 1000/T.
+        beta_end: last beta for T = 1000; scaled by 1000/T.
+    """
+    scale = 1000 / num_steps
+    first = beta_start if num_steps > 1 else beta_end  # a single step is the last one
+    return torch.linspace(scale * first, scale * beta_end, num_steps, dtype=torch.float64)
+
+
+def betas_from_alpha_bar(alpha_bar: Tensor, max_beta: float = MAX_BETA) -> Tensor:
+    """Return the betas (T,) of a curve of alpha-bar.
+
+    Args:
+        alpha_bar: (T+1,) float64, from clean data, where it is 1.
+        max_beta: upper limit of the betas.
+    """
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
+
+
+def linear(
+    *,
+    num_steps: int = 1000,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    zero_terminal_snr: bool = False,
+) -> Schedule:
+    """Return the linear schedule of Ho et al. 2020.
+
+    Args:
+        num_steps: T.
+        beta_start: first beta for T = 1000; scaled by 1000/T (Nichol & Dhariwal 2021).
+        beta_end: last beta for T = 1000; scaled by 1000/T.
+        zero_terminal_snr: see :class:`Schedule`.
+
+    Raises:
+        ConfigError: fewer than 1 step, or so few (below 21 by default) that a beta reaches 1.
+    """
+    _check_steps(num_steps)
+    betas = linear_betas(num_steps, beta_start, beta_end)
+    return Schedule(betas, zero_terminal_snr=zero_terminal_snr)
+
+
+def cosine(
+    *,
+    num_steps: int = 1000,
+    offset: float = 0.008,
+    max_beta: float = MAX_BETA,
+    zero_terminal_snr: bool = False,
+) -> Schedule:
+    """Return the cosine schedule of Nichol & Dhariwal 2021, equation 17.
+
+    Args:
+        num_steps: T.
+        offset: the paper's s, at least 0.
+        max_beta: upper limit of the betas, in (0, 1).
+        zero_terminal_snr: see :class:`Schedule`.
+
+    Raises:
+        ConfigError: an option outside its range.
+    """
+    _check_steps(num_steps)
+    require(offset >= 0, "offset", offset, "must be 0 or above")
+    require(0 < max_beta < 1, "max_beta", max_beta, "must be between 0 and 1")
+    time = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    curve = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
+    betas = betas_from_alpha_bar(curve, max_beta)
+    return Schedule(betas, zero_terminal_snr=zero_terminal_snr)
+
+
+def sigmoid(
+    *,
+    num_steps: int = 1000,
+    start: float = -3.0,
+    end: float = 3.0,
+    tau: float = 1.0,
+    zero_terminal_snr: bool = False,
+) -> Schedule:
+    """Return the sigmoid schedule of Jabri et al. 2022 (arXiv 2212.11972), a curve of alpha-bar.
+
+    It is that of denoising-diffusion-pytorch; the ``sigmoid`` of diffusers is a curve of betas.
+
+    Args:
+        num_steps: T.
+        start: argument of the sigmoid at clean data, before the division by ``tau``.
+        end: argument of the sigmoid at T.
+        tau: temperature, above 0.
+        zero_terminal_snr: see :class:`Schedule`.
+
+    Raises:
+        ConfigError: an option outside its range.
+    """
+    _check_steps(num_steps)
+    require(start < end, "start", start, f"must be below end={end}")
+    require(tau > 0, "tau", tau, "must be above 0")
+    time = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    curve = torch.sigmoid((time * (end - start) + start) / tau)
+    # The original rounds the two ends to float32, a relative change of alpha-bar of 3e-5 near T.
+    low, high = torch.sigmoid(torch.tensor([start / tau, end / tau])).double()
+    alpha_bar = (high - curve) / (high - low)
+    betas = betas_from_alpha_bar(alpha_bar / alpha_bar[0])
+    return Schedule(betas, zero_terminal_snr=zero_terminal_snr)
+
+
+def _check_steps(num_steps: int) -> None:
+    require(num_steps >= 1, "num_steps", num_steps, "needs at least 1 step")

@@ -1,0 +1,172 @@
+"""Grids of times: the times at which a sampling path calls the network."""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import accumulate, repeat
+from typing import Literal
+
+import numpy as np
+
+from ddpm.diffusion import Schedule
+from ddpm.errors import ConfigError, require
+
+Spacing = Literal["uniform", "quadratic", "trailing", "leading", "log_snr", "karras"]
+Steps = int | str | tuple[int, ...] | None
+
+LOWEST_LOG_SNR = -10.2
+"""Log-SNR at which ``log_snr`` and ``karras`` begin, if the schedule goes below it.
+
+It is twice the limit -5.1 of DPM-Solver's half log-SNR: x_t is then noise but for 0.6 %, whereas
+the cosine schedule spends equal distances of log-SNR down to -20 on its last 4 of 1,000 timesteps.
+"""
+RHO = 7
+"""Exponent of ``karras`` (Karras et al. 2022, equation 5)."""
+
+
+def sampling_times(
+    schedule: Schedule,
+    steps: Steps,
+    spacing: Spacing,
+    *,
+    start: int,
+    stop: int,
+    default: int | None,
+) -> list[float]:
+    """Return the times of a sampling path, descending from ``start`` to ``stop``.
+
+    The path has the requested number of steps, or fewer if ``start`` and ``stop`` are closer.
+    ``ddim50`` and sections visit their timesteps within this range. From T-1, which is pure noise,
+    these and ``leading`` start at the highest of theirs.
+
+    Args:
+        schedule: of the process.
+        steps: see :class:`ddpm.samplers.Sampler`.
+        spacing: see :class:`ddpm.samplers.Sampler`.
+        start: first time, a timestep.
+        stop: last time, a timestep, or -1 for clean data.
+        default: number of steps for ``steps`` None; None = one per timestep.
+
+    Raises:
+        ConfigError: steps in improved-diffusion's notation that do not fit T.
+    """
+    total, available = schedule.num_steps, start - stop
+    if available <= 0:
+        return [start]
+    if isinstance(steps, (str, tuple)):
+        nodes = [t for t in respaced_timesteps(total, steps) if stop < t <= start]
+        if start < total - 1 or not nodes:
+            nodes = [*(t for t in nodes if t < start), start]
+        return [*reversed(nodes), stop]
+    steps = min(steps or default or available, available)
+    if spacing == "leading":
+        stride = available // steps
+        first = (steps - 1) * stride if stop < 0 and start == total - 1 else start
+        return [*(first - i * stride for i in range(steps)), stop]
+    return [*reversed(_ascending(schedule, steps, spacing, start, stop))]
+
+
+def _ascending(
+    schedule: Schedule, steps: int, spacing: Spacing, start: int, stop: int
+) -> list[float]:
+    """Return the ``steps + 1`` times of a path, from ``stop`` up to ``start``."""
+    if spacing in ("log_snr", "karras"):
+        first = [stop] if stop >= 0 else [stop, 0]
+        count = steps + 1 if stop >= 0 else steps
+        return [*first[:-1], *_by_noise(schedule, count, spacing, start, max(stop, 0))]
+    if stop >= 0:
+        return [*spaced_timesteps(stop, start, steps + 1, spacing)]
+    if spacing == "trailing":
+        return [-1, *((i * (start + 1)) // steps - 1 for i in range(1, steps + 1))]
+    return [-1, *spaced_timesteps(0, start, steps, spacing)]
+
+
+def _by_noise(
+    schedule: Schedule, count: int, spacing: Spacing, start: int, stop: int
+) -> list[float]:
+    """Return ``count`` real times from ``stop`` up to ``start``, by their level of noise."""
+    if count == 1:
+        return [start]
+    high, low = schedule.log_snr(stop), schedule.log_snr(start)
+    if not low < LOWEST_LOG_SNR < high:
+        levels = _levels(high, low, count, spacing)
+        return [stop, *map(schedule.time, levels[1:-1]), start]
+    if start == schedule.num_steps - 1 and not schedule.zero_terminal_snr:
+        levels = _levels(high, LOWEST_LOG_SNR, count, spacing)
+        return [stop, *map(schedule.time, levels[1:])]
+    levels = _levels(high, LOWEST_LOG_SNR, count - 1, spacing)
+    return [stop, *map(schedule.time, levels[1:]), start]
+
+
+def _levels(high: float, low: float, count: int, spacing: Spacing) -> list[float]:
+    """Return ``count`` values of the log-SNR from ``high`` down to ``low``; one is ``high``."""
+    parts = [i / max(count - 1, 1) for i in range(count)]
+    if spacing == "log_snr":
+        return [high + (low - high) * part for part in parts]
+    first, last = (math.exp(-level / (2 * RHO)) for level in (high, low))  # sigma^(1 / rho)
+    return [-2 * RHO * math.log(first + (last - first) * part) for part in parts]
+
+
+def spaced_timesteps(first: int, last: int, count: int, spacing: Spacing) -> list[int]:
+    """Return ``count`` distinct timesteps, ascending from ``first`` to ``last`` inclusive.
+
+    A single one is ``last``. Requires ``count <= last - first + 1``.
+    """
+    if count == 1:
+        return [last]
+    if spacing == "quadratic":
+        grid = first + np.linspace(0, (last - first) ** 0.5, count) ** 2
+        grid[-1] = last
+        rising = np.maximum.accumulate(np.floor(grid).astype(int) - np.arange(count))
+        return [int(value) for value in rising + np.arange(count)]
+    # Summed, not multiplied, and rounded half to even, so that ties round as in the original.
+    strides = repeat((last - first) / (count - 1), count - 1)
+    return [first + round(value) for value in accumulate(strides, initial=0.0)]
+
+
+def respaced_timesteps(num_steps: int, steps: str | tuple[int, ...]) -> list[int]:
+    """Return the timesteps that improved-diffusion's respacing retains, ascending.
+
+    Args:
+        num_steps: T.
+        steps: ``ddimN`` for N timesteps in an integer stride from 0; a tuple for the numbers of
+            timesteps in equal sections, evenly spaced from the first to the last of each section.
+
+    Raises:
+        ConfigError: (key ``steps``) no integer stride gives N timesteps, or a section has fewer
+            timesteps than requested.
+    """
+    if isinstance(steps, str):
+        count = int(steps.removeprefix("ddim"))
+        for stride in range(1, num_steps + 1):
+            timesteps = range(0, num_steps, stride)
+            if len(timesteps) == count:
+                return list(timesteps)
+        remedy = f"use steps={min(count, num_steps)}"
+        problem = f"no integer stride selects {count} of {num_steps} steps; {remedy}"
+        raise ConfigError("steps", steps, problem)
+    size, extra = divmod(num_steps, len(steps))
+    timesteps, first = [], 0
+    for index, count in enumerate(steps):
+        section = size + (1 if index < extra else 0)
+        problem = f"section {index + 1} has only {section} steps; request at most {section}"
+        require(count <= section, "steps", steps, problem)
+        last = first + section - 1
+        timesteps += [first] if count == 1 else spaced_timesteps(first, last, count, "uniform")
+        first += section
+    return timesteps
+
+
+def check_steps_option(steps: Steps) -> None:
+    """Raise ConfigError for steps that are invalid for every process."""
+    if isinstance(steps, str):
+        good = re.fullmatch(r"ddim[1-9][0-9]*", steps) is not None
+        problem = "invalid value; expected a number, ddim50, or sections such as [10,15,20]"
+        require(good, "steps", steps, problem)
+    elif isinstance(steps, tuple):
+        good = len(steps) > 0 and all(count >= 1 for count in steps)
+        require(good, "steps", steps, "must be sections of at least 1 step each")
+    else:
+        good = steps is None or steps >= 1
+        require(good, "steps", steps, "must be at least 1; null = the default")
