@@ -1,0 +1,103 @@
+"""Order of convergence of samplers on Gaussian data, in float64.
+
+The oracle gives the exact prediction and the exact solution of the probability-flow ODE.
+"""
+
+import math
+
+import torch
+
+from ddpm.diffusion import GaussianDiffusion, Prediction, PredX0
+from ddpm.samplers.base import SamplingPath, StepContext
+from tests.oracle import Oracle, normal
+
+
+class ExactDenoiser:
+    """Ideal denoiser of an oracle, at real times in the type of x_t.
+
+    Attributes:
+        times: of the calls.
+    """
+
+    needs_gradients = False
+
+    def __init__(self, oracle, objective=None):
+        self.oracle, self.times = oracle, []
+        self.diffusion = GaussianDiffusion(oracle.schedule, objective or PredX0())
+
+    def __call__(self, x_t, t, previous_x0=None, conditioning=None):
+        self.times.append(t)
+        a, s = self.diffusion.schedule.signal_noise(t)
+        return Prediction(self.oracle.predict(x_t, a, s)[0], x_t, a, s)
+
+
+def double_oracle(schedule, shape):
+    """Return an oracle in float64."""
+    oracle = Oracle(schedule, shape)
+    oracle.mu, oracle.sigma = oracle.mu.double(), oracle.sigma.double()
+    return oracle
+
+
+def no_noise(x):
+    """Fail: a deterministic sampler requires no noise."""
+    raise AssertionError("a deterministic sampler has drawn noise")
+
+
+def solve(sampler, oracle, x, times, *, exact=0, randn_like=no_noise):
+    """Return x at the last time, with exact starting values.
+
+    Args:
+        sampler: the sampler.
+        oracle: in float64.
+        x: (B, C, *spatial) at the first time.
+        times: of the path, descending.
+        exact: number of first steps that are replaced by the exact solution. Their predictions are
+            those at the exact solution.
+        randn_like: draws the noise of stochastic steps.
+    """
+    denoiser = ExactDenoiser(oracle)
+    path = SamplingPath(denoiser.diffusion, times)
+    coefficients = sampler.coefficients(path)
+    predictions, states = [], []
+    for index in range(len(path)):
+        context = StepContext(
+            x, index, path, coefficients[index], denoiser, randn_like, predictions, states
+        )
+        if index < exact:
+            context.predict()
+            x = oracle.flow(x, *path.pairs[index])
+        else:
+            x = sampler.step(context)
+        states.insert(0, context.x)
+        del states[sampler.history :], predictions[sampler.history :]
+    return x
+
+
+def errors(build, oracle, step_counts, *, start, stop, exact=0):
+    """Return the largest error at ``stop`` per number of steps.
+
+    Args:
+        build: ``build(steps)`` returns the sampler, whose ``timesteps`` are used.
+        oracle: in float64.
+        step_counts: numbers of steps.
+        start: first timestep.
+        stop: last timestep, at least 0.
+        exact: see :func:`solve`.
+    """
+    x = normal(3)(torch.empty(4, *oracle.mu.shape[1:], dtype=torch.float64))
+    expected, results = oracle.flow(x, start, stop), []
+    for steps in step_counts:
+        sampler = build(steps)
+        times = sampler.timesteps(oracle.schedule, start=start, stop=stop)
+        assert len(times) == steps + 1
+        result = solve(sampler, oracle, x, times, exact=exact)
+        results.append(float((result - expected).abs().max()))
+    return results
+
+
+def slopes(values, step_counts):
+    """Return the order of convergence between neighbouring numbers of steps."""
+    return [
+        math.log(values[i] / values[i + 1]) / math.log(step_counts[i + 1] / step_counts[i])
+        for i in range(len(values) - 1)
+    ]
