@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from ddpm.version import __version__
 
 if TYPE_CHECKING:
+    from ddpm.guidance import Guidance
     from ddpm.trained import Samples, TrainedModel
 
-__all__ = ["Samples", "TrainedModel", "__version__", "load", "train"]
+__all__ = ["Guidance", "Samples", "TrainedModel", "__version__", "load", "train"]
 
 
 def load(
@@ -84,4 +85,8 @@ def __getattr__(name: str) -> Any:
         from ddpm import trained
 
         return getattr(trained, name)
+    if name == "Guidance":
+        from ddpm.guidance import Guidance
+
+        return Guidance
     raise AttributeError(f"module 'ddpm' has no attribute {name!r}")

@@ -2,200 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddpm.data import Codec
-from ddpm.diffusion import (
-    ClassifierFreeGuidance,
-    Clipping,
-    Conditioning,
-    Denoiser,
-    DenoiserProtocol,
-    GaussianDiffusion,
-    class_conditioning,
-)
-from ddpm.errors import ConfigError, require
-from ddpm.samplers import DDIM, Sampler
+from ddpm.errors import require
+from ddpm.pipeline import SampleNoise, SamplingPipeline
+from ddpm.samplers import DDIM
 from ddpm.samplers.base import OnStep
 from ddpm.seeding import RandomStream, mix
 
-Autocast = Callable[[], AbstractContextManager[Any]]
 Mode = Literal["slerp", "linear", "ddim"]
 REFINE = 3  # network calls per inverted step beyond the first
 
 
-class SampleNoise:
-    """Standard normal noise with one random generator per sample.
-
-    The noise of a sample depends on its seed only, not on the batch; it is drawn on the CPU, so
-    that it is the same on every device.
-
-    Args:
-        seeds: (B,), one per sample of the batch.
-    """
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def draw(self, shape: tuple[int, ...]) -> Tensor:
-        """Return the next noise (B, *shape) of each sample, float32 on the CPU."""
-        return torch.stack([torch.randn(shape, generator=g) for g in self.generators])
-
-    def like(self, x: Tensor) -> Tensor:
-        """Return the next noise in the shape of ``x`` (B, ...), float32 on its device."""
-        return self.draw(tuple(x.shape[1:])).to(x.device)
-
-
-@dataclass(frozen=True)
-class SamplingPipeline:
-    """A denoiser and a sampler, with the codec of the data.
+class Samples(NamedTuple):
+    """A batch of samples, on the CPU.
 
     Attributes:
-        denoiser: predicts x0 and the noise.
-        sampler: the update rule and its timesteps.
-        codec: converts from model space to raw data.
-        device: of the network.
-        autocast: returns the context in which the network runs.
-        null_label: the class number that means "no class"; None for a network without.
+        data: raw data (B, C, *spatial): uint8 images (0 to 255) and videos, float32 sequences.
+        labels: (B,) int64, the names of the classes where all are whole numbers, else their
+            numbers from 0; None for an unconditional model.
     """
 
-    denoiser: DenoiserProtocol
-    sampler: Sampler
-    codec: Codec
-    device: torch.device
-    autocast: Autocast = nullcontext
-    null_label: int | None = None
-
-    @property
-    def diffusion(self) -> GaussianDiffusion:
-        """The process."""
-        return self.denoiser.diffusion
-
-    def num_calls(self, start: int | None = None) -> int:
-        """Return the number of network calls from ``start`` (default T-1) to clean data."""
-        times = self.sampler.timesteps(self.diffusion.schedule, start=start)
-        return self.sampler.num_calls(len(times) - 1)
-
-    def benchmark_call(self, size: int, classes: Sequence[int] | None) -> Callable[[], None]:
-        """Return a function that calls the network once on noise, to be timed.
-
-        Args:
-            size: samples in the batch.
-            classes: class numbers, of which the first is used; None without classes.
-        """
-        noise = SampleNoise(range(size)).draw(self.codec.shape).to(self.device)
-        labels = None if classes is None else torch.full((size,), classes[0], device=self.device)
-        conditioning = self.conditioning(labels)
-
-        def call() -> None:
-            mode = torch.no_grad if self.denoiser.needs_gradients else torch.inference_mode
-            with mode(), self.autocast():
-                self.denoiser(noise, self.diffusion.num_steps - 1, conditioning=conditioning)
-
-        return call
-
-    def conditioning(self, labels: Tensor | None) -> Conditioning:
-        """Return the conditioning by class numbers (B,), on the device."""
-        return class_conditioning(labels, self.null_label).to(self.device)
-
-    def sample(
-        self,
-        x: Tensor,
-        noise: SampleNoise,
-        *,
-        start: int | None = None,
-        stop: int = -1,
-        labels: Tensor | None = None,
-        condition: Tensor | None = None,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """Sample x at ``stop`` from x at ``start``, in model space; see :meth:`Sampler.sample`.
-
-        ``labels`` are class numbers (B,), None for an unconditional network.
-        """
-        with self.autocast():
-            return self.sampler.sample(
-                self.denoiser,
-                x.to(self.device),
-                randn_like=noise.like,
-                start=start,
-                stop=stop,
-                conditioning=self.conditioning(labels),
-                condition=None if condition is None else condition.to(self.device),
-                on_step=on_step,
-            )
-
-
-def build_pipeline(
-    network: nn.Module,
-    diffusion: GaussianDiffusion,
-    sampler: Sampler,
-    codec: Codec,
-    *,
-    device: torch.device,
-    guidance: float = 1.0,
-    guidance_rescale: float = 0.0,
-    num_classes: int | None = None,
-    autocast: Autocast = nullcontext,
-) -> SamplingPipeline:
-    """Set a network to eval mode and return the pipeline that samples with it.
-
-    Args:
-        network: on ``device``.
-        diffusion: the process the network was trained for.
-        sampler: with steps that fit the process, see :func:`check_steps`.
-        codec: of the data.
-        device: of the network.
-        guidance: scale of classifier-free guidance; 1 = off.
-        guidance_rescale: see :class:`ClassifierFreeGuidance`; 0 = off.
-        num_classes: of a class-conditional network.
-        autocast: returns the context for half precision.
-
-    Raises:
-        ConfigError: steps that the process lacks, or guidance of a network that was not trained
-            for it.
-    """
-    check_steps(sampler, diffusion)
-    denoiser: DenoiserProtocol = Denoiser(network.eval(), diffusion)
-    rescale = guidance_rescale
-    require(0 <= rescale <= 1, "guidance_rescale", rescale, "must be between 0 (off) and 1")
-    problem = "requires a guidance other than 1; set it to 0"
-    require(guidance != 1 or rescale == 0, "guidance_rescale", rescale, problem)
-    if guidance != 1:
-        if num_classes is None or diffusion.label_dropout == 0:
-            problem = (
-                "the model was not trained for guidance; train with data.class_cond=true "
-                "diffusion.label_dropout=0.1, or set guidance to 1"
-            )
-            raise ConfigError("guidance", guidance, problem)
-        denoiser = ClassifierFreeGuidance(denoiser, scale=guidance, rescale=rescale)
-    clip, quantile = sampler.clip, sampler.dynamic_quantile
-    denoiser = Clipping(denoiser, clip, bounds=codec.bounds, dynamic_quantile=quantile)
-    null = num_classes if diffusion.label_dropout > 0 else None
-    return SamplingPipeline(denoiser, sampler, codec, device, autocast, null)
-
-
-def check_steps(sampler: Sampler, diffusion: GaussianDiffusion) -> None:
-    """Raise ConfigError (key ``sampler.steps``) for sampling steps that the process lacks."""
-    key, steps, most = "sampler.steps", sampler.steps, diffusion.num_steps
-    problem = f"the process has {most} steps; use 1 to {most}"
-    require(not isinstance(steps, int) or steps <= most, key, steps, problem)
-    try:
-        first = sampler.timesteps(diffusion.schedule)[0]
-    except ConfigError as error:
-        raise error.renamed(key, steps) from error
-    problem = (
-        f"starts at step {first}, but sampling must start at step {most - 1}, where the schedule "
-        "leaves no signal (zero_terminal_snr); use a plain number of steps"
-    )
-    good = first == most - 1 or not diffusion.schedule.zero_terminal_snr
-    require(good, key, steps, problem)
+    data: Tensor
+    labels: Tensor | None
 
 
 def generate(

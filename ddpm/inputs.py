@@ -14,6 +14,7 @@ from ddpm.data.spec import DataSpec
 from ddpm.errors import ConfigError, require
 from ddpm.files import expand
 from ddpm.generation import Mode
+from ddpm.guidance import Guidance
 
 Classes = Sequence[int | str] | int | str | None
 
@@ -37,13 +38,28 @@ class ModelInputs:
     spec: DataSpec
     num_steps: int
 
-    def class_numbers(self, classes: Classes | Tensor) -> list[int] | None:
+    def class_numbers(
+        self, classes: Classes | Tensor, guidance: Guidance | None = None
+    ) -> list[int] | None:
         """Return the numbers of classes given by number or name; by default all.
+
+        Args:
+            classes: numbers or names.
+            guidance: one by a function receives the classes of an unconditional model, as numbers.
 
         Raises:
             ConfigError: an unconditional model, or an unknown class.
         """
         names = self.spec.names
+        if names is None and guidance is not None and guidance.is_function:
+            if classes is None:
+                return None
+            listed = as_list(classes)
+            requested = listed if isinstance(listed, list) else [listed]
+            numbers = [n for n in requested if isinstance(n, int) and n >= 0]
+            good = len(numbers) == len(requested) > 0
+            require(good, "classes", classes, "the model has no class names; use numbers from 0")
+            return numbers
         if names is None:
             problem = "the model knows no classes; leave it out, or train with data.class_cond=true"
             require(classes is None, "classes", classes, problem)

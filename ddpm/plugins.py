@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
 from ddpm.errors import ConfigError
 
@@ -49,7 +50,37 @@ def load(modules: Sequence[str]) -> list[ModuleType]:
     return [_load(name, modules) for name in modules]
 
 
+def function(key: str, name: str) -> Callable[..., Any]:
+    """Return the function that ``module:function`` names, of a module as in :func:`load`.
+
+    Raises:
+        ConfigError: a module that cannot be imported, or that has no such function.
+    """
+    module, _, attribute = name.partition(":")
+    _finder.names |= {module.partition(".")[0]}
+    if _finder not in sys.meta_path:
+        sys.meta_path.append(_finder)
+    try:
+        found = getattr(_import(module, [module]), attribute, None)
+    except ConfigError as error:
+        raise error.renamed(key, name) from error
+    problem = f"{module} has no function {attribute}; use one of its functions"
+    if not callable(found):
+        raise ConfigError(key, name, problem)
+    return found
+
+
 def _load(name: str, modules: Sequence[str]) -> ModuleType:
+    """Import a module with classes that configs may name."""
+    module = _import(name, modules)
+    if not hasattr(module, "__all__"):
+        problem = f"{name} has no __all__; list the classes there that configs may name"
+        where = getattr(module, "__file__", None)
+        raise ConfigError("plugins", list(modules), problem + (f" ({where})" if where else ""))
+    return module
+
+
+def _import(name: str, modules: Sequence[str]) -> ModuleType:
     if name.endswith(".py") or "/" in name:
         problem = f"names a file; name the module: {name.removesuffix('.py').replace('/', '.')}"
         raise ConfigError("plugins", list(modules), problem)
@@ -66,8 +97,4 @@ def _load(name: str, modules: Sequence[str]) -> ModuleType:
     except (SyntaxError, NameError, AttributeError, TypeError, ValueError) as error:
         problem = f"cannot import {name} ({type(error).__name__}: {error})"
         raise ConfigError("plugins", list(modules), problem, "correct the module") from error
-    if not hasattr(module, "__all__"):
-        problem = f"{name} has no __all__; list the classes there that configs may name"
-        where = getattr(module, "__file__", None)
-        raise ConfigError("plugins", list(modules), problem + (f" ({where})" if where else ""))
     return module

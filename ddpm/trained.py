@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,33 +18,22 @@ from ddpm.config.registry import load_plugins
 from ddpm.console import warn
 from ddpm.data import Codec
 from ddpm.data.spec import DataSpec
-from ddpm.diffusion import DenoiserProtocol, GaussianDiffusion, Schedule
+from ddpm.diffusion import Denoiser, DenoiserProtocol, GaussianDiffusion, Schedule
 from ddpm.distributed import devices
 from ddpm.errors import reported_as, require
 from ddpm.evaluation.results import EvaluationResult
 from ddpm.files import expand
-from ddpm.generation import Autocast, Mode, SamplingPipeline
+from ddpm.generation import Mode, Samples
+from ddpm.guidance import NO_GUIDANCE, Guidance, Guide, as_guidance, check_guide
 from ddpm.inputs import Classes, ModelInputs, as_list
 from ddpm.metrics import Extractor
+from ddpm.pipeline import Autocast, SamplingPipeline, build_pipeline
 from ddpm.sample_files import save_samples
 from ddpm.samplers import Sampler
 from ddpm.samplers.grids import Steps
 from ddpm.training.checkpoint import Checkpoint, find
 
 Weights = Literal["ema", "raw"]
-
-
-class Samples(NamedTuple):
-    """A batch of samples, on the CPU.
-
-    Attributes:
-        data: raw data (B, C, *spatial): uint8 images (0 to 255) and videos, float32 sequences.
-        labels: (B,) int64, the names of the classes where all are whole numbers, else their
-            numbers from 0; None for an unconditional model.
-    """
-
-    data: Tensor
-    labels: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,7 +126,7 @@ class TrainedModel:
         steps: Steps = None,
         seed: int = 0,
         classes: Classes | Tensor = None,
-        guidance: float = 1.0,
+        guidance: float | Guidance = 1.0,
         guidance_rescale: float = 0.0,
         batch_size: int = 64,
         condition: str | Path | Tensor | None = None,
@@ -152,7 +141,8 @@ class TrainedModel:
             seed: sample i is a function of (seed, i) and its class, whatever the batch size.
             classes: numbers, also as a tensor, or names; sample i is of
                 ``classes[i % len(classes)]``. None = all.
-            guidance: scale of classifier-free guidance; 1 = off.
+            guidance: scale of classifier-free guidance, 1 = off; or all options of guidance, see
+                :class:`ddpm.Guidance`.
             guidance_rescale: 0 (off) to 1, see :class:`ddpm.diffusion.ClassifierFreeGuidance`.
             batch_size: samples at once.
             condition: raw data (N, C, *spatial) or a file of them, for a model that was trained
@@ -180,7 +170,7 @@ class TrainedModel:
         steps: Steps = None,
         seed: int = 0,
         classes: Classes | Tensor = None,
-        guidance: float = 1.0,
+        guidance: float | Guidance = 1.0,
         guidance_rescale: float = 0.0,
         batch_size: int = 64,
         condition: str | Path | Tensor | None = None,
@@ -188,8 +178,9 @@ class TrainedModel:
         """Draw samples batch by batch; the options are those of :meth:`sample`."""
         require(n >= 1, "n", n, "must be at least 1")
         require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
-        pipeline = self.pipeline(sampler, steps, guidance, guidance_rescale)
-        numbers, clean = self.class_numbers(classes), self.inputs.condition(condition)
+        guided = as_guidance(guidance, guidance_rescale)
+        pipeline = self.pipeline(sampler, steps, guided)
+        numbers, clean = self.class_numbers(classes, guided), self.inputs.condition(condition)
         batches = generation.generate(
             pipeline,
             range(n),
@@ -213,7 +204,7 @@ class TrainedModel:
         steps: Steps = None,
         seed: int = 0,
         classes: Classes | Tensor = None,
-        guidance: float = 1.0,
+        guidance: float | Guidance = 1.0,
         guidance_rescale: float = 0.0,
         batch_size: int = 64,
     ) -> Tensor:
@@ -242,7 +233,7 @@ class TrainedModel:
         ends = self.inputs.end("a", a), self.inputs.end("b", b)
         t, pair = self.inputs.timestep(t, ends, mode), self.inputs.class_pair(classes)
         return generation.interpolate(
-            self.pipeline(sampler, steps, guidance, guidance_rescale),
+            self.pipeline(sampler, steps, as_guidance(guidance, guidance_rescale)),
             ends,
             t=t,
             num_frames=num_frames,
@@ -265,7 +256,7 @@ class TrainedModel:
         steps: Steps = None,
         seed: int = 0,
         classes: Classes | Tensor = None,
-        guidance: float = 1.0,
+        guidance: float | Guidance = 1.0,
         guidance_rescale: float = 0.0,
         extractor: str | Extractor = "auto",
         batch_size: int = 64,
@@ -307,20 +298,12 @@ class TrainedModel:
             sampler=instantiate.sampler(sampler, steps),
             extractor=extractor,
             cache=None if cache is None else expand("cache", str(cache)),
-            precision=self._precision(),
+            precision=devices.precision_of(self.autocast, self.device),
             reference=None if reference is None else expand("reference", str(reference)),
             num_samples=num_samples, num_images=num_images, bound_steps=bound_steps,
-            classes=as_list(classes), batch_size=batch_size, seed=seed, guidance=guidance,
-            guidance_rescale=guidance_rescale,
+            classes=as_list(classes), batch_size=batch_size, seed=seed,
+            **as_guidance(guidance, guidance_rescale).evaluation_options(),
         )  # fmt: skip
-
-    def _precision(self) -> str:
-        """Return the precision of the network's arithmetic: ``no``, ``fp16`` or ``bf16``."""
-        with self.autocast():
-            if not torch.is_autocast_enabled(self.device.type):
-                return "no"
-            dtype = torch.get_autocast_dtype(self.device.type)
-        return "bf16" if dtype == torch.bfloat16 else "fp16"
 
     @checked
     def save_images(self, data: Tensor, folder: str | Path) -> Path:
@@ -340,38 +323,48 @@ class TrainedModel:
         self,
         sampler: str | Sampler | Mapping[str, Any] = "ddim",
         steps: Steps | list[int] = None,
-        guidance: float = 1.0,
-        guidance_rescale: float = 0.0,
+        guidance: Guidance = NO_GUIDANCE,
     ) -> SamplingPipeline:
         """Return the denoiser and the sampler to draw from.
 
         Args:
             sampler: a name, an instance, or a config node.
             steps: see :meth:`sample`.
-            guidance: see :meth:`sample`.
-            guidance_rescale: see :meth:`sample`.
+            guidance: options of guidance.
         """
         typed = {} if isinstance(sampler, Mapping) else {"sampler.steps": "steps"}
         with reported_as(typed):
-            return generation.build_pipeline(
+            return build_pipeline(
                 self.network,
                 self.diffusion,
                 instantiate.sampler(sampler, steps),
                 self.codec,
                 device=self.device,
-                guidance=guidance,
-                guidance_rescale=guidance_rescale,
+                guidance=guidance.resolved(self._guide),
                 num_classes=self.spec.num_classes,
                 autocast=self.autocast,
             )
 
-    def class_numbers(self, classes: Classes | Tensor) -> list[int] | None:
+    def _guide(self, path: str) -> Guide:
+        """Return the model of a run or a checkpoint as a guide for this one.
+
+        Raises:
+            ConfigError: no checkpoint, or a model of other data.
+        """
+        checkpoint = find(expand("guide", path), warn)
+        guide = TrainedModel.from_checkpoint(checkpoint, "ema", self.device, self.autocast)
+        check_guide(path, guide.spec, self.spec)
+        return Guide(Denoiser(guide.network, guide.diffusion), guide.spec.num_classes is not None)
+
+    def class_numbers(
+        self, classes: Classes | Tensor, guidance: Guidance = NO_GUIDANCE
+    ) -> list[int] | None:
         """Return the numbers of classes named by number or name; by default all.
 
         Raises:
             ConfigError: an unconditional model, or an unknown class.
         """
-        return self.inputs.class_numbers(classes)
+        return self.inputs.class_numbers(classes, guidance)
 
 
 @checked

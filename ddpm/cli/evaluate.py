@@ -20,13 +20,16 @@ _USED_BY = {  # metrics that an option has an effect on, if not all
     "sampler": _OF_SAMPLER,
     "guidance": _OF_SAMPLER,
     "guidance_rescale": _OF_SAMPLER,
+    "guidance_interval": _OF_SAMPLER,
+    "guide": _OF_SAMPLER,
+    "guide_scale": _OF_SAMPLER,
     "reference": tuple(name for name in METRICS if name != "isc"),
     "num_images": LIKELIHOOD,
     "bound_steps": ("bpd",),
 }
 _MODEL_OPTIONS = (
     "steps", "classes", "sampler", "guidance", "guidance_rescale", "num_images", "bound_steps",
-    "weights", "precision", "seed",
+    "weights", "precision", "seed", "guidance_interval", "guide", "guide_scale",
 )  # fmt: skip
 
 

@@ -33,6 +33,9 @@ def interpolate(
     classes: list[int | str] | int | str | None,
     guidance: float,
     guidance_rescale: float,
+    guidance_interval: tuple[float, float] | None,
+    guide: str | None,
+    guide_scale: float | None,
     weights: Literal["ema", "raw"],
     out: str | None,
     device: Literal["auto", "cpu", "cuda"],
@@ -42,6 +45,7 @@ def interpolate(
 ) -> None:
     """Compute the frames and write them with a strip of all."""
     from ddpm import generation
+    from ddpm.guidance import Guidance
     from ddpm.runs.session import Session, sampler_name, trial
     from ddpm.trajectory import on_step
 
@@ -50,7 +54,14 @@ def interpolate(
     session = Session.load(ckpt, weights, device, precision)
     codec, inputs, ends = session.model.codec, session.model.inputs, _ends(session, a, b)
     t, pair = inputs.timestep(t, ends, mode), inputs.class_pair(classes)
-    pipeline = session.model.pipeline(sampler, guidance=guidance, guidance_rescale=guidance_rescale)
+    guided = Guidance(
+        scale=guidance,
+        rescale=guidance_rescale,
+        interval=guidance_interval,
+        guide=guide,
+        guide_scale=guide_scale,
+    )
+    pipeline = session.model.pipeline(sampler, guidance=guided)
     generation.check_mode(pipeline, ends, mode)
     total, size = _num_calls(pipeline.num_calls(t), num_frames, batch_size, ends, mode)
     formats = [codec.default_format, *codec.extra_formats]

@@ -24,6 +24,9 @@ def sample(
     classes: list[int | str] | int | str | None,
     guidance: float,
     guidance_rescale: float,
+    guidance_interval: tuple[float, float] | None,
+    guide: str | None,
+    guide_scale: float | None,
     condition: str | None,
     weights: Literal["ema", "raw"],
     trajectory: bool,
@@ -37,6 +40,7 @@ def sample(
     """Draw samples and write them, each process its share."""
     from ddpm.distributed.sharding import Shard, gather_samples
     from ddpm.generation import generate
+    from ddpm.guidance import Guidance
     from ddpm.runs.session import Session, sampler_name, trial
     from ddpm.sample_files import SampleFiles
     from ddpm.trajectory import GRID, Trajectory, on_step
@@ -45,8 +49,15 @@ def sample(
     require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
     session = Session.load(ckpt, weights, device, precision)
     accelerator, model = session.accelerator, session.model
-    numbers, step = model.class_numbers(classes), session.checkpoint.step
-    pipeline = model.pipeline(sampler, guidance=guidance, guidance_rescale=guidance_rescale)
+    guided = Guidance(
+        scale=guidance,
+        rescale=guidance_rescale,
+        interval=guidance_interval,
+        guide=guide,
+        guide_scale=guide_scale,
+    )
+    numbers, step = model.class_numbers(classes, guided), session.checkpoint.step
+    pipeline = model.pipeline(sampler, guidance=guided)
     files = SampleFiles(model.spec, num_samples, numbers, format, has_film=trajectory)
     data, calls, first_samples = session.condition(condition), pipeline.num_calls(), []
     name = f"step-{step:08d}-{sampler_name(sampler)}-{calls}-seed-{seed}"

@@ -7,7 +7,7 @@ works on ``(B, C, *spatial)`` of any rank.
 from ddpm.diffusion.conditioning import Conditioning, class_conditioning
 from ddpm.diffusion.conditioning_mask import ConditioningMask
 from ddpm.diffusion.denoiser import Clip, Clipping, Denoiser, DenoiserProtocol
-from ddpm.diffusion.guidance import ClassifierFreeGuidance
+from ddpm.diffusion.guidance import Autoguidance, ClassifierFreeGuidance, GradientGuidance
 from ddpm.diffusion.likelihood import bound_term, discretised_log_likelihood, normal_kl, prior_term
 from ddpm.diffusion.loss import DiffusionLoss
 from ddpm.diffusion.objective import Objective, PredNoise, PredV, PredX0
@@ -17,6 +17,7 @@ from ddpm.diffusion.schedules import cosine, linear, sigmoid
 from ddpm.diffusion.timesteps import LossSecondMoment, Timesteps, Uniform
 
 __all__ = [
+    "Autoguidance",
     "ClassifierFreeGuidance",
     "Clip",
     "Clipping",
@@ -26,6 +27,7 @@ __all__ = [
     "DenoiserProtocol",
     "DiffusionLoss",
     "GaussianDiffusion",
+    "GradientGuidance",
     "LossSecondMoment",
     "Objective",
     "PredNoise",

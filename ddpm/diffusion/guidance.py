@@ -1,6 +1,13 @@
-"""Guidance: denoisers that wrap denoisers, and call nothing but them."""
+"""Guidance: denoisers that wrap denoisers, and call nothing but them.
+
+Clip the guided x0, with :class:`ddpm.diffusion.Clipping`, not that of the denoisers. An
+``interval`` (low, high) limits guidance to the noise levels ``sigma / alpha`` between these numbers
+(Kynkaanniemi et al. 2024, arXiv 2404.07724); elsewhere the prediction is that of the denoiser.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -8,10 +15,32 @@ from torch import Tensor
 from ddpm.diffusion.conditioning import Conditioning
 from ddpm.diffusion.denoiser import DenoiserProtocol
 from ddpm.diffusion.process import Prediction
-from ddpm.errors import require
+from ddpm.errors import ConfigError, require
+
+Interval = tuple[float, float]
+Score = Callable[[Tensor, float, Mapping[str, Tensor]], Tensor]
 
 
-class ClassifierFreeGuidance:
+class _Wrapper:
+    """Base class of guidance: the wrapped denoiser, and the interval of noise levels."""
+
+    def __init__(self, denoiser: DenoiserProtocol, interval: Interval | None) -> None:
+        self.denoiser, self.diffusion = denoiser, denoiser.diffusion
+        self.needs_gradients = denoiser.needs_gradients
+        problem = "must be two noise levels, the lower one first, such as [0.2,3], or null"
+        good = interval is None or 0 <= interval[0] < interval[1]
+        require(good, "guidance_interval", interval, problem)
+        self.interval = interval
+
+    def is_active(self, t: float) -> bool:
+        """Return True if the noise level of real t is within the interval."""
+        if self.interval is None:
+            return True
+        a, s = self.diffusion.schedule.signal_noise(t)
+        return self.interval[0] * a <= s <= self.interval[1] * a
+
+
+class ClassifierFreeGuidance(_Wrapper):
     """Wraps a denoiser with classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598).
 
     The guided prediction is ``unconditional + scale (conditional - unconditional)``: 1 is off and 0
@@ -20,19 +49,28 @@ class ClassifierFreeGuidance:
     the denoiser.
 
     Args:
-        denoiser: one whose network was trained with dropped conditions, without clipping: clip the
-            guided x0.
+        denoiser: one whose network was trained with dropped conditions.
         scale: guidance scale, at least 0.
         rescale: share of the rescaling of the guided output to the standard deviation of the
             conditional one, 0 (off) to 1, which counters overexposure at large scales (Lin et al.
             2023, arXiv 2305.08891, equations 14 to 16, where it is 0.7).
+        interval: noise levels with guidance; None = all.
+
+    Raises:
+        ConfigError: an option outside its range.
     """
 
-    def __init__(self, denoiser: DenoiserProtocol, *, scale: float, rescale: float = 0.0) -> None:
+    def __init__(
+        self,
+        denoiser: DenoiserProtocol,
+        *,
+        scale: float,
+        rescale: float = 0.0,
+        interval: Interval | None = None,
+    ) -> None:
+        super().__init__(denoiser, interval)
         require(scale >= 0, "guidance", scale, "must be 0 or above; 1 is off")
         require(0 <= rescale <= 1, "guidance_rescale", rescale, "must be between 0 (off) and 1")
-        self.denoiser, self.diffusion = denoiser, denoiser.diffusion
-        self.needs_gradients = denoiser.needs_gradients
         self.scale, self.rescale = scale, rescale
 
     def __call__(
@@ -43,14 +81,13 @@ class ClassifierFreeGuidance:
         conditioning: Conditioning | None = None,
     ) -> Prediction:
         """Predict x0 and the noise; see :class:`~ddpm.diffusion.DenoiserProtocol`."""
-        if not conditioning:
+        if not conditioning or not self.is_active(t):
             return self.denoiser(x_t, t, previous_x0, conditioning)
         previous = None if previous_x0 is None else torch.cat([previous_x0, previous_x0])
         doubled = conditioning.followed_by(conditioning.unconditional())
         both = self.denoiser(torch.cat([x_t, x_t]), t, previous, doubled)
         conditional, unconditional = both.chunk(2)
-        guided = torch.lerp(unconditional.x0, conditional.x0, self.scale)
-        guided = conditional.with_x0(guided)
+        guided = conditional.with_x0(torch.lerp(unconditional.x0, conditional.x0, self.scale))
         return guided if self.rescale == 0 else self._rescaled(guided, conditional, t)
 
     def _rescaled(self, guided: Prediction, conditional: Prediction, t: float) -> Prediction:
@@ -62,3 +99,124 @@ class ClassifierFreeGuidance:
         ratio = (target_std / std.clamp(min=1e-12)).reshape(-1, *[1] * (output.ndim - 1))
         output = output * (self.rescale * ratio + 1 - self.rescale)
         return guided.with_x0(objective.x0(guided.x_t, output, a, s))
+
+
+class Autoguidance(_Wrapper):
+    """Wraps a denoiser with guidance by a weaker one (Karras et al. 2024, arXiv 2406.02507).
+
+    The guided prediction is ``guide + scale (main - guide)``: 1 is off. The guide is a smaller or
+    less trained network for the same data; its schedule may differ, because it is called at the
+    time of the same noise level.
+
+    Args:
+        denoiser: the main denoiser.
+        guide: the weaker denoiser.
+        scale: guidance scale, at least 0; 1.5 to 2.5 are usual.
+        interval: noise levels with guidance; None = all.
+        conditional: the guide receives the conditioning.
+
+    Raises:
+        ConfigError: an option outside its range.
+    """
+
+    def __init__(
+        self,
+        denoiser: DenoiserProtocol,
+        guide: DenoiserProtocol,
+        *,
+        scale: float,
+        interval: Interval | None = None,
+        conditional: bool = True,
+    ) -> None:
+        super().__init__(denoiser, interval)
+        require(scale >= 0, "guide_scale", scale, "must be 0 or above; 1 is off")
+        self.guide, self.scale, self.conditional = guide, scale, conditional
+        self.needs_gradients |= guide.needs_gradients
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: float,
+        previous_x0: Tensor | None = None,
+        conditioning: Conditioning | None = None,
+    ) -> Prediction:
+        """Predict x0 and the noise; see :class:`~ddpm.diffusion.DenoiserProtocol`."""
+        prediction = self.denoiser(x_t, t, previous_x0, conditioning)
+        if not self.is_active(t):
+            return prediction
+        time = self.guide.diffusion.schedule.time(self.diffusion.schedule.log_snr(t))
+        known = conditioning if self.conditional else None
+        weak = self.guide(x_t, time, previous_x0, known)
+        return prediction.with_x0(torch.lerp(weak.x0, prediction.x0, self.scale))
+
+
+class GradientGuidance(_Wrapper):
+    """Wraps a denoiser with the gradient of a score of its predicted x0.
+
+    The score's gradient with respect to x_t, through the network, is added to that of the
+    log-density of x_t: ``eps - scale sigma grad``, as classifier guidance does (Dhariwal & Nichol
+    2021, arXiv 2105.05233, algorithm 2) with a score of x0 instead of x_t (Bansal et al. 2023,
+    arXiv 2302.07121, section 3.2). At a time without signal (alpha 0) the prediction is that of the
+    denoiser.
+
+    Args:
+        denoiser: the denoiser.
+        score: ``score(x0, t, conditioning)`` returns (B,), which guidance increases, such as the
+            log-probability of a class; differentiable in x0 (B, C, *spatial), in model space.
+            t is the real time of the batch.
+        scale: factor of the gradient.
+        interval: noise levels with guidance; None = all.
+        conditional: the denoiser receives the conditioning, as the score does.
+
+    Raises:
+        ConfigError: an option outside its range, or in a call a score of another shape.
+    """
+
+    def __init__(
+        self,
+        denoiser: DenoiserProtocol,
+        score: Score,
+        *,
+        scale: float = 1.0,
+        interval: Interval | None = None,
+        conditional: bool = True,
+    ) -> None:
+        super().__init__(denoiser, interval)
+        self.score, self.scale, self.conditional = score, scale, conditional
+        self.needs_gradients = True
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: float,
+        previous_x0: Tensor | None = None,
+        conditioning: Conditioning | None = None,
+    ) -> Prediction:
+        """Predict x0 and the noise; see :class:`~ddpm.diffusion.DenoiserProtocol`."""
+        a, s = self.diffusion.schedule.signal_noise(t)
+        known = conditioning if self.conditional else None
+        if a == 0 or not self.is_active(t):
+            return self.denoiser(x_t, t, previous_x0, known)
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            prediction = self.denoiser(x, t, previous_x0, known)
+            score = self.score(prediction.x0, t, conditioning or Conditioning())
+            self._check(score, len(x))
+            (gradient,) = torch.autograd.grad(score.sum(), x)
+        variance = prediction.variance_output
+        variance = None if variance is None else variance.detach()
+        x0 = torch.add(prediction.x0.detach(), gradient, alpha=self.scale * s**2 / a)
+        x0 = self.diffusion.conditioning_mask.apply(x0, x_t)
+        return Prediction(x0, x_t, prediction.a, prediction.s, variance)
+
+    def _check(self, score: object, size: int) -> None:
+        """Raise ConfigError (key ``guide``) unless a score is a differentiable (B,) tensor."""
+        name = getattr(self.score, "__name__", type(self.score).__name__)
+        if not isinstance(score, Tensor) or score.shape != (size,):
+            shape = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+            problem = (
+                f"returned {shape} for {size} samples; return one number per sample, ({size},)"
+            )
+            raise ConfigError("guide", name, problem)
+        problem = "returned a score without a gradient; use differentiable functions of x0"
+        require(score.requires_grad, "guide", name, problem)

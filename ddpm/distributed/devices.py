@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -161,3 +163,14 @@ def _check(made: Accelerator, world: int, accumulate: int) -> None:
     if made.gradient_accumulation_steps != accumulate:
         problem = "the variable ACCELERATE_GRADIENT_ACCUMULATION_STEPS says otherwise; unset it"
         raise ConfigError("trainer.accumulate", accumulate, problem)
+
+
+def precision_of(
+    autocast: Callable[[], AbstractContextManager[Any]], device: torch.device
+) -> Precision:
+    """Return the precision of arithmetic within a context of autocast."""
+    with autocast():
+        if not torch.is_autocast_enabled(device.type):
+            return "no"
+        dtype = torch.get_autocast_dtype(device.type)
+    return "bf16" if dtype == torch.bfloat16 else "fp16"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ddpm import generation, metrics
+from ddpm import metrics
 from ddpm.data.class_rows import cyclic_class_rows
 from ddpm.distributed.processes import Processes
 from ddpm.distributed.sharding import Shard
@@ -27,6 +27,7 @@ from ddpm.evaluation.partial_results import EvaluationRecord
 from ddpm.evaluation.reference_data import ReferenceResolver
 from ddpm.evaluation.results import EvaluationResult
 from ddpm.evaluation.time_estimate import Estimate, Stage
+from ddpm.pipeline import SamplingPipeline
 from ddpm.samplers import Sampler
 from ddpm.trajectory import GRID
 
@@ -85,7 +86,7 @@ class Evaluator:
         for name, value in self.options.folder_options.items():
             require(folder or (npz and name in ("low", "high")), name, value, problem)
 
-    def check_model(self, model: EvaluatedModel) -> generation.SamplingPipeline:
+    def check_model(self, model: EvaluatedModel) -> SamplingPipeline:
         """Return the denoiser and the sampler of a model, after a check of the options.
 
         Args:
@@ -101,9 +102,7 @@ class Evaluator:
         if options.fidelity:
             model.class_numbers(options.classes)
         sampler = self._sampler or options.sampler
-        return model.pipeline(
-            sampler, guidance=options.guidance, guidance_rescale=options.guidance_rescale
-        )
+        return model.pipeline(sampler, guidance=options.guidance_options)
 
     def _classes(self, model: EvaluatedModel) -> list[int] | None:
         """Return the classes of the samples, see :func:`ddpm.generation.generate`."""
@@ -218,7 +217,7 @@ class Evaluator:
     def _evaluate_samples(
         self,
         model: EvaluatedModel,
-        pipeline: generation.SamplingPipeline,
+        pipeline: SamplingPipeline,
         provenance: Mapping[str, Any],
         result: EvaluationResult,
         stopping: Stopping,
@@ -246,8 +245,7 @@ class Evaluator:
             **provenance,
             "sampler": dict(options.sampler),
             "steps": pipeline.num_calls(),
-            "guidance": options.guidance,
-            "guidance_rescale": options.guidance_rescale,
+            **options.guidance_provenance(),
             **self.class_provenance(model),
         }
         fidelity.add_scores(samples.collected, provenance, result, record, stopping)
@@ -260,7 +258,7 @@ class Evaluator:
         self,
         metric: str,
         model: EvaluatedModel,
-        pipeline: generation.SamplingPipeline,
+        pipeline: SamplingPipeline,
         provenance: Mapping[str, Any],
         result: EvaluationResult,
         stopping: Stopping,
@@ -270,8 +268,9 @@ class Evaluator:
         options, data = self.options, self._clean_data
         assert data is not None
         if metric == "bpd":
-            clip, guidance = pipeline.sampler.clip, options.guidance
-            provenance = {**provenance, "clip": clip, "guidance": guidance}
+            clip, guidance = pipeline.sampler.clip, options.guidance_provenance()
+            guidance.pop("guidance_rescale")
+            provenance = {**provenance, "clip": clip, **guidance}
         run = LikelihoodRun(
             data=data,
             processes=self.processes,
@@ -290,7 +289,7 @@ class Evaluator:
     def _estimate(
         self,
         model: EvaluatedModel,
-        pipeline: generation.SamplingPipeline,
+        pipeline: SamplingPipeline,
         record: EvaluationRecord | None,
     ) -> Estimate:
         """Print the estimated durations of the stages; without a record, print nothing."""

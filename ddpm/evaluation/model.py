@@ -8,7 +8,8 @@ from torch import nn
 
 from ddpm.data import Codec
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.generation import SamplingPipeline
+from ddpm.guidance import Guidance
+from ddpm.pipeline import SamplingPipeline
 
 
 class DataSpecProtocol(Protocol):
@@ -66,15 +67,12 @@ class EvaluatedModel(Protocol):
         """Shape, classes and codec of the data."""
         ...
 
-    def pipeline(
-        self, sampler: Any, *, guidance: float, guidance_rescale: float
-    ) -> SamplingPipeline:
+    def pipeline(self, sampler: Any, *, guidance: Guidance) -> SamplingPipeline:
         """Return the denoiser and the sampler to draw samples with.
 
         Args:
             sampler: a name, a config node or a :class:`ddpm.samplers.Sampler`.
-            guidance: scale of classifier-free guidance; 1 = off.
-            guidance_rescale: 0 (off) to 1.
+            guidance: options of guidance.
 
         Raises:
             ConfigError: an option that the model does not support.

@@ -19,6 +19,7 @@ from torch import Tensor
 from ddpm.console import warn
 from ddpm.errors import ConfigError
 from ddpm.evaluation import results
+from ddpm.evaluation.options import LATER_OPTIONS
 from ddpm.evaluation.results import EvaluationResult
 from ddpm.files import UNREADABLE, load_tensors, replacing
 from ddpm.outputs import OutputFolder
@@ -220,5 +221,10 @@ def stored_request(content: Mapping[str, Any]) -> Any:
 
 
 def plain(request: Mapping[str, Any]) -> Any:
-    """Return a request as it would be read from a file."""
+    """Return a request as it would be read from a file.
+
+    Options that earlier versions lacked are left out where they are null.
+    """
+    later = [name for name in LATER_OPTIONS if request.get(name) is None]
+    request = {name: value for name, value in request.items() if name not in later}
     return json.loads(json.dumps(request, default=str))

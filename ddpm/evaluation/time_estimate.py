@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ddpm.console import duration, info
 from ddpm.distributed.sharding import Shard
 from ddpm.evaluation.partial_results import PartialResults
-from ddpm.generation import SamplingPipeline
+from ddpm.pipeline import SamplingPipeline
 from ddpm.training.trial import median_seconds
 
 _TRIAL_SECONDS = 0.3

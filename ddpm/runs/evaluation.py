@@ -104,11 +104,7 @@ class EvaluationJob:
         options, spec = self.options, session.model.spec
 
         def trial() -> cpu_threads.Trial:
-            pipeline = session.model.pipeline(
-                options.sampler,
-                guidance=options.guidance,
-                guidance_rescale=options.guidance_rescale,
-            )
+            pipeline = session.model.pipeline(options.sampler, guidance=options.guidance_options)
             calls, count = pipeline.num_calls(), options.num_samples or MAX_IMAGES
             if not options.fidelity:
                 calls = options.bound_steps or pipeline.diffusion.num_steps

@@ -5,13 +5,14 @@ from __future__ import annotations
 from accelerate import Accelerator
 from torch import Tensor
 
-from ddpm import generation
 from ddpm.console import progress
 from ddpm.data.class_rows import cyclic_class_rows
 from ddpm.data.spec import DataSpec
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.distributed.sharding import Shard, gather_samples
 from ddpm.distributed.stopping import Stopping
+from ddpm.generation import generate
+from ddpm.pipeline import SamplingPipeline, build_pipeline
 from ddpm.samplers import Sampler
 from ddpm.training import Trainer
 from ddpm.training.run import Run
@@ -51,7 +52,7 @@ class Previews:
             GivenUpError: a signal asked to stop; nothing was written.
         """
         accelerator = self.accelerator
-        pipeline = generation.build_pipeline(
+        pipeline = build_pipeline(
             trainer.ema.model,
             self.diffusion,
             self.sampler,
@@ -78,7 +79,7 @@ class Previews:
 
     def _draw(
         self,
-        pipeline: generation.SamplingPipeline,
+        pipeline: SamplingPipeline,
         trainer: Trainer,
         classes: list[int] | None,
         condition: Tensor | None,
@@ -104,7 +105,7 @@ class Previews:
                 shard.tick()
 
             with shard.interruptible():
-                batches = generation.generate(
+                batches = generate(
                     pipeline,
                     shard.indices,
                     seed=self.seed,

@@ -15,8 +15,8 @@ from ddpm.console import progress, warn, warn_once
 from ddpm.distributed import cpu_threads, devices
 from ddpm.distributed.output import agreed, writing
 from ddpm.errors import Stopped
-from ddpm.generation import SamplingPipeline
 from ddpm.outputs import OutputFolder
+from ddpm.pipeline import SamplingPipeline
 from ddpm.signals import raise_pending
 from ddpm.trained import TrainedModel, Weights
 from ddpm.training import checkpoint as checkpoints

@@ -21,8 +21,8 @@ from ddpm.distributed import cpu_threads, devices
 from ddpm.distributed.consensus import main_first, wait_for_all
 from ddpm.distributed.output import agreed
 from ddpm.errors import Stopped, render, shortened
-from ddpm.generation import check_steps
 from ddpm.outputs import new_folder
+from ddpm.pipeline import check_steps
 from ddpm.runs.plan import Plan, plan, warn_of_threads
 from ddpm.runs.previews import Previews
 from ddpm.runs.request import Request
