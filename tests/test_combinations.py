@@ -82,7 +82,7 @@ def test_all_choices_of_the_groups_are_tested():
     assert names("model") == sorted(SMALL)
     assert {"linear", "cosine", "sigmoid"} == set(names("schedule"))
     assert {"pred_noise", "pred_v", "pred_x0"} == set(names("objective"))
-    assert {"ddim", "ddpm"} == set(names("sampler"))
+    assert {"ddim", "ddpm", "dpmpp", "unipc"} == set(names("sampler"))
     assert {"digits", "cifar", "folder", "sequence", "video"} == set(names("data"))
     assert {"ddpm", "iddpm", "iddpm_vlb"} == set(names("diffusion"))
     assert {"uniform", "loss_second_moment"} == set(names("timesteps"))

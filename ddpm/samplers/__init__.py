@@ -3,5 +3,7 @@
 from ddpm.samplers.base import Sampler
 from ddpm.samplers.ddim import DDIM
 from ddpm.samplers.ddpm import DDPM
+from ddpm.samplers.dpmpp import DPMpp
+from ddpm.samplers.unipc import UniPC
 
-__all__ = ["DDIM", "DDPM", "Sampler"]
+__all__ = ["DDIM", "DDPM", "DPMpp", "Sampler", "UniPC"]

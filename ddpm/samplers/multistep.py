@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import ClassVar, Literal, NamedTuple
 
@@ -54,3 +55,36 @@ def combine(context: StepContext, factors: Combination, predicts: Literal["x0", 
         x = factor * m if x is None else x.add(m, alpha=factor)
     assert x is not None
     return x if factors.fresh == 0 else x.add(context.randn_like(x), alpha=factors.fresh)
+
+
+def step_order(path: SamplingPath, index: int, order: int, *, lower_final: bool = False) -> int:
+    """Return the order of step ``index`` of a multistep solver in lambda, half the log-SNR.
+
+    It is limited by the number of predictions. A step to clean data, where lambda is infinite, has
+    order 1. A prediction at zero terminal SNR, where lambda is minus infinity, has no role in later
+    steps.
+
+    Args:
+        path: the sampling path.
+        index: of the step, from 0.
+        order: of the solver.
+        lower_final: the last steps have orders ..., 2, 1.
+    """
+    if math.isinf(path.lambdas[index + 1]):
+        return 1
+    finite = index + (0 if math.isinf(path.lambdas[0]) else 1)
+    last = len(path) - index if lower_final else order
+    return max(1, min(order, finite, last))
+
+
+def phi(order: int, z: float) -> float:
+    """Return phi_k(z) of exponential integrators: ``phi_0 = exp`` and ``phi_k(0) = 1 / k!``.
+
+    ``phi_k(z) = (phi_(k-1)(z) - 1 / (k-1)!) / z``, whose cancellation at small z a series avoids.
+    """
+    if abs(z) < 1:
+        return sum(z**i / math.factorial(i + order) for i in range(20))
+    value = math.exp(z)
+    for k in range(order):
+        value = (value - 1 / math.factorial(k)) / z
+    return value

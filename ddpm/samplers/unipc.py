@@ -1,0 +1,130 @@
+"""UniPC, a predictor-corrector."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from ddpm.diffusion import Clip
+from ddpm.errors import require
+from ddpm.samplers.base import Sampler, SamplingPath, StepContext
+from ddpm.samplers.grids import Spacing, Steps
+from ddpm.samplers.multistep import Combination, combine, phi, step_order
+
+
+class Coefficients(NamedTuple):
+    """Factors of a step: of the correction of x_t, None without, and of the prediction of x_s."""
+
+    corrector: Combination | None
+    predictor: Combination
+
+
+class UniPC(Sampler):
+    """UniPC (Zhao et al. 2023, arXiv 2302.04867) with predictions of x0, in 1 to T steps.
+
+    Each step calls the network once, at the x_t of the last predictor; the corrector UniC then
+    recomputes x_t with this prediction, and the predictor UniP starts from the result. The
+    corrector raises the order by one. The first steps have orders 1, 2, ...
+
+    The step to clean data has order 1, which returns the predicted x0: lambda, half the log-SNR, is
+    infinite there, and with it ``B(h) = h`` of ``bh1``. The step from zero terminal SNR, where
+    lambda is minus infinity, has order 1 and is not corrected. A learned variance is not used.
+
+    Args:
+        steps: network calls; null = 20. See :class:`Sampler`.
+        spacing: see :class:`Sampler`.
+        clip: see :class:`Sampler`. A clipped x0 is not smooth in lambda, which lowers the order.
+        dynamic_quantile: see :class:`Sampler`.
+        order: of the predictor, 1 to 3. 2 is more stable than 3 under guidance.
+        variant: B(h) of the paper: ``bh1`` is h and ``bh2`` is exp(h) - 1, in the direction of the
+            integration. They differ at order 2 of the predictor and order 1 of the corrector, where
+            the coefficient is 1/2 instead of the solution of the paper's equations.
+        corrector: correct x_t.
+        uncorrected_steps: number of first steps whose results are not corrected, against
+            instability under strong guidance.
+        lower_order_final: the last steps have orders ..., 2, 1, as published.
+
+    Raises:
+        ConfigError: an option outside its range.
+    """
+
+    default_steps: ClassVar[int | None] = 20
+
+    def __init__(
+        self,
+        *,
+        steps: Steps = None,
+        spacing: Spacing = "uniform",
+        clip: Clip = "static",
+        dynamic_quantile: float = 0.995,
+        order: int = 2,
+        variant: Literal["bh1", "bh2"] = "bh2",
+        corrector: bool = True,
+        uncorrected_steps: int = 0,
+        lower_order_final: bool = True,
+    ) -> None:
+        super().__init__(steps=steps, spacing=spacing, clip=clip, dynamic_quantile=dynamic_quantile)
+        require(1 <= order <= 3, "order", order, "must be 1, 2 or 3")
+        good = uncorrected_steps >= 0
+        require(good, "uncorrected_steps", uncorrected_steps, "must be 0 or above")
+        self.order, self.variant, self.corrector = order, variant, corrector
+        self.uncorrected_steps, self.lower_order_final = uncorrected_steps, lower_order_final
+
+    @property
+    def history(self) -> int:
+        """Number of preceding steps whose predictions a step uses."""
+        return self.order if self.corrector else self.order - 1
+
+    def coefficients(self, path: SamplingPath) -> list[Coefficients]:
+        """Return the factors of each step."""
+        orders = [
+            step_order(path, index, self.order, lower_final=self.lower_order_final)
+            for index in range(len(path))
+        ]
+        result, corrector = [], None
+        for index, order in enumerate(orders):
+            result.append(Coefficients(corrector, self._factors(path, index, order, False)))
+            finite = math.isfinite(path.lambdas[index + 1] - path.lambdas[index])
+            corrected = self.corrector and index >= self.uncorrected_steps and finite
+            corrector = self._factors(path, index, order, True) if corrected else None
+        return result
+
+    def step(self, context: StepContext) -> Tensor:
+        """Correct x_t and return x_s; at most 9 tensor operations."""
+        context.predict()
+        corrector, predictor = context.coefficients
+        if corrector is not None:
+            context.x = context.states[0]
+            context.x = combine(context, corrector, "x0")
+        return combine(context, predictor, "x0")
+
+    def _factors(
+        self, path: SamplingPath, index: int, order: int, with_result: bool
+    ) -> Combination:
+        """Return the factors for x_s from x_t in step ``index``.
+
+        Args:
+            path: the sampling path.
+            index: of the step.
+            order: of the predictor.
+            with_result: False for the predictor, whose predictions begin with that at t; True for
+                the corrector, whose predictions begin with that at s.
+        """
+        lambdas, (sigma_t, sigma_s) = path.lambdas, path.sigmas[index : index + 2]
+        h = lambdas[index + 1] - lambdas[index]
+        # Distances of the other predictions from that at t, in units of h.
+        ratios = [(lambdas[index - i] - lambdas[index]) / h for i in range(1, order)]
+        ratios = [1.0, *ratios] if with_result else ratios
+        if len(ratios) == 1:
+            weights = [(h if self.variant == "bh1" else -math.expm1(-h)) / 2]
+        else:
+            powers = np.vander(ratios, increasing=True).T
+            moments = [h * phi(k + 1, -h) * math.factorial(k) for k in range(1, len(ratios) + 1)]
+            weights = np.linalg.solve(powers, moments).tolist()
+        differences = [weight / ratio for weight, ratio in zip(weights, ratios, strict=True)]
+        differences.insert(int(with_result), -math.expm1(-h) - sum(differences))
+        alpha = path.alphas[index + 1]
+        return Combination(sigma_s / sigma_t, tuple(alpha * weight for weight in differences))
