@@ -185,8 +185,13 @@ class Sampler(ABC):
             default=self.default_steps,
         )
 
-    def num_calls(self, num_steps: int) -> int:
-        """Return the number of network calls of a path; by default one per step."""
+    def num_calls(self, num_steps: int, clean: bool = True) -> int:
+        """Return the number of network calls of a path; by default one per step.
+
+        Args:
+            num_steps: of the path.
+            clean: whether it ends with clean data.
+        """
         return num_steps
 
     def coefficients(self, path: SamplingPath) -> Sequence[Any]:
@@ -237,7 +242,7 @@ class Sampler(ABC):
         coefficients = self.coefficients(path)
         previous: Prediction | None = None
         done = reported = 0
-        total = self.num_calls(len(path))
+        total = self.num_calls(len(path), clean=times[-1] < 0)
 
         def denoise(x_t: Tensor, t: float) -> Prediction:
             nonlocal previous, done

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from ddpm.samplers.base import Sampler, SamplingPath, StepContext
 
 
 class Combination(NamedTuple):
-    """Factors of ``x_s = x x_t + sum_k predictions[k] m_k + fresh z`` with new noise z.
+    """Factors of ``x_s = x x_t + x0 x0_t + sum_k predictions[k] m_k + fresh z`` with new noise z.
 
-    ``m_k`` is the prediction k steps ago: of x0, or of the noise.
+    ``m_k`` is the prediction k steps ago: of x0, or of the noise; ``x0_t`` is the newest of x0.
     """
 
     x: float
     predictions: tuple[float, ...]
     fresh: float = 0.0
+    x0: float = 0.0
 
 
 class LinearMultistep(Sampler):
@@ -50,6 +53,9 @@ class LinearMultistep(Sampler):
 def combine(context: StepContext, factors: Combination, predicts: Literal["x0", "eps"]) -> Tensor:
     """Return the linear combination (B, C, *spatial) of x, predictions and new noise."""
     x = None if factors.x == 0 else factors.x * context.x
+    if factors.x0 != 0:
+        x0 = factors.x0 * context.predictions[0].x0
+        x = x0 if x is None else x + x0
     for factor, prediction in zip(factors.predictions, context.predictions, strict=False):
         m = prediction.x0 if predicts == "x0" else prediction.eps
         x = factor * m if x is None else x.add(m, alpha=factor)
@@ -88,3 +94,32 @@ def phi(order: int, z: float) -> float:
     for k in range(order):
         value = (value - 1 / math.factorial(k)) / z
     return value
+
+
+def integration_weights(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
+    """Return the weights of values at the nodes that integrate polynomials exactly.
+
+    Args:
+        nodes: distinct positions of the values.
+        moments: integrals of the powers 0, 1, ..., as many as nodes.
+    """
+    powers = np.vander(np.asarray(nodes, dtype=np.float64), increasing=True).T
+    return np.linalg.solve(powers, np.asarray(moments, dtype=np.float64)).tolist()
+
+
+def noise_combination(path: SamplingPath, index: int, weights: Sequence[float]) -> Combination:
+    """Return the factors of ``x_s = (alpha_s / alpha_t) x_t + sum_k weights[k] eps_k``.
+
+    With ``x_t = alpha_t x0 + sigma_t eps_0`` and the sum of the weights of a constant eps, this is
+    ``alpha_s x0 + sigma_s eps_0 + sum_k weights[k] (eps_k - eps_0)``, finite for alpha_t = 0.
+    ``weights[0]`` is not used; a single weight is the step of DDIM.
+
+    Args:
+        path: the sampling path.
+        index: of the step.
+        weights: of the noise now, one step ago, and so on.
+    """
+    older = weights[1:]
+    newest = path.sigmas[index + 1] - sum(older)
+    factors = (newest, *older) if newest != 0 or older else ()
+    return Combination(0.0, factors, x0=path.alphas[index + 1])

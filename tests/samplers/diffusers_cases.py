@@ -51,6 +51,18 @@ def denoiser(objective="pred_noise", num_steps=1000):
     return Denoiser(model, diffusion)
 
 
+def table_denoiser(case):
+    """Return the dummy model's denoiser on the case's own table of noise, first to last.
+
+    The times of the case are positions in the table; the model is called with ``model_times``.
+    """
+    noise = torch.tensor(case["noise"][::-1], dtype=torch.float64)
+    model_times = torch.tensor(case["model_times"][::-1], dtype=torch.float64)
+    schedule = Schedule.from_alpha_bar(1 - noise**2)
+    diffusion = GaussianDiffusion(schedule, OBJECTIVES[case["objective"]]())
+    return Denoiser(lambda x, time: model(x, model_times[time]), diffusion)
+
+
 def sample_input(shape, *, reverse=False, dtype=torch.float64):
     """Return the tests' sample (B, C, *spatial), which rises from 0 to 1, or falls as their noise.
 

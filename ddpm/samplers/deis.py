@@ -1,0 +1,69 @@
+"""Diffusion exponential integrator sampler."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+from ddpm.diffusion import Clip
+from ddpm.errors import require
+from ddpm.samplers.base import SamplingPath
+from ddpm.samplers.grids import Spacing, Steps
+from ddpm.samplers.multistep import (
+    Combination,
+    LinearMultistep,
+    integration_weights,
+    noise_combination,
+    phi,
+    step_order,
+)
+
+
+class DEIS(LinearMultistep):
+    """DEIS (Zhang & Chen 2022, arXiv 2204.13902), multistep, one network call per step.
+
+    The noise is interpolated by a polynomial in the log-SNR through the latest predictions, and
+    the probability-flow ODE with it is solved exactly. The first steps have lower order, the step
+    to clean data order 1.
+
+    Args:
+        steps: network calls; null = 20. See :class:`Sampler`.
+        spacing: see :class:`Sampler`.
+        clip: see :class:`Sampler`.
+        dynamic_quantile: see :class:`Sampler`.
+        order: 1 (DDIM) to 3.
+        lower_order_final: the last steps have orders ..., 2, 1, for stability in few steps;
+            null = in paths of fewer than 15 steps.
+
+    Raises:
+        ConfigError: an option outside its range.
+    """
+
+    default_steps: ClassVar[int | None] = 20
+    predicts: ClassVar[Literal["x0", "eps"]] = "eps"
+
+    def __init__(
+        self,
+        *,
+        steps: Steps = None,
+        spacing: Spacing = "log_snr",
+        clip: Clip = "static",
+        dynamic_quantile: float = 0.995,
+        order: int = 3,
+        lower_order_final: bool | None = None,
+    ) -> None:
+        super().__init__(steps=steps, spacing=spacing, clip=clip, dynamic_quantile=dynamic_quantile)
+        require(1 <= order <= 3, "order", order, "must be 1, 2 or 3")
+        self.order, self.lower_order_final = order, lower_order_final
+
+    def combination(self, path: SamplingPath, index: int) -> Combination:
+        """Return the factors of step ``index``; the position is 0 at t and 1 at s."""
+        lower = len(path) < 15 if self.lower_order_final is None else self.lower_order_final
+        order = step_order(path, index, self.order, lower_final=lower)
+        if order == 1:
+            return noise_combination(path, index, [1.0])
+        t, step = path.lambdas[index], path.lambdas[index + 1] - path.lambdas[index]
+        nodes = [(path.lambdas[index - k] - t) / step for k in range(order)]
+        scale = -step * path.sigmas[index + 1]
+        moments = [scale * math.factorial(k) * phi(k + 1, step) for k in range(order)]
+        return noise_combination(path, index, integration_weights(nodes, moments))

@@ -1,0 +1,76 @@
+"""Improved pseudo numerical method for diffusion models."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+from ddpm.diffusion import Clip
+from ddpm.errors import require
+from ddpm.samplers.base import SamplingPath
+from ddpm.samplers.grids import Spacing, Steps
+from ddpm.samplers.multistep import (
+    Combination,
+    LinearMultistep,
+    integration_weights,
+    noise_combination,
+)
+
+
+class IPNDM(LinearMultistep):
+    """iPNDM (Zhang & Chen 2022, arXiv 2204.13902): Adams-Bashforth, one network call per step.
+
+    A step is that of DDIM with a combination of the latest noise predictions. The first steps have
+    lower order.
+
+    The Adams-Bashforth weights of the paper, such as 3/2 and -1/2, are those of equal steps in
+    ``rho = sigma / alpha``, for which alone they have their order. For other smooth spacings it is
+    at most 2, because the weights ignore that the steps differ; for those of the actual steps in
+    rho (``variable``) it holds for every path. In 6 to 20 steps from noise to data, however, whose
+    lengths in rho differ a thousandfold, the noise is closer to a polynomial in the position on the
+    path, and the published weights have half the error or less on most paths.
+
+    Args:
+        steps: network calls; null = 20. See :class:`Sampler`.
+        spacing: see :class:`Sampler`; the default is that of the paper.
+        clip: see :class:`Sampler`.
+        dynamic_quantile: see :class:`Sampler`.
+        order: 1 (DDIM) to 4; the default is mostly more accurate than 4, the published one.
+        weights: ``fixed`` as published, for equal steps; ``variable`` for the actual steps.
+
+    Raises:
+        ConfigError: an option outside its range.
+    """
+
+    default_steps: ClassVar[int | None] = 20
+    predicts: ClassVar[Literal["x0", "eps"]] = "eps"
+
+    def __init__(
+        self,
+        *,
+        steps: Steps = None,
+        spacing: Spacing = "quadratic",
+        clip: Clip = "static",
+        dynamic_quantile: float = 0.995,
+        order: int = 3,
+        weights: Literal["variable", "fixed"] = "fixed",
+    ) -> None:
+        super().__init__(steps=steps, spacing=spacing, clip=clip, dynamic_quantile=dynamic_quantile)
+        require(1 <= order <= 4, "order", order, "must be 1, 2, 3 or 4")
+        self.order, self.weights = order, weights
+
+    def combination(self, path: SamplingPath, index: int) -> Combination:
+        """Return the factors of step ``index``; the position is 0 at t and 1 at s."""
+        order = min(self.order, index + 1)
+        if self.weights == "fixed":
+            nodes = [-float(k) for k in range(order)]
+        else:
+            rhos = [math.exp(-level) for level in path.lambdas[: index + 2]]
+            now, step = rhos[index], rhos[index + 1] - rhos[index]
+            finite = [rhos[index - k] for k in range(order) if math.isfinite(rhos[index - k])]
+            nodes = [(rho - now) / step for rho in finite] or [0.0]
+        weights = integration_weights(nodes, [1 / (k + 1) for k in range(len(nodes))])
+        if len(weights) == 1:
+            return noise_combination(path, index, weights)
+        change = path.sigmas[index + 1] - path.alphas[index + 1] * math.exp(-path.lambdas[index])
+        return noise_combination(path, index, [change * weight for weight in weights])
