@@ -15,6 +15,7 @@ from ddpm.config.schema import check, typed
 from ddpm.data import Dataset
 from ddpm.data.spec import DataSpec
 from ddpm.data.split import Split, split
+from ddpm.data.statistics import standard_deviation
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.memory import is_out_of_memory
@@ -72,6 +73,40 @@ def adapted_as(node: Config, there: Config) -> dict[str, Any]:
     return {**node, **{name: there[name] for name in replaced}}
 
 
+def measured(config: Config, data: Dataset) -> dict[str, Any]:
+    """Return the config with numbers for options of the objective that the training data decide.
+
+    These are the options in ``measured`` of its class, where they are null.
+
+    Raises:
+        ConfigError: data without variance.
+    """
+    null = [name for name in _measured_options(config) if config["objective"].get(name) is None]
+    if not null:
+        return dict(config)
+    std = standard_deviation(data)
+    problem = "cannot be measured: the training data are constant; set a number"
+    require(std > 0, f"objective.{null[0]}", None, problem)
+    return {**config, "objective": {**config["objective"], **dict.fromkeys(null, std)}}
+
+
+def measured_as(config: Config, stored: Config) -> dict[str, Any]:
+    """Return the config with the numbers of a stored one where :func:`measured` replaces null."""
+    node, there = config["objective"], stored.get("objective")
+    if not isinstance(there, Mapping) or node.get("_target_") != there.get("_target_"):
+        return dict(config)
+    names = [name for name in _measured_options(config) if node.get(name) is None]
+    return {**config, "objective": {**node, **{k: there[k] for k in names if k in there}}}
+
+
+def _measured_options(config: Config) -> tuple[str, ...]:
+    """Return the options of the objective that :func:`measured` may replace."""
+    node = config["objective"]
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        return ()  # build raises the error
+    return getattr(exported(node["_target_"], "objective._target_"), "measured", ())
+
+
 def dataset(config: Config) -> Dataset:
     """Return the training data of a config."""
     return splits(config).train
@@ -108,9 +143,9 @@ def diffusion(config: Config, spec: DataSpec) -> GaussianDiffusion:
     objective = build(config["objective"], "objective")
     mask = spec.codec.condition_mask
     process: GaussianDiffusion = build(config["diffusion"], "diffusion", schedule, objective, mask)
-    if process.label_dropout > 0 and spec.num_classes is None:
+    if process.loss_options.drops_labels and spec.num_classes is None:
         problem = "the data have no labels to drop; set data.class_cond=true, or leave it at 0"
-        raise ConfigError("diffusion.label_dropout", process.label_dropout, problem)
+        raise ConfigError("diffusion.label_dropout", process.loss_options.label_dropout, problem)
     return process
 
 
@@ -122,7 +157,7 @@ def network(config: Config, spec: DataSpec, process: GaussianDiffusion) -> nn.Mo
     """
     channels, *size = spec.shape
     classes = spec.num_classes
-    if classes is not None and process.label_dropout > 0:
+    if classes is not None and process.loss_options.drops_labels:
         classes += 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(config["seed"], RandomStream.INITIAL_WEIGHTS))
@@ -183,7 +218,7 @@ def trainer(
 ) -> Trainer:
     """Return the trainer of a config."""
     node = config.get("timesteps", {"_target_": "ddpm.diffusion.Uniform"})  # older runs have none
-    timesteps = build(node, "timesteps", process.num_steps)
+    timesteps = build(node, "timesteps", process.schedule)
     runtime = (model, process, data, accelerator, config["seed"], timesteps)
     return build(config["trainer"], "trainer", *runtime)
 

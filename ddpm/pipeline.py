@@ -157,7 +157,7 @@ def build_pipeline(
             for it.
     """
     check_steps(sampler, diffusion)
-    null = num_classes if diffusion.label_dropout > 0 else None
+    null = num_classes if diffusion.loss_options.drops_labels else None
     if not isinstance(guidance, Guidance):
         guidance = Guidance(scale=guidance)
     clipping = {

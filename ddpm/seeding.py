@@ -34,6 +34,7 @@ class RandomStream(IntEnum):
     SPLIT = 9
     VALIDATION = 10
     IMAGE_SUBSET = 11
+    TIMESTEPS = 12
 
 
 _WORD = 2**64 - 1

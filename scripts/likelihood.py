@@ -78,10 +78,10 @@ def gradient_variance(run: Path, x0: Tensor, batches: int, batch_size: int) -> d
     """Return the variance of the gradient over batches, for both distributions of t."""
     loaded = checkpoint.find(str(run), print)
     network, process, _ = instantiate.trained(loaded, "raw")
-    learned = LossSecondMoment(process.num_steps)
+    learned = LossSecondMoment(process.schedule)
     learned.load(loaded.state()["timesteps"])
     distributions: dict[str, Timesteps] = {
-        "uniform": Uniform(process.num_steps),
+        "uniform": Uniform(process.schedule),
         "by loss": learned,
     }
     return {

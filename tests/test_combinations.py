@@ -72,6 +72,7 @@ def built(config):
         accumulate=options.accumulate,
     )
     data = instantiate.dataset(config)
+    config = instantiate.measured(config, data)
     spec = DataSpec.from_dataset(data)
     process = instantiate.diffusion(config, spec)
     network = instantiate.network(config, spec, process)

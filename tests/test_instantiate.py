@@ -304,7 +304,7 @@ def test_label_dropout_without_labels_is_rejected():
     }
     line = error_of(instantiate.diffusion, config, data_spec(None))
     assert line.startswith("diffusion.label_dropout=0.1: the data have no labels to drop")
-    assert instantiate.diffusion(config, data_spec(4)).label_dropout == 0.1
+    assert instantiate.diffusion(config, data_spec(4)).loss_options.label_dropout == 0.1
 
 
 def test_steps_of_a_sampler():

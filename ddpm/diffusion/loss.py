@@ -5,24 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm.diffusion.conditioning import Conditioning
 from ddpm.diffusion.likelihood import bound_term
 from ddpm.diffusion.process import GaussianDiffusion, Network
 
+_ERRORS = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+
 
 class DiffusionLoss:
-    """Training loss per sample; its options are those of the process.
+    """Training loss per sample.
 
     Args:
-        diffusion: the process, whose ``loss_kind`` selects the loss: ``simple`` (the weighted error
-            of the objective), ``vlb`` (T times a term of the variational bound, in bits per
-            dimension) or ``hybrid`` (their sum, in which the bound trains the variance only).
+        diffusion: the process; its ``loss_options`` and the options of its objective are those of
+            the loss, see :class:`~ddpm.diffusion.LossOptions` and
+            :class:`~ddpm.diffusion.Objective`.
     """
 
     def __init__(self, diffusion: GaussianDiffusion) -> None:
-        self.diffusion = diffusion
+        self.diffusion, self.options = diffusion, diffusion.loss_options
 
     def sample_noise(
         self, x0: Tensor, randn_like: Callable[[Tensor], Tensor] = torch.randn_like
@@ -34,10 +37,10 @@ class DiffusionLoss:
             randn_like: source of randomness.
         """
         eps = randn_like(x0)
-        if self.diffusion.offset_noise > 0:
+        if self.options.offset_noise > 0:
             per_channel = x0.new_empty(x0.shape[:2])
             offset = randn_like(per_channel).reshape(*per_channel.shape, *[1] * (x0.ndim - 2))
-            eps = eps + self.diffusion.offset_noise * offset
+            eps = eps + self.options.offset_noise * offset
         return eps
 
     def drop(self, conditioning: Conditioning) -> Conditioning:
@@ -45,7 +48,7 @@ class DiffusionLoss:
 
         The share is ``label_dropout``; torch's global generator draws them.
         """
-        share = self.diffusion.label_dropout
+        share = self.options.label_dropout
         if share == 0 or not conditioning:
             return conditioning
         first = next(iter(conditioning.values()))
@@ -65,28 +68,30 @@ class DiffusionLoss:
         Args:
             model: any callable, including a distributed wrapper.
             x0: (B, C, *spatial) clean data in model space.
-            t: (B,) timesteps, 0 to T-1.
+            t: (B,) times, 0 to T-1; the bound rounds real times to timesteps.
             noise: shaped as x0, see :meth:`sample_noise`.
             estimator: for self-conditioning, the bare network, which makes the first estimate of
                 x0 without a gradient; None in steps without self-conditioning.
             conditioning: further inputs of the network, such as labels ``y``.
         """
-        diffusion = self.diffusion
+        diffusion, kind = self.diffusion, self.options.loss
+        if kind != "simple" and t.is_floating_point():
+            t = t.round().long()
         x_t = diffusion.diffuse(x0, t, noise)
         previous = None
         if diffusion.self_condition and estimator is not None:
             with torch.no_grad():
                 previous = diffusion.predict(estimator, x_t, t, None, conditioning).x0
         output = diffusion.call_network(model, x_t, t, previous, conditioning)
-        if diffusion.loss_kind == "vlb":
+        if kind == "vlb":
             return diffusion.num_steps * self._bound(output, x0, x_t, t)
         simple = self._simple(output, x0, t, noise)
-        if diffusion.loss_kind == "simple":
+        if kind == "simple":
             return simple
         mean_output, variance_output = diffusion.split_output(output)
         assert variance_output is not None
         frozen = torch.cat([mean_output.detach(), variance_output], dim=1)
-        weight = diffusion.vlb_weight * diffusion.num_steps
+        weight = self.options.vlb_weight * diffusion.num_steps
         return simple + weight * self._bound(frozen, x0, x_t, t)
 
     def _bound(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -100,5 +105,10 @@ class DiffusionLoss:
         objective, schedule = diffusion.objective, diffusion.schedule
         a, s = schedule.scales(t, x0)
         target = mask.select_generated(objective.target(x0, noise, a, s))
-        error = mask.masked_mean(objective.error(diffusion.split_output(output)[0], target))
+        error = mask.masked_mean(self.error(diffusion.split_output(output)[0], target))
         return error * objective.weight(schedule.snr(t)).float()
+
+    def error(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the unweighted error of each entry, (B, C, *spatial) float32."""
+        function = _ERRORS[self.diffusion.objective.loss]
+        return function(output.float(), target.float(), reduction="none")

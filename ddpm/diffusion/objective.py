@@ -1,25 +1,28 @@
-"""Objectives: the target of the network, its inverse, the error and its weight."""
+"""Objectives: input, time and target of the network, and the inverse of the target."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm.errors import require
+from ddpm.errors import ConfigError, require
 
 Scale = Tensor | float
 
 
 class Objective(ABC):
-    """Base class of objectives: a linear map of (x0, eps), its inverse and its loss.
+    """Base class of objectives: a linear map of (x0, eps) and its inverse.
 
     In all methods ``a`` and ``s`` are ``sqrt(alpha_bar_t)`` and ``sqrt(1 - alpha_bar_t)``: floats
     for a batch with one time, else float32 tensors that are broadcastable to the (B, C, *spatial)
     tensors; ``x_t = a x0 + s eps``.
+
+    The options describe the error of the output, which :class:`~ddpm.diffusion.DiffusionLoss`
+    computes.
 
     Args:
         loss: ``l2``, ``l1`` or ``huber`` (quadratic below 1, linear above).
@@ -33,7 +36,11 @@ class Objective(ABC):
     """
 
     requires_signal: ClassVar[bool] = False
-    """True if the output does not determine x0 where no signal is left (a = 0)."""
+    """True if the objective is not defined where no signal is left (a = 0)."""
+    signal_reason: ClassVar[str] = "the output does not determine x0"
+    """Reason of ``requires_signal``, for the error message."""
+    measured: ClassVar[tuple[str, ...]] = ()
+    """Options that are the standard deviation of the training data where they are null."""
 
     def __init__(
         self,
@@ -54,7 +61,7 @@ class Objective(ABC):
         """Return the time input of the network; by default t itself.
 
         Args:
-            t: (B,) times, or one for the batch.
+            t: (B,) times, or one for the batch, rescaled if the process rescales them.
             a: (B,) or a float, as t is.
             s: (B,) or a float, as t is.
         """
@@ -84,16 +91,12 @@ class Objective(ABC):
         gamma = float("inf") if self.min_snr_gamma is None else self.min_snr_gamma
         return self.noise_weight(snr, snr.clamp(max=gamma))
 
-    def error(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the unweighted loss of each entry, (B, C, *spatial) float32."""
-        functions = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
-        return functions[self.loss](output.float(), target.float(), reduction="none")
-
 
 class PredNoise(Objective):
     """The network predicts the noise eps (Ho et al. 2020, equation 14)."""
 
     requires_signal = True
+    signal_reason = "the noise does not determine x0 (Lin et al. 2023)"
 
     def target(self, x0: Tensor, eps: Tensor, a: Scale, s: Scale) -> Tensor:
         """Return ``eps``."""
@@ -138,3 +141,96 @@ class PredV(Objective):
     def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
         """Return ``min(snr, gamma) / (snr + 1)``."""
         return capped / (snr + 1)
+
+
+class PredFlow(Objective):
+    """The network predicts the velocity ``eps - x0`` of rectified flow (Liu et al. 2022).
+
+    Its input is ``x_t / (a + s)``, which is ``(1 - u) x0 + u eps`` at the flow's time
+    ``u = s / (a + s)``. The time input is t: on the schedule ``rectified`` without a shift it is
+    ``T u - 1``, in the range that networks for T timesteps expect.
+    """
+
+    def scale_input(self, x_t: Tensor, a: Scale, s: Scale) -> Tensor:
+        """Return ``x_t / (a + s)``."""
+        return x_t / (a + s)
+
+    def target(self, x0: Tensor, eps: Tensor, a: Scale, s: Scale) -> Tensor:
+        """Return ``eps - x0``."""
+        return eps - x0
+
+    def x0(self, x_t: Tensor, output: Tensor, a: Scale, s: Scale) -> Tensor:
+        """Return ``(x_t - s output) / (a + s)``."""
+        return (x_t - s * output) / (a + s)
+
+    def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
+        """Return ``min(snr, gamma) / (1 + sqrt(snr))^2``."""
+        return capped / (1 + snr.sqrt()) ** 2
+
+
+class EDM(Objective):
+    """The network predicts F of EDM's preconditioning (Karras et al. 2022, table 1).
+
+    ``D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)`` with ``x = x_t / a`` and
+    ``sigma = s / a``. Input and target have unit variance for data of standard deviation
+    ``sigma_data``. The paper's weight of the error in x0, multiplied by ``c_out^2``, is 1:
+    ``weighting=uniform``. For a ``sigma_data`` of 1, F is ``-v``.
+
+    Args:
+        loss: see :class:`Objective`.
+        weighting: see :class:`Objective`.
+        min_snr_gamma: see :class:`Objective`.
+        sigma_data: standard deviation of the data in model space, above 0; null = that of the
+            training data, measured at the start of a run.
+
+    Raises:
+        ConfigError: an option outside its range, or a ``sigma_data`` that was not measured.
+    """
+
+    requires_signal = True
+    signal_reason = "the time input ln(sigma) / 4 is infinite"
+    measured = ("sigma_data",)
+
+    def __init__(
+        self,
+        *,
+        loss: Literal["l2", "l1", "huber"] = "l2",
+        weighting: Literal["uniform", "noise"] = "uniform",
+        min_snr_gamma: float | None = None,
+        sigma_data: float | None = None,
+    ) -> None:
+        super().__init__(loss=loss, weighting=weighting, min_snr_gamma=min_snr_gamma)
+        if sigma_data is None:
+            problem = "is measured at the start of a training only; set a number, such as 0.5"
+            raise ConfigError("sigma_data", None, problem)
+        require(sigma_data > 0, "sigma_data", sigma_data, "must be above 0")
+        self.sigma_data = sigma_data
+
+    def _variance(self, a: Scale, s: Scale) -> Scale:
+        """Return the variance of x_t, ``a^2 sigma_data^2 + s^2``."""
+        return (a * self.sigma_data) ** 2 + s**2
+
+    def scale_input(self, x_t: Tensor, a: Scale, s: Scale) -> Tensor:
+        """Return ``c_in x_t / a``, which has unit variance."""
+        return x_t / self._variance(a, s) ** 0.5
+
+    def network_time(self, t: Scale, a: Scale, s: Scale) -> Scale:
+        """Return ``c_noise``, ``ln(sigma) / 4``, whatever t is."""
+        sigma = s / a
+        return sigma.log() / 4 if isinstance(sigma, Tensor) else math.log(sigma) / 4
+
+    def target(self, x0: Tensor, eps: Tensor, a: Scale, s: Scale) -> Tensor:
+        """Return ``(x0 - c_skip x_t / a) / c_out``."""
+        scale = self.sigma_data * self._variance(a, s) ** 0.5
+        return (s * x0 - (self.sigma_data**2 * a) * eps) / scale
+
+    def x0(self, x_t: Tensor, output: Tensor, a: Scale, s: Scale) -> Tensor:
+        """Return ``c_skip x_t / a + c_out output``."""
+        variance = self._variance(a, s)
+        skip = self.sigma_data**2 * a / variance
+        return skip * x_t + (self.sigma_data * s / variance**0.5) * output
+
+    def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
+        """Return ``min(snr, gamma) sigma_data^2 / (1 + sigma_data^2 snr)``."""
+        variance = self.sigma_data**2
+        return capped * variance / (1 + variance * snr)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion.conditioning_mask import ConditioningMask
+from ddpm.diffusion.loss_options import LossKind, LossOptions
 from ddpm.diffusion.objective import Objective
 from ddpm.diffusion.schedule import Schedule
 from ddpm.errors import ConfigError, require
@@ -79,8 +80,8 @@ class Prediction:
 class GaussianDiffusion:
     """The forward process q, its posterior, and the interpretation of the network's output.
 
-    The options of the training loss are stored here too, because they belong to the same config
-    node; :class:`ddpm.diffusion.DiffusionLoss` uses them.
+    The options of the training loss belong to the same config node. They are in ``loss_options``,
+    which only :class:`ddpm.diffusion.DiffusionLoss` and the choice of the network's classes use.
 
     Args:
         schedule: the noise schedule.
@@ -91,20 +92,16 @@ class GaussianDiffusion:
             interpolates between their logarithms; Nichol & Dhariwal 2021, equation 15) or
             ``learned`` (the network predicts the logarithm). Fixed ones have no effect on training,
             and a sampler may override them: small is better in few steps, large in all T.
-        loss: ``simple`` (the objective's), ``vlb`` (T times a term of the variational bound, in
-            bits per dimension) or ``hybrid`` (simple plus ``vlb_weight`` times ``vlb``, which then
-            trains the variance only; Nichol & Dhariwal 2021, equation 16).
-        vlb_weight: weight of ``vlb`` in the hybrid loss.
+        loss: see :class:`LossOptions`.
+        vlb_weight: see :class:`LossOptions`.
         bin_width: distance of neighbouring values of the data in -1..1, for the bound's last term;
             the default is that of 8 bits.
-        offset_noise: standard deviation of additional noise that is constant per channel (0.1 is
-            usual), which lets samples be darker or lighter than average; 0 = off.
+        offset_noise: see :class:`LossOptions`.
         self_condition: the network also receives its previous prediction of x0 (Chen et al. 2022,
             arXiv 2208.04202); in training in every other step.
         rescale_timesteps: the network receives ``t * 1000 / T`` instead of t, as in
-            improved-diffusion.
-        label_dropout: share of training samples whose class label is dropped, for classifier-free
-            guidance (Ho & Salimans 2022); requires class labels.
+            improved-diffusion; without effect if the objective has a time of its own.
+        label_dropout: see :class:`LossOptions`.
 
     Raises:
         ConfigError: an option outside its range, or options that contradict each other.
@@ -117,7 +114,7 @@ class GaussianDiffusion:
         mask: Tensor | None = None,
         *,
         variance: Variance = "fixed_small",
-        loss: Literal["simple", "hybrid", "vlb"] = "simple",
+        loss: LossKind = "simple",
         vlb_weight: float = 0.001,
         bin_width: float = EIGHT_BITS,
         offset_noise: float = 0.0,
@@ -125,10 +122,12 @@ class GaussianDiffusion:
         rescale_timesteps: bool = False,
         label_dropout: float = 0.0,
     ) -> None:
-        require(offset_noise >= 0, "offset_noise", offset_noise, "must be 0 (off) or above")
-        require(0 <= label_dropout < 1, "label_dropout", label_dropout, "must be in [0, 1)")
-        problem = "must be above 0; use loss=simple to train without the bound"
-        require(vlb_weight > 0, "vlb_weight", vlb_weight, problem)
+        self.loss_options = LossOptions(
+            loss=loss,
+            vlb_weight=vlb_weight,
+            offset_noise=offset_noise,
+            label_dropout=label_dropout,
+        )
         require(0 < bin_width <= 2, "bin_width", bin_width, "must be above 0 and at most 2")
         self.learns_variance = variance in ("learned", "learned_range")
         if self.learns_variance:
@@ -137,21 +136,20 @@ class GaussianDiffusion:
         else:
             problem = f"requires a learned variance, but variance={variance}; use simple or vlb"
             require(loss != "hybrid", "loss", loss, problem)
-        problem = "is not part of the variational bound; set it to 0, or use loss=simple"
-        require(loss == "simple" or offset_noise == 0, "offset_noise", offset_noise, problem)
         if schedule.zero_terminal_snr and objective.requires_signal:
             problem = (
-                "leaves no signal at the last step, where the noise does not determine x0 (Lin et "
-                "al. 2023); use objective=pred_v or pred_x0"
+                f"leaves no signal at the last step, where {objective.signal_reason}; use "
+                "objective=pred_v, pred_flow or pred_x0"
             )
-            raise ConfigError("schedule.zero_terminal_snr", True, problem, absolute=True)
+            key, value = "schedule.zero_terminal_snr", True
+            if not schedule.rescaled:
+                key, value = "schedule", None
+            raise ConfigError(key, value, problem, absolute=True)
         self.schedule, self.objective = schedule, objective
         self.conditioning_mask = ConditioningMask(mask)
         self.variance: Variance = variance
-        self.loss_kind, self.vlb_weight, self.bin_width = loss, vlb_weight, bin_width
-        self.offset_noise = offset_noise
+        self.bin_width = bin_width
         self.self_condition, self.rescale_timesteps = self_condition, rescale_timesteps
-        self.label_dropout = label_dropout
 
     @property
     def num_steps(self) -> int:
@@ -300,14 +298,16 @@ class GaussianDiffusion:
             t: (B,) times, or one for the batch; whole ones are int64, others float32.
             like: (B, C, *spatial), for the size of the batch and the device.
         """
-        time = self.objective.network_time(t, *self._scales(t))
-        factor = 1000.0 / self.num_steps
+        scales, factor = self._scales(t), 1000.0 / self.num_steps
+        if isinstance(t, Tensor):
+            t = t.float() * factor if self.rescale_timesteps else t
+        elif self.rescale_timesteps:  # rounded as a product of tensors
+            t = float(np.float32(t) * np.float32(factor))
+        elif float(t).is_integer():
+            t = int(t)
+        time = self.objective.network_time(t, *scales)
         if isinstance(time, Tensor):
-            return time.float() * factor if self.rescale_timesteps else time
-        if self.rescale_timesteps:  # rounded as a product of tensors
-            time = float(np.float32(time) * np.float32(factor))
-        elif float(time).is_integer():
-            time = int(time)
+            return time
         dtype = torch.int64 if isinstance(time, int) else torch.float32
         return torch.full((len(like),), time, dtype=dtype, device=like.device)
 

@@ -36,6 +36,9 @@ class Schedule:
             an alpha-bar that underflows.
     """
 
+    rescaled = False
+    """True if the option ``zero_terminal_snr`` has removed the signal of the last timestep."""
+
     def __init__(self, betas: Tensor, *, zero_terminal_snr: bool = False) -> None:
         betas = betas.to(torch.float64)
         require(betas.ndim == 1 and len(betas) > 0, "num_steps", len(betas), "needs at least 1")
@@ -55,7 +58,7 @@ class Schedule:
             signal = alpha_bar.sqrt()
             first, last = signal[0], signal[-1]
             alpha_bar = ((signal - last) * (first / (first - last))) ** 2
-            betas = _betas(alpha_bar)
+            betas, self.rescaled = _betas(alpha_bar), True
         self._set(alpha_bar, betas)
 
     def _set(self, alpha_bar: Tensor, betas: Tensor) -> None:

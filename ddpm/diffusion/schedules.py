@@ -120,5 +120,54 @@ def sigmoid(
     return Schedule(betas, zero_terminal_snr=zero_terminal_snr)
 
 
+def rectified(*, num_steps: int = 1000, shift: float = 1.0) -> Schedule:
+    """Return the schedule of rectified flow (Liu et al. 2022, arXiv 2209.03003).
+
+    The straight path ``(1 - u) x0 + u eps`` with ``u = (i + 1) / T`` at timestep i, divided by its
+    standard deviation ``sqrt((1 - u)^2 + u^2)``, is a process whose ``alpha_bar`` is
+    ``(1 - u)^2 / ((1 - u)^2 + u^2)``. An Euler step along the velocity ``eps - x0`` is a DDIM step.
+    The last timestep has no signal.
+
+    Args:
+        num_steps: T, at least 2.
+        shift: m of ``u' = m u / (1 + (m - 1) u)``, above 0: more noise at the same timestep above
+            1, usual for large images (Esser et al. 2024, arXiv 2403.03206, section 5.3.2).
+
+    Raises:
+        ConfigError: an option outside its range.
+    """
+    require(num_steps >= 2, "num_steps", num_steps, "needs at least 2 steps")
+    require(shift > 0, "shift", shift, "must be above 0; 1 is off")
+    time = torch.arange(1, num_steps + 1, dtype=torch.float64) / num_steps
+    time = shift * time / (1 + (shift - 1) * time)
+    signal = (1 - time) ** 2
+    signal[-1] = 0  # a shift may leave a rounding error
+    return Schedule.from_alpha_bar(signal / (signal + time**2))
+
+
+def edm(*, num_steps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Schedule:
+    """Return the schedule of EDM (Karras et al. 2022, arXiv 2206.00364): ``x0 + sigma eps``.
+
+    Divided by its standard deviation, it is a process with ``alpha_bar = 1 / (1 + sigma^2)``. The
+    timesteps are uniform in ``log(sigma)``: the table is exact between them too, because a schedule
+    interpolates log-SNR, which is ``-2 log(sigma)``.
+
+    Args:
+        num_steps: T, at least 2.
+        sigma_min: sigma of timestep 0, above 0.
+        sigma_max: sigma of timestep T-1.
+
+    Raises:
+        ConfigError: an option outside its range.
+    """
+    require(num_steps >= 2, "num_steps", num_steps, "needs at least 2 steps")
+    require(sigma_min > 0, "sigma_min", sigma_min, "must be above 0")
+    problem = f"must be below sigma_max={sigma_max}"
+    require(sigma_min < sigma_max, "sigma_min", sigma_min, problem)
+    ends = math.log(sigma_min), math.log(sigma_max)
+    sigma = torch.linspace(*ends, num_steps, dtype=torch.float64).exp()
+    return Schedule.from_alpha_bar(1 / (1 + sigma**2))
+
+
 def _check_steps(num_steps: int) -> None:
     require(num_steps >= 1, "num_steps", num_steps, "needs at least 1 step")

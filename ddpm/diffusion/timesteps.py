@@ -1,15 +1,32 @@
-"""Distributions of the timesteps at which the network is trained."""
+"""Distributions of the times at which the network is trained."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddpm.diffusion.schedule import Schedule
 from ddpm.errors import require
+
+
+@dataclass(frozen=True)
+class BatchPart:
+    """Part of the batch of an optimizer step: a micro-batch of a process.
+
+    Attributes:
+        index: of the part, from 0.
+        count: number of parts in the batch.
+        uniform: random number in [0, 1), the same in all parts.
+    """
+
+    index: int
+    count: int
+    uniform: float
 
 
 class Timesteps(ABC):
@@ -18,18 +35,18 @@ class Timesteps(ABC):
     Importance weights make the expected loss that of uniform timesteps.
 
     Args:
-        num_steps: T.
+        schedule: the noise schedule.
     """
 
     adaptive = False
     """True if :meth:`update` requires the losses of training."""
 
-    def __init__(self, num_steps: int) -> None:
-        self.num_steps = num_steps
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule, self.num_steps = schedule, schedule.num_steps
 
     @abstractmethod
     def weights(self) -> Tensor:
-        """Return the probability of each timestep, (T,) float64."""
+        """Return the probability of each timestep, (T,) float64; real times are rounded."""
 
     def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Sample timesteps with torch's global generator.
@@ -39,14 +56,29 @@ class Timesteps(ABC):
             device: of the results.
 
         Returns:
-            Timesteps (count,) int64 and importance weights ``1 / (T p)`` (count,) float32, None if
-            all are 1.
+            Timesteps (count,) int64, or real times (count,) float32, and importance weights
+            ``1 / (T p)`` (count,) float32, None if all are 1.
         """
         # On the CPU: multinomial on a GPU needs a cumulative sum, for which several versions of
         # torch have no deterministic kernel (trainer.deterministic).
         p = self.weights()
         t = torch.multinomial(p, count, replacement=True)
         return t.to(device), (1 / (self.num_steps * p[t])).float().to(device)
+
+    def draw_part(
+        self, count: int, device: torch.device, part: BatchPart
+    ) -> tuple[Tensor, Tensor | None]:
+        """Sample the timesteps of a part of a batch, by default independently of the other parts.
+
+        Args:
+            count: number of timesteps, the same in all parts.
+            device: of the results.
+            part: place of these timesteps in the batch.
+
+        Returns:
+            See :meth:`draw`.
+        """
+        return self.draw(count, device)
 
     def update(self, t: Tensor, losses: Tensor) -> None:  # noqa: B027 - most need no losses
         """Use the unweighted losses (B,) at timesteps t (B,) of all processes."""
@@ -71,6 +103,116 @@ class Uniform(Timesteps):
         return torch.randint(0, self.num_steps, (count,), device=device), None
 
 
+class Stratified(Uniform):
+    """The uniform distribution with low discrepancy (Kingma et al. 2021, arXiv 2107.00630, I.1).
+
+    In a batch of N samples over all processes and micro-batches, sample i has the timestep
+    ``floor(T (i + u) / N)`` with one random u: each timestep is as probable as with
+    :class:`Uniform`, and the mean of the losses of a batch varies less. Each part of the batch has
+    every n-th stratum, and is itself stratified.
+    """
+
+    def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Sample the timesteps (count,) int64 of a whole batch, without importance weights."""
+        return self.draw_part(count, device, BatchPart(0, 1, float(torch.rand(()))))
+
+    def draw_part(
+        self, count: int, device: torch.device, part: BatchPart
+    ) -> tuple[Tensor, Tensor | None]:
+        """Sample the timesteps (count,) int64 of a part, without importance weights."""
+        strata = torch.arange(count, dtype=torch.float64) * part.count + part.index
+        t = self.num_steps * (strata + part.uniform) / (count * part.count)
+        return t.long().clamp(max=self.num_steps - 1).to(device), None
+
+
+class _NormalTimes(Timesteps):
+    """Base class of densities over real times that are functions of a normal variable.
+
+    They define the loss: there are no importance weights. The times are real, because solvers call
+    the network at real times, and because the law does not depend on the number of timesteps.
+
+    Args:
+        schedule: the noise schedule.
+        mean: of the normal variable.
+        std: standard deviation of the normal variable, above 0.
+    """
+
+    def __init__(self, schedule: Schedule, mean: float, std: float) -> None:
+        super().__init__(schedule)
+        self._mean, self._std = mean, std
+
+    @abstractmethod
+    def _times(self, values: Tensor) -> Tensor:
+        """Return the times of values of the normal variable, float64."""
+
+    @abstractmethod
+    def _values(self, t: Tensor) -> Tensor:
+        """Return the values of the normal variable at times, float64."""
+
+    def weights(self) -> Tensor:
+        """Return the probability that each timestep is the nearest, (T,) float64."""
+        edges = self._values(torch.arange(self.num_steps - 1, dtype=torch.float64) + 0.5)
+        inner = torch.special.ndtr((edges - self._mean) / self._std)
+        return torch.cat([torch.zeros(1), inner, torch.ones(1)]).diff()
+
+    def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Sample real times (count,) float32, without importance weights."""
+        normal = torch.randn(count, dtype=torch.float64)  # on the CPU: the same on every device
+        return self._times(self._mean + self._std * normal).float().to(device), None
+
+
+class LogitNormal(_NormalTimes):
+    """Times whose place u in the table has a normal logit (Esser et al. 2024, section 3.1).
+
+    ``t = T u - 1``, at least 0, with ``u = sigmoid(mean + std z)``: on the schedule ``rectified``
+    without a shift, u is the time of the flow.
+
+    Args:
+        schedule: the noise schedule.
+        mean: of the logit; below 0 prefers little noise.
+        std: standard deviation of the logit, above 0.
+
+    Raises:
+        ConfigError: a ``std`` of 0 or below.
+    """
+
+    def __init__(self, schedule: Schedule, *, mean: float = 0.0, std: float = 1.0) -> None:
+        require(std > 0, "std", std, "must be above 0")
+        super().__init__(schedule, mean, std)
+
+    def _times(self, values: Tensor) -> Tensor:
+        return (self.num_steps * values.sigmoid() - 1).clamp(min=0)
+
+    def _values(self, t: Tensor) -> Tensor:
+        return ((t + 1) / self.num_steps).logit()
+
+
+class LogNormal(_NormalTimes):
+    """Times whose noise level ``sigma / alpha`` is log-normal, as in EDM (Karras et al. 2022).
+
+    Noise levels outside those of the schedule become its first or last timestep.
+
+    Args:
+        schedule: the noise schedule.
+        p_mean: mean of the logarithm.
+        p_std: standard deviation of the logarithm, above 0.
+
+    Raises:
+        ConfigError: a ``p_std`` of 0 or below.
+    """
+
+    def __init__(self, schedule: Schedule, *, p_mean: float = -1.2, p_std: float = 1.2) -> None:
+        require(p_std > 0, "p_std", p_std, "must be above 0")
+        super().__init__(schedule, p_mean, p_std)
+
+    def _times(self, values: Tensor) -> Tensor:
+        times = [self.schedule.time(-2 * value) for value in values.tolist()]
+        return torch.tensor(times, dtype=torch.float64)
+
+    def _values(self, t: Tensor) -> Tensor:
+        return -self.schedule.log_snr(t) / 2
+
+
 class LossSecondMoment(Timesteps):
     """Distribution in proportion to the root mean square of the recent losses of each timestep.
 
@@ -79,7 +221,7 @@ class LossSecondMoment(Timesteps):
     full.
 
     Args:
-        num_steps: T.
+        schedule: the noise schedule.
         history_per_term: number of stored losses per timestep.
         uniform_prob: share of the probability that is distributed uniformly, in (0, 1].
 
@@ -90,15 +232,15 @@ class LossSecondMoment(Timesteps):
     adaptive = True
 
     def __init__(
-        self, num_steps: int, *, history_per_term: int = 10, uniform_prob: float = 0.001
+        self, schedule: Schedule, *, history_per_term: int = 10, uniform_prob: float = 0.001
     ) -> None:
-        super().__init__(num_steps)
+        super().__init__(schedule)
         size, share = history_per_term, uniform_prob
         require(size >= 1, "history_per_term", size, "must be at least 1")
         require(0 < share <= 1, "uniform_prob", share, "must be above 0 and at most 1")
         self.history_per_term, self.uniform_prob = size, share
-        self._history = torch.zeros(num_steps, size, dtype=torch.float64)
-        self._counts = torch.zeros(num_steps, dtype=torch.int64)
+        self._history = torch.zeros(self.num_steps, size, dtype=torch.float64)
+        self._counts = torch.zeros(self.num_steps, dtype=torch.int64)
 
     def weights(self) -> Tensor:
         """Return the probability of each timestep, (T,) float64."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ddpm.diffusion import GaussianDiffusion
+from ddpm.diffusion import GaussianDiffusion, Objective
 from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.interop.foreign_format import Export, ForeignFormat, NetworkSpec, Weights, bind, load
 from ddpm.interop.networks import SOURCES
@@ -59,6 +59,14 @@ def export_model(
         "systems do not support; use format=safetensors"
     )
     require(not spec.options.get("pad"), "model.pad", True, problem)
+    kind = type(diffusion.objective)
+    plain = kind.scale_input is Objective.scale_input
+    plain &= kind.network_time is Objective.network_time
+    problem = (
+        "changes the input or the time of the network, which other systems do not support; use "
+        "format=safetensors"
+    )
+    require(plain, "objective", kind.__name__, problem)
     options = {key: value for key, value in spec.options.items() if key != "pad"}
     spec = replace(spec, options=options)
     original = SOURCES[format]

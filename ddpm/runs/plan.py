@@ -64,11 +64,18 @@ class Plan:
     def adapted(self, training: Trainer) -> Plan:
         """Return the plan with the options that were chosen for data, network and device."""
         model = instantiate.adapted(self.config["model"], training.network)
-        before = self.config["trainer"]
+        objective, before = self._measured(training), self.config["trainer"]
         trainer = {**before, **{name: getattr(training, name) for name in stored_config.DERIVED}}
         null = {f"trainer.{k}": trainer[k] for k in stored_config.DERIVED if before.get(k) is None}
         config = {**self.config, "model": model, "trainer": trainer}
-        return replace(self, config=config, chosen={**self.chosen, **null})
+        config["objective"] = {**config["objective"], **objective}
+        chosen = {f"objective.{key}": value for key, value in objective.items()}
+        return replace(self, config=config, chosen={**self.chosen, **null, **chosen})
+
+    def _measured(self, training: Trainer) -> dict[str, Any]:
+        """Return the options of the objective that were null and are now numbers."""
+        node, objective = self.config["objective"], training.diffusion.objective
+        return {k: getattr(objective, k) for k in objective.measured if node.get(k) is None}
 
     def relabelled(self, data: Split) -> Split:
         """Return the data with the class numbers of the run's checkpoints.

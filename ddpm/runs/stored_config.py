@@ -85,6 +85,7 @@ def has_duration(config: Node) -> bool:
 
 def with_numbers(config: Node, stored: Node) -> Node:
     """Return the config with the run's numbers for options that are null until a run begins."""
+    config = instantiate.measured_as(config, stored)
     trainer, there = config["trainer"], stored.get("trainer", {})
     numbers = {k: there[k] for k in DERIVED if k in there and trainer.get(k) is None}
     model = instantiate.sized(config["model"], stored=stored["model"])

@@ -203,6 +203,7 @@ def build(planned: Plan, accelerator: Accelerator, out: Path) -> Objects:
     with main_first(accelerator) if fetching else nullcontext():
         data = planned.relabelled(instantiate.splits(config))
     warn_once(accelerator, data.train.warnings)
+    config = instantiate.measured(config, data.train)
     spec = DataSpec.from_dataset(data.train)
     process = instantiate.diffusion(config, spec)
     sampler = instantiate.sampler(config["sampler"])

@@ -35,8 +35,8 @@ class Meter:
         self.began, self.counted = time.perf_counter(), 0
 
     def add(self, losses: Tensor, t: Tensor, weights: Tensor | None = None) -> None:
-        """Add losses of timesteps t, with importance weights; all have the same shape."""
-        losses, quarter = losses.flatten(), t.flatten() * 4 // self.num_steps
+        """Add losses of times t, with importance weights; all have the same shape."""
+        losses, quarter = losses.flatten(), (t.flatten() * 4 // self.num_steps).long()
         share = torch.ones_like(losses) if weights is None else weights.flatten()
         both = torch.stack([losses.double() * share, share.double()])
         both = both.where(losses.isfinite(), 0.0)  # these are counted as skipped steps

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ddpm.data import Dataset
 from ddpm.diffusion import (
+    BatchPart,
     DiffusionLoss,
     GaussianDiffusion,
     Timesteps,
@@ -50,7 +51,7 @@ class StepResult:
 
     Attributes:
         norm: norm of the gradient over all processes, before clipping, ().
-        t: timesteps (M, B).
+        t: timesteps (M, B), integer or real.
         losses: loss per sample (M, B).
         weights: importance weights of the timesteps (M, B); None without importance sampling.
     """
@@ -149,7 +150,7 @@ class Trainer:
         self.options = options = TrainerOptions() if options is None else options
         self.diffusion, self.data, self.accelerator, self.seed = diffusion, data, accelerator, seed
         self.loss = DiffusionLoss(diffusion)
-        self.timesteps = Uniform(diffusion.num_steps) if timesteps is None else timesteps
+        self.timesteps = Uniform(diffusion.schedule) if timesteps is None else timesteps
         self.max_steps, self.lr_warmup = options.max_steps, options.lr_warmup
         self.lr = default_learning_rate(model) if options.lr is None else options.lr
         self.accumulate, self.batch_size = options.accumulate, self._batch_size()
@@ -285,12 +286,18 @@ class Trainer:
         x0 = self.data.codec.encode(raw).contiguous(memory_format=self.layout)
         at = self.step, micro
         torch.manual_seed(mix(self.seed, RandomStream.TRAIN_STEP, *at, accelerator.process_index))
-        t, weights = self.timesteps.draw(len(x0), device)
+        t, weights = self.timesteps.draw_part(len(x0), device, self._part(micro))
         noise = self.loss.sample_noise(x0)
         conditioning = self.loss.drop(class_conditioning(labels, self.data.num_classes))
         estimator = self.network if self.conditions_itself(micro) else None
         model = self.model if model is None else model
         return self.loss(model, x0, t, noise, estimator, conditioning), t, weights
+
+    def _part(self, micro: int) -> BatchPart:
+        """Return the place of a micro-batch of this process in the batch of this step."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        uniform = mix(self.seed, RandomStream.TIMESTEPS, self.step) / 2**63
+        return BatchPart(micro * world + rank, self.accumulate * world, uniform)
 
     def conditions_itself(self, micro: int) -> bool:
         """Return True if a micro-batch of this step uses self-conditioning."""

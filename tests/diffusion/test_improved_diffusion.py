@@ -148,7 +148,7 @@ def test_the_losses_of_a_respaced_process():
     case = iddpm_case("respaced")
     process, steps = case.diffusion, (case.t, case.s, case.after)
     term = bound_term(process, case.prediction(clip=False), case["x0"], case["x_t"], *steps)
-    bound = process.vlb_weight * case.num_kept * term
+    bound = process.loss_options.vlb_weight * case.num_kept * term
     assert_near(bound[:, None], case["loss_vb"][:, None])
     error = ((case["model_output"][:, :3] - case["noise"]) ** 2).flatten(1).mean(1)
     assert_near(error[:, None], case["loss_mse"][:, None])

@@ -127,7 +127,7 @@ def test_hybrid_is_the_simple_loss_plus_the_weighted_bound(objective, variance):
 
 
 def test_the_weight_of_the_bound_is_a_thousandth_by_default():
-    assert process().vlb_weight == 0.001
+    assert process().loss_options.vlb_weight == 0.001
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned", "learned_range"])

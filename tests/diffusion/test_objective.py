@@ -11,6 +11,11 @@ OBJECTIVES = [PredNoise, PredX0, PredV]
 SCHEDULE = cosine(num_steps=100)
 
 
+def error_of(objective, output, target):
+    """Return the error of each entry that the loss of an objective computes."""
+    return DiffusionLoss(GaussianDiffusion(SCHEDULE, objective)).error(output, target)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("t", [0, 3, 50, 90])
 def test_the_inverse_undoes_the_target(objective, t):
@@ -37,20 +42,20 @@ def test_targets(objective, expected):
 def test_error_matches_torch_per_sample(loss, function, spatial):
     generator = torch.Generator().manual_seed(1)
     output, target = 2 * torch.randn(2, 3, 2, *spatial, generator=generator)
-    error = PredX0(loss=loss).error(output, target).flatten(1).mean(1)
+    error = error_of(PredX0(loss=loss), output, target).flatten(1).mean(1)
     expected = torch.stack([function(output[i], target[i]) for i in range(3)])
     assert error.shape == (3,)
     torch.testing.assert_close(error, expected)
 
 
 def test_huber_is_quadratic_below_1_and_linear_above():
-    error = PredNoise(loss="huber").error(torch.tensor([[0.5], [3.0]]), torch.zeros(2, 1))[:, 0]
+    error = error_of(PredNoise(loss="huber"), torch.tensor([[0.5], [3.0]]), torch.zeros(2, 1))[:, 0]
     assert error.tolist() == [0.125, 2.5]
 
 
 def test_error_of_half_precision_is_measured_in_float32():
     output = torch.full((1, 4096), 300.0, dtype=torch.float16)  # its square is not a float16
-    error = PredNoise().error(output, torch.zeros(1, 4096, dtype=torch.float16)).mean()
+    error = error_of(PredNoise(), output, torch.zeros(1, 4096, dtype=torch.float16)).mean()
     assert error.dtype == torch.float32
     assert error.item() == 90000
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ddpm.diffusion import LossSecondMoment, Uniform
+from ddpm.diffusion import LossSecondMoment, Uniform, cosine
 from ddpm.errors import ConfigError
 from tests.reference_cases import load_case
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 def filled(losses, **options):
     """Return a distribution over one timestep per loss, with full histories."""
-    sampler = LossSecondMoment(len(losses), history_per_term=2, **options)
+    sampler = LossSecondMoment(cosine(num_steps=len(losses)), history_per_term=2, **options)
     for _ in range(2):
         sampler.update(torch.arange(len(losses)), torch.tensor(losses, dtype=torch.float64))
     return sampler
@@ -23,7 +23,9 @@ def filled(losses, **options):
 def test_weights_match_improved_diffusion():
     meta, case = load_case("iddpm_loss_second_moment")
     T, size = meta["num_timesteps"], meta["history_per_term"]
-    sampler = LossSecondMoment(T, history_per_term=size, uniform_prob=meta["uniform_prob"])
+    sampler = LossSecondMoment(
+        cosine(num_steps=T), history_per_term=size, uniform_prob=meta["uniform_prob"]
+    )
     sampler.update(case["ts"], case["losses"])
     torch.testing.assert_close(sampler.weights(), case["weights"], rtol=1e-12, atol=0)
     assert sampler.adaptive
@@ -32,7 +34,9 @@ def test_weights_match_improved_diffusion():
 @pytest.mark.parametrize("batch", [1, 7, 80])
 def test_weights_do_not_depend_on_the_batching_of_losses(batch):
     meta, case = load_case("iddpm_loss_second_moment")
-    sampler = LossSecondMoment(meta["num_timesteps"], history_per_term=3, uniform_prob=0.01)
+    sampler = LossSecondMoment(
+        cosine(num_steps=meta["num_timesteps"]), history_per_term=3, uniform_prob=0.01
+    )
     for t, losses in zip(case["ts"].split(batch), case["losses"].split(batch), strict=True):
         sampler.update(t, losses)
     torch.testing.assert_close(sampler.weights(), case["weights"], rtol=1e-12, atol=0)
@@ -51,7 +55,7 @@ def test_weights_match_their_formula():
 
 
 def test_distribution_is_uniform_until_every_history_is_full():
-    sampler = LossSecondMoment(3, history_per_term=4)
+    sampler = LossSecondMoment(cosine(num_steps=3), history_per_term=4)
     sampler.update(torch.tensor([0, 1] * 6), torch.tensor([5.0, 1.0] * 6))
     sampler.update(torch.tensor([2, 2, 2]), torch.ones(3))
     assert sampler.weights().tolist() == [1 / 3] * 3
@@ -65,7 +69,7 @@ def test_distribution_is_uniform_if_all_losses_are_0():
 
 
 def test_the_oldest_losses_are_dropped():
-    sampler = LossSecondMoment(2, history_per_term=3)
+    sampler = LossSecondMoment(cosine(num_steps=2), history_per_term=3)
     sampler.update(torch.tensor([0] * 5 + [1] * 2), torch.tensor([9.0, 8, 1, 2, 3, 7, 6]))
     state = sampler.state()
     assert state["history"].tolist() == [[1, 2, 3], [7, 6, 0]]
@@ -74,13 +78,13 @@ def test_the_oldest_losses_are_dropped():
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 def test_losses_that_are_not_finite_are_ignored(bad):
-    sampler = LossSecondMoment(2, history_per_term=2)
+    sampler = LossSecondMoment(cosine(num_steps=2), history_per_term=2)
     sampler.update(torch.tensor([0, 0, 1, 0]), torch.tensor([1.0, bad, bad, 4.0]))
     assert sampler.state()["history"].tolist() == [[1, 4], [0, 0]]
     assert sampler.state()["counts"].tolist() == [2, 0]
 
 
-@pytest.mark.parametrize("sampler", [filled([0.0, 1.0, 5.0, 0.1]), Uniform(4)])
+@pytest.mark.parametrize("sampler", [filled([0.0, 1.0, 5.0, 0.1]), Uniform(cosine(num_steps=4))])
 def test_importance_weights_preserve_the_mean(sampler):
     """sum p / (T p) f = mean f; each draw has the weight 1 / (T p) of its timestep."""
     p = sampler.weights()
@@ -106,7 +110,7 @@ def test_importance_weights_preserve_the_mean(sampler):
 
 
 def test_draws_depend_on_the_seed_only():
-    for sampler in (filled([0.3, 1.0, 5.0]), Uniform(3)):
+    for sampler in (filled([0.3, 1.0, 5.0]), Uniform(cosine(num_steps=3))):
         torch.manual_seed(5)
         first, _ = sampler.draw(50, CPU)
         second, _ = sampler.draw(50, CPU)
@@ -130,7 +134,7 @@ def test_gradient_variance_is_below_that_of_uniform_timesteps():
 
     torch.manual_seed(1)
     sampler = filled(terms.tolist(), uniform_prob=0.1)
-    ours, uniform = gradients(sampler), gradients(Uniform(T))
+    ours, uniform = gradients(sampler), gradients(Uniform(cosine(num_steps=T)))
     mean = terms.mean().item()
     assert ours.mean().item() == pytest.approx(mean, rel=0.02)
     assert uniform.mean().item() == pytest.approx(mean, rel=0.1)
@@ -144,7 +148,7 @@ def test_a_restored_state_continues_identically():
     first = filled([0.5, 2.0, 1.0])
     first.update(torch.tensor([1]), torch.tensor([9.0]))
     state = first.state()
-    second = LossSecondMoment(3, history_per_term=2)
+    second = LossSecondMoment(cosine(num_steps=3), history_per_term=2)
     second.load(state)
     for sampler in (first, second):  # the saved state is a copy
         sampler.update(torch.tensor([0, 1, 2, 2]), torch.tensor([4.0, 3.0, 2.0, 1.0]))
@@ -159,12 +163,12 @@ def test_a_restored_state_continues_identically():
     again = second.draw(20, CPU)
     assert torch.equal(drawn[0], again[0])
     assert torch.equal(drawn[1], again[1])
-    assert Uniform(3).state() == {}
-    Uniform(3).load({})
+    assert Uniform(cosine(num_steps=3)).state() == {}
+    Uniform(cosine(num_steps=3)).load({})
 
 
 def test_a_restored_partial_history_is_filled_further():
-    first, second = (LossSecondMoment(2, history_per_term=3) for _ in range(2))
+    first, second = (LossSecondMoment(cosine(num_steps=2), history_per_term=3) for _ in range(2))
     first.update(torch.tensor([0, 0, 1]), torch.tensor([1.0, 2.0, 3.0]))
     second.load(first.state())
     second.update(torch.tensor([0, 0]), torch.tensor([5.0, 6.0]))
@@ -173,7 +177,7 @@ def test_a_restored_partial_history_is_filled_further():
 
 @pytest.mark.parametrize(("num_steps", "size"), [(4, 2), (3, 5), (3, 1)])
 def test_a_state_of_another_shape_is_rejected(num_steps, size):
-    other = LossSecondMoment(num_steps, history_per_term=size)
+    other = LossSecondMoment(cosine(num_steps=num_steps), history_per_term=size)
     other.update(torch.arange(num_steps), torch.ones(num_steps))
     sampler = filled([0.5, 2.0, 1.0])
     before = sampler.state()
@@ -193,7 +197,7 @@ def test_a_state_of_another_shape_is_rejected(num_steps, size):
 )
 def test_invalid_options_are_rejected(options, line):
     with pytest.raises(ConfigError) as caught:
-        LossSecondMoment(10, **options)
+        LossSecondMoment(cosine(num_steps=10), **options)
     assert str(caught.value) == line
 
 

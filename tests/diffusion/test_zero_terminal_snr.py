@@ -69,7 +69,7 @@ def test_predicted_noise_is_rejected(make):
         GaussianDiffusion(schedule, PredNoise())
     assert str(caught.value) == (
         "schedule.zero_terminal_snr=true: leaves no signal at the last step, where the noise does "
-        "not determine x0 (Lin et al. 2023); use objective=pred_v or pred_x0"
+        "not determine x0 (Lin et al. 2023); use objective=pred_v, pred_flow or pred_x0"
     )
     assert GaussianDiffusion(schedule, PredV()).num_steps == 50
     assert GaussianDiffusion(schedule, PredX0()).num_steps == 50
