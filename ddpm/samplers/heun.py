@@ -113,9 +113,10 @@ class Heun(Sampler):
         if factors.t_hat != context.t:
             noisier = torch.add(factors.x * x, context.randn_like(x), alpha=factors.fresh)
             x = keep(noisier, context.x)
-        x0, eps, _ = context.denoise(x, factors.t_hat)
+        now = context.denoise(x, factors.t_hat)
         if factors.correction is None:
-            return x0
-        euler = keep(torch.add(factors.signal * x0, eps, alpha=factors.noise), context.x)
-        ahead = context.denoise(euler, context.s).x0
-        return euler.add(ahead - x0, alpha=factors.correction)
+            return now.x0
+        euler = torch.add(factors.signal * now.x0, now.eps, alpha=factors.noise)
+        euler = keep(euler, context.x)
+        ahead = context.denoise(euler, context.s)
+        return euler.add(ahead.x0 - now.x0, alpha=factors.correction)

@@ -6,6 +6,7 @@ The oracle gives the exact prediction and the exact solution of the probability-
 import math
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm.diffusion import GaussianDiffusion, Prediction, PredX0
 from ddpm.samplers.base import SamplingPath, StepContext
@@ -93,6 +94,55 @@ def errors(build, oracle, step_counts, *, start, stop, exact=0):
         result = solve(sampler, oracle, x, times, exact=exact)
         results.append(float((result - expected).abs().max()))
     return results
+
+
+class _Count(TorchDispatchMode):
+    """Counts tensor operations, views included."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operations(sampler, oracle, index):
+    """Return the number of tensor operations of a step, outside of the network.
+
+    Those of deriving the noise from x0 count as well.
+
+    Args:
+        sampler: the sampler.
+        oracle: in float64.
+        index: of the step.
+    """
+    x, counter = torch.zeros(1, *oracle.mu.shape[1:]), _Count()
+    path = SamplingPath(ExactDenoiser(oracle).diffusion, sampler.timesteps(oracle.schedule))
+    coefficients = sampler.coefficients(path)
+    predictions, states = [], []
+
+    def denoise(x_t, t):
+        return Prediction(x_t, x_t, *path.schedule.signal_noise(t))
+
+    for position in range(index + 1):
+        context = StepContext(
+            x,
+            position,
+            path,
+            coefficients[position],
+            denoise,
+            torch.randn_like,
+            predictions,
+            states,
+        )
+        counter.count = 0
+        with counter:
+            x = sampler.step(context)
+        states.insert(0, context.x)
+        del states[sampler.history :], predictions[sampler.history :]
+    return counter.count
 
 
 def slopes(values, step_counts):

@@ -12,6 +12,7 @@ from tests.samplers.convergence import (
     double_oracle,
     errors,
     no_noise,
+    operations,
     slopes,
 )
 from tests.samplers.diffusers_cases import TOLERANCE, cases, difference, run
@@ -100,6 +101,23 @@ def test_coefficients_with_tiny_steps_are_accurate():
     )
     rate = (oracle.flow(x, 500.0, 499.0) - x) / 1
     torch.testing.assert_close(ours, x + 3e-6 * rate, rtol=0, atol=1e-8)
+
+
+def test_alternating_use_of_one_sampler():
+    """A sampler has no state: results do not depend on what it sampled before."""
+    sampler, results = DEIS(steps=5), {}
+    for num_steps in (100, 300, 100, 300):
+        oracle = double_oracle(linear(num_steps=num_steps), (2, 4))
+        x = normal(8)(torch.empty(2, 2, 4, dtype=torch.float64))
+        result = sampler.sample(ExactDenoiser(oracle), x, randn_like=no_noise)
+        torch.testing.assert_close(result, results.setdefault(num_steps, result), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_number_of_tensor_operations(order):
+    """Two for the noise, one for x0, and one per prediction."""
+    oracle = double_oracle(linear(num_steps=1000), (2, 4))
+    assert operations(DEIS(order=order), oracle, 10) == order + 3
 
 
 def test_options():
