@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ddpm.diffusion.process import GaussianDiffusion, Network, Prediction
 Clip = Literal["none", "static", "dynamic"]
 
 
+@runtime_checkable
 class DenoiserProtocol(Protocol):
     """Interface that samplers and guidance require of a denoiser.
 
