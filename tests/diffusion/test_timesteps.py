@@ -2,10 +2,21 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from ddpm.diffusion import LossSecondMoment, Uniform, cosine
+from ddpm.diffusion import (
+    BatchPart,
+    LogitNormal,
+    LogNormal,
+    LossSecondMoment,
+    Stratified,
+    Uniform,
+    cosine,
+    edm,
+    rectified,
+)
 from ddpm.errors import ConfigError
 from tests.reference_cases import load_case
 
@@ -218,3 +229,121 @@ def test_timesteps_are_sampled_on_the_cpu():
         t, w = sampler.draw(6, meta)
     assert t.is_meta and w.is_meta and (t.dtype, w.dtype) == (expected.dtype, weights.dtype)
     assert torch.equal(drawn[0], expected)
+
+
+def parts_of(sampler, count, world, micro, uniform):
+    """Return the timesteps of all processes and micro-batches, one list per part."""
+    total = world * micro
+    return [
+        sampler.draw_part(count, CPU, BatchPart(index, total, uniform))[0].tolist()
+        for index in range(total)
+    ]
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 1), (2, 1), (2, 3)])
+@pytest.mark.parametrize("num_steps", [1000, 7])
+def test_a_batch_has_one_timestep_per_stratum(num_steps, world, micro):
+    sampler = Stratified(cosine(num_steps=num_steps))
+    for uniform in (0.0, 0.37, 0.999999, 1.0):  # 1 by rounding
+        parts = parts_of(sampler, 5, world, micro, uniform)
+        batch = sorted(t for part in parts for t in part)
+        size = 5 * world * micro
+        expected = [min(num_steps * (i + uniform) / size, num_steps - 1) for i in range(size)]
+        assert batch == pytest.approx([math.floor(t + 1e-9) for t in expected], abs=1)
+        assert 0 <= batch[0] and batch[-1] < num_steps
+        for part in parts:  # each part is spread over all timesteps
+            assert np.diff(part).min() >= num_steps // 5 - 1
+    if num_steps == 1000:
+        strata = sorted(
+            t * size // num_steps for part in parts_of(sampler, 5, world, micro, 0.4) for t in part
+        )
+        assert strata == list(range(size))
+
+
+def test_stratified_timesteps_are_uniform_over_steps():
+    sampler = Stratified(cosine(num_steps=10))
+    assert sampler.weights().tolist() == [0.1] * 10 and not sampler.adaptive
+    torch.manual_seed(0)
+    drawn = torch.cat([sampler.draw(3, CPU)[0] for _ in range(6_000)])
+    assert drawn.dtype == torch.int64 and sampler.draw(3, CPU)[1] is None
+    share = torch.bincount(drawn, minlength=10) / len(drawn)
+    assert (share - 0.1).abs().max() < 0.01
+
+
+def test_stratification_reduces_the_variance_of_the_mean():
+    losses = torch.linspace(0, 1, 1000, dtype=torch.float64) ** 2
+    schedule = cosine(num_steps=1000)
+    torch.manual_seed(0)
+    variances = [
+        torch.stack([losses[sampler.draw(16, CPU)[0]].mean() for _ in range(500)]).var().item()
+        for sampler in (Uniform(schedule), Stratified(schedule))
+    ]
+    assert variances[1] < variances[0] / 10
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.8, 0.5), (1.0, 1.5)])
+def test_logit_normal_moments(mean, std):
+    sampler = LogitNormal(rectified(num_steps=1000), mean=mean, std=std)
+    torch.manual_seed(1)
+    t, weights = sampler.draw(50_000, CPU)
+    assert t.dtype == torch.float32 and weights is None and not sampler.adaptive
+    inner = ((t + 1) / 1000).double().logit()[(t > 0) & (t < 998)]
+    assert inner.mean().item() == pytest.approx(mean, abs=0.02)
+    assert inner.std().item() == pytest.approx(std, abs=0.02)
+    assert t.min() >= 0 and t.max() <= 999
+
+
+def test_logit_normal_times_are_those_of_the_flow():
+    sampler = LogitNormal(rectified(num_steps=1000))
+    torch.manual_seed(1)
+    t, _ = sampler.draw(1000, CPU)
+    torch.manual_seed(1)
+    u = torch.randn(1000, dtype=torch.float64).sigmoid()
+    a, s = sampler.schedule.alpha(t), sampler.schedule.sigma(t)
+    inside = u > 0.02  # between its first timesteps the table is not the straight path
+    torch.testing.assert_close((s / (a + s))[inside], u[inside], rtol=2e-4, atol=0)
+
+
+@pytest.mark.parametrize("schedule", [edm(num_steps=1000), cosine(num_steps=400)])
+@pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (0.5, 0.4)])
+def test_log_normal_moments(schedule, mean, std):
+    sampler = LogNormal(schedule, p_mean=mean, p_std=std)
+    torch.manual_seed(2)
+    t, weights = sampler.draw(20_000, CPU)
+    assert t.dtype == torch.float32 and weights is None
+    torch.manual_seed(2)
+    exact = mean + std * torch.randn(20_000, dtype=torch.float64)
+    log_sigma = -schedule.log_snr(t) / 2
+    low, high = (-schedule.log_snr(end) / 2 for end in (0, schedule.num_steps - 1))
+    torch.testing.assert_close(log_sigma, exact.clamp(low, high), rtol=0, atol=2e-3)
+    assert exact.mean().item() == pytest.approx(mean, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        LogitNormal(rectified(num_steps=12), mean=0.3, std=0.9),
+        LogNormal(edm(num_steps=12), p_mean=-1.0, p_std=2.0),
+        LogNormal(cosine(num_steps=12)),
+    ],
+)
+def test_weights_of_real_times_are_the_frequencies_of_their_nearest_timesteps(sampler):
+    weights = sampler.weights()
+    assert weights.dtype == torch.float64 and weights.sum().item() == pytest.approx(1)
+    torch.manual_seed(3)
+    t, _ = sampler.draw(40_000, CPU)
+    share = torch.bincount(t.round().long(), minlength=12) / 40_000
+    assert (share - weights).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "line"),
+    [
+        (LogitNormal, {"std": 0.0}, "std=0.0: must be above 0"),
+        (LogNormal, {"p_std": -1.0}, "p_std=-1.0: must be above 0"),
+    ],
+)
+def test_a_density_needs_a_positive_deviation(make, options, line):
+    with pytest.raises(ConfigError) as caught:
+        make(cosine(num_steps=5), **options)
+    assert str(caught.value) == line
