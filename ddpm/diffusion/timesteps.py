@@ -128,7 +128,7 @@ class Stratified(Uniform):
 class _NormalTimes(Timesteps):
     """Base class of densities over real times that are functions of a normal variable.
 
-    They define the loss: there are no importance weights. The times are real, because solvers call
+    They define the loss, without importance weights. The times are real, because solvers call
     the network at real times, and because the law does not depend on the number of timesteps.
 
     Args:
