@@ -22,7 +22,7 @@ from torch import Tensor
 from ddpm import instantiate
 from ddpm.console import progress
 from ddpm.data import Digits
-from ddpm.diffusion import Denoiser, DiffusionLoss, LossSecondMoment, Timesteps, Uniform
+from ddpm.diffusion import Clipping, Denoiser, DiffusionLoss, LossSecondMoment, Timesteps, Uniform
 from ddpm.diffusion.process import Variance
 from ddpm.evaluation.bits_per_dimension import bits_per_dimension
 from ddpm.training import checkpoint
@@ -63,7 +63,7 @@ def bound_of(run: Path, x0: Tensor, variance: Variance | None) -> Tensor:
     """Return bits per dimension of each image, with the averaged weights."""
     network, process, spec = instantiate.trained(checkpoint.find(str(run), print), "ema")
     process.variance = variance or process.variance
-    denoiser = Denoiser(network.eval(), process, bounds=spec.codec.bounds)
+    denoiser = Clipping(Denoiser(network.eval(), process), bounds=spec.codec.bounds)
     generator = torch.Generator().manual_seed(1)
     with progress(process.num_steps, f"bound of {run.name}", "term", shown=True) as bar:
         return bits_per_dimension(

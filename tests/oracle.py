@@ -64,7 +64,7 @@ class Oracle:
         """Return the ideal denoiser without clipping, and the list of its timesteps."""
         network, times = self.network(objective)
         diffusion = GaussianDiffusion(self.schedule, OBJECTIVES[objective](), **options)
-        return Denoiser(network, diffusion, clip="none"), times
+        return Denoiser(network, diffusion), times
 
 
 def normal(seed):

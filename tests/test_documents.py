@@ -248,11 +248,10 @@ def few_steps(monkeypatch):
     timesteps = Sampler.timesteps
 
     def few(self, *arguments, **options):
-        pairs = timesteps(self, *arguments, **options)
-        if len(pairs) <= 4:
-            return pairs
-        nodes = [t for t, _ in pairs][:: len(pairs) // 3]
-        return list(pairwise([*nodes, pairs[-1][1]]))
+        times = timesteps(self, *arguments, **options)
+        if len(times) <= 5:
+            return times
+        return [*times[:-1][:: (len(times) - 1) // 3], times[-1]]
 
     monkeypatch.setattr(Sampler, "timesteps", few)
 

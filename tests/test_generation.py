@@ -6,7 +6,14 @@ from torch import nn
 
 from ddpm import generation
 from ddpm.data import SequenceCodec
-from ddpm.diffusion import ClassifierFreeGuidance, Denoiser, GaussianDiffusion, PredV, cosine
+from ddpm.diffusion import (
+    ClassifierFreeGuidance,
+    Clipping,
+    Denoiser,
+    GaussianDiffusion,
+    PredV,
+    cosine,
+)
 from ddpm.errors import ConfigError
 from ddpm.generation import SampleNoise, interpolate_noise
 from ddpm.samplers import DDIM, DDPM
@@ -98,7 +105,8 @@ def test_labels_are_assigned_by_index():
 def test_guidance_extrapolates_from_the_null_label(scale):
     options = {"label_dropout": 0.1, "num_classes": 4, "guidance": scale}
     pipeline, net = perfect(DDIM(steps=1, clip="none"), **options)
-    assert isinstance(pipeline.denoiser, ClassifierFreeGuidance)
+    assert isinstance(pipeline.denoiser, Clipping)
+    assert isinstance(pipeline.denoiser.denoiser, ClassifierFreeGuidance)
     raw, _ = drawn(pipeline, range(2), 2, seed=0, classes=[1])
     assert net.labels == [[1, 1, 4, 4]]
     plain, _ = drawn(perfect(DDIM(steps=1, clip="none"))[0], range(2), 2, seed=0)
@@ -108,7 +116,8 @@ def test_guidance_extrapolates_from_the_null_label(scale):
 
 def test_guidance_of_one_is_off():
     pipeline, net = perfect(label_dropout=0.1, num_classes=4, guidance=1.0)
-    assert isinstance(pipeline.denoiser, Denoiser) and not net.training
+    assert isinstance(pipeline.denoiser, Clipping)
+    assert isinstance(pipeline.denoiser.denoiser, Denoiser) and not net.training
     for options in ({"num_classes": 4}, {"label_dropout": 0.1}):
         with pytest.raises(ConfigError, match=r"guidance=2\.0: the model was not trained"):
             perfect(guidance=2.0, **options)

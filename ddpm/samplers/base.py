@@ -240,17 +240,8 @@ class Sampler(ABC):
             times = self.timesteps(denoiser.diffusion.schedule, start=start, stop=stop)
         path = SamplingPath(denoiser.diffusion, times)
         coefficients = self.coefficients(path)
-        previous: Prediction | None = None
-        done = reported = 0
         total = self.num_calls(len(path), clean=times[-1] < 0)
-
-        def denoise(x_t: Tensor, t: float) -> Prediction:
-            nonlocal previous, done
-            done += 1
-            known = None if previous is None else previous.x0
-            previous = denoiser(x_t, t, known, conditioning)
-            return previous
-
+        denoise, reported = _NetworkCalls(denoiser, conditioning), 0
         predictions: list[Prediction] = []
         states: list[Tensor] = []
         with torch.no_grad() if denoiser.needs_gradients else torch.inference_mode():
@@ -263,7 +254,22 @@ class Sampler(ABC):
                 x = x if condition is None else mask.apply(x, condition)
                 states.insert(0, context.x)
                 del states[self.history :], predictions[self.history :]
-                while on_step is not None and reported < done:
+                while on_step is not None and reported < denoise.count:
                     reported += 1
                     on_step(reported, total, x)
         return x
+
+
+class _NetworkCalls:
+    """Calls of a denoiser, each with the preceding prediction of x0 for self-conditioning."""
+
+    def __init__(self, denoiser: DenoiserProtocol, conditioning: Conditioning | None) -> None:
+        self.denoiser, self.conditioning = denoiser, conditioning
+        self.count = 0
+        self.previous_x0: Tensor | None = None
+
+    def __call__(self, x_t: Tensor, t: float) -> Prediction:
+        self.count += 1
+        prediction = self.denoiser(x_t, t, self.previous_x0, self.conditioning)
+        self.previous_x0 = prediction.x0
+        return prediction

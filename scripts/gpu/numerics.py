@@ -253,7 +253,7 @@ def samplers(setting: Setting) -> Result:
     """Compare samples of the same noise, and their mean and spread with those of the data."""
     process = d.GaussianDiffusion(d.cosine(), d.PredX0())
     model, worst = _perfect(process, 0.3, 0.2), 0.0
-    denoiser = d.Denoiser(model, process, clip="none")
+    denoiser = d.Denoiser(model, process)
     count = setting.size(64, 16)
     for sampler in (DDPM(steps=100), DDIM(steps=50), DDIM(steps=50, eta=1.0, spacing="trailing")):
         samples = []

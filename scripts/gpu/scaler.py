@@ -24,9 +24,9 @@ STEPS = 12
 class LargeLoss(d.DiffusionLoss):
     """A loss so large that float32 overflows at the largest scale."""
 
-    def __call__(self, *args: Any, **cond: Any) -> torch.Tensor:
+    def __call__(self, *args: Any, **options: Any) -> torch.Tensor:
         """Return the usual losses times a million."""
-        return super().__call__(*args, **cond) * 1e6
+        return super().__call__(*args, **options) * 1e6
 
 
 def overflow(setting: Setting) -> Result:

@@ -306,7 +306,7 @@ def beside(batch: int, setting: Setting) -> Result:
 def sampling(setting: Setting) -> Result:
     """Measure calls of the network per second as the samplers make them, in bf16."""
     net = network(setting).to(setting.device)
-    denoiser = d.Denoiser(net.eval(), process())
+    denoiser = d.Clipping(d.Denoiser(net.eval(), process()))
     speeds = {}
     for batch in (256, 16, 1):
         batch = setting.size(batch, min(batch, 2))

@@ -38,8 +38,8 @@ class Case:
 
     def prediction(self, *, clip: bool) -> Prediction:
         """Return the prediction of the network, with x0 clipped or not."""
-        x0, eps, variance_output = self.diffusion.predict(self.network, self["x_t"], self.t)
-        return Prediction(x0.clamp(-1, 1) if clip else x0, eps, variance_output)
+        prediction = self.diffusion.predict(self.network, self["x_t"], self.t)
+        return prediction.with_x0(prediction.x0.clamp(-1, 1)) if clip else prediction
 
 
 def iddpm_case(name: str) -> Case:

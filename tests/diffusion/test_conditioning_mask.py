@@ -5,6 +5,7 @@ import torch
 
 from ddpm.diffusion import (
     ClassifierFreeGuidance,
+    Clipping,
     ConditioningMask,
     Denoiser,
     DiffusionLoss,
@@ -13,6 +14,7 @@ from ddpm.diffusion import (
     PredV,
     PredX0,
     bound_term,
+    class_conditioning,
     cosine,
     prior_term,
 )
@@ -178,7 +180,7 @@ def test_a_denoiser_predicts_the_conditioning_entries_exactly(mask, clip):
     process = GaussianDiffusion(SCHEDULE, PredV(), mask)
     x_t = process.diffuse(x0, torch.full((3,), 30), noise)
     answer = normal(9)(process.conditioning_mask.select_generated(x0))
-    prediction = Denoiser(lambda x, time: answer, process, clip=clip)(x_t, 30)
+    prediction = Clipping(Denoiser(lambda x, time: answer, process), clip)(x_t, 30)
     assert prediction.x0.shape == prediction.eps.shape == x0.shape
     assert torch.equal(prediction.x0[:, mask], x0[:, mask])
     if clip == "static":
@@ -199,10 +201,9 @@ def test_guidance_sees_the_conditioning_entries_and_keeps_them(mask):
             * torch.ones_like(process.conditioning_mask.select_generated(x))
         )
 
-    guided = ClassifierFreeGuidance(
-        Denoiser(network, process, clip="none"), null_label=4, scale=3.0
-    )
-    prediction = guided(x_t, 30, y=torch.tensor([1, 2, 3]))
+    guided = ClassifierFreeGuidance(Denoiser(network, process), scale=3.0)
+    labels = class_conditioning(torch.tensor([1, 2, 3]), 4)
+    prediction = guided(x_t, 30, conditioning=labels)
     assert torch.equal(prediction.x0[:, mask], x0[:, mask])
     a, s = SCHEDULE.signal_noise(30)
     for row, label in enumerate((1, 2, 3)):

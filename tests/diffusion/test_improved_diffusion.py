@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ddpm.diffusion import (
+    Clipping,
     Denoiser,
     DiffusionLoss,
     GaussianDiffusion,
@@ -15,14 +16,14 @@ from ddpm.diffusion import (
     prior_term,
 )
 from ddpm.evaluation.bits_per_dimension import bits_per_dimension
-from ddpm.samplers.base import respaced_timesteps
+from ddpm.samplers.grids import respaced_timesteps
 from tests.diffusion.iddpm_cases import LEARNED, NAMES, assert_near, iddpm_case
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_forward_process_and_network_time(name):
     case = iddpm_case(name)
-    times = case.diffusion.network_time(case.t).float()
+    times = case.diffusion.network_time(case.t, case["x_t"]).float()
     assert torch.equal(times, case["timesteps_given_to_network"])
     assert_near(case.diffusion.diffuse(case["x0"], case.t, case["noise"]), case["x_t"])
 
@@ -173,7 +174,7 @@ def walk(case, process, answer, steps):
         times.append(time)
         return answer
 
-    denoiser = Denoiser(network, process)
+    denoiser = Clipping(Denoiser(network, process))
     bound = bits_per_dimension(
         denoiser, case["x0"], randn_like=lambda x0: case["noise"], steps=steps
     )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ddpm.diffusion import (
+    Clipping,
     Denoiser,
     DiffusionLoss,
     GaussianDiffusion,
@@ -208,7 +209,7 @@ def test_self_conditioning_passes_x0_without_the_variance(loss):
 
 def test_a_denoiser_clips_x0_and_leaves_the_variance_alone():
     x_t, _, answer = batch()
-    prediction = Denoiser(lambda x, time: 5 * answer, process())(x_t, 30)
+    prediction = Clipping(Denoiser(lambda x, time: 5 * answer, process()))(x_t, 30)
     assert prediction.x0.abs().max() == 1
     assert torch.equal(prediction.variance_output, 5 * answer[:, 2:])
 

@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from ddpm.diffusion import (
+    Clipping,
     Denoiser,
     DiffusionLoss,
     GaussianDiffusion,
     PredNoise,
     PredV,
     PredX0,
+    class_conditioning,
     cosine,
     linear,
     sigmoid,
@@ -45,7 +47,7 @@ def test_denoising_diffusion_pytorch(name):
     assert_near(weight[:, None], case["loss_weight"][:, None])
     for row, step in enumerate(t.tolist()):
         constant = case["model_output"][row : row + 1]
-        denoiser = Denoiser(lambda x, time, constant=constant: constant, diffusion)
+        denoiser = Clipping(Denoiser(lambda x, time, constant=constant: constant, diffusion))
         x_t = case["x_t"][row : row + 1]
         prediction = denoiser(x_t, step)
         assert relative_error(prediction.x0[0], case["pred_x0"][row]) < 1e-5
@@ -274,7 +276,8 @@ def test_without_self_conditioning_the_network_is_called_once():
 
     x = torch.ones(2, 1, 3)
     labels = torch.tensor([1, 0])
-    DiffusionLoss(diffusion)(network, x, torch.tensor([1, 2]), x, network, y=labels)
+    conditioning = class_conditioning(labels)
+    DiffusionLoss(diffusion)(network, x, torch.tensor([1, 2]), x, network, conditioning)
     assert len(calls) == 1
     assert list(calls[0]) == ["y"]
     assert calls[0]["y"] is labels

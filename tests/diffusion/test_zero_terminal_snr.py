@@ -135,7 +135,7 @@ def test_x0_at_the_last_step_is_the_networks_output():
     x_t, answer = normal(3)(torch.empty(2, 3, 2, 4))
     for objective, expected in ((PredV, -answer), (PredX0, answer)):
         process = GaussianDiffusion(schedule, objective())
-        prediction = Denoiser(lambda x, time: answer, process, clip="none")(x_t, 49)
+        prediction = Denoiser(lambda x, time: answer, process)(x_t, 49)
         torch.testing.assert_close(prediction.x0, expected)
         torch.testing.assert_close(prediction.eps, x_t)
         mean, variance = process.posterior(prediction.x0, x_t, 49, 20)

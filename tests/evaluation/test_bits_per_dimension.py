@@ -8,18 +8,20 @@ import pytest
 import torch
 
 from ddpm.diffusion import (
+    Clipping,
     Denoiser,
     GaussianDiffusion,
     PredNoise,
     PredV,
     PredX0,
     bound_term,
+    class_conditioning,
     cosine,
     linear,
     prior_term,
 )
 from ddpm.evaluation.bits_per_dimension import bits_per_dimension
-from ddpm.samplers.base import respaced_timesteps
+from ddpm.samplers.grids import respaced_timesteps
 from tests.oracle import Oracle, normal
 
 SHAPE = (1, 6, 6)
@@ -29,7 +31,7 @@ def ideal(num_steps, **options):
     oracle = Oracle(cosine(num_steps=num_steps), SHAPE)
     network, _ = oracle.network("pred_v")
     process = GaussianDiffusion(oracle.schedule, PredV(), **options)
-    return oracle, Denoiser(network, process, clip="none")
+    return oracle, Denoiser(network, process)
 
 
 def data(oracle, count):
@@ -99,7 +101,7 @@ def narrow(schedule, variance):
 
     process = GaussianDiffusion(schedule, PredX0(), variance=variance, loss="vlb", bin_width=BIN)
     model = predict_with_variance if process.learns_variance else network
-    return oracle, Denoiser(model, process, clip="none")
+    return oracle, Denoiser(model, process)
 
 
 def code_length(oracle, x0):
@@ -239,7 +241,7 @@ def expected_gap_of_levels(num_steps, variance):
     noise = torch.tensor(nodes).float().repeat(len(LEVELS))[:, None, None]
     x0 = LEVELS.float().repeat_interleave(len(nodes))[:, None, None]
     process = GaussianDiffusion(schedule, PredX0(), variance=variance, bin_width=2 / 3)
-    bound = bits_per_dimension(Denoiser(network, process), x0, randn_like=noise.expand_as)
+    bound = bits_per_dimension(Clipping(Denoiser(network, process)), x0, randn_like=noise.expand_as)
     each = (share[:, None] * torch.tensor(weights) / math.sqrt(2 * math.pi)).flatten()
     entropy = -(share * share.log2()).sum()
     return float((each * bound.total).sum() - entropy)
@@ -268,6 +270,7 @@ def test_labels_reach_the_network():
         seen.append(y.tolist())
         return x
 
-    denoiser = Denoiser(network, GaussianDiffusion(cosine(num_steps=3), PredNoise()))
-    bits_per_dimension(denoiser, torch.zeros(2, 1, 4), randn_like=normal(0), y=torch.tensor([4, 1]))
+    denoiser = Clipping(Denoiser(network, GaussianDiffusion(cosine(num_steps=3), PredNoise())))
+    labels = class_conditioning(torch.tensor([4, 1]))
+    bits_per_dimension(denoiser, torch.zeros(2, 1, 4), randn_like=normal(0), conditioning=labels)
     assert seen == [[4, 1]] * 3

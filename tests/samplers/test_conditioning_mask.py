@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ddpm.diffusion import Denoiser, GaussianDiffusion, PredV, PredX0, cosine
+from ddpm.diffusion import Clipping, Denoiser, GaussianDiffusion, PredV, PredX0, cosine
 from ddpm.samplers import DDIM, DDPM
 from tests.oracle import normal
 
@@ -32,14 +32,14 @@ def test_conditioning_entries_stay_equal_at_every_step(sampler, mask, learned):
         return torch.cat([answer, answer], dim=1) if learned else answer
 
     out = sampler.sample(
-        Denoiser(network, process),
+        Clipping(Denoiser(network, process)),
         x,
         randn_like=normal(1),
         condition=condition,
         on_step=lambda done, total, x: states.append(x),
     )
     assert out.shape == x.shape
-    assert len(seen) == len(states) == len(sampler.timesteps(49))
+    assert len(seen) == len(states) == len(sampler.timesteps(process.schedule)) - 1
     for each in (*seen, *states, out):
         assert torch.equal(each[:, where], condition[:, where])
     assert torch.equal(seen[0][:, ~where], x[:, ~where])
@@ -50,9 +50,11 @@ def test_conditioning_entries_stay_equal_at_every_step(sampler, mask, learned):
 def test_other_entries_of_the_condition_are_ignored():
     process = GaussianDiffusion(cosine(num_steps=50), PredV(), BOTH)
     condition, x, other = normal(2)(torch.empty(3, 2, 3, 4))
-    denoiser = Denoiser(
-        lambda x_t, time: process.conditioning_mask.select_generated(torch.sin(x_t)), process
-    )
+
+    def network(x_t, time):
+        return process.conditioning_mask.select_generated(torch.sin(x_t))
+
+    denoiser = Clipping(Denoiser(network, process))
     first, second = (
         DDPM(steps=10).sample(denoiser, x, randn_like=normal(3), condition=clean)
         for clean in (condition, torch.where(BOTH, condition, other))
@@ -63,7 +65,7 @@ def test_other_entries_of_the_condition_are_ignored():
 def test_sampling_in_two_parts_keeps_the_conditioning_entries():
     process = GaussianDiffusion(cosine(num_steps=50), PredV(), PLACES)
     condition, x = normal(4)(torch.empty(2, 2, 3, 4))
-    denoiser = Denoiser(lambda x_t, time: torch.sin(x_t), process)
+    denoiser = Clipping(Denoiser(lambda x_t, time: torch.sin(x_t), process))
     whole = DDIM(steps=50).sample(denoiser, x, randn_like=normal(5), condition=condition)
     half = DDIM(steps=50).sample(denoiser, x, randn_like=normal(5), condition=condition, stop=20)
     assert torch.equal(half[:, PLACES], condition[:, PLACES])
@@ -78,10 +80,9 @@ def test_a_condition_and_a_conditioning_mask_require_each_other(mask):
     process = GaussianDiffusion(cosine(num_steps=50), PredV(), mask)
     x = torch.zeros(2, 3, 4)
     condition = x if mask is None else None
+    denoiser = Denoiser(lambda x_t, time: x_t, process)
     with pytest.raises(AssertionError, match="a condition is required if and only if"):
-        DDIM(steps=2).sample(
-            Denoiser(lambda x_t, time: x_t, process), x, randn_like=normal(6), condition=condition
-        )
+        DDIM(steps=2).sample(denoiser, x, randn_like=normal(6), condition=condition)
 
 
 MU, SIGMA = (0.2, -0.3), (0.5, 0.7)
@@ -130,7 +131,7 @@ def test_generated_entries_follow_the_conditional_distribution(layout, correlati
         answer = pair.network(x_t, time)
         return answer if layout == "channels" else answer.expand(COUNT, 2).unsqueeze(1)
 
-    denoiser = Denoiser(network, GaussianDiffusion(schedule, PredX0(), mask), clip="none")
+    denoiser = Denoiser(network, GaussianDiffusion(schedule, PredX0(), mask))
     condition = normal(7)(torch.empty(shape))
     condition[first] = MU[0] + SIGMA[0] * condition[first]
     x = normal(8)(torch.empty(shape))

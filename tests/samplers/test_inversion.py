@@ -10,6 +10,7 @@ from ddpm.diffusion import (
     Denoiser,
     GaussianDiffusion,
     PredV,
+    class_conditioning,
     cosine,
     linear,
     sigmoid,
@@ -80,11 +81,11 @@ def test_without_refinement_it_is_the_inversion_of_song_et_al():
     sampler = DDIM(steps=20)
     x = data(oracle)
     ours = sampler.invert(denoiser, x, start=600, refine=0)
-    pairs = sampler.timesteps(600)[::-1]
-    assert times == [pairs[0][0], *(s for _, s in pairs[1:])]
-    a, s = oracle.schedule.signal_noise(pairs[0][0])
-    x = a * x + s * denoiser(a * x, pairs[0][0]).eps
-    for t, below in pairs[1:]:
+    ascending = sampler.timesteps(oracle.schedule, start=600)[-2::-1]
+    assert times == [ascending[0], *ascending[:-1]]
+    a, s = oracle.schedule.signal_noise(ascending[0])
+    x = a * x + s * denoiser(a * x, ascending[0]).eps
+    for below, t in pairwise(ascending):
         prediction = denoiser(x, below)
         a, s = oracle.schedule.signal_noise(t)
         x = a * prediction.x0 + s * prediction.eps
@@ -115,7 +116,7 @@ def test_calls_are_counted_and_the_last_guess_is_the_result():
     )
     assert [pair[:2] for pair in calls] == [(i + 1, 15) for i in range(15)]
     assert calls[-1][2] is out
-    nodes = [t for t, _ in reversed(DDIM(steps=5).timesteps(700))]
+    nodes = DDIM(steps=5).timesteps(oracle.schedule, start=700)[-2::-1]
     below = [nodes[0], *nodes[:-1]]
     expected = [[low, t, t] for low, t in zip(below, nodes, strict=True)]
     assert times == [t for calls in expected for t in calls]
@@ -129,16 +130,15 @@ def test_inversion_with_labels_and_guidance():
         seen.append(y.tolist())
         return 0.3 * torch.sin(x_t) + 0.1 * y.float().reshape(-1, 1, 1)
 
-    denoiser = ClassifierFreeGuidance(
-        Denoiser(network, process, clip="none"), null_label=5, scale=2.0
-    )
-    x0, y = 0.5 * normal(2)(torch.empty(2, 1, 6)), torch.tensor([1, 4])
+    denoiser = ClassifierFreeGuidance(Denoiser(network, process), scale=2.0)
+    x0 = 0.5 * normal(2)(torch.empty(2, 1, 6))
+    y, swapped = (class_conditioning(torch.tensor(labels), 5) for labels in ([1, 4], [4, 1]))
     sampler = DDIM(steps=20)
-    noise = sampler.invert(denoiser, x0, start=800, y=y, refine=12)
+    noise = sampler.invert(denoiser, x0, start=800, conditioning=y, refine=12)
     assert seen == [[1, 4, 5, 5]] * (20 * 13)
-    back = sampler.sample(denoiser, noise, randn_like=normal(0), start=800, y=y)
+    back = sampler.sample(denoiser, noise, randn_like=normal(0), start=800, conditioning=y)
     torch.testing.assert_close(back, x0, rtol=0, atol=1e-4)
-    other = sampler.sample(denoiser, noise, randn_like=normal(0), start=800, y=y.flip(0))
+    other = sampler.sample(denoiser, noise, randn_like=normal(0), start=800, conditioning=swapped)
     assert (other - x0).abs().max() > 0.05
 
 
@@ -153,7 +153,7 @@ def test_conditioning_entries_stay_clean_during_inversion(steps):
         seen.append(x_t[:, :1])
         return 0.3 * torch.sin(x_t[:, 1:] + x_t[:, :1])
 
-    denoiser = Denoiser(network, process, clip="none")
+    denoiser = Denoiser(network, process)
     noise = DDIM(steps=steps).invert(denoiser, x0, start=800, refine=12)
     back = DDIM(steps=steps).sample(denoiser, noise, randn_like=normal(0), start=800, condition=x0)
     assert all(torch.equal(each, x0[:, :1]) for each in seen)

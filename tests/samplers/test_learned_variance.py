@@ -1,6 +1,7 @@
 """Ancestral sampling with a learned variance."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import torch
 
 from ddpm.diffusion import (
     ClassifierFreeGuidance,
+    Clipping,
     Denoiser,
     GaussianDiffusion,
     PredX0,
+    class_conditioning,
     cosine,
     linear,
 )
@@ -48,10 +51,8 @@ def test_a_step_has_the_learned_variance(t, s, spatial):
         ("learned", share - 3, share - 3),
     ):
         diffusion = process(schedule, variance)
-        denoiser = Denoiser(
-            lambda x, time, spread=spread: torch.cat([x0, spread], 1), diffusion, clip="none"
-        )
-        out = DDPM().step(denoiser, x_t, t, s, denoiser, lambda x: fresh)
+        denoiser = Denoiser(lambda x, time, spread=spread: torch.cat([x0, spread], 1), diffusion)
+        out = DDPM().sample(denoiser, x_t, times=[t, s], randn_like=lambda x: fresh)
         mean, _ = diffusion.posterior(x0, x_t, t, s)
         torch.testing.assert_close(out, mean + (0.5 * log).exp() * fresh, rtol=1e-5, atol=1e-5)
 
@@ -66,18 +67,19 @@ def test_the_ends_of_the_range_are_the_fixed_variances(spread, kind, steps):
     def network(x_t, time):
         return torch.cat([0.5 * x_t, torch.full_like(x_t, spread)], dim=1)
 
-    ours = DDPM(steps=steps).sample(Denoiser(network, learned), x, randn_like=normal(2))
-    plain = Denoiser(lambda x_t, time: 0.5 * x_t, fixed)
+    ours = DDPM(steps=steps).sample(Clipping(Denoiser(network, learned)), x, randn_like=normal(2))
+    plain = Clipping(Denoiser(lambda x_t, time: 0.5 * x_t, fixed))
     expected = DDPM(steps=steps).sample(plain, x, randn_like=normal(2))
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     own = DDPM(steps=steps, variance=kind)  # the sampler's choice holds over the process's
-    overruled = own.sample(Denoiser(network, process(schedule, "learned")), x, randn_like=normal(2))
+    denoiser = Clipping(Denoiser(network, process(schedule, "learned")))
+    overruled = own.sample(denoiser, x, randn_like=normal(2))
     torch.testing.assert_close(overruled, expected, rtol=1e-4, atol=1e-4)
 
 
-def exact_denoiser(oracle, pairs):
+def exact_denoiser(oracle, times):
     """Return the ideal denoiser: E[x0 | x_t], and the variance of x_s given x_t."""
-    before = dict(pairs)
+    before = dict(pairwise(times))
 
     def network(x_t, time):
         t = int(time[0])
@@ -91,7 +93,7 @@ def exact_denoiser(oracle, pairs):
         left = oracle.sigma**2 * (1 - at) / (at * oracle.sigma**2 + 1 - at)
         return torch.cat([x0, (small + of_x0**2 * left).log().expand_as(x0)], dim=1)
 
-    return Denoiser(network, process(oracle.schedule, "learned"), clip="none")
+    return Denoiser(network, process(oracle.schedule, "learned"))
 
 
 @pytest.mark.parametrize("steps", [4, 20, "ddim50"])
@@ -99,13 +101,13 @@ def test_the_right_variance_reaches_gaussian_data_in_any_number_of_steps(steps):
     """The reverse steps of Gaussian data are Gaussian: x_0 is exact, x0 almost."""
     oracle = Oracle(linear(num_steps=T, beta_end=0.03), SHAPE)
     sampler, count = DDPM(steps=steps), 20000
-    pairs = sampler.timesteps(T - 1)
+    times = sampler.timesteps(oracle.schedule)
     x = normal(3)(torch.empty(count, *SHAPE))
-    denoiser = exact_denoiser(oracle, pairs)
+    denoiser = exact_denoiser(oracle, times)
     samples = sampler.sample(denoiser, x, randn_like=normal(4)).double()
     mean, std = samples.mean(0), samples.std(0)
     error = 5 / math.sqrt(count)
-    a, s = oracle.schedule.signal_noise(pairs[-1][0])
+    a, s = oracle.schedule.signal_noise(times[-2])
     # The last step answers E[x0 | x_0], a little narrower than the data.
     narrow = oracle.sigma[0] * (a * oracle.sigma[0]) / ((a * oracle.sigma[0]) ** 2 + s**2) ** 0.5
     assert ((mean - oracle.mu[0]) / oracle.sigma[0]).abs().max() < error
@@ -126,8 +128,10 @@ def test_ddim_ignores_a_learned_variance():
 
     for eta in (0.0, 1.0):
         sampler = DDIM(steps=10, eta=eta)
-        ours = sampler.sample(Denoiser(network, process(schedule)), x, randn_like=normal(6))
-        plain = Denoiser(lambda x_t, time: 0.5 * x_t, GaussianDiffusion(schedule, PredX0()))
+        learned = Clipping(Denoiser(network, process(schedule)))
+        ours = sampler.sample(learned, x, randn_like=normal(6))
+        fixed = Denoiser(lambda x_t, time: 0.5 * x_t, GaussianDiffusion(schedule, PredX0()))
+        plain = Clipping(fixed)
         assert torch.equal(ours, sampler.sample(plain, x, randn_like=normal(6)))
 
 
@@ -138,11 +142,11 @@ def test_guidance_uses_the_variance_of_the_requested_class():
         shift = y.float().reshape(-1, 1, 1)
         return torch.cat([0.1 * shift + 0 * x_t, -shift + 0 * x_t], dim=1)
 
-    denoiser = Denoiser(network, process(schedule, "learned"), clip="none")
-    guided = ClassifierFreeGuidance(denoiser, null_label=9, scale=2.0)
-    x, y = torch.zeros(3, *SHAPE), torch.tensor([1, 4, 6])
+    denoiser = Denoiser(network, process(schedule, "learned"))
+    guided = ClassifierFreeGuidance(denoiser, scale=2.0)
+    x, y = torch.zeros(3, *SHAPE), class_conditioning(torch.tensor([1, 4, 6]), 9)
     mean, above = (
-        DDPM(steps=20).sample(guided, x, randn_like=fresh, y=y, start=50, stop=49)
+        DDPM(steps=20).sample(guided, x, randn_like=fresh, conditioning=y, start=50, stop=49)
         for fresh in (torch.zeros_like, torch.ones_like)
     )
     for row, shift in enumerate((1, 4, 6)):
@@ -162,7 +166,7 @@ def test_learned_variance_with_conditioning_channels():
     condition = normal(7)(torch.empty(2, 3, 5))
     mean, above = (
         DDPM(steps=20).sample(
-            Denoiser(network, diffusion),
+            Clipping(Denoiser(network, diffusion)),
             normal(8)(torch.empty(2, 3, 5)),
             randn_like=fresh,
             start=50,

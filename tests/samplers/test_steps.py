@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from ddpm.diffusion import (
+    Clipping,
     Denoiser,
     GaussianDiffusion,
-    Prediction,
     PredV,
     PredX0,
+    class_conditioning,
     cosine,
     linear,
     sigmoid,
@@ -24,12 +25,12 @@ from tests.reference_cases import filled, load_case, relative_error
 ONE, ZERO = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
 
 
-def update(sampler, schedule, t, s, x0, eps, fresh):
+def update(sampler, schedule, t, s, x0, eps, fresh, **options):
     """Return x_s for predicted x0 and eps, with ``fresh`` as the noise of the step."""
-    denoiser = Denoiser(lambda x, time: x, GaussianDiffusion(schedule, PredX0()))
+    denoiser = Denoiser(lambda x, time: x0, GaussianDiffusion(schedule, PredX0(), **options))
     a, noise = schedule.signal_noise(t)
     x_t = a * x0 + noise * eps
-    return sampler.step(lambda x, t: Prediction(x0, eps), x_t, t, s, denoiser, lambda x: fresh)
+    return sampler.sample(denoiser, x_t, times=[t, s], randn_like=lambda x: fresh)
 
 
 @pytest.mark.parametrize("make", [linear, cosine, sigmoid])
@@ -71,10 +72,7 @@ def test_sampler_variance_overrides_that_of_the_process():
     small, large = 0.0, 0.0
     for own, expected in ((None, "fixed_large"), ("fixed_small", "fixed_small")):
         process = GaussianDiffusion(schedule, PredX0(), variance="fixed_large")
-        denoiser = Denoiser(lambda x, time: x, process, clip="none")
-        out = DDPM(variance=own).step(
-            lambda x, t: Prediction(ZERO, ZERO), ZERO, 30, 20, denoiser, torch.ones_like
-        )
+        out = update(DDPM(variance=own), schedule, 30, 20, ZERO, ZERO, ONE, variance="fixed_large")
         small, large = process.posterior_variance(30, 20), process.step_variance(30, 20)
         expected = {"fixed_small": small, "fixed_large": large}[expected]
         assert out.item() == pytest.approx(math.sqrt(expected), rel=1e-12)
@@ -85,7 +83,7 @@ def test_ddim_with_eta_1_is_finite_where_alpha_bar_is_almost_1():
     """The variance of the reused noise is 1e-30, and rounding makes it negative."""
     schedule = sigmoid(num_steps=1000, tau=0.1)
     process = GaussianDiffusion(schedule, PredX0())
-    denoiser = Denoiser(lambda x, time: torch.zeros_like(x), process)
+    denoiser = Clipping(Denoiser(lambda x, time: torch.zeros_like(x), process))
     out = DDIM(steps=2, eta=1.0).sample(
         denoiser, torch.ones(1, 1, 2), randn_like=torch.zeros_like, start=831
     )
@@ -107,7 +105,7 @@ def test_the_first_network_call_is_at_start(sampler):
         on_step=lambda i, n, x0: done.append((i, n, x0.shape)),
     )
     assert inputs[0] == 37
-    assert inputs == [t for t, _ in sampler.timesteps(37)]
+    assert inputs == sampler.timesteps(oracle.schedule, start=37)[:-1]
     assert done == [(i + 1, len(inputs), x.shape) for i in range(len(inputs))]
     inputs.clear()
     sampler.sample(denoiser, x, randn_like=normal(2))
@@ -138,7 +136,7 @@ def test_each_prediction_is_passed_to_the_next_call():
         return answers[-1]
 
     result = DDIM(steps=4).sample(
-        Denoiser(network, process, clip="static"),
+        Clipping(Denoiser(network, process)),
         normal(4)(torch.empty(2, 1, 5)),
         randn_like=normal(5),
         on_step=lambda done, total, x: states.append(x),
@@ -161,7 +159,10 @@ def test_labels_reach_the_network():
         return x_t
 
     y = torch.tensor([3, 1])
-    DDPM(steps=3).sample(Denoiser(network, process), torch.ones(2, 1, 5), randn_like=normal(5), y=y)
+    denoiser = Clipping(Denoiser(network, process))
+    conditioning = class_conditioning(y)
+    x = torch.ones(2, 1, 5)
+    DDPM(steps=3).sample(denoiser, x, randn_like=normal(5), conditioning=conditioning)
     assert [labels is y for labels in seen] == [True] * 3
 
 
@@ -200,5 +201,6 @@ def test_a_complete_ddim_run_of_denoising_diffusion_pytorch():
     network = import_network("denoising-diffusion-pytorch", meta["kwargs"], weights).eval()
     process = GaussianDiffusion(sigmoid(num_steps=meta["timesteps"]), PredV())
     sampler = DDIM(steps=meta["sampling_timesteps"], spacing="trailing")
-    sample = sampler.sample(Denoiser(network, process), case["x_T"], randn_like=torch.randn_like)
+    denoiser = Clipping(Denoiser(network, process))
+    sample = sampler.sample(denoiser, case["x_T"], randn_like=torch.randn_like)
     assert relative_error((sample + 1) / 2, case["sample"]) < 1e-4

@@ -1,18 +1,24 @@
 """Timestep grids: chaining, length and comparison with the originals."""
 
 from itertools import pairwise
-from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from ddpm.diffusion import cosine
 from ddpm.errors import ConfigError
 from ddpm.samplers import DDIM, DDPM
-from ddpm.samplers.base import Spacing, respaced_timesteps, spaced_timesteps
+from ddpm.samplers.grids import respaced_timesteps, spaced_timesteps
 from tests.reference_cases import load_case
 
-SPACINGS = get_args(Spacing)
+SPACINGS = ("uniform", "quadratic", "trailing")
+"""Those of whole timesteps from T-1 on; see test_grids.py for the others."""
+
+
+def path(sampler, num_steps, start=None, stop=-1):
+    """Return the times of a sampler, descending, in a process of ``num_steps`` steps."""
+    return sampler.timesteps(cosine(num_steps=num_steps), start=start, stop=stop)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
@@ -21,26 +27,24 @@ SPACINGS = get_args(Spacing)
 )
 def test_steps_connect_start_and_stop_in_the_requested_number(spacing, start, stop):
     for steps in range(1, 51):
-        pairs = DDPM(steps=steps, spacing=spacing).timesteps(start, stop)
-        assert len(pairs) == min(steps, start - stop)
-        assert pairs[0][0] == start
-        assert pairs[-1][1] == stop
-        assert all(t > s for t, s in pairs)
-        assert all(type(node) is int for pair in pairs for node in pair)
-        assert all(before[1] == after[0] for before, after in pairwise(pairs))
+        times = path(DDPM(steps=steps, spacing=spacing), 50, start, stop)
+        assert len(times) - 1 == min(steps, start - stop)
+        assert (times[0], times[-1]) == (start, stop)
+        assert all(t > s for t, s in pairwise(times))
+        assert all(type(t) is int for t in times)
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", [*SPACINGS, "leading"])
 def test_all_steps_by_default_for_ddpm_and_100_for_ddim(spacing):
-    everything = [(t, t - 1) for t in range(299, -1, -1)]
-    assert DDPM(spacing=spacing).timesteps(299) == everything
-    assert DDPM(steps=300, spacing=spacing).timesteps(299) == everything
-    assert len(DDIM(spacing=spacing).timesteps(299)) == 100
-    assert DDIM(spacing=spacing).timesteps(49) == everything[-50:]
+    everything = list(range(299, -2, -1))
+    assert path(DDPM(spacing=spacing), 300) == everything
+    assert path(DDPM(steps=300, spacing=spacing), 300) == everything
+    assert len(path(DDIM(spacing=spacing), 300)) - 1 == 100
+    assert path(DDIM(spacing=spacing), 50) == everything[-51:]
 
 
 def test_equal_start_and_stop_give_no_steps():
-    assert DDPM(steps=5).timesteps(10, 10) == []
+    assert path(DDPM(steps=5), 50, 10, 10) == [10]
 
 
 def as_option(sections):
@@ -50,9 +54,9 @@ def as_option(sections):
     return sections if sections.startswith("ddim") else tuple(map(int, sections.split(",")))
 
 
-def called(pairs):
+def called(times):
     """Return the timesteps of the network calls, ascending."""
-    return [t for t, _ in reversed(pairs)]
+    return times[-2::-1]
 
 
 def test_respacing_matches_improved_diffusion():
@@ -63,16 +67,13 @@ def test_respacing_matches_improved_diffusion():
     for num_steps, sections, expected in meta["cases"]:
         option = as_option(sections)
         assert respaced_timesteps(num_steps, option) == expected
-        pairs = DDPM(steps=option).timesteps(num_steps - 1)
-        assert called(pairs) == expected
-        assert pairs[-1] == (expected[0], -1)
-        assert all(before[1] == after[0] for before, after in pairwise(pairs))
+        assert path(DDPM(steps=option), num_steps) == [*reversed(expected), -1]
         if isinstance(option, tuple) and len(option) == 1 and option != (1,):
             (count,) = option  # a single section is a plain number
-            assert called(DDPM(steps=count).timesteps(num_steps - 1)) == expected
+            assert called(path(DDPM(steps=count), num_steps)) == expected
     # But for one step: the original's asks at step 0 about pure noise, ours at T-1.
-    assert DDPM(steps=1).timesteps(999) == [(999, -1)]
-    assert DDPM(steps=(1,)).timesteps(999) == [(0, -1)]
+    assert path(DDPM(steps=1), 1000) == [999, -1]
+    assert path(DDPM(steps=(1,)), 1000) == [0, -1]
 
 
 @pytest.mark.parametrize(
@@ -90,19 +91,20 @@ def test_respacing_matches_improved_diffusion():
 )
 def test_respacing_by_hand(num_steps, option, expected):
     assert respaced_timesteps(num_steps, option) == expected
-    assert called(DDIM(steps=option, spacing="trailing").timesteps(num_steps - 1)) == expected
+    assert called(path(DDIM(steps=option, spacing="trailing"), num_steps)) == expected
 
 
 @pytest.mark.parametrize("option", ["ddim10", (4, 5, 6), (25,)])
 @pytest.mark.parametrize("T", [50, 100])
 def test_respacing_between_two_timesteps_visits_those_between(option, T):
+    schedule, sampler = cosine(num_steps=T), DDIM(steps=option)
     nodes = respaced_timesteps(T, option)
     for start in range(T - 1):
         for stop in range(-1, start):
-            pairs = DDIM(steps=option).timesteps(start, stop, num_steps=T)
+            times = sampler.timesteps(schedule, start=start, stop=stop)
             expected = [stop, *(node for node in nodes if stop < node < start), start]
-            assert [*(s for _, s in reversed(pairs)), pairs[0][0]] == expected
-    whole = DDIM(steps=option).timesteps(T - 1, num_steps=T)
+            assert times == expected[::-1]
+    whole = sampler.timesteps(schedule)
     assert called(whole) == nodes  # pure noise is taken to be at the highest of them
 
 
@@ -124,7 +126,7 @@ def test_respacing_between_two_timesteps_visits_those_between(option, T):
 )
 def test_respacings_that_do_not_fit_the_process_are_rejected(num_steps, option, line):
     with pytest.raises(ConfigError) as caught:
-        DDIM(steps=option).timesteps(num_steps - 1)
+        path(DDIM(steps=option), num_steps)
     assert str(caught.value) == line
 
 
@@ -159,15 +161,15 @@ def test_uniform_rounds_ties_as_improved_diffusion_does(num_steps):
 
 def test_trailing_matches_denoising_diffusion_pytorch():
     meta, _ = load_case("unet_ddim")
-    pairs = DDIM(steps=meta["sampling_timesteps"], spacing="trailing").timesteps(999)
-    assert [pairs[0][0], *(s for _, s in pairs)] == meta["times"]
+    sampler = DDIM(steps=meta["sampling_timesteps"], spacing="trailing")
+    assert path(sampler, 1000) == meta["times"]
 
 
 @pytest.mark.parametrize("num_steps", [50, 1000])
 def test_trailing_is_a_truncated_linspace(num_steps):
+    schedule = cosine(num_steps=num_steps)
     for steps in range(1, num_steps + 1):
-        pairs = DDIM(steps=steps, spacing="trailing").timesteps(num_steps - 1)
-        nodes = np.array([-1, *(t for t, _ in reversed(pairs))])
+        nodes = np.array(DDIM(steps=steps, spacing="trailing").timesteps(schedule)[::-1])
         original = torch.linspace(-1, num_steps - 1, steps=steps + 1).int().numpy()
         if num_steps == 50 or num_steps % steps == 0:
             np.testing.assert_array_equal(nodes, original)
@@ -190,7 +192,7 @@ def test_quadratic_is_denser_near_the_data():
     assert sum(node < 90 for node in nodes) == pytest.approx(15, abs=1)
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", ["uniform", "quadratic"])
 @pytest.mark.parametrize(("first", "last"), [(0, 49), (7, 49), (3, 3), (5, 6)])
 def test_spaced_timesteps_are_distinct_and_ascending(spacing, first, last):
     assert spaced_timesteps(first, last, 1, spacing) == [last]

@@ -7,9 +7,11 @@ import torch
 
 from ddpm.diffusion import (
     ClassifierFreeGuidance,
+    Clipping,
     Denoiser,
     GaussianDiffusion,
     PredV,
+    class_conditioning,
     cosine,
     linear,
     sigmoid,
@@ -68,10 +70,8 @@ def test_few_steps_with_guidance_are_finite(sampler):
     def network(x_t, time, y):
         return torch.sin(3 * x_t) + 0.1 * y.float().reshape(-1, 1, 1)
 
-    guided = ClassifierFreeGuidance(
-        Denoiser(network, process), null_label=3, scale=4.0, rescale=0.7
-    )
-    x = normal(4)(torch.empty(3, 2, 4))
-    out = sampler.sample(guided, x, randn_like=normal(5), y=torch.tensor([0, 1, 2]))
+    guidance = ClassifierFreeGuidance(Denoiser(network, process), scale=4.0, rescale=0.7)
+    x, y = normal(4)(torch.empty(3, 2, 4)), class_conditioning(torch.tensor([0, 1, 2]), 3)
+    out = sampler.sample(Clipping(guidance), x, randn_like=normal(5), conditioning=y)
     assert torch.isfinite(out).all()
     assert out.abs().max() <= 1

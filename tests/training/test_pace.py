@@ -24,9 +24,9 @@ class Slow(Fit):
         super().__init__()
         self.clock, self.seconds = clock, seconds
 
-    def __call__(self, *args, **cond):
+    def __call__(self, *args, **options):
         self.clock[0] += self.seconds
-        return super().__call__(*args, **cond)
+        return super().__call__(*args, **options)
 
 
 def test_a_timer_counts_from_the_last_checkpoint(clock):

@@ -54,8 +54,9 @@ class Fit(DiffusionLoss):
         super().__init__(GaussianDiffusion(cosine(num_steps=num_steps), PredNoise(), **options))
         self.calls = []
 
-    def __call__(self, model, x0, t, noise, estimator=None, **cond):
-        self.calls.append({"x0": x0, "t": t, "noise": noise, "estimator": estimator, **cond})
+    def __call__(self, model, x0, t, noise, estimator=None, conditioning=None):
+        inputs = {"x0": x0, "t": t, "noise": noise, "estimator": estimator}
+        self.calls.append(inputs | dict(conditioning or {}))
         return (model(x0) - 2 * x0).square().flatten(1).mean(1)
 
 
@@ -219,8 +220,8 @@ class Breaks(Fit):
         super().__init__()
         self.first, self.value = first, value
 
-    def __call__(self, model, x0, t, noise, estimator=None, **cond):
-        losses = super().__call__(model, x0, t, noise, estimator, **cond)
+    def __call__(self, model, x0, t, noise, estimator=None, conditioning=None):
+        losses = super().__call__(model, x0, t, noise, estimator, conditioning)
         return losses * self.value if len(self.calls) > self.first else losses
 
 
@@ -284,8 +285,8 @@ class Overflows(Fit):
         super().__init__()
         self.steps = steps
 
-    def __call__(self, model, x0, t, noise, estimator=None, **cond):
-        losses = super().__call__(model, x0, t, noise, estimator, **cond)
+    def __call__(self, model, x0, t, noise, estimator=None, conditioning=None):
+        losses = super().__call__(model, x0, t, noise, estimator, conditioning)
         return losses * (math.inf if len(self.calls) - 1 in self.steps else 1.0)
 
 
@@ -352,8 +353,8 @@ def test_too_many_skips_in_a_row_are_an_error(run):
 class Constant(Fit):
     """Loss that is t + 1 for each sample."""
 
-    def __call__(self, model, x0, t, noise, estimator=None, **cond):
-        super().__call__(model, x0, t, noise, estimator, **cond)
+    def __call__(self, model, x0, t, noise, estimator=None, conditioning=None):
+        super().__call__(model, x0, t, noise, estimator, conditioning)
         return t + 1 + 0 * model(x0).flatten(1).mean(1)
 
 
@@ -410,9 +411,9 @@ def test_speed_excludes_previews(run, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
     class Slow(Fit):
-        def __call__(self, *args, **cond):
+        def __call__(self, *args, **options):
             clock[0] += 2.0
-            return super().__call__(*args, **cond)
+            return super().__call__(*args, **options)
 
     def preview(*_):
         clock[0] += 1000.0

@@ -121,9 +121,9 @@ class Slow(Fit):
 
     clock: Clock
 
-    def __call__(self, model, x0, t, noise, estimator=None, **cond):
+    def __call__(self, model, x0, t, noise, estimator=None, conditioning=None):
         self.clock.now += 1 if estimator is None else 2
-        return super().__call__(model, x0, t, noise, None, **cond)
+        return super().__call__(model, x0, t, noise, None, conditioning)
 
 
 @pytest.mark.parametrize(
