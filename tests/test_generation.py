@@ -15,7 +15,8 @@ from ddpm.diffusion import (
     cosine,
 )
 from ddpm.errors import ConfigError
-from ddpm.generation import SampleNoise, interpolate_noise
+from ddpm.generation import interpolate_noise
+from ddpm.pipeline import SampleNoise, build_pipeline
 from ddpm.samplers import DDIM, DDPM
 from ddpm.seeding import RandomStream, mix
 from tests.oracle import Oracle
@@ -50,7 +51,7 @@ def perfect(sampler=None, **options):
     )
     codec = SequenceCodec(SHAPE, low=-2.0, high=4.0)
     sampler = sampler or DDIM(steps=20, clip="none")
-    pipeline = generation.build_pipeline(net, process, sampler, codec, device=CPU, **options)
+    pipeline = build_pipeline(net, process, sampler, codec, device=CPU, **options)
     return pipeline, net
 
 

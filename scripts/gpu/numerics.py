@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ddpm import diffusion as d
 from ddpm import models
-from ddpm.generation import SampleNoise
+from ddpm.pipeline import SampleNoise
 from ddpm.samplers import DDIM, DDPM
 from scripts.gpu.check import Check, Result, Setting, require
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ddpm import generation, instantiate
-from ddpm.generation import SampleNoise
+from ddpm import instantiate
 from ddpm.interop.networks import find as system
+from ddpm.pipeline import SampleNoise, build_pipeline
 from ddpm.samplers import DDIM
 from ddpm.training.checkpoint import find
 from tests.interop.originals.walk import ddim, linear, sigmoid
@@ -32,7 +32,7 @@ def sampled(start, **more):
     """Return the network of the imported run, its DDIM samples from x_T, and its codec."""
     network, process, spec = instantiate.trained(find("outputs/i", print), "ema")
     sampler, cpu = DDIM(steps=CALLS, spacing="trailing"), torch.device("cpu")
-    pipeline = generation.build_pipeline(network, process, sampler, spec.codec, device=cpu)
+    pipeline = build_pipeline(network, process, sampler, spec.codec, device=cpu)
     return network, pipeline.sample(start, SampleNoise([]), **more), spec.codec
 
 
@@ -66,7 +66,7 @@ def test_unets_of_openai(command, case):
 
     x, t, y = arrays["x"], arrays["t"], arrays["y"]
     start, labels = noise(2, 3, 16, 16), torch.tensor([7, 0])
-    network, ours, codec = sampled(start, y=labels)
+    network, ours, codec = sampled(start, labels=labels)
     assert relative_error(network(x, t, y=y), arrays["out"]) < 1e-4
 
     def noise_of(x, t):

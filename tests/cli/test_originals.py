@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm import generation, instantiate
-from ddpm.generation import SampleNoise
+from ddpm import instantiate
+from ddpm.pipeline import SampleNoise, build_pipeline
 from ddpm.samplers import DDIM
 from ddpm.training.checkpoint import find
 from tests.reference_cases import relative_error
@@ -115,7 +115,7 @@ def sampled(start):
     network, process, spec = instantiate.trained(find("outputs/i", print), "ema")
     sampler = DDIM(steps=CALLS, spacing="trailing")
     cpu = torch.device("cpu")
-    pipeline = generation.build_pipeline(network, process, sampler, spec.codec, device=cpu)
+    pipeline = build_pipeline(network, process, sampler, spec.codec, device=cpu)
     return pipeline.sample(start, SampleNoise([])), spec.codec
 
 
