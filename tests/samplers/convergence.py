@@ -3,14 +3,31 @@
 The oracle gives the exact prediction and the exact solution of the probability-flow ODE.
 """
 
+import functools
 import math
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm.diffusion import GaussianDiffusion, Prediction, PredX0
+from ddpm.diffusion import GaussianDiffusion, Prediction, PredX0, cosine, linear
 from ddpm.samplers.base import SamplingPath, StepContext
-from tests.oracle import Oracle, normal
+from tests.oracle import SHAPES, Oracle, normal
+
+GRIDS = [
+    ("linear", "uniform", SHAPES[0]),
+    ("linear", "log_snr", SHAPES[1]),
+    ("cosine", "uniform", SHAPES[1]),
+    ("cosine", "log_snr", SHAPES[2]),
+]
+"""Schedule, spacing and shape of a test."""
+START, STOP = {"linear": 16_000, "cosine": 19_000}, 1000
+"""First and last timestep, of 20,000: without the ends, where the schedules are steep."""
+
+
+@functools.cache
+def fine_schedule(name):
+    """Return a schedule of 20,000 steps."""
+    return {"linear": linear, "cosine": cosine}[name](num_steps=20_000)
 
 
 class ExactDenoiser:
@@ -151,3 +168,25 @@ def slopes(values, step_counts):
         math.log(values[i] / values[i + 1]) / math.log(step_counts[i + 1] / step_counts[i])
         for i in range(len(values) - 1)
     ]
+
+
+def moments(sampler, oracle, *, start, stop):
+    """Return the exact mean and variance (1, C, *spatial) of a stochastic sampler's x at ``stop``.
+
+    x at ``start`` has its exact distribution. With the ideal denoiser of Gaussian data, the result
+    is an affine function of x at ``start`` and of the noise of each step, and each row of a batch
+    has one of them.
+    """
+    times = sampler.timesteps(oracle.schedule, start=start, stop=stop)
+    rank, rows = oracle.mu.ndim - 1, iter(range(1, len(times)))
+    mean = oracle.schedule.alpha(times[0]) * oracle.mu
+    x = mean.repeat(len(times) + 1, *[1] * rank)
+    x[0] += oracle.variance(times[0])[0].sqrt()
+
+    def randn_like(x):
+        noise = torch.zeros_like(x)
+        noise[next(rows)] = 1
+        return noise
+
+    result = solve(sampler, oracle, x, times, randn_like=randn_like)
+    return result[-1:], (result[:-1] - result[-1:]).pow(2).sum(dim=0, keepdim=True)

@@ -116,3 +116,24 @@ def difference(x, case):
     actual, expected = summary(x), case["values"]
     scales = [expected[0], expected[1], expected[0], *[max(map(abs, expected[3:]))] * 3]
     return max(abs(a - b) / s for a, b, s in zip(actual, expected, scales, strict=True))
+
+
+def rounds_time(denoiser):
+    """Return the dummy model's denoiser whose model receives the nearest timestep."""
+
+    def rounded(x, time, **_):
+        return model(x, time.round())
+
+    return Denoiser(rounded, denoiser.diffusion)
+
+
+def karras_times(sampler, case):
+    """Return the times of a case with Karras' sigmas, from the sampler's ``karras`` spacing.
+
+    diffusers has the lowest sigma twice. Instead of the step of length 0 between them, a step from
+    a time just above 0 calls the model at timestep 0.
+    """
+    schedule = linear_schedule()
+    times = type(sampler)(steps=9, spacing="karras").timesteps(schedule, start=999, stop=0)
+    assert [round(time) for time in times] == case["times"][:-1]
+    return [*times[:-1], 1e-9, 0]
