@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import is_dataclass
+from types import SimpleNamespace
 from typing import get_type_hints
 
 import numpy as np
@@ -201,6 +202,28 @@ def train_two_steps(trainer):
         trainer.apply_gradient(GradientDecision(use=True, counts=True))
     after = torch.nn.utils.parameters_to_vector(trainer.network.parameters())
     assert after.isfinite().all() and not torch.equal(before, after)
+
+
+def test_the_strata_of_a_step_are_shared_by_processes_and_micro_batches(digits, monkeypatch):
+    trainer = tiny_training(digits, timesteps="stratified")
+    trainer.accumulate = 3
+
+    def parts():
+        for rank in range(2):
+            fake = SimpleNamespace(num_processes=2, process_index=rank)
+            monkeypatch.setattr(trainer, "accelerator", fake)
+            yield from (trainer._part(micro) for micro in range(3))
+
+    first = list(parts())
+    assert sorted(part.index for part in first) == list(range(6))
+    assert {part.count for part in first} == {6}
+    (uniform,) = {part.uniform for part in first}
+    assert 0 <= uniform < 1 and list(parts()) == first
+    trainer.step = 1
+    assert {part.uniform for part in parts()} != {uniform}
+    cpu = torch.device("cpu")
+    drawn = torch.cat([trainer.timesteps.draw_part(2, cpu, part)[0] for part in parts()])
+    assert sorted((drawn * 12 // 1000).tolist()) == list(range(12))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "rectified", "edm"])

@@ -62,14 +62,18 @@ CHOICES: Mapping[str, Sequence[Row]] = {
     ),
     "schedule": (
         Row("scaled_linear quad quadratic linear_beta_schedule linear_schedule", "schedule=linear"),
-        Row("squaredcos_cap_v2 cos squaredcos cosine_beta_schedule karras edm exponential vp "
+        Row("squaredcos_cap_v2 cos squaredcos cosine_beta_schedule karras exponential vp "
             "cosine_schedule laplace", "schedule=cosine"),
         Row("sigmoid_beta_schedule", "schedule=sigmoid"),
+        Row("flow rectified_flow flow_matching flowmatch flow_match_euler", "schedule=rectified"),
     ),
     "objective": (
         Row("eps epsilon noise pred_eps pred_epsilon predict_noise predict_epsilon ddpm",
             "objective=pred_noise"),
-        Row("v v_prediction velocity v_pred predict_v flow edm", "objective=pred_v"),
+        Row("v v_prediction velocity v_pred predict_v", "objective=pred_v"),
+        Row("flow rectified rectified_flow flow_matching flow_prediction flow_velocity",
+            "objective=pred_flow"),
+        Row("karras preconditioning edm_precond", "objective=edm"),
         Row("x0 xstart x_start start_x sample pred_xstart predict_xstart x0_prediction pred_start",
             "objective=pred_x0"),
         Row("l1 l2 mse mae huber", "objective.loss={}", "", {"mse": "l2", "mae": "l1"}),
@@ -83,6 +87,9 @@ CHOICES: Mapping[str, Sequence[Row]] = {
         Row("importance importance_sampling second_moment loss_second_moment_resampler loss",
             "timesteps=loss_second_moment"),
         Row("random", "timesteps=uniform"),
+        Row("logitnormal logit sd3", "timesteps=logit_normal"),
+        Row("lognormal edm", "timesteps=log_normal"),
+        Row("low_discrepancy antithetic", "timesteps=stratified"),
     ),
     "extractor": (
         Row("inceptionv3 inception_v3 fid inception_v3_compat", "extractor=inception"),

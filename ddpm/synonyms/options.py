@@ -167,6 +167,13 @@ TRAIN = (
         {"true": "fixed_small", "false": "fixed_large"}),
     Row("use_kl", "diffusion={}", "", {"true": "iddpm_vlb", "false": "ddpm"}),
     Row("schedule_sampler", "timesteps={}", "for diffusion=iddpm_vlb"),
+    Row("weighting_scheme", "timesteps={}"),
+    Row("logit_mean", "timesteps=logit_normal timesteps.mean={}"),
+    Row("logit_std", "timesteps=logit_normal timesteps.std={}"),
+    Row("p_mean", "timesteps=log_normal timesteps.p_mean={}"),
+    Row("p_std", "timesteps=log_normal timesteps.p_std={}"),
+    Row("sigma_data", "objective=edm objective.sigma_data={}"),
+    Row("flow_shift time_shift", "schedule=rectified schedule.shift={}"),
     Row("cond_drop_prob class_dropout_prob uncond_prob p_uncond cfg_dropout label_drop_prob "
         "model.cond_drop_prob class_dropout", "data.class_cond=true diffusion.label_dropout={}"),
     Row("self_cond", "diffusion.self_condition={}", "", _ON),
