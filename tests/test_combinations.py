@@ -89,7 +89,8 @@ def test_all_choices_of_the_groups_are_tested():
     assert {"linear", "cosine", "sigmoid", "rectified", "edm"} == set(names("schedule"))
     objectives = {"pred_noise", "pred_v", "pred_x0", "pred_flow", "edm"}
     assert objectives == set(names("objective"))
-    assert {"ddim", "ddpm", "dpmpp", "unipc"} == set(names("sampler"))
+    samplers = {"ddim", "ddpm", "deis", "dpmpp", "heun", "ipndm", "unipc"}
+    assert samplers == set(names("sampler"))
     assert {"digits", "cifar", "folder", "sequence", "video"} == set(names("data"))
     assert {"ddpm", "iddpm", "iddpm_vlb"} == set(names("diffusion"))
     densities = {"logit_normal", "log_normal"}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal, NamedTuple
 
-import numpy as np
 from torch import Tensor
 
 from ddpm.diffusion import Clip
 from ddpm.errors import require
 from ddpm.samplers.base import Sampler, SamplingPath, StepContext
 from ddpm.samplers.grids import Spacing, Steps
-from ddpm.samplers.multistep import Combination, combine, phi, step_order
+from ddpm.samplers.multistep import Combination, combine, integration_weights, phi, step_order
 
 
 class Coefficients(NamedTuple):
@@ -121,9 +120,8 @@ class UniPC(Sampler):
         if len(ratios) == 1:
             weights = [(h if self.variant == "bh1" else -math.expm1(-h)) / 2]
         else:
-            powers = np.vander(ratios, increasing=True).T
             moments = [h * phi(k + 1, -h) * math.factorial(k) for k in range(1, len(ratios) + 1)]
-            weights = np.linalg.solve(powers, moments).tolist()
+            weights = integration_weights(ratios, moments)
         differences = [weight / ratio for weight, ratio in zip(weights, ratios, strict=True)]
         differences.insert(int(with_result), -math.expm1(-h) - sum(differences))
         alpha = path.alphas[index + 1]
