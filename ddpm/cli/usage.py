@@ -23,7 +23,7 @@ def usage(config_name: str, arguments: Sequence[str] = ()) -> str:
             of a folder named by ``--config-dir`` are among them.
     """
     root, groups = read(config_dir() / f"{config_name}.yaml"), Groups(_config_dirs(arguments))
-    chosen = dict(_chosen(root, groups, arguments))
+    chosen = _chosen(root, groups, arguments)
     files = {group: groups.read(group, choice) for group, choice in chosen.items()}
     parts = [
         f"usage: ddpm-{config_name} [option=value | group=choice | group.option=value] ...",
@@ -50,14 +50,17 @@ def _config_dirs(arguments: Sequence[str]) -> list[Path]:
     return [Path(each).expanduser() for each in folders]
 
 
-def _chosen(
-    root: ConfigFile, groups: Groups, arguments: Sequence[str]
-) -> Iterator[tuple[str, str]]:
-    """Yield the groups of a command with their choices, typed or by default."""
+def _chosen(root: ConfigFile, groups: Groups, arguments: Sequence[str]) -> dict[str, str]:
+    """Return the groups of a command with their choices: typed, selected by others, or default."""
     typed = dict(each.split("=", 1) for each in arguments if "=" in each)
+    chosen = {}
     for group, default, _ in root.groups:
         choice = typed.get(group, default)
-        yield group, choice if choice in groups.choices(group) else default
+        chosen[group] = choice if choice in groups.choices(group) else default
+    for group, choice in list(chosen.items()):
+        selected = groups.read(group, choice).selected
+        chosen |= {name: each for name, each in selected.items() if name not in typed}
+    return chosen
 
 
 def _groups(

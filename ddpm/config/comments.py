@@ -45,6 +45,7 @@ class ConfigFile:
         about: comment at the top, by lines.
         groups: entries of the defaults list that select a choice of a group.
         optional: the same, of entries that need not exist.
+        selected: choices of other groups that this file makes unless they are typed, by group.
         bases: names of the files of the same group that this one extends.
         options: in the order of the file.
     """
@@ -52,6 +53,7 @@ class ConfigFile:
     about: list[str] = field(default_factory=list)
     groups: list[Option] = field(default_factory=list)
     optional: list[Option] = field(default_factory=list)
+    selected: dict[str, str] = field(default_factory=dict)
     bases: list[str] = field(default_factory=list)
     options: list[Option] = field(default_factory=list)
 
@@ -93,7 +95,9 @@ def _add_entry(file: ConfigFile, entry: re.Match[str]) -> None:
     group, choice = entry["group"], entry["choice"]
     if choice is None:
         file.bases += [] if group in ("_self_", "base") else [group]
-    elif entry["kind"] != "override ":
+    elif entry["kind"] == "override ":
+        file.selected[group.strip("/").partition("@")[0]] = choice
+    else:
         option = Option(group, choice, (entry["comment"] or "").strip())
         (file.optional if entry["kind"] else file.groups).append(option)
 

@@ -13,13 +13,13 @@ from ddpm.config.location import config_dir
 
 GROUPS = {
     "train": [
-        *("data", "model", "schedule", "objective", "timesteps", "diffusion", "sampler"),
+        *("data", "model", "schedule", "timesteps", "objective", "diffusion", "sampler"),
         *("trainer", "evaluation"),
     ],
     "sample": ["sampler"],
     "interpolate": ["sampler"],
     "evaluate": ["sampler", "extractor"],
-    "import": ["schedule", "objective", "diffusion", "timesteps", "data"],
+    "import": ["schedule", "timesteps", "objective", "diffusion", "data"],
     "export": [],
 }
 FILES = sorted(path for path in config_dir().glob("*/*.yaml") if "for_data" not in path.parent.name)
@@ -63,8 +63,17 @@ def test_help_has_the_options_of_the_chosen_file(path):
 
 def test_groups_of_a_group_are_shown():
     shown = words(usage("train"))
-    assert " sampler@evaluation.sampler=ddim ddim|ddpm " in shown
+    assert " sampler@evaluation.sampler=ddim ddim|ddpm|" in shown
     assert " extractor@evaluation.extractor=auto auto|clip|" in shown
+
+
+@pytest.mark.parametrize("name", ["train", "import"])
+def test_choices_that_another_choice_selects_are_shown(name):
+    shown = words(usage(name, ["objective=edm"]))
+    assert " schedule=edm " in shown and " schedule.sigma_max=80.0 " in shown
+    assert " timesteps=log_normal " in shown
+    shown = words(usage(name, ["objective=pred_flow", "schedule=cosine", "diffusion=iddpm_vlb"]))
+    assert " schedule.offset=0.008 " in shown and " timesteps=loss_second_moment " in shown
 
 
 def test_defaults_for_the_data_are_shown():
