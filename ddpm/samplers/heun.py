@@ -37,7 +37,9 @@ class Heun(Sampler):
 
     It solves ``d(x / alpha) / d rho = eps`` in ``rho = sigma / alpha``, the sigma of the paper, in
     two network calls per step, one in the step to clean data. From pure noise without signal, where
-    rho is infinite, the first step is the trapezoidal rule in 1 / rho.
+    rho is infinite, the first step is the trapezoidal rule in 1 / rho. The other steps in rho must
+    not be long at high noise: for the cosine and sigmoid schedules, whose rho rises above 1,000,
+    use ``karras`` or ``log_snr``.
 
     Args:
         steps: with two network calls each, one in the last; null = 20. See :class:`Sampler`.
