@@ -280,7 +280,7 @@ def test_messages_match_the_output_of_the_commands(models, command, monkeypatch)
     assert seen >= 3
 
 
-EXAMPLES = ["disks", "heun", pytest.param("p2", marks=pytest.mark.slow), "plain"]
+EXAMPLES = ["disks", "trapezoid", pytest.param("p2", marks=pytest.mark.slow), "plain"]
 
 
 @pytest.mark.parametrize("module", EXAMPLES)
@@ -321,14 +321,14 @@ def assert_runs(command, name, arguments):  # noqa: F811
 def test_own_config_files(models, command, monkeypatch):  # noqa: F811
     monkeypatch.chdir(models)
     page = [each for each in blocks() if each.page == "extending.md"]
-    (module,) = [each for each in page if each.text.startswith("# heun.py\n")]
+    (module,) = [each for each in page if each.text.startswith("# trapezoid.py\n")]
     (config,) = [each for each in page if each.language == "yaml"]
-    Path("heun.py").write_text(module.text)
+    Path("trapezoid.py").write_text(module.text)
     Path("my_configs/sampler").mkdir(parents=True)
-    Path("my_configs/sampler/heun.yaml").write_text(config.text)
+    Path("my_configs/sampler/trapezoid.yaml").write_text(config.text)
     (parsed,) = [ddpm_arguments(words) for words in commands(page[-1])]
     assert_runs(command, *parsed)
-    shown = command("sample", "--config-dir", "my_configs", "sampler=heun", "--help").out
+    shown = command("sample", "--config-dir", "my_configs", "sampler=trapezoid", "--help").out
     assert "  sampler.steps=25            steps; two network calls each\n" in shown
 
 
