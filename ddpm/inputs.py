@@ -56,7 +56,7 @@ class ModelInputs:
                 return None
             listed = as_list(classes)
             requested = listed if isinstance(listed, list) else [listed]
-            numbers = [n for n in requested if isinstance(n, int) and n >= 0]
+            numbers = [int(n) for n in requested if str(n).isascii() and str(n).isdecimal()]
             good = len(numbers) == len(requested) > 0
             require(good, "classes", classes, "the model has no class names; use numbers from 0")
             return numbers

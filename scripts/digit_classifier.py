@@ -81,6 +81,8 @@ def work(options: argparse.Namespace) -> None:
         problem = "the file does not exist; train it first, without --count"
         require(options.file.is_file(), "FILE", str(options.file), problem)
         require(options.digit is not None, "--digit", None, "requires a number from 0 to 9")
+        problem = "the file does not exist; draw samples with format=npz"
+        require(options.count.is_file(), "--count", str(options.count), problem)
         raw = np.load(options.count)["arr_0"]
         images = torch.from_numpy(raw).permute(0, 3, 1, 2).float() / 127.5 - 1
         model = torch.jit.load(str(options.file))
