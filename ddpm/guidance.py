@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddpm import plugins
-from ddpm.data.spec import DataSpec
-from ddpm.diffusion import (
-    Autoguidance,
-    ClassifierFreeGuidance,
-    DenoiserProtocol,
-    GradientGuidance,
-)
-from ddpm.diffusion.guidance import Score
 from ddpm.errors import ConfigError, require
+
+if TYPE_CHECKING:  # commands read the options before they import torch
+    from ddpm.data.spec import DataSpec
+    from ddpm.diffusion import DenoiserProtocol
+    from ddpm.diffusion.guidance import Score
 
 DEFAULT_AUTOGUIDANCE = 2.0
 
@@ -136,6 +133,8 @@ class Guidance:
         Raises:
             ConfigError: guidance of a network that was not trained for it.
         """
+        from ddpm.diffusion import Autoguidance, ClassifierFreeGuidance, GradientGuidance
+
         if self.scale != 1:
             if not has_classes or not has_null:
                 problem = (
@@ -162,6 +161,36 @@ class Guidance:
 
 
 NO_GUIDANCE = Guidance()
+LATER_OPTIONS = ("guidance_interval", "guide", "guide_scale")
+"""Options that results of earlier versions do not have; None means the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceArguments:
+    """Options of guidance as commands name them; see :class:`Guidance`."""
+
+    guidance: float
+    guidance_rescale: float
+    guidance_interval: tuple[float, float] | None = None
+    guide: str | None = None
+    guide_scale: float | None = None
+
+    @property
+    def guidance_options(self) -> Guidance:
+        """The same options as an object."""
+        return Guidance(
+            scale=self.guidance,
+            rescale=self.guidance_rescale,
+            interval=self.guidance_interval,
+            guide=self.guide,
+            guide_scale=self.guide_scale,
+        )
+
+    def guidance_provenance(self) -> dict[str, Any]:
+        """Return the options that numbers depend on."""
+        options = {"guidance": self.guidance, "guidance_rescale": self.guidance_rescale}
+        later = {name: getattr(self, name) for name in LATER_OPTIONS}
+        return {**options, **{name: value for name, value in later.items() if value is not None}}
 
 
 def as_guidance(guidance: float | Guidance, rescale: float = 0.0) -> Guidance:

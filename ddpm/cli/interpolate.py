@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm.cli import app
 from ddpm.console import info_once, warn_once
 from ddpm.errors import require
+from ddpm.guidance import GuidanceArguments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,77 +18,69 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the console script."""
-    app.main("interpolate", lambda: interpolate)
+    app.main("interpolate", lambda: Interpolate)
 
 
-def interpolate(
-    *,
-    ckpt: str,
-    a: int | str,
-    b: int | str,
-    t: int | None,
-    num_frames: int,
-    mode: Literal["slerp", "linear", "ddim"],
-    sampler: dict[str, Any],
-    batch_size: int,
-    seed: int,
-    classes: list[int | str] | int | str | None,
-    guidance: float,
-    guidance_rescale: float,
-    guidance_interval: tuple[float, float] | None,
-    guide: str | None,
-    guide_scale: float | None,
-    weights: Literal["ema", "raw"],
-    out: str | None,
-    device: Literal["auto", "cpu", "cuda"],
-    threads: int | Literal["auto"],
-    precision: Literal["no", "fp16", "bf16"],
-    plugins: list[str],
-) -> None:
-    """Compute the frames and write them with a strip of all."""
-    from ddpm import generation
-    from ddpm.guidance import Guidance
-    from ddpm.runs.session import Session, sampler_name, trial
-    from ddpm.trajectory import on_step
+@dataclass(frozen=True, kw_only=True)
+class Interpolate(GuidanceArguments):
+    """Options of the command; a call draws the frames and writes them."""
 
-    require(num_frames >= 2, "num_frames", num_frames, "must be at least 2, the two ends")
-    require(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
-    session = Session.load(ckpt, weights, device, precision)
-    codec, inputs, ends = session.model.codec, session.model.inputs, _ends(session, a, b)
-    t, pair = inputs.timestep(t, ends, mode), inputs.class_pair(classes)
-    guided = Guidance(
-        scale=guidance,
-        rescale=guidance_rescale,
-        interval=guidance_interval,
-        guide=guide,
-        guide_scale=guide_scale,
-    )
-    pipeline = session.model.pipeline(sampler, guidance=guided)
-    generation.check_mode(pipeline, ends, mode)
-    total, size = _num_calls(pipeline.num_calls(t), num_frames, batch_size, ends, mode)
-    formats = [codec.default_format, *codec.extra_formats]
-    with session.writing(
-        "interpolate",
-        [*codec.file_names(formats, num_frames), "strip.png"],
-        out=out,
-        default=f"interpolation-{sampler_name(sampler)}-t-{t}-{mode}-seed-{seed}",
-        samples=codec.output_names(formats),
-    ) as folder:
-        info_once(session.accelerator, f"drawing {num_frames} frames from t={t} into {folder.path}")
-        session.use_threads(threads, lambda: trial(pipeline, total, size, pair))
-        with session.progress(total, "interpolating") as bar:
-            frames = generation.interpolate(
-                pipeline, ends, t=t, num_frames=num_frames, mode=mode, seed=seed,
-                batch_size=batch_size, classes=pair, on_step=on_step(bar),
-            )  # fmt: skip
-        if session.accelerator.is_main_process:
-            for format in formats:
-                codec.write(frames, folder.aside, format=format)
-            codec.picture(frames, columns=num_frames).save(folder.aside / "strip.png")
-            if mode == "ddim":
-                _report_reconstruction(session, ends, frames)
-    info_once(session.accelerator, f"done: {folder.path} (look at strip.png)")
-    session.accelerator.end_training()
+    ckpt: str
+    a: int | str
+    b: int | str
+    t: int | None
+    num_frames: int
+    mode: Literal["slerp", "linear", "ddim"]
+    sampler: dict[str, Any]
+    batch_size: int
+    seed: int
+    classes: list[int | str] | int | str | None
+    weights: Literal["ema", "raw"]
+    out: str | None
+    device: Literal["auto", "cpu", "cuda"]
+    threads: int | Literal["auto"]
+    precision: Literal["no", "fp16", "bf16"]
+    plugins: list[str]
+
+    def __call__(self) -> None:
+        """Compute the frames and write them with a strip of all."""
+        from ddpm import generation
+        from ddpm.runs.session import Session, sampler_name, trial
+        from ddpm.trajectory import on_step
+
+        count, size, mode = self.num_frames, self.batch_size, self.mode
+        require(count >= 2, "num_frames", count, "must be at least 2, the two ends")
+        require(size >= 1, "batch_size", size, "must be at least 1")
+        session = Session.load(self.ckpt, self.weights, self.device, self.precision)
+        codec, inputs = session.model.codec, session.model.inputs
+        ends = _ends(session, self.a, self.b)
+        t, pair = inputs.timestep(self.t, ends, mode), inputs.class_pair(self.classes)
+        pipeline = session.model.pipeline(self.sampler, guidance=self.guidance_options)
+        generation.check_mode(pipeline, ends, mode)
+        total, frames_per_call = _num_calls(pipeline.num_calls(t), count, size, ends, mode)
+        formats = [codec.default_format, *codec.extra_formats]
+        with session.writing(
+            "interpolate",
+            [*codec.file_names(formats, count), "strip.png"],
+            out=self.out,
+            default=f"interpolation-{sampler_name(self.sampler)}-t-{t}-{mode}-seed-{self.seed}",
+            samples=codec.output_names(formats),
+        ) as folder:
+            info_once(session.accelerator, f"drawing {count} frames from t={t} into {folder.path}")
+            session.use_threads(self.threads, lambda: trial(pipeline, total, frames_per_call, pair))
+            with session.progress(total, "interpolating") as bar:
+                frames = generation.interpolate(
+                    pipeline, ends, t=t, num_frames=count, mode=mode, seed=self.seed,
+                    batch_size=size, classes=pair, on_step=on_step(bar),
+                )  # fmt: skip
+            if session.accelerator.is_main_process:
+                for format in formats:
+                    codec.write(frames, folder.aside, format=format)
+                codec.picture(frames, columns=count).save(folder.aside / "strip.png")
+                if mode == "ddim":
+                    _report_reconstruction(session, ends, frames)
+        info_once(session.accelerator, f"done: {folder.path} (look at strip.png)")
+        session.accelerator.end_training()
 
 
 def _ends(session: Session, a: int | str, b: int | str) -> tuple[Tensor | int, Tensor | int]:

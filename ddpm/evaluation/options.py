@@ -6,19 +6,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ddpm.errors import ConfigError, did_you_mean, require
-from ddpm.guidance import Guidance
+from ddpm.guidance import GuidanceArguments
 
 FIDELITY = ("fid", "kid", "isc", "prc")
 """Metrics of samples."""
 LIKELIHOOD = ("bpd", "loss")
 """Metrics of clean data."""
 METRICS = (*FIDELITY, *LIKELIHOOD)
-LATER_OPTIONS = ("guidance_interval", "guide", "guide_scale")
-"""Options that results of earlier versions do not have; None means the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationOptions:
+class EvaluationOptions(GuidanceArguments):
     """Metrics to compute and all options that determine them.
 
     The comments in ``configs/evaluate.yaml`` describe each option.
@@ -37,15 +35,10 @@ class EvaluationOptions:
     classes: list[int | str] | int | str | None
     batch_size: int
     seed: int
-    guidance: float
-    guidance_rescale: float
     image_size: int | tuple[int, int] | None = None
     color: Literal["auto", "rgb", "grey"] = "auto"
     low: float | None = None
     high: float | None = None
-    guidance_interval: tuple[float, float] | None = None
-    guide: str | None = None
-    guide_scale: float | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.metrics), "metrics", [], "name at least one, such as [fid]")
@@ -57,23 +50,6 @@ class EvaluationOptions:
         object.__setattr__(self, "metrics", unique)  # the dataclass is frozen
         for key in ("batch_size", "num_images"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "must be at least 1")
-
-    @property
-    def guidance_options(self) -> Guidance:
-        """Guidance of the samples."""
-        return Guidance(
-            scale=self.guidance,
-            rescale=self.guidance_rescale,
-            interval=self.guidance_interval,
-            guide=self.guide,
-            guide_scale=self.guide_scale,
-        )
-
-    def guidance_provenance(self) -> dict[str, Any]:
-        """Return the options of guidance that numbers depend on."""
-        options = {"guidance": self.guidance, "guidance_rescale": self.guidance_rescale}
-        later = {name: getattr(self, name) for name in LATER_OPTIONS}
-        return {**options, **{name: value for name, value in later.items() if value is not None}}
 
     @property
     def fidelity(self) -> list[str]:

@@ -19,9 +19,9 @@ from torch import Tensor
 from ddpm.console import warn
 from ddpm.errors import ConfigError
 from ddpm.evaluation import results
-from ddpm.evaluation.options import LATER_OPTIONS
 from ddpm.evaluation.results import EvaluationResult
 from ddpm.files import UNREADABLE, load_tensors, replacing
+from ddpm.guidance import LATER_OPTIONS
 from ddpm.outputs import OutputFolder
 from ddpm.training.lock import FILE as LOCK
 from ddpm.training.lock import Lock
