@@ -75,6 +75,23 @@ class ModelInputs:
         require(bool(indices), "classes", classes, "name at least one, or leave it out")
         return indices
 
+    def labels(self, classes: Classes | Tensor, count: int | None = None) -> Tensor | None:
+        """Return the class numbers (B,) int64 of a batch; None for an unconditional model.
+
+        Args:
+            classes: numbers or names; None = all.
+            count: B, where sample i is of ``classes[i % len(classes)]``; None = one per class.
+
+        Raises:
+            ConfigError: classes of an unconditional model, or an unknown class.
+        """
+        numbers = self.class_numbers(classes)
+        require(count is None or count >= 1, "count", count, "must be at least 1")
+        if numbers is None:
+            return None
+        size = len(numbers) if count is None else count
+        return torch.tensor([numbers[i % len(numbers)] for i in range(size)])
+
     def class_pair(self, classes: Classes | Tensor) -> tuple[int, int] | None:
         """Return the class numbers of the two ends of an interpolation.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ddpm.diffusion import (
     Denoiser,
     DenoiserProtocol,
     GaussianDiffusion,
+    Prediction,
     class_conditioning,
 )
 from ddpm.errors import ConfigError, require
@@ -47,6 +49,35 @@ class SampleNoise:
     def like(self, x: Tensor) -> Tensor:
         """Return the next noise in the shape of ``x`` (B, ...), float32 on its device."""
         return self.draw(tuple(x.shape[1:])).to(x.device)
+
+
+class CheckedDenoiser:
+    """Wraps a denoiser with a check of the time, for calls from outside of a sampler.
+
+    Args:
+        denoiser: the denoiser.
+    """
+
+    def __init__(self, denoiser: DenoiserProtocol) -> None:
+        self.denoiser, self.diffusion = denoiser, denoiser.diffusion
+        self.needs_gradients = denoiser.needs_gradients
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: float,
+        previous_x0: Tensor | None = None,
+        conditioning: Conditioning | None = None,
+    ) -> Prediction:
+        """Predict x0 and the noise; see :class:`~ddpm.diffusion.DenoiserProtocol`.
+
+        Raises:
+            ConfigError: (key ``t``) a time outside of 0 to T-1.
+        """
+        last = self.diffusion.num_steps - 1
+        good = isinstance(t, Real) and 0 <= t <= last
+        require(good, "t", t, f"must be a number from 0 to {last}, the time of the batch")
+        return self.denoiser(x_t, t, previous_x0, conditioning)
 
 
 @dataclass(frozen=True)
@@ -189,3 +220,17 @@ def check_steps(sampler: Sampler, diffusion: GaussianDiffusion) -> None:
     )
     good = first == most - 1 or not diffusion.schedule.zero_terminal_snr
     require(good, key, steps, problem)
+
+
+def placed(network: nn.Module, device: torch.device, rank: int) -> nn.Module:
+    """Move a network to the device, with the memory layout that is faster in sampling.
+
+    Args:
+        network: the network.
+        device: the device.
+        rank: number of spatial axes of the data.
+    """
+    network = network.to(device)
+    if device.type == "cpu" and rank == 2:  # scripts/sampling_speed.py
+        network = network.to(memory_format=torch.channels_last)  # pyright: ignore
+    return network

@@ -18,7 +18,7 @@ from ddpm.config.registry import load_plugins
 from ddpm.console import warn
 from ddpm.data import Codec
 from ddpm.data.spec import DataSpec
-from ddpm.diffusion import Denoiser, DenoiserProtocol, GaussianDiffusion, Schedule
+from ddpm.diffusion import Conditioning, Denoiser, DenoiserProtocol, GaussianDiffusion, Schedule
 from ddpm.distributed import devices
 from ddpm.errors import reported_as, require
 from ddpm.evaluation.results import EvaluationResult
@@ -27,7 +27,7 @@ from ddpm.generation import Mode, Samples
 from ddpm.guidance import NO_GUIDANCE, Guidance, Guide, as_guidance, check_guide
 from ddpm.inputs import Classes, ModelInputs, as_list
 from ddpm.metrics import Extractor
-from ddpm.pipeline import Autocast, SamplingPipeline, build_pipeline
+from ddpm.pipeline import Autocast, CheckedDenoiser, SamplingPipeline, build_pipeline, placed
 from ddpm.sample_files import save_samples
 from ddpm.samplers import Sampler
 from ddpm.samplers.grids import Steps
@@ -82,7 +82,7 @@ class TrainedModel:
         """
         network, diffusion, spec = instantiate.trained(checkpoint, weights)
         return cls(
-            network=_placed(network, device, spec).eval(),
+            network=placed(network, device, len(spec.shape) - 1).eval(),
             diffusion=diffusion,
             spec=spec,
             device=device,
@@ -110,13 +110,28 @@ class TrainedModel:
     def denoiser(self) -> DenoiserProtocol:
         """Prediction of x0 and noise from x_t.
 
-        Call it as ``x0, eps, variance = model.denoiser(x_t, t, y=labels)``: x_t is (B, C, *spatial)
-        in model space, float32 on ``device``, t a timestep from 0 to T-1 of the whole batch, and
-        ``y`` the class numbers (B,) of a class-conditional model. x0 is clipped to the range of the
-        data; the variance is None unless it is learned. Gradients flow, and the network runs in
-        float32: use ``torch.no_grad()`` and ``autocast()`` where you need them.
+        Call it as ``x0, eps, variance = model.denoiser(x_t, t)``, of a class-conditional model with
+        ``conditioning=model.conditioning(classes)``. x_t is (B, C, *spatial) in model space,
+        float32 on ``device``, t a real number from 0 to T-1 (else ConfigError) for the whole batch.
+        x0 is clipped to the range of the data; the variance is None unless it is learned. Gradients
+        flow, in float32: use ``torch.no_grad()`` and ``autocast()`` where you need them.
         """
-        return self.pipeline().denoiser
+        return CheckedDenoiser(self.pipeline().denoiser)
+
+    @checked
+    def conditioning(
+        self, classes: Classes | Tensor = None, count: int | None = None
+    ) -> Conditioning:
+        """Return the conditioning of a batch by classes, on ``device``; empty without classes.
+
+        Args:
+            classes: numbers or names, or labels as :meth:`sample` returns them; None = all.
+            count: B, where sample i is of ``classes[i % len(classes)]``; None = one per class.
+
+        Raises:
+            ConfigError: classes of an unconditional model, or an unknown class.
+        """
+        return self.pipeline().conditioning(self.inputs.labels(classes, count))
 
     def sample(
         self,
@@ -383,11 +398,3 @@ def load(
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     autocast = nullcontext if dtype is None else partial(torch.autocast, place.type, dtype)
     return TrainedModel.from_checkpoint(checkpoint, weights, place, autocast)
-
-
-def _placed(network: nn.Module, device: torch.device, spec: DataSpec) -> nn.Module:
-    """Move a network to the device, with the memory layout that is faster in sampling."""
-    network = network.to(device)
-    if device.type == "cpu" and len(spec.shape) == 3:  # scripts/sampling_speed.py
-        network = network.to(memory_format=torch.channels_last)  # pyright: ignore
-    return network

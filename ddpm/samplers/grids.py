@@ -89,6 +89,8 @@ def _by_noise(
     if count == 1:
         return [start]
     high, low = schedule.log_snr(stop), schedule.log_snr(start)
+    if high <= LOWEST_LOG_SNR and math.isinf(low):
+        return [stop + (start - stop) * i / (count - 1) for i in range(count)]
     if not low < LOWEST_LOG_SNR < high:
         levels = _levels(high, low, count, spacing)
         return [stop, *map(schedule.time, levels[1:-1]), start]

@@ -77,6 +77,77 @@ def test_the_denoiser_is_exact_where_the_process_is(trained):
     torch.testing.assert_close(signal * x0 + noise * eps, x_t)  # x_t = signal x0 + noise eps
 
 
+@pytest.mark.parametrize("t", [-1, -0.5, 999.5, 1000, float("nan"), None, torch.tensor([3])])
+def test_the_denoiser_refuses_times_outside_of_the_process(trained, t):
+    model = ddpm.load(trained)
+    with pytest.raises(ConfigError, match=r"^t=.*: must be a number from 0 to 999, ") as error:
+        model.denoiser(torch.zeros(1, 1, 8, 8), t)
+    assert "\n" not in str(error.value)
+
+
+def test_the_denoiser_takes_real_times(trained):
+    model = ddpm.load(trained)
+    x_t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        low, middle, high = (model.denoiser(x_t, t).eps for t in (600, np.float64(600.5), 601))
+    assert 0 < (middle - low).norm() < 2 * (high - low).norm()
+
+
+def test_conditioning_by_class(command, tiny):
+    options = ("name=c", "data.class_cond=true", "diffusion.label_dropout=0.1", *tiny)
+    assert command("train", "trainer.max_steps=1", *options).status == 0
+    model = ddpm.load("outputs/c")
+    _, labels = model.sample(2, steps=1, classes=[3, 7])
+    for classes in ([3, "7"], labels, np.array([3, 7])):
+        conditioning = model.conditioning(classes)
+        assert conditioning["y"].tolist() == [3, 7]
+        assert conditioning["y"].device == model.device
+    assert conditioning.unconditional()["y"].tolist() == [10, 10]
+    assert model.conditioning([3, 7], count=3)["y"].tolist() == [3, 7, 3]
+    assert model.conditioning(4, count=2)["y"].tolist() == [4, 4]
+    assert model.conditioning()["y"].tolist() == [*range(10)]
+    x_t = torch.zeros(2, 1, 8, 8)
+    with torch.no_grad():
+        by_class = model.denoiser(x_t, 500, conditioning=model.conditioning([3, 7]))
+        assert torch.equal(by_class.x0, model.denoiser(x_t, 500, conditioning=conditioning).x0)
+    for classes, count, line in (
+        ([3, 10], None, "classes=[3,10]: the model knows the classes 0, 1, 2"),
+        (["cat"], None, "classes=[cat]: the model knows the classes 0, 1, 2"),
+        ([3], 0, "count=0: must be at least 1"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            model.conditioning(classes, count)
+        assert str(error.value).startswith(line) and "\n" not in str(error.value)
+
+
+def test_conditioning_by_classes_named_by_other_numbers(command, tiny):
+    for name in (1, 2, 3):
+        Path(f"named/{name}").mkdir(parents=True)
+        for i in range(4):
+            pixels = np.full((8, 8), 20 * name + i, np.uint8)
+            Image.fromarray(pixels).save(f"named/{name}/{i}.png")
+    others = [option for option in tiny if not option.startswith("data")]
+    options = ("data=folder", "data.path=named", "data.size=8", "data.class_cond=true", *others)
+    ended = command("train", "name=n", "trainer.max_steps=1", *options)
+    assert ended.status == 0, ended.err
+    model = ddpm.load("outputs/n")
+    _, labels = model.sample(3, steps=1)
+    assert labels is not None and labels.tolist() == [1, 2, 3]
+    assert model.conditioning(labels)["y"].tolist() == [0, 1, 2]
+    assert model.conditioning([3, 1])["y"].tolist() == [2, 0]
+    with pytest.raises(ConfigError, match="classes="):
+        model.conditioning(0)
+
+
+def test_conditioning_of_an_unconditional_model(trained):
+    model = ddpm.load(trained)
+    assert len(model.conditioning()) == 0
+    _, labels = model.sample(1, steps=1)
+    assert len(model.conditioning(labels)) == 0
+    with pytest.raises(ConfigError, match="classes=3: the model knows no classes"):
+        model.conditioning(3)
+
+
 def test_saved_images_are_a_folder_like_those_of_ddpm_sample(command, trained, monkeypatch):
     model = ddpm.load(trained)
     data, _ = model.sample(3, steps=1)
