@@ -301,6 +301,29 @@ def test_the_network_receives_the_time(rescale, expected):
     assert times[0].is_floating_point() == rescale
 
 
+@pytest.mark.parametrize(
+    ("t", "dtype", "value"),
+    [
+        (7, torch.int64, 7),
+        (7.0, torch.int64, 7),
+        (7.5, torch.float32, 7.5),
+        (torch.tensor([7, 7]), torch.int64, 7),
+        (torch.tensor([7.5, 7.5]), torch.float32, 7.5),
+    ],
+)
+def test_whole_times_are_int64_and_others_float32(t, dtype, value):
+    diffusion = GaussianDiffusion(cosine(num_steps=40), PredV())
+    times = []
+
+    def network(x_t, time):
+        times.append(time)
+        return x_t
+
+    diffusion.predict(network, torch.ones(2, 1, 3), t)
+    assert times[0].dtype == dtype
+    assert times[0].tolist() == [value, value]
+
+
 @pytest.mark.parametrize("objective", [PredNoise, PredX0, PredV])
 def test_the_perfect_output_has_zero_loss(objective):
     diffusion = GaussianDiffusion(cosine(num_steps=50), objective())

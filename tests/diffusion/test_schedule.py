@@ -207,3 +207,98 @@ def test_signal_and_noise_of_a_sampler_are_those_of_training(make):
     np.testing.assert_allclose(pairs[:, 1], s[:, 0].numpy(), rtol=1e-7)
     snr = (pairs[:, 0] / pairs[:, 1]) ** 2
     np.testing.assert_allclose(schedule.snr(t).numpy(), snr, rtol=1e-12)
+
+
+REAL = {
+    "linear": linear(num_steps=1000),
+    "cosine": cosine(num_steps=1000),
+    "sigmoid": sigmoid(num_steps=40),
+    "zero_terminal": cosine(num_steps=100, zero_terminal_snr=True),
+    "two": cosine(num_steps=2),
+}
+
+
+def real_times(schedule):
+    """Return real times of all kinds: whole, near to whole, between, and the ends."""
+    last = schedule.num_steps - 1
+    generator = np.random.default_rng(0)
+    return [0, last, *range(0, last, max(last // 7, 1)), 1e-9, *generator.uniform(0, last, 50)]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_whole_times_are_exact(name):
+    schedule = REAL[name]
+    for t in range(schedule.num_steps):
+        alpha_bar = schedule.alpha_bar[t].item()
+        for time in (t, float(t), np.float64(t)):
+            assert schedule.alpha(time) == math.sqrt(alpha_bar)
+            assert schedule.sigma(time) == math.sqrt(1 - alpha_bar)
+            assert schedule.signal_noise(time) == (schedule.alpha(time), schedule.sigma(time))
+    t = torch.arange(schedule.num_steps)
+    for times in (t, t.double(), t.float()):
+        assert torch.equal(schedule.alpha_bar_at(times), schedule.alpha_bar)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_numbers_and_tensors_of_real_times_agree(name):
+    schedule = REAL[name]
+    times = [-1, *real_times(schedule)]
+    t = torch.tensor(times, dtype=torch.float64)
+    for method in (schedule.alpha, schedule.sigma, schedule.log_snr):
+        numbers, tensor = [method(time) for time in times], method(t)
+        assert all(type(number) is float for number in numbers)
+        assert tensor.dtype == torch.float64
+        np.testing.assert_allclose(tensor.numpy(), numbers, rtol=1e-12, atol=1e-12)
+    squares = schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2
+    np.testing.assert_allclose(squares.numpy(), 1, rtol=1e-15)
+    a, s = schedule.scales(t, torch.zeros(len(times), 2, 3))
+    assert a.shape == s.shape == (len(times), 1, 1)
+    torch.testing.assert_close(a.flatten(), schedule.alpha(t).float(), rtol=0, atol=0)
+    torch.testing.assert_close(s.flatten(), schedule.sigma(t).float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_log_snr_is_linear_between_timesteps(name):
+    schedule = REAL[name]
+    for t in range(schedule.num_steps - 1):
+        low, high = schedule.log_snr(t), schedule.log_snr(t + 1)
+        assert low > high
+        if math.isinf(high):
+            continue
+        for part in (0.25, 0.5, 0.9):
+            expected = low + part * (high - low)
+            assert schedule.log_snr(t + part) == pytest.approx(expected, rel=1e-11, abs=1e-11)
+
+
+def test_alpha_is_linear_before_a_timestep_without_signal():
+    schedule = REAL["zero_terminal"]
+    assert schedule.log_snr(99) == -math.inf
+    assert schedule.log_snr(torch.tensor([99.0])).item() == -math.inf
+    for part in (0.1, 0.5, 0.999):
+        expected = (1 - part) * schedule.alpha(98)
+        assert schedule.alpha(98 + part) == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_time_is_the_inverse_of_log_snr(name):
+    schedule = REAL[name]
+    last = schedule.num_steps - 1
+    for t in real_times(schedule):
+        near = pytest.approx(t, rel=1e-12, abs=1e-12 * schedule.num_steps)
+        assert schedule.time(schedule.log_snr(t)) == near
+    for t in range(schedule.num_steps):
+        time = schedule.time(schedule.log_snr(t))
+        assert time == t and type(time) is int
+    assert schedule.time(math.inf) == schedule.time(schedule.log_snr(0) + 1) == 0
+    assert schedule.time(-math.inf) == last
+    if not schedule.zero_terminal_snr:
+        assert schedule.time(schedule.log_snr(last) - 1) == last
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_table_of_alpha_bar_makes_the_same_schedule(name):
+    schedule = REAL[name]
+    other = Schedule.from_alpha_bar(schedule.alpha_bar)
+    assert torch.equal(other.alpha_bar, schedule.alpha_bar)
+    assert other.zero_terminal_snr == schedule.zero_terminal_snr
+    torch.testing.assert_close(other.betas, schedule.betas, rtol=1e-12, atol=1e-12)
