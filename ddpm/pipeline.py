@@ -75,8 +75,9 @@ class CheckedDenoiser:
             ConfigError: (key ``t``) a time outside of 0 to T-1.
         """
         last = self.diffusion.num_steps - 1
+        shown = t if isinstance(t, Real) else type(t).__name__
         good = isinstance(t, Real) and 0 <= t <= last
-        require(good, "t", t, f"must be a number from 0 to {last}, the time of the batch")
+        require(good, "t", shown, f"must be a number from 0 to {last}, the time of the batch")
         return self.denoiser(x_t, t, previous_x0, conditioning)
 
 
