@@ -61,13 +61,13 @@ def function(key: str, name: str) -> Callable[..., Any]:
     if _finder not in sys.meta_path:
         sys.meta_path.append(_finder)
     try:
-        found = getattr(_import(module, [module]), attribute, None)
+        function_object = getattr(_import(module, [module]), attribute, None)
     except ConfigError as error:
         raise error.renamed(key, name) from error
     problem = f"{module} has no function {attribute}; use one of its functions"
-    if not callable(found):
+    if not callable(function_object):
         raise ConfigError(key, name, problem)
-    return found
+    return function_object
 
 
 def _load(name: str, modules: Sequence[str]) -> ModuleType:

@@ -145,8 +145,8 @@ class Autoguidance(_Wrapper):
         if not self.is_active(t):
             return prediction
         time = self.guide.diffusion.schedule.time(self.diffusion.schedule.log_snr(t))
-        known = conditioning if self.conditional else None
-        weak = self.guide(x_t, time, previous_x0, known)
+        inputs = conditioning if self.conditional else None
+        weak = self.guide(x_t, time, previous_x0, inputs)
         return prediction.with_x0(torch.lerp(weak.x0, prediction.x0, self.scale))
 
 
@@ -194,12 +194,12 @@ class GradientGuidance(_Wrapper):
     ) -> Prediction:
         """Predict x0 and the noise; see :class:`~ddpm.diffusion.DenoiserProtocol`."""
         a, s = self.diffusion.schedule.signal_noise(t)
-        known = conditioning if self.conditional else None
+        inputs = conditioning if self.conditional else None
         if a == 0 or not self.is_active(t):
-            return self.denoiser(x_t, t, previous_x0, known)
+            return self.denoiser(x_t, t, previous_x0, inputs)
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
-            prediction = self.denoiser(x, t, previous_x0, known)
+            prediction = self.denoiser(x, t, previous_x0, inputs)
             score = self.score(prediction.x0, t, conditioning or Conditioning())
             self._check(score, len(x))
             (gradient,) = torch.autograd.grad(score.sum(), x)

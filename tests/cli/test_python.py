@@ -127,7 +127,13 @@ def test_conditioning_by_classes_named_by_other_numbers(command, tiny):
             pixels = np.full((8, 8), 20 * name + i, np.uint8)
             Image.fromarray(pixels).save(f"named/{name}/{i}.png")
     others = [option for option in tiny if not option.startswith("data")]
-    options = ("data=folder", "data.path=named", "data.size=8", "data.class_cond=true", *others)
+    options = (
+        "data=folder",
+        "data.path=named",
+        "data.image_size=8",
+        "data.class_cond=true",
+        *others,
+    )
     ended = command("train", "name=n", "trainer.max_steps=1", *options)
     assert ended.status == 0, ended.err
     model = ddpm.load("outputs/n")

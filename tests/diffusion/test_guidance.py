@@ -67,7 +67,9 @@ def test_gradient_guidance_changes_the_noise_by_the_gradient():
     t, x = 80, x_t(1, 4, 4)
     a, s = SCHEDULE.signal_noise(t)
     plain = denoiser(lambda x, time: torch.sin(x), PredV)
-    guided = GradientGuidance(plain, lambda x0, t, known: (x0**2).flatten(1).sum(1), scale=0.3)
+    guided = GradientGuidance(
+        plain, lambda x0, t, conditioning: (x0**2).flatten(1).sum(1), scale=0.3
+    )
     x0 = a * x - s * torch.sin(x)
     gradient = 2 * x0 * (a - s * torch.cos(x))
     prediction = guided(x, t)
@@ -93,7 +95,7 @@ def test_the_score_receives_x0_time_and_classes_of_an_unconditional_network():
 def test_without_signal_there_is_no_gradient_guidance():
     schedule = cosine(num_steps=50, zero_terminal_snr=True)
     plain = denoiser(lambda x, time: 0.5 * x, PredV, schedule)
-    guided = GradientGuidance(plain, lambda x0, t, known: x0.flatten(1).sum(1), scale=7)
+    guided = GradientGuidance(plain, lambda x0, t, conditioning: x0.flatten(1).sum(1), scale=7)
     x = x_t(1, 4, 4)
     assert torch.equal(guided(x, 49).x0, plain(x, 49).x0)
     assert torch.isfinite(DDIM(steps=10).sample(guided, x, randn_like=normal(0))).all()
@@ -102,9 +104,9 @@ def test_without_signal_there_is_no_gradient_guidance():
 @pytest.mark.parametrize(
     ("score", "problem"),
     [
-        (lambda x0, t, known: x0.sum(), r"returned \(\) for 2 samples"),
-        (lambda x0, t, known: 3, "returned int"),
-        (lambda x0, t, known: torch.zeros(2), "without a gradient"),
+        (lambda x0, t, conditioning: x0.sum(), r"returned \(\) for 2 samples"),
+        (lambda x0, t, conditioning: 3, "returned int"),
+        (lambda x0, t, conditioning: torch.zeros(2), "without a gradient"),
     ],
 )
 def test_a_score_of_another_shape_is_refused(score, problem):
@@ -156,7 +158,7 @@ def test_wrappers_stack():
     a, s = SCHEDULE.signal_noise(t)
     stack = ClassifierFreeGuidance(denoiser(), scale=2.0)
     stack = Autoguidance(stack, denoiser(lambda x, time, y: 0.2 * x), scale=1.5)
-    stack = GradientGuidance(stack, lambda x0, t, known: x0.flatten(1).sum(1), scale=0.1)
+    stack = GradientGuidance(stack, lambda x0, t, conditioning: x0.flatten(1).sum(1), scale=0.1)
     prediction = Clipping(stack, "static")(x, t, conditioning=conditioning())
     free = by_class(x, None, torch.tensor([5, 5]))
     guided = free + 2 * (by_class(x, None, LABELS) - free)
