@@ -53,11 +53,11 @@ def device_of(device: Device, precision: Precision, *, key: str) -> torch.device
         ConfigError: no GPU although one was requested; fp16 on a CPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        problem = "this machine has no GPU that torch can use; take device=auto or device=cpu"
+        problem = "this machine has no GPU that torch can use; use device=auto or device=cpu"
         raise ConfigError("device", device, problem)
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     if precision == "fp16" and on_cpu:
-        problem = "fp16 needs a GPU; on a CPU take bf16, or no for float32"
+        problem = "fp16 needs a GPU; on a CPU use bf16, or no for float32"
         raise ConfigError(key, precision, problem)
     return torch.device("cpu" if on_cpu else "cuda")
 

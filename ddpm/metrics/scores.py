@@ -104,7 +104,7 @@ def check_metric(
         problem = f"holds {num_reference} of the images, and {metric} needs at least {least}"
         require(num_reference >= least, "reference", None, problem)
     if metric == "isc":
-        remedy = "leave isc out, or take extractor=inception"
+        remedy = "leave isc out, or use extractor=inception"
         problem = f"the extractor gives no logits; {remedy}"
         require(classes is not None, "metrics", "isc", problem)
         few = num_samples is not None and num_samples < SPLITS * (classes or 0)

@@ -290,7 +290,7 @@ def test_inception_equals_torch_fidelity(untrained, monkeypatch):
     assert extractor.output_sizes((1, 8, 8), "cpu") == (2048, 1008)
     assert torch.equal(extractor(images[:, :1]), direct(images[:, :1].repeat(1, 3, 1, 1))[0])
     assert error_of(lambda: extractor.output_sizes((2, 8, 8), "cpu")) == (
-        "extractor=inception-v3-compat: takes images of 1 or 3 channels, these have 2; use "
+        "extractor=inception-v3-compat: requires images of 1 or 3 channels, these have 2; use "
         "extractor=pixels"
     )
 
