@@ -149,7 +149,7 @@ def _set_deterministic(deterministic: bool) -> None:
 
 
 def _check(made: Accelerator, world: int, accumulate: int) -> None:
-    """Refuse what Accelerate made of the launch, where it is not what was asked for."""
+    """Raise ConfigError if Accelerate detected another launch than the requested one."""
     if world != made.num_processes:
         problem = (
             f"the launcher started {world} processes but they found {made.num_processes}; have it "
