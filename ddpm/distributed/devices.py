@@ -159,5 +159,5 @@ def _check(made: Accelerator, world: int, accumulate: int) -> None:
     if made.distributed_type not in _KINDS:
         raise _unsupported(made.distributed_type.value)
     if made.gradient_accumulation_steps != accumulate:
-        problem = "the variable ACCELERATE_GRADIENT_ACCUMULATION_STEPS says otherwise; unset it"
+        problem = "the variable ACCELERATE_GRADIENT_ACCUMULATION_STEPS has another value; unset it"
         raise ConfigError("trainer.accumulate", accumulate, problem)

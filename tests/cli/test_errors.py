@@ -183,7 +183,7 @@ def test_fewer_samples_than_a_batch_are_reported(command, tiny):
     ended = command("train", "data=folder", "data.path=imgs", "trainer.max_steps=2", *tiny)
     assert ended.status == 0
     assert (
-        "3 samples of 3x16x16 (fewer than a batch: each batch holds some of them more than once)"
+        "3 samples of 3x16x16 (fewer than a batch: each batch contains some of them more than once)"
         in ended.out
     )
 

@@ -231,7 +231,7 @@ ERRORS = [
     ("ckpt={run} metrics=[fidd]", "metrics=fidd: unknown metric; did you mean 'fid'?"),
     ("ckpt={run} metrics=[]", "metrics=[]: name at least one, such as [fid]"),
     ("ckpt={run} num_samples=1", "num_samples=1: fid needs at least 2 samples"),
-    ("ckpt={run} metrics=[isc] num_samples=4", "metrics=isc: the extractor gives no logits; leave isc out, or use extractor=inception"),
+    ("ckpt={run} metrics=[isc] num_samples=4", "metrics=isc: the extractor returns no logits; leave isc out, or use extractor=inception"),
     ("samples=half.npz", "reference: is missing; set it to the images to compare with"),
     ("samples=half.npz reference=digits metrics=[bpd]", "metrics=bpd: requires a model; use ckpt= instead"),
     ("samples=half.npz reference=nowhere", "reference=nowhere: no such folder; set reference to a folder of images"),

@@ -98,7 +98,7 @@ def test_a_variable_that_conflicts_with_the_option(monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "3")
     assert error_of("cpu", "no", accumulate=2) == (
         "trainer.accumulate=2: the variable ACCELERATE_GRADIENT_ACCUMULATION_STEPS "
-        "says otherwise; unset it"
+        "has another value; unset it"
     )
     accelerator = devices.accelerator("cpu", "no", key="p", accumulate=3)
     assert accelerator.gradient_accumulation_steps == 3

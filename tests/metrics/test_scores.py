@@ -278,15 +278,15 @@ def error_of(call):
         (lambda: prc(normal(3, 3), normal(9, 3)), "num_samples=3: prc needs at least 4 samples"),
         (
             lambda: fid(normal(9, 3), normal(1, 3)),
-            "reference: holds 1 of the images, and fid needs at least 2",
+            "reference: contains 1 images, and fid needs at least 2",
         ),
         (
             lambda: prc(normal(9, 3), normal(3, 3)),
-            "reference: holds 3 of the images, and prc needs at least 4",
+            "reference: contains 3 images, and prc needs at least 4",
         ),
         (
             lambda: isc(None),
-            "metrics=isc: the extractor gives no logits; leave isc out, or use "
+            "metrics=isc: the extractor returns no logits; leave isc out, or use "
             "extractor=inception",
         ),
         (
@@ -301,7 +301,7 @@ def error_of(call):
         ),
         (
             lambda: fid(normal(2, 10_001), normal(2, 10_001)),
-            "extractor: gives 10001 features per image; fid supports at most 10000, kid and prc "
+            "extractor: returns 10001 features per image; fid supports at most 10000, kid and prc "
             "any, and extractor=inception has 2048",
         ),
     ],
@@ -326,7 +326,7 @@ def test_few_samples_cause_a_warning():
     )
     assert fid(normal(9, 9), normal(8, 9)).warnings[0].startswith("fid: 8 reference images are")
     assert isc(normal(49, 5)).warnings == (
-        "isc: a tenth of 49 samples is fewer than the 5 classes, so it comes out too low",
+        "isc: a tenth of 49 samples is fewer than the 5 classes, so the score is too low",
     )
     assert isc(normal(50, 5)).warnings == ()
     assert check_metric("fid", None, None, 2048, None) == ()
