@@ -107,6 +107,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_is_file(path: str) -> None:
+    """Raise ConfigError (key ``path``) unless ``path`` is a file; opening a pipe would block."""
+    if os.path.isdir(path):
+        raise ConfigError("path", path, "is a folder; use a file in it")
+    if not os.path.isfile(path):
+        other = os.path.exists(path)
+        raise ConfigError("path", path, "is not a regular file" if other else "no such file")
+
+
 def free_space(path: Path) -> str:
     """Return the free space of the file system of ``path`` in words, such as ``1.5 GB free``."""
     while not path.exists() and path != path.parent:

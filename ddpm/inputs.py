@@ -61,8 +61,10 @@ class ModelInputs:
             require(good, "classes", classes, "the model has no class names; use numbers from 0")
             return numbers
         if names is None:
-            problem = "the model knows no classes; leave it out, or train with data.class_cond=true"
-            require(classes is None, "classes", classes, problem)
+            remedy = "leave it out, or train with data.class_cond=true"
+            require(
+                classes is None, "classes", classes, "the model is not class-conditional", remedy
+            )
             return None
         if classes is None:
             return list(range(len(names)))
@@ -70,7 +72,7 @@ class ModelInputs:
         requested = [classes] if isinstance(classes, int | str) else list(classes)
         numbers = [class_number(each, names) for each in requested]
         indices = [number for number in numbers if number is not None]
-        problem = f"the model knows the classes {format_names(names)}; use some of those"
+        problem = f"the model has the classes {format_names(names)}; use some of those"
         require(len(indices) == len(requested), "classes", classes, problem)
         require(bool(indices), "classes", classes, "name at least one, or leave it out")
         return indices

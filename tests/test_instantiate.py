@@ -169,7 +169,7 @@ FORBIDDEN = [
 @pytest.mark.parametrize("name", FORBIDDEN)
 def test_targets_that_are_not_exported_are_rejected(name):
     line = error_of(build, {"_target_": name}, "data")
-    assert line.startswith(f"data._target_={name}: is not among what ddpm exports")
+    assert line.startswith(f"data._target_={name}: is not exported by ddpm or by a plugin")
 
 
 @pytest.mark.parametrize("node", [None, {}, {"_target_": None}, {"_target_": ["a"]}, "a", 3])
@@ -220,14 +220,14 @@ def plugin(tmp_path, monkeypatch):
 
 def test_plugins_export_their_all(plugin):
     node = {"_target_": f"{plugin}.Mine", "size": 1e1}
-    assert "is not among what ddpm exports" in error_of(build, node, "data")
+    assert "is not exported by ddpm or by a plugin" in error_of(build, node, "data")
     load_plugins([plugin])
     assert build(node, "data").size == 10
     for name in ("Hidden", "number", "__all__"):
         line = error_of(build, {"_target_": f"{plugin}.{name}"}, "data")
-        assert "is not among what ddpm exports" in line
+        assert f"is not a class in the __all__ of {plugin}; add it there" in line
     load_plugins([])
-    assert "is not among what ddpm exports" in error_of(build, node, "data")
+    assert "is not exported by ddpm or by a plugin" in error_of(build, node, "data")
     line = error_of(load_plugins, ["bare_for_a_test"])
     assert line.startswith("plugins=[bare_for_a_test]: bare_for_a_test has no __all__")
 

@@ -79,7 +79,7 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
             raise
         if os.environ.get("DDPM_DEBUG"):
             raise
-        _report(config_name, argument_errors.explain(config_name, error, typed))
+        _report(config_name, str(argument_errors.explain(config_name, error, typed)))
         sys.exit(1)
     except OSError as error:  # of Hydra, which makes the folder of a sweep
         _report(config_name, f"{error.filename or 'out'}: {error.strerror}; choose another out=")
@@ -198,13 +198,13 @@ def _signals_first() -> Iterator[None]:
 def _run(config: Any, command: Command) -> float | None:
     """Check the composed options and run the command, in several processes if requested."""
     from ddpm.cli import workers
-    from ddpm.cli.memory import shortage
+    from ddpm.cli.system_errors import converted
     from ddpm.config.registry import load_plugins, with_typed_classes
     from ddpm.config.schema import check, typed
     from ddpm.config.text import plain
-    from ddpm.memory import is_out_of_memory
 
-    options, typed_as = invocation.resolved(values.expanded(plain(config)))
+    typed_keys = {key for key, _ in invocation.typed_options()}
+    options, typed_as = invocation.resolved(values.expanded(plain(config)), typed_keys)
     launch = options.pop("launch", None)
     if "ckpt" in options:
         for key in argument_errors.FROM_CHECKPOINT:
@@ -216,17 +216,14 @@ def _run(config: Any, command: Command) -> float | None:
         if count > 1:
             return workers.start(count, _run, config, command)
     load_plugins(checked["plugins"])
-    typed_keys = {*typed_as, *(key for key, _ in invocation.typed_options())}
-    checked |= with_typed_classes(checked, typed_keys)
-    try:
+    checked |= with_typed_classes(checked, {*typed_as, *typed_keys})
+
+    def work() -> float | None:
         with reported_as(typed_as):
-            return _call(command, checked)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        short = shortage(error, options)
-    # Outside of the handler: the frames of the error hold the memory that the next job needs.
-    raise short
+            result = command(**checked)
+            return result() if isinstance(command, type) else result
+
+    return converted(work, options)
 
 
 def _hint(key: str, value: object) -> str:
@@ -235,20 +232,6 @@ def _hint(key: str, value: object) -> str:
 
     name = invocation.command_name()
     return argument_errors.advice(name, key, render(value), invocation.overrides())
-
-
-def _call(command: Command, options: dict[str, Any]) -> float | None:
-    """Run a command with its checked options."""
-    from ddpm.memory import is_out_of_memory
-
-    try:
-        result = command(**options)
-        return result() if isinstance(command, type) else result
-    except OSError as error:
-        if is_out_of_memory(error):
-            raise
-        place, remedy = str(error.filename or "out"), "fix this and run the same command again"
-        raise ConfigError(place, None, str(error.strerror), remedy) from error
 
 
 def _report(config_name: str, message: str) -> None:

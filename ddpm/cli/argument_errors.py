@@ -22,19 +22,19 @@ _RERUN = "--experimental-rerun"  # not abbreviated, as it unpickles a file
 _SHORT_SWITCHES, _SHORT_VALUED = ("-h", "-r", "-m", "-sc"), ("-c", "-p", "-cp", "-cn", "-cd", "-i")
 
 
-def explain(config_name: str, error: Exception, arguments: Sequence[str]) -> str:
-    """Return a composition error of Hydra or OmegaConf in one line: key, value, remedy."""
+def explain(config_name: str, error: Exception, arguments: Sequence[str]) -> ConfigError:
+    """Return a composition error of Hydra or OmegaConf: key, value, remedy."""
     message = str(error)
     typed = {
         a.lstrip("+~").split("=", 1)[0]: values.as_typed(a.partition("=")[2])
         for a in arguments
         if "=" in a
     }
-    unknown = re.search(r"Could not override '([^']+)'", message)
+    unknown = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", message)
     if unknown:
         key = unknown[1]
-        option = f"{key}={typed[key]}" if key in typed else key
-        return f"{option}: {_unknown(config_name, key, typed.get(key, ''), arguments)}"
+        problem = _unknown(config_name, key, typed.get(key, ""), arguments)
+        return ConfigError(key, typed.get(key), problem)
     if NO_CHOICE in message:
         return _no_name(config_name, typed, arguments)
     choice = re.search(r"Could not find '([^']+)'", message)
@@ -42,8 +42,10 @@ def explain(config_name: str, error: Exception, arguments: Sequence[str]) -> str
         return _no_choice(choice[1], message, typed)
     if type(error).__name__ == "OverrideParseException":
         text = getattr(error, "override", "") or ""
-        return f"{text}: cannot be read; quote values with = , or spaces: 'key=\"the value\"'"
-    return " ".join(line.strip() for line in message.splitlines() if line.strip())
+        problem = "cannot be read; quote values with = , or spaces: 'key=\"the value\"'"
+        return ConfigError(text, None, problem)
+    line = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    return ConfigError("config", None, line)
 
 
 def _unknown(config_name: str, key: str, value: str, arguments: Sequence[str]) -> str:
@@ -63,20 +65,20 @@ def from_checkpoint(key: str) -> str:
     return f"the {key} comes from the checkpoint; leave it out"
 
 
-def _no_name(config_name: str, typed: Mapping[str, str], arguments: Sequence[str]) -> str:
+def _no_name(config_name: str, typed: Mapping[str, str], arguments: Sequence[str]) -> ConfigError:
     """Return the error of a group whose choice is null, a number or a truth value."""
     problem = "must be one of its choices"
     plain = r"[\d.eE+-]*|null|none|~|true|false"
     for key, value in typed.items():
         if (config_dir() / key).is_dir() and re.fullmatch(plain, value.lower()):
             if key not in _groups(config_name):
-                return f"{key}={value}: {_unknown(config_name, key, value, arguments)}"
+                return ConfigError(key, value, _unknown(config_name, key, value, arguments))
             use = synonyms.choice(key, value)
-            return f"{key}={value}: {problem}; {'--help lists them' if use is None else use}"
-    return f"group=null: {problem}; --help lists them"
+            return ConfigError(key, value, problem, "--help lists them" if use is None else use)
+    return ConfigError("group", "null", problem, "--help lists them")
 
 
-def _no_choice(path: str, message: str, typed: Mapping[str, str]) -> str:
+def _no_choice(path: str, message: str, typed: Mapping[str, str]) -> ConfigError:
     """Return the error of a choice that its config group does not have."""
     group, _, name = path.rpartition("/")
     for key, value in typed.items():
@@ -92,7 +94,7 @@ def _no_choice(path: str, message: str, typed: Mapping[str, str]) -> str:
         hint = f"; {use}".replace(f"; use {plain}=", f"; use {group}=")
     elif group == "data" and Path(name).is_dir():
         hint = f"; use data=folder data.path={name}"
-    return f"{group}={name}: unknown choice (there are: {', '.join(names)}){hint}"
+    return ConfigError(group, name, f"unknown choice (there are: {', '.join(names)}){hint}")
 
 
 def _choices(group: str) -> list[str]:

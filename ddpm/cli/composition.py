@@ -53,20 +53,13 @@ def compose(config_name: str, config: Mapping[str, Any] | Sequence[str]) -> Comp
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             composed = hydra_compose(config_name, overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise _config_error(config_name, error, overrides) from error
+        raise argument_errors.explain(config_name, error, overrides) from error
     choices = dict(composed.hydra.runtime.choices)
     with open_dict(composed):
         del composed["hydra"]
-    options, _ = invocation.resolved(values.expanded(plain(composed)))
+    typed_keys = set(map(values.option_key, overrides))
+    options, _ = invocation.resolved(values.expanded(plain(composed)), typed_keys)
     return Composition(options, tuple(overrides), choices)
-
-
-def _config_error(config_name: str, error: Exception, overrides: Sequence[str]) -> ConfigError:
-    """Return a composition error as a ConfigError with the message of the command."""
-    line = argument_errors.explain(config_name, error, overrides)
-    option, _, problem = line.partition(": ")
-    key, equals, value = option.partition("=")
-    return ConfigError(key, value if equals else None, problem)
 
 
 def arguments(config: Mapping[str, Any]) -> list[str]:

@@ -175,8 +175,8 @@ def _check(config: Node, data_spec: DataSpec, imported: ImportedCheckpoint) -> N
     outputs, required = spec.out_channels, process.output_channels(channels)
     problem = (
         f"needs a network with {required} output channels and this one has {outputs}; a learned "
-        "variance (diffusion=iddpm) takes two per channel, channels that are given whole "
-        "(given_channels=[...]) none"
+        "variance (diffusion=iddpm) needs two per channel, and channels that are given as a "
+        "whole (given_channels=[...]) need none"
     )
     require(outputs == required, "diffusion.variance", process.variance, problem)
     network = instantiate.network(config, data_spec, process)

@@ -122,7 +122,8 @@ def _report_reconstruction(
         if not isinstance(end, int):
             x, y = (codec.encode(raw.unsqueeze(0)) for raw in (end, frame))
             rms = float((x - y).square().mean().sqrt()) / 2
-            info_once(session.accelerator, f"{key} came back within {rms:.2%} of the range (rms)")
+            error = f"reconstruction error {rms:.2%} of the range (RMS)"
+            info_once(session.accelerator, f"{key}: {error}")
 
 
 if __name__ == "__main__":

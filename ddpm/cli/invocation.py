@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm.config import values
+from ddpm.errors import render, require
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -28,17 +29,29 @@ def typed_options() -> list[tuple[str, str]]:
     return [(key, text) for key, text in pairs if not text.endswith("=null")]
 
 
-def resolved(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def resolved(
+    options: Mapping[str, Any], typed: Collection[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the options of a command without aliases, such as ``steps`` for ``sampler.steps``.
 
     The second result maps the option of each alias that has a value to the name of the alias.
+
+    Args:
+        options: composed options.
+        typed: keys of the typed options whose values are not null.
+
+    Raises:
+        ConfigError: an alias and its option were typed with different values.
     """
     result, names = dict(options), {}
     for alias, (group, name) in _ALIASES.items():
-        value = result.pop(alias, None)
+        value, key = result.pop(alias, None), f"{group}.{name}"
         if value is not None:
+            other = result[group].get(name)
+            problem = f"is the same option as {key}={render(other)}; give only one of them"
+            require(key not in typed or other == value, alias, value, problem)
             result[group] = {**result[group], name: value}
-            names[f"{group}.{name}"] = alias
+            names[key] = alias
     return result, names
 
 

@@ -80,6 +80,7 @@ def train_model(config: Mapping[str, Any] | Sequence[str]) -> TrainedModel:
     """Train on this process, without a command line; see :func:`ddpm.train`."""
     from ddpm import trained
     from ddpm.cli.composition import compose
+    from ddpm.cli.system_errors import converted
     from ddpm.config.registry import load_plugins, with_typed_classes
     from ddpm.config.schema import check
     from ddpm.runs import training
@@ -93,8 +94,12 @@ def train_model(config: Mapping[str, Any] | Sequence[str]) -> TrainedModel:
     options |= with_typed_classes(options, set(map(values.option_key, overrides)))
     device, threads = options.pop("device"), options.pop("threads")
     request = _request(overrides, choices, **options)
-    outcome = training.train(request, device=device, threads=threads)
-    return trained.load(outcome.path, device=device)
+
+    def work() -> TrainedModel:
+        outcome = training.train(request, device=device, threads=threads)
+        return trained.load(outcome.path, device=device)
+
+    return converted(work, options)
 
 
 def _request(

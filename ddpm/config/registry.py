@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -139,18 +140,7 @@ def retargeted(node: Config, key: str, typed: Collection[str]) -> dict[str, Any]
     Raises:
         ConfigError: the class is not exported.
     """
-    target = str(node["_target_"])
-    package, top = target.rpartition(".")[0], target.partition(".")[0]
-    try:
-        constructor = exported(target, f"{key}._target_")
-    except ConfigError as error:
-        if package in _plugins:
-            problem, remedy = f"is not in the __all__ of {package}", "add it there"
-        elif package and (Path(f"{top}.py").is_file() or Path(top).is_dir()):
-            problem, remedy = error.problem, f"add plugins=[{package}]"
-        else:
-            raise
-        raise error.replaced(problem, remedy) from error
+    constructor = exported(str(node["_target_"]), f"{key}._target_", typed=True)
     parameters = inspect.signature(options_of(constructor)).parameters
     # A null may stand for a default of the class that is replaced.
     null = {k for k, p in parameters.items() if p.default is not None and node.get(k) is None}
@@ -174,12 +164,13 @@ def with_typed_classes(options: Config, typed: Collection[str]) -> dict[str, Any
     return {key: retargeted(options[key], key, typed) for key in groups if key in options}
 
 
-def exported(target: str, key: str) -> Callable[..., Any]:
+def exported(target: str, key: str, *, typed: bool = False) -> Callable[..., Any]:
     """Return the class or function that a ``_target_`` names.
 
     Args:
         target: full name, ``package.Name``.
         key: of the option, ``group._target_``.
+        typed: the user typed the name; otherwise it may be that of an untrusted checkpoint.
 
     Raises:
         ConfigError: it is not in the ``__all__`` of the group's package or of a plugin.
@@ -194,5 +185,19 @@ def exported(target: str, key: str) -> Callable[..., Any]:
                 return member
             problem = f"is not a valid target for this option; choose one with {group}=..."
             raise ConfigError(key, target, problem)
-    remedy = "classes of your own come through plugins=[their.module]"
-    raise ConfigError(key, target, "is not among what ddpm exports", remedy)
+    if package in _plugins:
+        problem = f"is not a class in the __all__ of {package}"
+        raise ConfigError(key, target, problem, "add it there")
+    remedy = _class_remedy(target, group, typed)
+    raise ConfigError(key, target, "is not exported by ddpm or by a plugin", remedy)
+
+
+def _class_remedy(target: str, group: str, typed: bool) -> str:
+    """Return the remedy of a ``_target_`` whose module is not a plugin."""
+    package, top = target.rpartition(".")[0], target.partition(".")[0]
+    if top == "ddpm":
+        return f"choose one with {group}=..."
+    local = Path(f"{top}.py").is_file() or Path(top).is_dir()
+    if top and package and (local or (typed and top not in sys.stdlib_module_names)):
+        return f"add plugins=[{package}]"
+    return "for a class of your own, my_module.MyClass, add plugins=[my_module]"

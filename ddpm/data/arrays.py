@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from ddpm.errors import ConfigError
+from ddpm.files import check_is_file
 
 SUFFIXES = (".npy", ".npz", ".pt")
 _LABELS = ("labels", "arr_1")
@@ -41,8 +41,7 @@ def load_arrays(
     Raises:
         ConfigError: the file cannot be read, contains pickled objects, or lacks an array.
     """
-    if not os.path.isfile(path):
-        raise ConfigError("path", path, "no such file")
+    check_is_file(path)
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         suffixes = ", ".join(SUFFIXES)

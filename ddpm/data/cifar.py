@@ -131,6 +131,9 @@ def _prepare(root: Path, folder: Path, download: bool) -> None:
         ConfigError: a download is necessary but not allowed, or it fails.
     """
     published = _published()
+    if root.is_file():
+        remedy = "set {path} to a folder for CIFAR-10"
+        raise ConfigError("path", str(root), "is a file, not a folder", remedy)
     archive = root / published.filename
     if not download and not archive.is_file():
         remedy = f"set data.download=true, or put {published.base_folder} there"

@@ -12,7 +12,6 @@ disposal and local palettes; for their durations see :func:`ddpm.data.gifs.timel
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from ddpm.data.depth import WHITE, Levels
 from ddpm.data.gifs import compose, read_layout
 from ddpm.errors import ConfigError
+from ddpm.files import check_is_file
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 64_000_000
@@ -248,8 +248,7 @@ def _open_image(path: str, kind: tuple[tuple[str, ...], str] = _PICTURES) -> Ite
     formats, description = kind
     remedy = "remove the file or re-encode it"
     try:
-        if not os.path.isfile(path):  # opening a pipe would block
-            raise ConfigError("path", path, "no such file")
+        check_is_file(path)
         with Image.open(path, formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(path, f"{image.width}x{image.height} pixels")

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from ddpm.data.samples import overview_pictures
 from ddpm.errors import ConfigError
@@ -101,6 +102,9 @@ def _no_folder(root: str, what: str) -> tuple[str, str]:
     except PermissionError as error:
         problem = f"cannot be reached ({error.strerror})"
         return problem, "make the folders above it readable"
+    except NotADirectoryError:
+        file = next(each for each in (Path(root), *Path(root).parents) if each.exists())
+        return f"{file} is a file, not a folder", remedy
     except (OSError, ValueError):
         return "no such folder", remedy
     return "is a file, not a folder", remedy

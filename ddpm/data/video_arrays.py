@@ -33,9 +33,9 @@ def check_array_suffix(path: str, others: str) -> None:
         others: other valid kinds of paths, for the message.
     """
     if not path.lower().endswith(SUFFIXES):
-        state = "is" if os.path.exists(path) else "does not exist, and is"
-        problem = f"{state} none of {others}, {', '.join(SUFFIXES)}; use one of these"
-        raise ConfigError("path", path, problem)
+        problem = "unknown kind of file" if os.path.exists(path) else "not found"
+        remedy = f"use {others}, or an array ({', '.join(SUFFIXES)})"
+        raise ConfigError("path", path, problem, remedy)
 
 
 @dataclass

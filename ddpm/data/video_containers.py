@@ -18,6 +18,7 @@ from PIL import Image
 
 from ddpm.data.decoding import MAX_PIXELS, Header, image_pixels
 from ddpm.errors import ConfigError
+from ddpm.files import check_is_file
 
 if TYPE_CHECKING:
     from av import VideoFrame, VideoStream
@@ -153,8 +154,7 @@ def _open_stream(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     except ImportError as error:
         problem = "mp4, webm and mov files need PyAV, which is not installed"
         raise ConfigError("path", path, problem, "run: pip install 'ddpm[video]'") from error
-    if not os.path.isfile(path):  # opening a pipe would block
-        raise ConfigError("path", path, "no such file")
+    check_is_file(path)
     # FFmpeg also reads lists of other files and addresses; neither is allowed.
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     try:

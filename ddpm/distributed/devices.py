@@ -55,11 +55,11 @@ def device_of(device: Device, precision: Precision, *, key: str) -> torch.device
         ConfigError: no GPU although one was requested; fp16 on a CPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        problem = "this machine has no GPU that torch can use; take device=auto or device=cpu"
+        problem = "this machine has no GPU that torch can use; use device=auto or device=cpu"
         raise ConfigError("device", device, problem)
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     if precision == "fp16" and on_cpu:
-        problem = "fp16 needs a GPU; on a CPU take bf16, or no for float32"
+        problem = "fp16 needs a GPU; on a CPU use bf16, or no for float32"
         raise ConfigError(key, precision, problem)
     return torch.device("cpu" if on_cpu else "cuda")
 
@@ -151,7 +151,7 @@ def _set_deterministic(deterministic: bool) -> None:
 
 
 def _check(made: Accelerator, world: int, accumulate: int) -> None:
-    """Refuse what Accelerate made of the launch, where it is not what was asked for."""
+    """Raise ConfigError if Accelerate detected another launch than the requested one."""
     if world != made.num_processes:
         problem = (
             f"the launcher started {world} processes but they found {made.num_processes}; have it "
@@ -161,7 +161,7 @@ def _check(made: Accelerator, world: int, accumulate: int) -> None:
     if made.distributed_type not in _KINDS:
         raise _unsupported(made.distributed_type.value)
     if made.gradient_accumulation_steps != accumulate:
-        problem = "the variable ACCELERATE_GRADIENT_ACCUMULATION_STEPS says otherwise; unset it"
+        problem = "the variable ACCELERATE_GRADIENT_ACCUMULATION_STEPS has another value; unset it"
         raise ConfigError("trainer.accumulate", accumulate, problem)
 
 

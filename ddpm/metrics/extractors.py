@@ -59,7 +59,7 @@ class Extractor(ABC):
             good = values.ndim == 2 and len(values) == len(images) and values.is_floating_point()
             if not good:
                 shape = f"{values.dtype} of shape {tuple(values.shape)}".removeprefix("torch.")
-                problem = f"gives {what} in {shape} for {len(images)} images; they must be floats"
+                problem = f"returns {what} in {shape} for {len(images)} images; they must be floats"
                 raise ConfigError("extractor", self.name, f"{problem} of shape (images, {what})")
         double = torch.float64
         return {k: v if v.dtype == double else v.float() for k, v in outputs.items()}
@@ -144,7 +144,7 @@ class Custom(Extractor):
             raise ConfigError("extractor.path", str(self._path), problem) from error
         parts = outputs if isinstance(outputs, tuple) else (outputs,)
         if len(parts) not in (1, 2) or not all(isinstance(part, Tensor) for part in parts):
-            problem = "must give a tensor of features, or a tuple of features and logits"
+            problem = "must return a tensor of features, or a tuple of features and logits"
             raise ConfigError("extractor.path", str(self._path), problem)
         return parts[0], parts[1] if len(parts) == 2 else None
 

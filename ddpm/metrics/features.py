@@ -79,7 +79,7 @@ def extract_batch(extractor: Extractor, images: Tensor, indices: Sequence[int]) 
     for name, values in outputs.items():
         bad = int((~torch.isfinite(values)).any(1).sum())
         if bad:
-            problem = f"gives {name} that are NaN or infinite, of {bad} of {len(images)} images"
+            problem = f"returns {name} that are NaN or infinite, of {bad} of {len(images)} images"
             raise ConfigError("extractor", extractor.name, f"{problem}; repair it")
     where = torch.tensor(indices, dtype=torch.int64)
     return Features(where, outputs["features"], outputs.get("logits"))

@@ -113,7 +113,7 @@ class DatasetImages(Images):
         self._data, self._provenance = data, dict(provenance)
         self.shape = tuple(data.shape)
         kind = data.codec.kind
-        problem = f"holds {kind}, and fidelity is of images; leave fid, kid, isc and prc out"
+        problem = f"contains {kind}, but fid, kid, isc and prc require images; leave them out"
         if not isinstance(data.codec, ImageCodec):
             raise ConfigError(key, None, problem)
         self._codec = data.codec
@@ -272,7 +272,7 @@ def read_npz(path: str, key: str, *names: str) -> dict[str, np.ndarray[Any, Any]
         reason = str(error).split("\n")[0]
         problem = f"cannot be read as an .npz ({reason}); save it again"
         raise ConfigError(key, path, problem) from error
-    problem = f"holds no {' and '.join(names)} (there are: {', '.join(there) or 'none'})"
+    problem = f"contains no {' and '.join(names)} (there are: {', '.join(there) or 'none'})"
     raise ConfigError(key, path, problem)
 
 

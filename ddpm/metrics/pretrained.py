@@ -39,7 +39,7 @@ class _Network(Extractor):
 
     def _extract(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         channels = images.shape[1]
-        problem = f"takes images of 1 or 3 channels, these have {channels}; use extractor=pixels"
+        problem = f"requires images of 1 or 3 channels, these have {channels}; use extractor=pixels"
         require(channels in (1, 3), "extractor", self.name, problem)
         outputs = self._module(images.expand(-1, 3, -1, -1))
         return outputs[0], outputs[1] if len(outputs) == 2 else None

@@ -101,15 +101,15 @@ def check_metric(
         problem = f"{metric} needs at least {least} samples"
         require(num_samples >= least, "num_samples", num_samples, problem)
     if num_reference is not None:
-        problem = f"holds {num_reference} of the images, and {metric} needs at least {least}"
+        problem = f"contains {num_reference} images, and {metric} needs at least {least}"
         require(num_reference >= least, "reference", None, problem)
     if metric == "isc":
-        remedy = "leave isc out, or take extractor=inception"
-        problem = f"the extractor gives no logits; {remedy}"
+        remedy = "leave isc out, or use extractor=inception"
+        problem = f"the extractor returns no logits; {remedy}"
         require(classes is not None, "metrics", "isc", problem)
         few = num_samples is not None and num_samples < SPLITS * (classes or 0)
         problem = f"a tenth of {num_samples} samples is fewer than the {classes} classes"
-        return (f"isc: {problem}, so it comes out too low",) if few else ()
+        return (f"isc: {problem}, so the score is too low",) if few else ()
     if metric != "fid":
         return ()
     require_size(dim)
@@ -268,5 +268,5 @@ def _same_dim(samples: Tensor | Statistics, reference: Tensor | Statistics) -> N
 
 def require_size(dim: int) -> None:
     """Raise ConfigError for more features than :data:`LARGEST`."""
-    problem = f"gives {dim} features per image; fid supports at most {LARGEST}, kid and prc any"
+    problem = f"returns {dim} features per image; fid supports at most {LARGEST}, kid and prc any"
     require(dim <= LARGEST, "extractor", None, f"{problem}, and extractor=inception has 2048")

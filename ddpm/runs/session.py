@@ -103,7 +103,7 @@ class Session:
                 where = "" if out is not None else f" with out={folder.path}"
                 note = f"{folder.path} is incomplete, the same command{where} draws all of it again"
             else:
-                note = "no file was written, the same command starts afresh"
+                note = "no file was written; run the same command again"
             raise Stopped(f"{stopped}; {note}") from stopped
 
 

@@ -308,7 +308,7 @@ def _summary(trainer: Trainer, spec: DataSpec, run: Run, chosen: dict[str, Any])
         names = f"classes: {shortened(spec.class_names or range(spec.num_classes))}\n"
     start = f" from step {trainer.step}" if trainer.step else ""
     few = len(trainer.data) < trainer.batch_size
-    note = " (fewer than a batch: each batch holds some of them more than once)" if few else ""
+    note = " (fewer than a batch: each batch contains some of them more than once)" if few else ""
     fit = getattr(trainer.network, "fit", None)
     adapted = f"model.{fit.note}\n" if fit is not None and fit.note else ""
     device, world = trainer.accelerator.device.type, trainer.accelerator.num_processes

@@ -1,6 +1,7 @@
 """Fixtures that run commands in this process and in an empty folder."""
 
 import importlib
+import re
 import shutil
 import signal
 import sys
@@ -20,8 +21,9 @@ class Ended:
 
     @property
     def line(self) -> str:
-        """The one-line error message, without warnings."""
-        lines = [x for x in self.err.strip().splitlines() if not x.startswith("warning: ")]
+        """The one-line error message, without warnings and the progress bars of slow commands."""
+        bar_or_warning = re.compile(r"warning: |[^|]* \d+%\|")
+        lines = [x for x in self.err.strip().splitlines() if not bar_or_warning.match(x)]
         assert len(lines) == 1, self.err
         return lines[0]
 

@@ -131,7 +131,7 @@ def test_npz_in_the_layout_of_evaluators(command, tiny):
     ended = command("sample", "ckpt=outputs/c", "format=npy", "out=s", "num_samples=12", "steps=2")
     assert ended.status == 0 and np.load("s/samples.npy").shape == (12, 8, 8, 1)
     ended = command("sample", "ckpt=outputs/c", "classes=[10]")
-    problem = "the model knows the classes 0 to 9; use some of those"
+    problem = "the model has the classes 0 to 9; use some of those"
     assert ended.line == f"ddpm-sample: classes=[10]: {problem}"
 
 
@@ -155,7 +155,7 @@ def test_classes_have_the_names_of_their_folders(command, tiny):
         with np.load("s/samples.npz") as file:
             assert file["arr_1"].tolist() == labels
     ended = command("sample", "ckpt=outputs/n", "classes=[0,1]")
-    problem = "the model knows the classes 1, 10, 2; use some of those"
+    problem = "the model has the classes 1, 10, 2; use some of those"
     assert ended.line == f"ddpm-sample: classes=[0,1]: {problem}"
 
 
@@ -262,7 +262,10 @@ def test_plugins_add_classes(command, tiny, monkeypatch):
         "        super().__init__(steps=steps)\n        assert sure\n"
     )
     options = ("name=p", "data._target_=mine.Odd", "trainer.max_steps=1", *tiny)
-    assert "is not among what ddpm exports; add plugins=[mine]" in command("train", *options).line
+    assert (
+        "is not exported by ddpm or by a plugin; add plugins=[mine]"
+        in command("train", *options).line
+    )
     ended = command("train", "plugins=[mine]", *options)
     assert ended.status == 0 and "7 samples of 1x8x8" in ended.out
     assert command("sample", "ckpt=outputs/p", "steps=2", "num_samples=1").status == 0
@@ -307,7 +310,7 @@ def test_interpolation_by_inversion_keeps_its_ends(command, tiny):
         "interpolate", "ckpt=outputs/d", *ends, "mode=ddim", "steps=20", "num_frames=3", "out=i"
     )
     assert ended.status == 0, ended.err
-    errors = re.findall(r"^(\w) came back within ([0-9.]+)% of the range", ended.out, re.MULTILINE)
+    errors = re.findall(r"^(\w): reconstruction error ([0-9.]+)% of", ended.out, re.MULTILINE)
     assert [name for name, _ in errors] == ["a", "b"]
     for (_, percent), first, second in zip(
         errors,

@@ -55,7 +55,11 @@ TRAIN = [
     ("seed=null", "seed=null: must be a whole number"),
     ("name=a/b", "name=a/b: is the name of one folder, without / in it; its parent is out="),
     ("resume=nowhere", "resume=nowhere: run not found; leave it out to begin one"),
-    ("data._target_=os.system", "data._target_=os.system: is not among what ddpm exports; classes of your own come through plugins=[their.module]"),
+    ("data._target_=os.system", "data._target_=os.system: is not exported by ddpm or by a plugin; for a class of your own, my_module.MyClass, add plugins=[my_module]"),
+    ("objective._target_=p2.P2", "objective._target_=p2.P2: is not exported by ddpm or by a plugin; add plugins=[p2]"),
+    ("sampler._target_=ddpm.samplers.Sampled", "sampler._target_=ddpm.samplers.Sampled: is not exported by ddpm or by a plugin; choose one with sampler=..."),
+    ("data=sequence data.path=.", "data.path=.: is a folder; use a file in it"),
+    ("~nothing.x", "nothing.x: unknown option (there are: data, device, diffusion, evaluation, launch, model, name, objective, out, override, plugins, resume, sampler, schedule, seed, threads, timesteps, trainer)"),
     ("plugins=[no_such_module]", "plugins=[no_such_module]: cannot import no_such_module (No module named 'no_such_module'); run the command in the folder of no_such_module.py, or add that folder to PYTHONPATH"),
     ("name='a", "name='a: cannot be read; quote values with = , or spaces: 'key=\"the value\"'"),
 ]  # fmt: skip
@@ -69,8 +73,12 @@ SAMPLE = [
     ("sampler=ddimm", "sampler=ddimm: unknown choice (there are: ddim, ddpm); did you mean 'ddim'?"),
     ("steps=0", "steps=0: must be at least 1; null = the default"),
     ("steps=1001", "steps=1001: the process has 1000 steps; use 1 to 1000"),
+    ("steps=10 sampler.steps=5", "steps=10: is the same option as sampler.steps=5; give only one of them"),
+    ("sampler.steps=ddim50 steps=50", "steps=50: is the same option as sampler.steps=ddim50; give only one of them"),
+    ("steps=1001 sampler.steps=1001", "steps=1001: the process has 1000 steps; use 1 to 1000"),
+    ("steps=1001 sampler.steps=null", "steps=1001: the process has 1000 steps; use 1 to 1000"),
     ("num_samples=0", "num_samples=0: must be at least 1"),
-    ("classes=[3]", "classes=[3]: the model knows no classes; leave it out, or train with data.class_cond=true"),
+    ("classes=[3]", "classes=[3]: the model is not class-conditional; leave it out, or train with data.class_cond=true"),
     ("guidance=3", "guidance=3.0: the model was not trained for guidance; train with data.class_cond=true diffusion.label_dropout=0.1, or set guidance to 1"),
     ("guidance_rescale=7", "guidance_rescale=7.0: must be between 0 (off) and 1"),
     ("guidance_rescale=0.7", "guidance_rescale=0.7: requires a guidance other than 1; set it to 0"),
@@ -78,7 +86,7 @@ SAMPLE = [
     ("steps=dim50", "steps=dim50: invalid value; expected a number, ddim50, or sections such as [10,15,20]"),
     ("format=jpg", "format=jpg: unknown choice; did you mean 'png'? (there are: png, gif, npz, npy)"),
     ("weights=emma", "weights=emma: unknown choice; did you mean 'ema'? (there are: ema, raw)"),
-    ("precision=fp16", "precision=fp16: fp16 needs a GPU; on a CPU take bf16, or no for float32"),
+    ("precision=fp16", "precision=fp16: fp16 needs a GPU; on a CPU use bf16, or no for float32"),
 ]  # fmt: skip
 
 
@@ -135,10 +143,10 @@ def test_interpolate(command, run, options, line):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_unavailable_precision_and_gpu(command):
     ended = command("train", "trainer.precision=fp16")
-    remedy = "fp16 needs a GPU; on a CPU take bf16, or no for float32"
+    remedy = "fp16 needs a GPU; on a CPU use bf16, or no for float32"
     assert ended.line == f"ddpm-train: trainer.precision=fp16: {remedy}"
     ended = command("train", "device=cuda")
-    remedy = "this machine has no GPU that torch can use; take device=auto or device=cpu"
+    remedy = "this machine has no GPU that torch can use; use device=auto or device=cpu"
     assert ended.line == f"ddpm-train: device=cuda: {remedy}"
 
 
@@ -175,7 +183,7 @@ def test_fewer_samples_than_a_batch_are_reported(command, tiny):
     ended = command("train", "data=folder", "data.path=imgs", "trainer.max_steps=2", *tiny)
     assert ended.status == 0
     assert (
-        "3 samples of 3x16x16 (fewer than a batch: each batch holds some of them more than once)"
+        "3 samples of 3x16x16 (fewer than a batch: each batch contains some of them more than once)"
         in ended.out
     )
 
@@ -271,7 +279,7 @@ def test_nothing_in_a_malicious_checkpoint_is_executed(command, trained):
         header["config"]["model"]["_target_"] = target
         replaced(folder, "config.json", json.dumps(header).encode())
         ended = command("sample", f"ckpt={trained}", "steps=2")
-        assert ended.status == 1 and f"model._target_={target}: is not among" in ended.line
+        assert ended.status == 1 and f"model._target_={target}: is not exported" in ended.line
     header["config"]["model"]["_target_"] = "ddpm.models.UNet"
     header["config"]["model"]["dim"] = "${oc.env:HOME}"
     replaced(folder, "config.json", json.dumps(header).encode())

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from ddpm.data import Digits
 from ddpm.metrics import Pixels
-from tests.metrics.torch_fidelity_reference import custom, pictures, theirs
+from tests.metrics.torch_fidelity_reference import custom, pictures, reference_metrics
 
 SMALL = (
     "extractor=pixels",
@@ -211,7 +211,7 @@ def test_the_command_equals_torch_fidelity_exactly(command, name, processes):
         f"launch.processes={processes}", *options,
     )  # fmt: skip
     assert ended.status == 0, ended.err
-    expected = theirs(
+    expected = reference_metrics(
         extractor, samples, real, fid=True, kid=True, prc=True, kid_subset_size=190,
         batch_size=32, **more,
     )  # fmt: skip
@@ -223,7 +223,7 @@ def test_the_command_equals_torch_fidelity_exactly(command, name, processes):
         "f_score": "f_score",
         **({"isc": "inception_score_mean"} if more else {}),
     }
-    assert values("o") == {f"{ours}_210": expected[its] for ours, its in names.items()}
+    assert values("o") == {f"{name}_210": expected[original] for name, original in names.items()}
 
 
 ERRORS = [
@@ -231,7 +231,7 @@ ERRORS = [
     ("ckpt={run} metrics=[fidd]", "metrics=fidd: unknown metric; did you mean 'fid'?"),
     ("ckpt={run} metrics=[]", "metrics=[]: name at least one, such as [fid]"),
     ("ckpt={run} num_samples=1", "num_samples=1: fid needs at least 2 samples"),
-    ("ckpt={run} metrics=[isc] num_samples=4", "metrics=isc: the extractor gives no logits; leave isc out, or take extractor=inception"),
+    ("ckpt={run} metrics=[isc] num_samples=4", "metrics=isc: the extractor returns no logits; leave isc out, or use extractor=inception"),
     ("samples=half.npz", "reference: is missing; set it to the images to compare with"),
     ("samples=half.npz reference=digits metrics=[bpd]", "metrics=bpd: requires a model; use ckpt= instead"),
     ("samples=half.npz reference=nowhere", "reference=nowhere: no such folder; set reference to a folder of images"),

@@ -315,7 +315,7 @@ def check_suggestion(command, arguments, use):
 def explanation(command, typed, error):
     """Return the explanation of Hydra's error for the last option, without the option."""
     *_, last = typed
-    line = argument_errors.explain(command, error, typed)
+    line = str(argument_errors.explain(command, error, typed))
     assert line.startswith(f"{last}: ") and "\n" not in line
     return line.removeprefix(f"{last}: ")
 

@@ -175,8 +175,8 @@ ERRORS = {
     ),
     "diffusion=ddpm": (
         "diffusion.variance=fixed_small: needs a network with 1 output channels and this one has "
-        "2; a learned variance (diffusion=iddpm) takes two per channel, channels that are given "
-        "whole (given_channels=[...]) none"
+        "2; a learned variance (diffusion=iddpm) needs two per channel, and channels that are "
+        "given as a whole (given_channels=[...]) need none"
     ),
     "step=-1": "step=-1: must be 0 or above",
 }  # fmt: skip

@@ -28,7 +28,7 @@ def test_classes_are_selected_and_written_by_their_labels(command, tiny, gaps):
         assert some["arr_1"].tolist() == [100, 5] * 4 and some["arr_1"].dtype == np.int64
         assert whole["arr_1"].tolist() == [0, 5, 100, 0]
     ended = command("sample", *few, "classes=[1]")
-    problem = "the model knows the classes 0, 5, 100; use some of those"
+    problem = "the model has the classes 0, 5, 100; use some of those"
     assert ended.line == f"ddpm-sample: classes=[1]: {problem}"
     again = (*DATA, "data.path=all/samples.npz", "trainer.max_steps=1", "name=b")
     ended = command("train", *again, *tiny)
@@ -59,7 +59,7 @@ def test_a_run_of_an_earlier_version_keeps_its_classes(command, tiny, gaps, monk
     ended = command("sample", "ckpt=outputs/a", "steps=1", "classes=[5]", "format=npz", "out=s")
     assert ended.status == 0 and set(np.load("s/samples.npz")["arr_1"]) == {5}
     ended = command("sample", "ckpt=outputs/a", "classes=[101]")
-    assert ended.line.endswith("the model knows the classes 0 to 100; use some of those")
+    assert ended.line.endswith("the model has the classes 0 to 100; use some of those")
     assert command(*evaluate, "ckpt=outputs/whole", "out=e2").status == 0
     reports = [Path(folder, "evaluation.json").read_text() for folder in ("e1", "e2")]
     values = [[line for line in text.splitlines() if '"value"' in line] for text in reports]

@@ -208,7 +208,7 @@ def test_half_precision_is_close(trained):
         ({"sampler": "dimm"}, "sampler=dimm: unknown sampler; did you mean 'ddim'?"),
         ({"steps": 2000}, "steps=2000: the process has 1000 steps; use 1 to 1000"),
         ({"sampler": DDIM(), "steps": 5}, "steps=5: DDIM has steps of its own; set them there"),
-        ({"classes": [3]}, "classes=[3]: the model knows no classes; "),
+        ({"classes": [3]}, "classes=[3]: the model is not class-conditional; "),
         ({"guidance": 2.0}, "guidance=2.0: the model was not trained for guidance; "),
         ({"condition": torch.zeros(1, 1, 8, 8)}, "condition=tensor"),
         ({"n": 2.5}, "n=2.5: must be a whole number"),

@@ -478,8 +478,9 @@ def test_a_signal_stops_jobs_in_other_processes_with_a_checkpoint(launcher, tmp_
     options = [*launcher_options(launcher), "trainer.max_steps=100000", *tiny]
     process = started(tmp_path, options)
     metrics = [tmp_path / NAMED / str(number) / "metrics.jsonl" for number in (0, 1)]
-    until = time.monotonic() + 200
-    while not all(path.exists() for path in metrics) and time.monotonic() < until:
+    until = time.monotonic() + 400
+    while not all(path.exists() and path.stat().st_size for path in metrics):
+        assert time.monotonic() < until and process.poll() is None
         time.sleep(0.1)
     process.terminate()
     _, err = process.communicate(timeout=200)

@@ -241,7 +241,7 @@ ERRORS = [
     ("evaluation.num_samples=1", "evaluation.num_samples=1: fid needs at least 2 samples"),
     ("evaluation.reference=nowhere", "evaluation.reference=nowhere: no such folder; set evaluation.reference to a folder of images"),
     ("evaluation.guidance=2", "evaluation.guidance=2.0: the model was not trained for guidance; train with data.class_cond=true diffusion.label_dropout=0.1, or set guidance to 1"),
-    ("evaluation.classes=[1]", "evaluation.classes=[1]: the model knows no classes; leave it out, or train with data.class_cond=true"),
+    ("evaluation.classes=[1]", "evaluation.classes=[1]: the model is not class-conditional; leave it out, or train with data.class_cond=true"),
     ("evaluation.sampler.steps=5000", "evaluation.sampler.steps=5000: the process has 1000 steps; use 1 to 1000"),
 ]  # fmt: skip
 

@@ -230,6 +230,8 @@ def test_missing_or_damaged_files_without_a_download(tmp_path, published):
     problem = "is damaged (MD5 sum); remove it, or set data.download=true"
     assert str(caught.value) == f"path={archive}: {problem}"
     assert archive.read_bytes() == b"not it"
+    with pytest.raises(ConfigError, match="is a file, not a folder; set data"):
+        CIFAR10(path=str(archive))
 
 
 def test_an_unwritable_or_unknown_cache(tmp_path, monkeypatch):

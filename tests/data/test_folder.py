@@ -295,6 +295,8 @@ SUFFIXES = "(.jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff)"
     [
         ("none", "path=ROOT/none: no such folder; set data.path to a folder of images"),
         ("f.png", "path=ROOT/f.png: is a file, not a folder; set data.path to a folder of images"),
+        ("f.png/sub", "path=ROOT/f.png/sub: ROOT/f.png is a file, not a folder; set data.path to a "
+         "folder of images"),
         ("empty", f"path=ROOT/empty: contains no images {SUFFIXES} at any depth; set "
          "data.path to a folder of images"),
     ],

@@ -233,8 +233,8 @@ def test_pictures_are_converted_to_floats_and_resized(tmp_path: Path):
         (VideoCodec((2, 5, 4, 6)), "a.gif", "pictures have 1 or 3 channels, the model's videos 2;"),
         (VideoCodec((1, 5, 4, 6)), "none.gif", "no such file"),
         (VideoCodec((1, 5, 4, 6)), "none.npy", "no such file"),
-        (VideoCodec((1, 5, 4, 6)), "none", "does not exist, and is none of a GIF, mp4, webm or mov "
-         "file, a folder of frames, .npy, .npz, .pt; use one of these"),
+        (VideoCodec((1, 5, 4, 6)), "none", "not found; use a GIF, mp4, webm or mov file, a folder "
+         "of frames, or an array (.npy, .npz, .pt)"),
         (VideoCodec((1, 5, 4, 6)), "empty", "contains no frames ("),
         (VideoCodec((1, 5, 4, 6)), "above", "its pictures are in subfolders; use the folder "
          "of a single video"),

@@ -319,7 +319,7 @@ def error_of(**options: Any) -> str:
     return str(caught.value)
 
 
-KINDS = "a folder of videos, .npy, .npz, .pt; use one of these"
+KINDS = "use a folder of videos, or an array (.npy, .npz, .pt)"
 SHAPE = "it must be (N, channels, frames, height, width), or (N, frames, channels, ...)"
 FLOATS = np.linspace(-3, 3, 2 * 5 * 4 * 4, dtype=np.float32).reshape(2, 1, 5, 4, 4)
 BROKEN = FLOATS.copy()
@@ -372,10 +372,10 @@ def test_errors_of_invalid_arrays(tmp_path, arrays, options, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("none", None, f"does not exist, and is none of {KINDS}"),
-        ("", None, "does not exist, and is none of"),
-        ("a.mp4", b"", f"is none of {KINDS}"),
-        ("a.gif", b"", f"is none of {KINDS}"),
+        ("none", None, f"not found; {KINDS}"),
+        ("", None, "not found; use"),
+        ("a.mp4", b"", f"unknown kind of file; {KINDS}"),
+        ("a.gif", b"", f"unknown kind of file; {KINDS}"),
         ("a.npy", b"", "cannot be read ("),
         ("a.npz", b"PK\x03\x04 and no more", "cannot be read ("),
         ("none.npy", None, "no such file"),

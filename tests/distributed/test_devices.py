@@ -15,7 +15,7 @@ def error_of(*arguments, **options):
 
 def test_a_missing_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    line = "device=cuda: this machine has no GPU that torch can use; take device=auto or device=cpu"
+    line = "device=cuda: this machine has no GPU that torch can use; use device=auto or device=cpu"
     assert error_of("cuda", "no") == line
     assert error_of("cuda", "fp16") == line
 
@@ -25,7 +25,7 @@ def test_a_missing_gpu(monkeypatch):
 )
 def test_fp16_needs_a_gpu(monkeypatch, device, gpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    remedy = "fp16 needs a GPU; on a CPU take bf16, or no for float32"
+    remedy = "fp16 needs a GPU; on a CPU use bf16, or no for float32"
     assert error_of(device, "fp16") == f"trainer.precision=fp16: {remedy}"
 
 
@@ -98,7 +98,7 @@ def test_a_variable_that_conflicts_with_the_option(monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "3")
     assert error_of("cpu", "no", accumulate=2) == (
         "trainer.accumulate=2: the variable ACCELERATE_GRADIENT_ACCUMULATION_STEPS "
-        "says otherwise; unset it"
+        "has another value; unset it"
     )
     accelerator = devices.accelerator("cpu", "no", key="p", accumulate=3)
     assert accelerator.gradient_accumulation_steps == 3

@@ -144,10 +144,10 @@ class Shell:
         for path in self.folder.glob("pid-*"):
             path.unlink()
         with out.open("w") as to_out, err.open("w") as to_err:
-            made = subprocess.Popen(
+            process = subprocess.Popen(
                 words, cwd=self.folder, env=environment, stdout=to_out, stderr=to_err, **popen
             )
-        return Started(self, made, out, err)
+        return Started(self, process, out, err)
 
     def train(self, *arguments: str, **popen) -> Started:
         """Start the tiny run ``outputs/x``, with the code of :meth:`hurt`."""
@@ -211,9 +211,9 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path):
-    made = Shell(tmp_path)
-    yield made
-    made.kill_all()
+    instance = Shell(tmp_path)
+    yield instance
+    instance.kill_all()
 
 
 _references: dict[int, Path] = {}
@@ -223,7 +223,7 @@ _references: dict[int, Path] = {}
 def reference(tmp_path_factory):
     """Return a function of a number of processes that returns an uninterrupted run; cached."""
 
-    def made(processes: int) -> Path:
+    def run_folder(processes: int) -> Path:
         if processes not in _references:
             shell = Shell(tmp_path_factory.mktemp(f"reference-{processes}"))
             every = ("trainer.checkpoint_every=10", "trainer.keep_every=10")
@@ -235,7 +235,7 @@ def reference(tmp_path_factory):
             _references[processes] = shell.run
         return _references[processes]
 
-    return made
+    return run_folder
 
 
 def assert_as(reference: Path, run: Path, step: int) -> None:
@@ -245,10 +245,10 @@ def assert_as(reference: Path, run: Path, step: int) -> None:
     expected = checkpoint.load(reference / f"checkpoints/step-{step:08d}")
     for which in ("raw", "ema"):
         _assert_equal(newest.weights(which), expected.weights(which), which)
-    mine, theirs = newest.state(), expected.state()
-    for state in (mine, theirs):
+    actual_state, expected_state = newest.state(), expected.state()
+    for state in (actual_state, expected_state):
         state.pop("pace")  # seconds of the run and of its previews
-    _assert_equal(mine, theirs, "state")
+    _assert_equal(actual_state, expected_state, "state")
     steps = [json.loads(x)["step"] for x in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, step + 1))
 
@@ -261,7 +261,7 @@ def _assert_equal(one, other, where) -> None:
             _assert_equal(one[key], other[key], f"{where}.{key}")
     elif isinstance(one, (list, tuple)):
         assert len(one) == len(other), where
-        for place, (mine, theirs) in enumerate(zip(one, other, strict=True)):
-            _assert_equal(mine, theirs, f"{where}[{place}]")
+        for place, pair in enumerate(zip(one, other, strict=True)):
+            _assert_equal(*pair, f"{where}[{place}]")
     else:
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, where

@@ -53,7 +53,7 @@ def test_a_process_of_two_without_a_gpu(shell):
 def test_tasks_of_slurm_that_do_not_know_of_each_other(shell):
     assert rejected(shell, SLURM_STEP_NUM_TASKS="2").err == (
         "ddpm-train: launch: the launcher started 2 processes but they found 1; have it start one "
-        "torchrun a node, which starts the processes\n"
+        "torchrun per node, which starts the processes\n"
     )
 
 

@@ -131,7 +131,7 @@ def test_the_other_commands(shell, reference, lose):
             (("sample", ckpt, "out=p", "steps=2", "num_samples=2", "launch.processes=2"),
              "p/grid.png"),
             (("interpolate", ckpt, "out=i", "a=1", "b=2", "num_frames=2", "t=2"), "i/strip.png"),
-            (("evaluate", ckpt, "out=e", "metrics=[loss]", "num_items=8"), "e/report.html"),
+            (("evaluate", ckpt, "out=e", "metrics=[loss]", "num_images=8"), "e/report.html"),
             (("exporting", ckpt, "out=w"), "w"),
         ):  # fmt: skip
             status = ended(shell, [f"ddpm.cli.{words[0]}", *words[1:]], number)

@@ -196,10 +196,13 @@ TARGETS = ("os.system", "torch.load", "ddpm.data.codec.Path", "ddpm.training.che
 def test_a_class_outside_the_exports_is_not_built(run, where, group, target):
     change(where, group, "_target_", target)
     ended = run("train", *ON)
+    remedy = "for a class of your own, my_module.MyClass, add plugins=[my_module]"
+    if target.startswith("ddpm."):
+        remedy = f"choose one with {group}=..."
+    problem = "is not exported by ddpm or by a plugin"
     assert (ended.status, ended.line) == (
         1,
-        f"ddpm-train: {group}._target_={target}: is not among what ddpm exports; classes of your "
-        "own come through plugins=[their.module]",
+        f"ddpm-train: {group}._target_={target}: {problem}; {remedy}",
     )
 
 

@@ -298,7 +298,7 @@ def test_while_it_draws(shell, command, processes, rank):
     started.signal(signal.SIGINT, rank)
     assert started.end(20) == 75, started.err
     assert started.line == (
-        f"ddpm-{command}: stopped by SIGINT; no file was written, the same command starts afresh"
+        f"ddpm-{command}: stopped by SIGINT; no file was written; run the same command again"
     )
     assert not (shell.folder / "made").exists()
     assert "Traceback" not in started.err

@@ -39,7 +39,7 @@ HIDDEN = {
 }
 
 
-def made(source, **kwargs):
+def weights_of(source, **kwargs):
     """Return a state dict on the meta device for constructor arguments."""
     original = FORMATS[source]
     with torch.device("meta"):
@@ -133,7 +133,9 @@ def test_defaults_are_those_of_the_original(source):
 
 @torch.no_grad()
 def test_weights_in_half_precision_are_loaded_and_computed_in_float32():
-    weights = {name: torch.full(w.shape, 0.01).half() for name, w in made(ADM, **SMALL).items()}
+    weights = {
+        name: torch.full(w.shape, 0.01).half() for name, w in weights_of(ADM, **SMALL).items()
+    }
     net = import_network(ADM, {**SMALL, "use_fp16": True}, weights)
     assert {p.dtype for p in net.parameters()} == {torch.float32}
     assert net(torch.randn(1, 3, 4, 4), torch.tensor([3])).dtype == torch.float32
@@ -182,7 +184,7 @@ def test_arguments_are_inferred_from_names_and_shapes(source, dims, mult, rates)
             kwargs["conv_resample"] = conv
             if source == ADM:
                 kwargs["resblock_updown"] = updown
-        weights = made(source, **kwargs)
+        weights = weights_of(source, **kwargs)
         if kwargs.get("resblock_updown"):
             del kwargs["conv_resample"]  # which then decides nothing
         assert FORMATS[source].infer(weights) == kwargs
@@ -193,22 +195,24 @@ def test_arguments_are_inferred_from_names_and_shapes(source, dims, mult, rates)
 )
 def test_fractional_multipliers_and_a_wider_first_level_are_inferred(width, mult):
     kwargs = {**SMALL, "model_channels": width, "channel_mult": mult}
-    inferred = FORMATS[ADM].infer(made(ADM, **kwargs))
+    inferred = FORMATS[ADM].infer(weights_of(ADM, **kwargs))
     assert inferred["channel_mult"] == mult
     assert [type(n) for n in inferred["channel_mult"]] == [type(n) for n in mult]
     assert inferred["model_channels"] == width
 
 
 def test_a_fraction_that_rounds_down_still_gives_its_width():
-    weights = made(ADM, **{**SMALL, "model_channels": 352, "channel_mult": (15.001 / 11, 1)})
+    weights = weights_of(ADM, **{**SMALL, "model_channels": 352, "channel_mult": (15.001 / 11, 1)})
     assert weights["input_blocks.0.0.weight"].shape[0] == 480 != int(352 * (480 / 352))
-    again = made(ADM, **FORMATS[ADM].infer(weights))
+    again = weights_of(ADM, **FORMATS[ADM].infer(weights))
     assert [w.shape for w in again.values()] == [w.shape for w in weights.values()]
 
 
 def wrong(source=ADM, remove=(), **changes):
     """Return the weights of a small network, some of them removed or replaced."""
-    weights = {name: w for name, w in made(source, **SMALL).items() if not name.startswith(remove)}
+    weights = {
+        name: w for name, w in weights_of(source, **SMALL).items() if not name.startswith(remove)
+    }
     return {**weights, **{name: torch.empty(shape) for name, shape in changes.items()}}
 
 
@@ -234,19 +238,19 @@ UPSAMPLER = (
         ),
         (
             ADM,
-            made(ADM, **{**SMALL, "in_channels": 6}),
+            weights_of(ADM, **{**SMALL, "in_channels": 6}),
             "state_dict.input_blocks.0.0.weight=[32,6,3,3]: has 6 input and 6 output channels, "
             + UPSAMPLER,
         ),
         (
             IDDPM,
-            made(IDDPM, **{**SMALL, "in_channels": 6, "out_channels": 3}),
+            weights_of(IDDPM, **{**SMALL, "in_channels": 6, "out_channels": 3}),
             "state_dict.input_blocks.0.0.weight=[32,6,3,3]: has 6 input and 3 output channels, "
             + UPSAMPLER,
         ),
         (
             IDDPM,
-            made(ADM, **SMALL, resblock_updown=True),
+            weights_of(ADM, **SMALL, resblock_updown=True),
             "source=improved-diffusion: the network resamples in residual blocks; "
             "use source=guided-diffusion",
         ),

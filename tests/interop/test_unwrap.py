@@ -39,7 +39,7 @@ NAMED = {"denoising-diffusion-pytorch-1d": {"attn_heads": 4, "attn_dim_head": 32
 
 
 @cache
-def made(source, seed=""):
+def weights_of(source, seed=""):
     """Return a state dict of a small network with the names of its system."""
     target, size, options = NETWORKS[source]
     original, network = SOURCES[source], target(3, 3, size, None, False, **options)
@@ -147,7 +147,7 @@ def same(one, other):
 @pytest.mark.parametrize("source", NETWORKS)
 def test_every_source_in_every_wrapping(source, wrapping):
     wrap, which = WRAPPINGS[wrapping]
-    raw, average = made(source), made(source, "ema")
+    raw, average = weights_of(source), weights_of(source, "ema")
     parts = unwrap(wrap(raw, average), source, SOURCES[source].anchors)
     assert same(parts.raw, average if which == "-b" else raw)
     assert parts.only_average == (which == "-b")
@@ -163,7 +163,9 @@ def test_all_sources_are_tested():
 
 @pytest.mark.parametrize("source", NETWORKS)
 def test_a_lightning_file_becomes_our_network(source, tmp_path):
-    state = under("model._orig_mod.", made(source)) | under("ema.module.", made(source, "ema"))
+    state = under("model._orig_mod.", weights_of(source)) | under(
+        "ema.module.", weights_of(source, "ema")
+    )
     betas = {"betas": linear(num_steps=60).betas.float(), "alphas_cumprod": torch.ones(60)}
     half = {n: v.half() for n, v in {**state, **betas}.items()}
     torch.save({"state_dict": half, **LIGHTNING}, tmp_path / "last.ckpt")
@@ -172,7 +174,8 @@ def test_a_lightning_file_becomes_our_network(source, tmp_path):
     imported = read_checkpoint(source, path, None, None, None, kwargs, objective)
     for which, seed in ((imported.raw, ""), (imported.ema, "ema")):
         expected = {
-            SOURCES[source].map_from(name): value for name, value in made(source, seed).items()
+            SOURCES[source].map_from(name): value
+            for name, value in weights_of(source, seed).items()
         }
         expected.pop("", None)
         assert which.keys() == expected.keys()
@@ -186,15 +189,15 @@ def test_a_lightning_file_becomes_our_network(source, tmp_path):
 
 
 def test_unused_entries_are_reported():
-    parts = unwrap(WRAPPINGS["a trainer"][0](made("simple-unet"), made("simple-unet", "ema")),
-                   "simple-unet", SOURCES["simple-unet"].anchors)  # fmt: skip
+    content = WRAPPINGS["a trainer"][0](weights_of("simple-unet"), weights_of("simple-unet", "ema"))
+    parts = unwrap(content, "simple-unet", SOURCES["simple-unet"].anchors)
     assert (parts.step, parts.version) == (120, "1.8.14")
     assert parts.ignored == [
         "opt", "scaler", "ema.initted", "ema.step",
         "a second copy of the weights (ema.online_model.model.)",
         "4 tables of the noise schedule",
     ]  # fmt: skip
-    parts = unwrap({"model": made("simple-unet"), **EXTRAS}, "simple-unet",
+    parts = unwrap({"model": weights_of("simple-unet"), **EXTRAS}, "simple-unet",
                    SOURCES["simple-unet"].anchors)  # fmt: skip
     assert parts.ignored == [
         "epoch", "loss", "losses", "best_loss", "args", "optimizer", "lr_scheduler", "scaler",
@@ -256,14 +259,14 @@ REFUSED = {
 def test_ambiguous_or_additional_networks_are_rejected(case):
     content, problem = REFUSED[case]
     with pytest.raises(ConfigError) as caught:
-        unwrap(content(made("simple-unet")), "simple-unet", SOURCES["simple-unet"].anchors)
+        unwrap(content(weights_of("simple-unet")), "simple-unet", SOURCES["simple-unet"].anchors)
     assert str(caught.value) == f"file: {problem}"
 
 
 def test_additional_parameters_are_rejected(tmp_path):
     for extra in ("lora.weight", "temperature"):
         shape = (2, 2) if extra == "lora.weight" else (1,)
-        torch.save({**made("simple-unet"), extra: torch.ones(shape)}, tmp_path / "net.pt")
+        torch.save({**weights_of("simple-unet"), extra: torch.ones(shape)}, tmp_path / "net.pt")
         with pytest.raises(ConfigError) as caught:
             read_checkpoint("simple-unet", str(tmp_path / "net.pt"), None, None, None, {})
         assert str(caught.value) == (
@@ -306,7 +309,7 @@ def test_harmless_values_beside_the_weights_can_be_read(tmp_path):
 def test_file_format_is_detected_from_the_content(tmp_path):
     import safetensors.torch
 
-    state = made("simple-unet")
+    state = weights_of("simple-unet")
     safetensors.torch.save_file(state, tmp_path / "net.bin")
     torch.save(state, tmp_path / "net.safetensors")
     for name in ("net.bin", "net.safetensors"):
@@ -314,7 +317,7 @@ def test_file_format_is_detected_from_the_content(tmp_path):
 
 
 def test_names_of_another_system_are_recognised(tmp_path):
-    torch.save({"model": made("denoising-diffusion-pytorch-1d")}, tmp_path / "net.pt")
+    torch.save({"model": weights_of("denoising-diffusion-pytorch-1d")}, tmp_path / "net.pt")
     with pytest.raises(ConfigError) as caught:
         read_checkpoint(
             "denoising-diffusion-pytorch", str(tmp_path / "net.pt"), None, None, None, {}

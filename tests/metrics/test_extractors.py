@@ -109,7 +109,7 @@ def returning(path, module):
 def test_custom_features_are_floats_of_shape_images_by_features(tmp_path, kind, shape):
     extractor = returning(tmp_path / "a.pt", Returns(kind))
     assert error_of(lambda: extractor(pictures(2, 1, 4, 4))) == (
-        f"extractor=custom: gives features in {shape} for 2 images; they must be floats of shape "
+        f"extractor=custom: returns features in {shape} for 2 images; they must be floats of shape "
         "(images, features)"
     )
 
@@ -151,7 +151,8 @@ def test_invalid_custom_files_are_reported_in_one_line(tmp_path):
     assert "to have 3 channels, but got 1 channels instead" in message
     three = returning(path, Three())
     assert error_of(lambda: three(pictures(2, 1, 4, 4))) == (
-        f"extractor.path={path}: must give a tensor of features, or a tuple of features and logits"
+        f"extractor.path={path}: must return a tensor of features, or a tuple of features and "
+        "logits"
     )
 
 
@@ -290,7 +291,7 @@ def test_inception_equals_torch_fidelity(untrained, monkeypatch):
     assert extractor.output_sizes((1, 8, 8), "cpu") == (2048, 1008)
     assert torch.equal(extractor(images[:, :1]), direct(images[:, :1].repeat(1, 3, 1, 1))[0])
     assert error_of(lambda: extractor.output_sizes((2, 8, 8), "cpu")) == (
-        "extractor=inception-v3-compat: takes images of 1 or 3 channels, these have 2; use "
+        "extractor=inception-v3-compat: requires images of 1 or 3 channels, these have 2; use "
         "extractor=pixels"
     )
 

@@ -79,5 +79,5 @@ def test_non_finite_features_are_reported_in_one_line(tmp_path):
     with pytest.raises(ConfigError) as caught:
         extract_batch(extractor, images, range(5))
     assert str(caught.value) == (
-        "extractor=custom: gives features that are NaN or infinite, of 2 of 5 images; repair it"
+        "extractor=custom: returns features that are NaN or infinite, of 2 of 5 images; repair it"
     )

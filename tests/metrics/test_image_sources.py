@@ -106,7 +106,7 @@ def test_sequences_are_rejected(tmp_path):
     np.save(tmp_path / "s.npy", np.random.default_rng(0).normal(size=(5, 1, 16)))
     data = Sequences(path=str(tmp_path / "s.npy"))
     assert error_of(lambda: DatasetImages(data, {}, key="reference")) == (
-        "reference: holds sequences, and fidelity is of images; leave fid, kid, isc and prc out"
+        "reference: contains sequences, but fid, kid, isc and prc require images; leave them out"
     )
 
 
@@ -116,7 +116,7 @@ def test_videos_are_rejected():
     data = Digits()
     data.codec = VideoCodec.__new__(VideoCodec)
     assert error_of(lambda: DatasetImages(data, {})).startswith(
-        "data: holds videos, and fidelity is"
+        "data: contains videos, but fid, kid"
     )
 
 
@@ -180,7 +180,7 @@ def test_unreadable_npz_files_are_reported_in_one_line(tmp_path):
     assert error_of(lambda: NpzImages(path)) == f"samples={path}: file not found"
     np.savez(path, images=np.zeros(3), labels=np.zeros(3))
     assert error_of(lambda: NpzImages(path, key="reference")) == (
-        f"reference={path}: holds no arr_0 (there are: images, labels)"
+        f"reference={path}: contains no arr_0 (there are: images, labels)"
     )
     np.savez(path, arr_0=np.array([Bomb(str(tmp_path / "ran"))], dtype=object))
     assert error_of(lambda: NpzImages(path)) == (

@@ -362,7 +362,7 @@ def test_missing_npz_arrays_are_reported(tmp_path):
     )
     np.savez(path, mu=np.zeros(4))
     assert error_of(lambda: load_reference(path, Pixels(), 4)) == (
-        f"reference={path}: holds no mu and sigma (there are: mu)"
+        f"reference={path}: contains no mu and sigma (there are: mu)"
     )
     np.savez(path, mu=np.array([object()]), sigma=EYE)
     assert error_of(lambda: load_reference(path, Pixels(), 4)) == (

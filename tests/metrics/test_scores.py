@@ -22,7 +22,7 @@ from ddpm.metrics import (
     metric_name,
     prc,
 )
-from tests.metrics.torch_fidelity_reference import custom, pictures, save, theirs
+from tests.metrics.torch_fidelity_reference import custom, pictures, reference_metrics, save
 
 
 def normal(*shape, seed=0):
@@ -53,16 +53,16 @@ def gathered(extractor, pixels, batch_size, world):
 def test_scores_of_a_custom_extractor_equal_torch_fidelity(tmp_path, world, batch_size):
     extractor = custom(tmp_path / "net.pt", 3)
     samples, real = pictures(333, 3, 12, 10, dark=9), pictures(420, 3, 12, 10, seed=1)
-    expected = theirs(
+    expected = reference_metrics(
         extractor, samples, real, fid=True, kid=True, isc=True, prc=True,
         batch_size=batch_size, kid_subset_size=333,
     )  # fmt: skip
-    ours, reference = (gathered(extractor, each, batch_size, world) for each in (samples, real))
+    outputs, reference = (gathered(extractor, each, batch_size, world) for each in (samples, real))
     result = {
-        **fid(ours.features, reference.features).values,
-        **kid(ours.features, reference.features).values,
-        **isc(ours.logits).values,
-        **prc(ours.features, reference.features).values,
+        **fid(outputs.features, reference.features).values,
+        **kid(outputs.features, reference.features).values,
+        **isc(outputs.logits).values,
+        **prc(outputs.features, reference.features).values,
     }
     assert result == {
         "fid": expected["frechet_inception_distance"],
@@ -80,16 +80,16 @@ def test_scores_of_a_custom_extractor_equal_torch_fidelity(tmp_path, world, batc
 @pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_scores_of_pixels_equal_torch_fidelity(world):
     samples, real = pictures(1100, 1, 8, 8, dark=9), pictures(1050, 1, 8, 8, seed=1)
-    expected = theirs(Pixels(), samples, real, fid=True, kid=True, prc=True)
-    ours, reference = (gathered(Pixels(), each, 100, world).features for each in (samples, real))
-    result = kid(ours, reference)
+    expected = reference_metrics(Pixels(), samples, real, fid=True, kid=True, prc=True)
+    outputs, reference = (gathered(Pixels(), each, 100, world).features for each in (samples, real))
+    result = kid(outputs, reference)
     assert result.settings == {"subsets": 100, "subset_size": 1000, "seed": 2020}
-    assert fid(ours, reference).values == {"fid": expected["frechet_inception_distance"]}
+    assert fid(outputs, reference).values == {"fid": expected["frechet_inception_distance"]}
     assert result.values == {
         "kid": expected["kernel_inception_distance_mean"],
         "kid_std": expected["kernel_inception_distance_std"],
     }
-    assert prc(ours, reference).values == {
+    assert prc(outputs, reference).values == {
         name: expected[name] for name in ("precision", "recall", "f_score")
     }
 
@@ -120,12 +120,14 @@ def test_several_processes_give_the_features_of_one(tmp_path, world):
 def test_scores_with_another_seed_equal_torch_fidelity(tmp_path):
     extractor = custom(tmp_path / "net.pt", 3)
     samples, real = pictures(150, 3, 9, 9), pictures(1200, 3, 9, 9, seed=1)
-    expected = theirs(extractor, samples, real, kid=True, isc=True, rng_seed=7, kid_subset_size=150)
-    ours, reference = (gathered(extractor, each, 64, 1) for each in (samples, real))
-    score = kid(ours.features, reference.features, seed=7)
+    expected = reference_metrics(
+        extractor, samples, real, kid=True, isc=True, rng_seed=7, kid_subset_size=150
+    )
+    outputs, reference = (gathered(extractor, each, 64, 1) for each in (samples, real))
+    score = kid(outputs.features, reference.features, seed=7)
     assert score.values["kid"] == expected["kernel_inception_distance_mean"]
-    assert score.values != kid(ours.features, reference.features).values
-    assert isc(ours.logits, seed=7).values["isc"] == expected["inception_score_mean"]
+    assert score.values != kid(outputs.features, reference.features).values
+    assert isc(outputs.logits, seed=7).values["isc"] == expected["inception_score_mean"]
     assert (score.num_samples, score.num_reference) == (150, 1200)
     assert score.settings == {"subsets": 100, "subset_size": 150, "seed": 7}
 
@@ -276,15 +278,15 @@ def error_of(call):
         (lambda: prc(normal(3, 3), normal(9, 3)), "num_samples=3: prc needs at least 4 samples"),
         (
             lambda: fid(normal(9, 3), normal(1, 3)),
-            "reference: holds 1 of the images, and fid needs at least 2",
+            "reference: contains 1 images, and fid needs at least 2",
         ),
         (
             lambda: prc(normal(9, 3), normal(3, 3)),
-            "reference: holds 3 of the images, and prc needs at least 4",
+            "reference: contains 3 images, and prc needs at least 4",
         ),
         (
             lambda: isc(None),
-            "metrics=isc: the extractor gives no logits; leave isc out, or take "
+            "metrics=isc: the extractor returns no logits; leave isc out, or use "
             "extractor=inception",
         ),
         (
@@ -299,7 +301,7 @@ def error_of(call):
         ),
         (
             lambda: fid(normal(2, 10_001), normal(2, 10_001)),
-            "extractor: gives 10001 features per image; fid supports at most 10000, kid and prc "
+            "extractor: returns 10001 features per image; fid supports at most 10000, kid and prc "
             "any, and extractor=inception has 2048",
         ),
     ],
@@ -324,7 +326,7 @@ def test_few_samples_cause_a_warning():
     )
     assert fid(normal(9, 9), normal(8, 9)).warnings[0].startswith("fid: 8 reference images are")
     assert isc(normal(49, 5)).warnings == (
-        "isc: a tenth of 49 samples is fewer than the 5 classes, so it comes out too low",
+        "isc: a tenth of 49 samples is fewer than the 5 classes, so the score is too low",
     )
     assert isc(normal(50, 5)).warnings == ()
     assert check_metric("fid", None, None, 2048, None) == ()

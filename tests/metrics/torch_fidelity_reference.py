@@ -35,7 +35,7 @@ class ExtractorAdapter(FeatureExtractorBase):
         return tuple(outputs[name] for name in self.features_list)
 
 
-register_feature_extractor("ours", ExtractorAdapter)
+register_feature_extractor("ddpm", ExtractorAdapter)
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -49,13 +49,13 @@ class Pictures(torch.utils.data.Dataset):
         return self.pixels[index]
 
 
-def theirs(extractor, samples, reference, **options):
+def reference_metrics(extractor, samples, reference, **options):
     """Return the metrics of torch-fidelity for uint8 (N, C, H, W), without its cache."""
     ExtractorAdapter.extractor = extractor
     return calculate_metrics(
         input1=Pictures(samples),
         input2=Pictures(reference),
-        feature_extractor="ours",
+        feature_extractor="ddpm",
         cuda=False,
         cache=False,
         verbose=False,

@@ -1,14 +1,17 @@
-"""Commands that run out of memory: a one-line error with remedies."""
+"""Commands that run out of memory or disk space: a one-line error with remedies."""
 
 import errno
 import gc
+import os
 import weakref
 
 import numpy as np
 import pytest
 import torch
 
-from ddpm.cli.memory import shortage
+import ddpm
+from ddpm.cli.system_errors import shortage
+from ddpm.errors import ConfigError
 from ddpm.memory import is_out_of_memory, on_gpu, requested
 from ddpm.samplers import Sampler
 from ddpm.training import Trainer, checkpoint
@@ -53,7 +56,7 @@ def test_the_allocators_of_torch_and_numpy_are_recognized():
         assert is_out_of_memory(caught.value) and not on_gpu(caught.value), caught.value
 
 
-BEGUN = "; a run that has begun takes other trainer options with override=true"
+BEGUN = "; to change trainer options of an existing run, add override=true"
 BATCH = "use a smaller batch_size (with the same results), or precision=bf16"
 
 
@@ -66,6 +69,25 @@ def test_training(command, tiny, monkeypatch):
         "GiB); set trainer.accumulate=2 (the same batch in smaller parts), "
         f"trainer.precision=bf16, or a smaller trainer.batch_size{BEGUN}",
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "trainer.batch_size=8: this machine ran out of memory; set trainer.acc"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "outputs/a/x"), "outputs/a/x: No space "
+         "left on device; fix this and run the same command again"),
+    ],
+)  # fmt: skip
+def test_training_from_python(monkeypatch, tmp_path, tiny, error, line):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Trainer, "accumulate_gradient", fail)
+    with pytest.raises(ConfigError) as caught:
+        ddpm.train(["name=a", *tiny])
+    assert str(caught.value).startswith(line)
 
 
 @pytest.mark.parametrize(

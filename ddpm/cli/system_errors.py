@@ -1,14 +1,39 @@
-"""Error of a command that ran out of memory, with options that reduce its use."""
+"""Errors of the system, such as a full disk or too little memory, in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from ddpm.errors import ConfigError
-from ddpm.memory import on_gpu, requested
+from ddpm.memory import is_out_of_memory, on_gpu, requested
 
 Options = Mapping[str, Any]
+T = TypeVar("T")
+
+
+def converted(work: Callable[[], T], options: Options) -> T:
+    """Call a function and return its result.
+
+    Args:
+        work: a command.
+        options: its composed options.
+
+    Raises:
+        ConfigError: the system reported an error, or the memory was not sufficient.
+    """
+    try:
+        return work()
+    except Exception as error:
+        if is_out_of_memory(error):
+            short = shortage(error, options)
+        elif isinstance(error, OSError):
+            place, remedy = str(error.filename or "out"), "fix this and run the same command again"
+            raise ConfigError(place, None, str(error.strerror), remedy) from error
+        else:
+            raise
+    # Outside of the handler: the frames of the error hold the memory that the next job needs.
+    raise short
 
 
 def shortage(error: BaseException, options: Options) -> ConfigError:
@@ -50,7 +75,7 @@ def _of_training(what: str, options: Options) -> ConfigError:
         remedies.append("model.use_checkpoint=true (a new run)")
     remedies.append("a smaller trainer.batch_size")
     problem = f"{what}; set {', or '.join(filter(None, [', '.join(remedies[:-1]), remedies[-1]]))}"
-    problem += "; a run that has begun takes other trainer options with override=true"
+    problem += "; to change trainer options of an existing run, add override=true"
     return ConfigError("trainer.batch_size", None if resumed else trainer["batch_size"], problem)
 
 

@@ -1,4 +1,4 @@
-"""Parts of an evaluation that the tests of commands do not reach."""
+"""Shared work, stored results and options of an evaluation, without a command."""
 
 from types import SimpleNamespace
 
