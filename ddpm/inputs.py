@@ -56,7 +56,7 @@ class ModelInputs:
                 return None
             listed = as_list(classes)
             requested = listed if isinstance(listed, list) else [listed]
-            numbers = [int(n) for n in requested if str(n).isascii() and str(n).isdecimal()]
+            numbers = [int(n) for n in map(str, requested) if n.isascii() and n.isdecimal()]
             good = len(numbers) == len(requested) > 0
             require(good, "classes", classes, "the model has no class names; use numbers from 0")
             return numbers
