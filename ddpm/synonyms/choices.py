@@ -29,9 +29,9 @@ FOLDER = "data=folder data.path=..."
 ARRAY = "data=sequence data.path=... model=unet1d"
 VIDEO = "data=video data.path=... model=unet3d"
 _IDDPM = "model=iddpm_unet"
-_FAST, _FULL = "sampler=ddim", "sampler=ddpm"
+_FAST, _FULL, _SOLVER = "sampler=ddim", "sampler=ddpm", "sampler=dpmpp"
 _NO_TRANSFORMER = "transformers are not among the networks"
-_NO_SOLVER = "the fast sampler here"
+_NO_SOLVER = "a fast sampler"
 CHOICES: Mapping[str, Sequence[Row]] = {
     "data": (
         Row("cifar10 cifar_10 cifar10_32", "data=cifar"),
@@ -54,9 +54,16 @@ CHOICES: Mapping[str, Sequence[Row]] = {
         Row("simple small tiny toy simpleunet", "model=simple_unet"),
     ),
     "sampler": (
-        Row("dpm++ dpmpp dpm dpm_solver dpm_solver++ dpmsolver dpmsolver++ dpmpp_2m dpmpp_2m_sde "
-            "dpm++_2m dpm++_2m_karras dpm_multi heun lms plms pndm unipc deis ipndm edm ode euler "
-            "flow_euler rk45 k_euler consistency lcm", _FAST, _NO_SOLVER),
+        Row("dpm++ dpm dpm_solver dpm_solver++ dpmsolver dpmsolver++ dpmpp_2m dpm++_2m dpm_multi "
+            "dpmsolvermultistep", "sampler=dpmpp"),
+        Row("dpmpp_2m_sde dpm++_2m_sde dpmpp_sde dpm++_sde", "sampler=dpmpp sampler.sde=true"),
+        Row("dpm++_2m_karras dpmpp_2m_karras", "sampler=dpmpp sampler.spacing=karras"),
+        Row("uni_pc unipcmultistep", "sampler=unipc"),
+        Row("deismultistep", "sampler=deis"),
+        Row("lms plms pndm", "sampler=ipndm"),
+        Row("edm karras heun2 heundiscrete", "sampler=heun"),
+        Row("ode euler flow_euler k_euler", _FAST, "Euler's method is DDIM"),
+        Row("rk45 consistency lcm", _SOLVER, _NO_SOLVER),
         Row("ancestral euler_a euler_ancestral p_sample sde k_euler_a default ddpm_sampler",
             _FULL),
     ),

@@ -229,7 +229,10 @@ DRAW = (
         "diffusion_steps inference_steps sampler.num_inference_steps sampler.num_steps "
         "trainer.max_steps", "steps={}", "network calls"),
     Row("guidance_scale cfg_scale cfg cond_scale guidance_strength classifier_free_guidance scale "
-        "classifier_scale w", "guidance={}"),
+        "w", "guidance={}"),
+    Row("classifier_scale", "guide_scale={}"),
+    Row("classifier classifier_path guide_model", "guide={}"),
+    Row("cfg_interval guidance_range", "guidance_interval={}"),
     Row("rescale cfg_rescale", "guidance_rescale={}"),
     Row("use_ddim ddim", "sampler={}", "", _DDIM),
     Row("scheduler sampling_method solver sampler_name method sampler.name sampler.type",
