@@ -232,8 +232,8 @@ FLAGS = [
 ]  # fmt: skip
 COMMANDS = {
     "train": ("train", "train"),
-    "sample": ("sample", "sample"),
-    "interpolate": ("interpolate", "interpolate"),
+    "sample": ("sample", "Sample"),
+    "interpolate": ("interpolate", "Interpolate"),
     "evaluate": ("evaluate", "Evaluate"),
     "import": ("importing", "import_run"),
     "export": ("exporting", "export"),

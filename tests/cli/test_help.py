@@ -92,7 +92,7 @@ def test_groups_of_the_user(tmp_path, flag):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/one.yaml").write_text("# @package _global_\nseed: 1\n")
     shown = usage("sample", [each.format(tmp_path) for each in flag] + ["sampler=mine"])
-    assert "  sampler=mine                ddim|ddpm|mine\n" in shown
+    assert "  sampler=mine                ddim|ddpm|deis|dpmpp|heun|ipndm|mine|unipc\n" in shown
     assert "  +experiment=...             one\n" in shown
     assert "\nsampler=mine: A sampler of mine\n" in shown
     assert "  sampler.kind=a              a or b, on two lines\n" in shown
