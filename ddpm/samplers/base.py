@@ -115,6 +115,7 @@ class StepContext:
         return prediction
 
 
+@dataclass(kw_only=True, eq=False)
 class Sampler(ABC):
     """Base class of samplers. Subclasses implement :meth:`step`.
 
@@ -142,21 +143,15 @@ class Sampler(ABC):
     default_steps: ClassVar[int | None] = None
     """Number of steps for ``steps`` null; None = one per timestep."""
 
-    def __init__(
-        self,
-        *,
-        steps: Steps = None,
-        spacing: Spacing = "uniform",
-        clip: Clip = "static",
-        dynamic_quantile: float = 0.995,
-    ) -> None:
-        check_steps_option(steps)
-        good = 0 < dynamic_quantile <= 1
-        require(good, "dynamic_quantile", dynamic_quantile, "must be above 0 and at most 1")
-        self.steps = steps
-        self.spacing: Spacing = spacing
-        self.clip: Clip = clip
-        self.dynamic_quantile = dynamic_quantile
+    steps: Steps = None
+    spacing: Spacing = "uniform"
+    clip: Clip = "static"
+    dynamic_quantile: float = 0.995
+
+    def __post_init__(self) -> None:
+        check_steps_option(self.steps)
+        good, quantile = 0 < self.dynamic_quantile <= 1, self.dynamic_quantile
+        require(good, "dynamic_quantile", quantile, "must be above 0 and at most 1")
 
     @property
     def history(self) -> int:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Clip, Conditioning, DenoiserProtocol
+from ddpm.diffusion import Conditioning, DenoiserProtocol
 from ddpm.errors import require
 from ddpm.samplers.base import OnStep, Sampler, SamplingPath, StepContext
-from ddpm.samplers.grids import Spacing, Steps
 
 
 class Coefficients(NamedTuple):
@@ -21,14 +21,12 @@ class Coefficients(NamedTuple):
     fresh: float
 
 
+@dataclass(kw_only=True, eq=False)
 class DDIM(Sampler):
     """DDIM (Song et al. 2020, arXiv 2010.02502, equation 12), in 1 to T steps.
 
     Args:
         steps: network calls; null = 100, or T where that is fewer. See :class:`Sampler`.
-        spacing: see :class:`Sampler`.
-        clip: see :class:`Sampler`.
-        dynamic_quantile: see :class:`Sampler`.
         eta: scale of the noise, 0 (deterministic) to 1 (the ancestral sampler's, fixed_small).
 
     Raises:
@@ -37,18 +35,12 @@ class DDIM(Sampler):
 
     default_steps: ClassVar[int | None] = 100
 
-    def __init__(
-        self,
-        *,
-        steps: Steps = None,
-        spacing: Spacing = "uniform",
-        clip: Clip = "static",
-        dynamic_quantile: float = 0.995,
-        eta: float = 0.0,
-    ) -> None:
-        super().__init__(steps=steps, spacing=spacing, clip=clip, dynamic_quantile=dynamic_quantile)
-        require(0 <= eta <= 1, "eta", eta, "must be between 0 (deterministic) and 1 (ancestral)")
-        self.eta = eta
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problem = "must be between 0 (deterministic) and 1 (ancestral)"
+        require(0 <= self.eta <= 1, "eta", self.eta, problem)
 
     def coefficients(self, path: SamplingPath) -> list[Coefficients]:
         """Return the factors of each step."""

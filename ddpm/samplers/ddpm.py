@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Clip
 from ddpm.samplers.base import Sampler, SamplingPath, StepContext
-from ddpm.samplers.grids import Spacing, Steps
 
 
 class Coefficients(NamedTuple):
@@ -20,29 +19,17 @@ class Coefficients(NamedTuple):
     std: float
 
 
+@dataclass(kw_only=True, eq=False)
 class DDPM(Sampler):
     """Ancestral sampling (Ho et al. 2020, algorithm 2), in 1 to T steps.
 
     Args:
         steps: network calls; null = all T. See :class:`Sampler`.
-        spacing: see :class:`Sampler`.
-        clip: see :class:`Sampler`.
-        dynamic_quantile: see :class:`Sampler`.
         variance: ``fixed_small`` or ``fixed_large``; null = that of the process, which may be
             learned.
     """
 
-    def __init__(
-        self,
-        *,
-        steps: Steps = None,
-        spacing: Spacing = "uniform",
-        clip: Clip = "static",
-        dynamic_quantile: float = 0.995,
-        variance: Literal["fixed_small", "fixed_large"] | None = None,
-    ) -> None:
-        super().__init__(steps=steps, spacing=spacing, clip=clip, dynamic_quantile=dynamic_quantile)
-        self.variance = variance
+    variance: Literal["fixed_small", "fixed_large"] | None = None
 
     def coefficients(self, path: SamplingPath) -> list[Coefficients]:
         """Return the factors of each step; the standard deviation is that of a fixed variance."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ddpm.diffusion import Clip
 from ddpm.errors import require
 from ddpm.samplers.base import SamplingPath
-from ddpm.samplers.grids import Spacing, Steps
+from ddpm.samplers.grids import Spacing
 from ddpm.samplers.multistep import (
     Combination,
     LinearMultistep,
@@ -19,6 +19,7 @@ from ddpm.samplers.multistep import (
 )
 
 
+@dataclass(kw_only=True, eq=False)
 class DEIS(LinearMultistep):
     """DEIS (Zhang & Chen 2022, arXiv 2204.13902), multistep, one network call per step.
 
@@ -28,9 +29,6 @@ class DEIS(LinearMultistep):
 
     Args:
         steps: network calls; null = 20. See :class:`Sampler`.
-        spacing: see :class:`Sampler`.
-        clip: see :class:`Sampler`.
-        dynamic_quantile: see :class:`Sampler`.
         order: 1 (DDIM) to 3.
         lower_order_final: the last steps have orders ..., 2, 1, for stability in few steps;
             null = in paths of fewer than 15 steps.
@@ -42,19 +40,13 @@ class DEIS(LinearMultistep):
     default_steps: ClassVar[int | None] = 20
     predicts: ClassVar[Literal["x0", "eps"]] = "eps"
 
-    def __init__(
-        self,
-        *,
-        steps: Steps = None,
-        spacing: Spacing = "log_snr",
-        clip: Clip = "static",
-        dynamic_quantile: float = 0.995,
-        order: int = 3,
-        lower_order_final: bool | None = None,
-    ) -> None:
-        super().__init__(steps=steps, spacing=spacing, clip=clip, dynamic_quantile=dynamic_quantile)
-        require(1 <= order <= 3, "order", order, "must be 1, 2 or 3")
-        self.order, self.lower_order_final = order, lower_order_final
+    spacing: Spacing = "log_snr"
+    order: int = 3
+    lower_order_final: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(1 <= self.order <= 3, "order", self.order, "must be 1, 2 or 3")
 
     def combination(self, path: SamplingPath, index: int) -> Combination:
         """Return the factors of step ``index``; the position is 0 at t and 1 at s."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal
 
-from ddpm.diffusion import Clip
 from ddpm.errors import require
 from ddpm.samplers.base import SamplingPath
-from ddpm.samplers.grids import Spacing, Steps
 from ddpm.samplers.multistep import Combination, LinearMultistep, phi, step_order
 
 
+@dataclass(kw_only=True, eq=False)
 class DPMpp(LinearMultistep):
     """DPM-Solver++ multistep (Lu et al. 2022, arXiv 2211.01095), in 1 to T steps.
 
@@ -24,9 +24,6 @@ class DPMpp(LinearMultistep):
 
     Args:
         steps: network calls; null = 20. See :class:`Sampler`.
-        spacing: see :class:`Sampler`.
-        clip: see :class:`Sampler`. A clipped x0 is not smooth in lambda, which lowers the order.
-        dynamic_quantile: see :class:`Sampler`.
         order: 1 (DDIM) to 3; with ``sde`` 1 or 2. 2 is more stable than 3 under guidance.
         solver: ``midpoint`` halves the weight of the first derivative of order 2, ``heun``
             integrates it exactly; both of order 2. At order 3 both are the formula of the authors'
@@ -42,23 +39,16 @@ class DPMpp(LinearMultistep):
 
     default_steps: ClassVar[int | None] = 20
 
-    def __init__(
-        self,
-        *,
-        steps: Steps = None,
-        spacing: Spacing = "uniform",
-        clip: Clip = "static",
-        dynamic_quantile: float = 0.995,
-        order: int = 2,
-        solver: Literal["midpoint", "heun"] | None = None,
-        sde: bool = False,
-        lower_order_final: bool | None = None,
-    ) -> None:
-        super().__init__(steps=steps, spacing=spacing, clip=clip, dynamic_quantile=dynamic_quantile)
-        require(1 <= order <= 3, "order", order, "must be 1, 2 or 3")
-        require(order < 3 or not sde, "order", order, "must be 1 or 2 with sde=true")
-        self.order, self.solver, self.sde = order, solver, sde
-        self.lower_order_final = lower_order_final
+    order: int = 2
+    solver: Literal["midpoint", "heun"] | None = None
+    sde: bool = False
+    lower_order_final: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(1 <= self.order <= 3, "order", self.order, "must be 1, 2 or 3")
+        problem = "must be 1 or 2 with sde=true"
+        require(self.order < 3 or not self.sde, "order", self.order, problem)
 
     def combination(self, path: SamplingPath, index: int) -> Combination:
         """Return the factors of step ``index``."""

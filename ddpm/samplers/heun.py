@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Clip
 from ddpm.errors import require
 from ddpm.samplers.base import Sampler, SamplingPath, StepContext
-from ddpm.samplers.grids import Spacing, Steps
+from ddpm.samplers.grids import Spacing
 
 MAX_CHURN = math.sqrt(2) - 1
 """Largest relative increase of the noise level per step (Karras et al. 2022, algorithm 2)."""
@@ -32,6 +32,7 @@ class Coefficients(NamedTuple):
     correction: float | None
 
 
+@dataclass(kw_only=True, eq=False)
 class Heun(Sampler):
     """Heun's method (Karras et al. 2022, arXiv 2206.00364, algorithm 2), of order 2.
 
@@ -43,9 +44,6 @@ class Heun(Sampler):
 
     Args:
         steps: with two network calls each, one in the last; null = 20. See :class:`Sampler`.
-        spacing: see :class:`Sampler`.
-        clip: see :class:`Sampler`.
-        dynamic_quantile: see :class:`Sampler`.
         churn: S_churn of the paper, 0 for the deterministic sampler. Each step first adds noise, to
             ``1 + churn / number of steps`` times rho, at most ``sqrt(2)`` times; never beyond the
             noise of timestep T-1.
@@ -59,24 +57,18 @@ class Heun(Sampler):
 
     default_steps: ClassVar[int | None] = 20
 
-    def __init__(
-        self,
-        *,
-        steps: Steps = None,
-        spacing: Spacing = "karras",
-        clip: Clip = "static",
-        dynamic_quantile: float = 0.995,
-        churn: float = 0.0,
-        s_min: float = 0.0,
-        s_max: float | None = None,
-        s_noise: float = 1.0,
-    ) -> None:
-        super().__init__(steps=steps, spacing=spacing, clip=clip, dynamic_quantile=dynamic_quantile)
-        require(churn >= 0, "churn", churn, "must be 0 or above")
-        require(s_min >= 0, "s_min", s_min, "must be 0 or above")
-        require(s_max is None or s_max >= s_min, "s_max", s_max, f"must be at least s_min={s_min}")
-        require(s_noise >= 0, "s_noise", s_noise, "must be 0 or above")
-        self.churn, self.s_min, self.s_max, self.s_noise = churn, s_min, s_max, s_noise
+    spacing: Spacing = "karras"
+    churn: float = 0.0
+    s_min: float = 0.0
+    s_max: float | None = None
+    s_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("churn", "s_min", "s_noise"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or above")
+        good = self.s_max is None or self.s_max >= self.s_min
+        require(good, "s_max", self.s_max, f"must be at least s_min={self.s_min}")
 
     def num_calls(self, num_steps: int, clean: bool = True) -> int:
         """Return the number of network calls of a path: two per step, one to clean data."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ddpm.diffusion import Clip
 from ddpm.errors import require
 from ddpm.samplers.base import SamplingPath
-from ddpm.samplers.grids import Spacing, Steps
+from ddpm.samplers.grids import Spacing
 from ddpm.samplers.multistep import (
     Combination,
     LinearMultistep,
@@ -17,6 +17,7 @@ from ddpm.samplers.multistep import (
 )
 
 
+@dataclass(kw_only=True, eq=False)
 class IPNDM(LinearMultistep):
     """iPNDM (Zhang & Chen 2022, arXiv 2204.13902): Adams-Bashforth, one network call per step.
 
@@ -32,9 +33,6 @@ class IPNDM(LinearMultistep):
 
     Args:
         steps: network calls; null = 20. See :class:`Sampler`.
-        spacing: see :class:`Sampler`; the default is that of the paper.
-        clip: see :class:`Sampler`.
-        dynamic_quantile: see :class:`Sampler`.
         order: 1 (DDIM) to 4; the default is mostly more accurate than 4, the published one.
         weights: ``fixed`` as published, for equal steps; ``variable`` for the actual steps.
 
@@ -45,19 +43,13 @@ class IPNDM(LinearMultistep):
     default_steps: ClassVar[int | None] = 20
     predicts: ClassVar[Literal["x0", "eps"]] = "eps"
 
-    def __init__(
-        self,
-        *,
-        steps: Steps = None,
-        spacing: Spacing = "quadratic",
-        clip: Clip = "static",
-        dynamic_quantile: float = 0.995,
-        order: int = 3,
-        weights: Literal["variable", "fixed"] = "fixed",
-    ) -> None:
-        super().__init__(steps=steps, spacing=spacing, clip=clip, dynamic_quantile=dynamic_quantile)
-        require(1 <= order <= 4, "order", order, "must be 1, 2, 3 or 4")
-        self.order, self.weights = order, weights
+    spacing: Spacing = "quadratic"
+    order: int = 3
+    weights: Literal["variable", "fixed"] = "fixed"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(1 <= self.order <= 4, "order", self.order, "must be 1, 2, 3 or 4")
 
     def combination(self, path: SamplingPath, index: int) -> Combination:
         """Return the factors of step ``index``; the position is 0 at t and 1 at s."""

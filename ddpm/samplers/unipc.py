@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from ddpm.diffusion import Clip
 from ddpm.errors import require
 from ddpm.samplers.base import Sampler, SamplingPath, StepContext
-from ddpm.samplers.grids import Spacing, Steps
 from ddpm.samplers.multistep import Combination, combine, integration_weights, phi, step_order
 
 
@@ -21,6 +20,7 @@ class Coefficients(NamedTuple):
     predictor: Combination
 
 
+@dataclass(kw_only=True, eq=False)
 class UniPC(Sampler):
     """UniPC (Zhao et al. 2023, arXiv 2302.04867) with predictions of x0, in 1 to T steps.
 
@@ -34,9 +34,6 @@ class UniPC(Sampler):
 
     Args:
         steps: network calls; null = 20. See :class:`Sampler`.
-        spacing: see :class:`Sampler`.
-        clip: see :class:`Sampler`. A clipped x0 is not smooth in lambda, which lowers the order.
-        dynamic_quantile: see :class:`Sampler`.
         order: of the predictor, 1 to 3. 2 is more stable than 3 under guidance.
         variant: B(h) of the paper: ``bh1`` is h and ``bh2`` is exp(h) - 1, in the direction of the
             integration. They differ at order 2 of the predictor and order 1 of the corrector, where
@@ -52,25 +49,17 @@ class UniPC(Sampler):
 
     default_steps: ClassVar[int | None] = 20
 
-    def __init__(
-        self,
-        *,
-        steps: Steps = None,
-        spacing: Spacing = "uniform",
-        clip: Clip = "static",
-        dynamic_quantile: float = 0.995,
-        order: int = 2,
-        variant: Literal["bh1", "bh2"] = "bh2",
-        corrector: bool = True,
-        uncorrected_steps: int = 0,
-        lower_order_final: bool = True,
-    ) -> None:
-        super().__init__(steps=steps, spacing=spacing, clip=clip, dynamic_quantile=dynamic_quantile)
-        require(1 <= order <= 3, "order", order, "must be 1, 2 or 3")
-        good = uncorrected_steps >= 0
-        require(good, "uncorrected_steps", uncorrected_steps, "must be 0 or above")
-        self.order, self.variant, self.corrector = order, variant, corrector
-        self.uncorrected_steps, self.lower_order_final = uncorrected_steps, lower_order_final
+    order: int = 2
+    variant: Literal["bh1", "bh2"] = "bh2"
+    corrector: bool = True
+    uncorrected_steps: int = 0
+    lower_order_final: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(1 <= self.order <= 3, "order", self.order, "must be 1, 2 or 3")
+        count = self.uncorrected_steps
+        require(count >= 0, "uncorrected_steps", count, "must be 0 or above")
 
     @property
     def history(self) -> int:
