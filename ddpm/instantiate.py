@@ -92,8 +92,10 @@ def measured(config: Config, data: Dataset) -> dict[str, Any]:
 
 def measured_as(config: Config, stored: Config) -> dict[str, Any]:
     """Return the config with the numbers of a stored one where :func:`measured` replaces null."""
-    node, there = config["objective"], stored.get("objective")
-    if not isinstance(there, Mapping) or node.get("_target_") != there.get("_target_"):
+    node, there = config.get("objective"), stored.get("objective")
+    if not isinstance(node, Mapping) or not isinstance(there, Mapping):
+        return dict(config)
+    if node.get("_target_") != there.get("_target_"):
         return dict(config)
     names = [name for name in _measured_options(config) if node.get(name) is None]
     return {**config, "objective": {**node, **{k: there[k] for k in names if k in there}}}

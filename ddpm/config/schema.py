@@ -50,9 +50,19 @@ def check(
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and options.get(name, "???") == "???":
             raise ConfigError(f"{prefix}{name}", None, f"is missing; add {prefix}{name}=...")
-    init = inspect.isclass(target) and not is_dataclass(target)  # those may inherit fields
-    hints = get_type_hints(target.__init__ if init else target)
+    hints = get_type_hints(_annotated(target))
     return {name: typed(value, hints[name], f"{prefix}{name}") for name, value in options.items()}
+
+
+def _annotated(target: Callable[..., Any]) -> Any:
+    """Return the object whose annotations are those of a target's parameters.
+
+    That is the class for a dataclass, which may inherit fields, else the constructor.
+    """
+    if not inspect.isclass(target):
+        return target
+    owner = next(base for base in target.__mro__ if "__init__" in vars(base))
+    return owner if "__dataclass_fields__" in vars(owner) else owner.__init__
 
 
 def typed(value: Any, annotation: Any, key: str) -> Any:
@@ -69,6 +79,11 @@ def typed(value: Any, annotation: Any, key: str) -> Any:
         require(isinstance(value, annotation), key, render(value), "must be a group of options")
         return value
     kinds = _kinds(annotation)
+    classes = tuple(kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind))
+    if isinstance(value, classes):
+        return value
+    if classes:  # a member of a union that no group of options describes
+        annotation = Union[tuple(kind for kind in kinds if kind not in classes)]  # noqa: UP007
     literals = [
         choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)
     ]

@@ -12,9 +12,10 @@ from ddpm.files import expand
 
 PATHS = frozenset(
     {
-        *("a", "b", "cache", "ckpt", "condition", "ema", "file", "out", "reference", "resume"),
-        *("runs", "samples", "data.path", "extractor.path", "extractor.weights"),
-        *("evaluation.reference", "evaluation.extractor.path", "evaluation.extractor.weights"),
+        *("a", "b", "cache", "ckpt", "condition", "ema", "file", "guide", "out", "reference"),
+        *("resume", "runs", "samples", "data.path", "extractor.path", "extractor.weights"),
+        *("evaluation.guide", "evaluation.reference"),
+        *("evaluation.extractor.path", "evaluation.extractor.weights"),
         *("hydra.run.dir", "hydra.sweep.dir"),
     }
 )

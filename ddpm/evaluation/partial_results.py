@@ -212,7 +212,10 @@ def stored_request(content: Mapping[str, Any]) -> Any:
     Earlier versions stored the sampler's ``steps`` beside it.
     """
     request = content.get("request")
-    if not isinstance(request, dict) or "steps" not in request:
+    if not isinstance(request, dict):
+        return request
+    request = plain(request)
+    if "steps" not in request:
         return request
     steps = request["steps"]
     sampler = request["sampler"] if steps is None else {**request["sampler"], "steps": steps}

@@ -70,7 +70,8 @@ SAMPLE = [
     ("+schedule=linear", "schedule: the schedule comes from the checkpoint; leave it out"),
     ("sampler.etta=2", "sampler.etta=2: unknown option; did you mean 'sampler.eta'?"),
     ("sampler.eta=2", "sampler.eta=2.0: must be between 0 (deterministic) and 1 (ancestral)"),
-    ("sampler=ddimm", "sampler=ddimm: unknown choice (there are: ddim, ddpm); did you mean 'ddim'?"),
+    ("sampler=ddimm", "sampler=ddimm: unknown choice (there are: ddim, ddpm, deis, dpmpp, "
+     "heun, ipndm, unipc); did you mean 'ddim'?"),
     ("steps=0", "steps=0: must be at least 1; null = the default"),
     ("steps=1001", "steps=1001: the process has 1000 steps; use 1 to 1000"),
     ("steps=10 sampler.steps=5", "steps=10: is the same option as sampler.steps=5; give only one of them"),

@@ -111,8 +111,8 @@ def test_conditioning_by_class(command, tiny):
         by_class = model.denoiser(x_t, 500, conditioning=model.conditioning([3, 7]))
         assert torch.equal(by_class.x0, model.denoiser(x_t, 500, conditioning=conditioning).x0)
     for classes, count, line in (
-        ([3, 10], None, "classes=[3,10]: the model knows the classes 0 to 9"),
-        (["cat"], None, "classes=[cat]: the model knows the classes 0 to 9"),
+        ([3, 10], None, "classes=[3,10]: the model has the classes 0 to 9"),
+        (["cat"], None, "classes=[cat]: the model has the classes 0 to 9"),
         ([3], 0, "count=0: must be at least 1"),
     ):
         with pytest.raises(ConfigError) as error:
@@ -150,7 +150,7 @@ def test_conditioning_of_an_unconditional_model(trained):
     assert len(model.conditioning()) == 0
     _, labels = model.sample(1, steps=1)
     assert len(model.conditioning(labels)) == 0
-    with pytest.raises(ConfigError, match="classes=3: the model knows no classes"):
+    with pytest.raises(ConfigError, match="classes=3: the model is not class-conditional"):
         model.conditioning(3)
 
 

@@ -147,7 +147,7 @@ def text_options():
     """Yield the options of all commands whose annotation allows any text."""
     from ddpm import data, metrics
 
-    functions = [train.train, sample.sample, interpolate.interpolate]
+    functions = [train.train, sample.Sample, interpolate.Interpolate]
     functions += [importing.import_run, exporting.export, evaluate.Evaluate, EvaluationOptions]
     owners = [(each, "") for each in functions] + [(EvaluationOptions, "evaluation.")]
     owners += [(getattr(data, name), "data.") for name in data.__all__]
