@@ -137,7 +137,7 @@ class TrainedModel:
         self,
         n: int,
         *,
-        sampler: str | Sampler = "ddim",
+        sampler: str | Sampler = "unipc",
         steps: Steps = None,
         seed: int = 0,
         classes: Classes | Tensor = None,
@@ -150,7 +150,7 @@ class TrainedModel:
 
         Args:
             n: number of samples, at least 1.
-            sampler: ``ddim`` or ``ddpm`` with its default options, or an instance.
+            sampler: a name, such as ``ddim``, with its default options; or an instance.
             steps: network calls, 1 to T, or in improved-diffusion's notation; None = the sampler's
                 default. An instance has steps of its own.
             seed: sample i is a function of (seed, i) and its class, whatever the batch size.
@@ -181,7 +181,7 @@ class TrainedModel:
         self,
         n: int,
         *,
-        sampler: str | Sampler = "ddim",
+        sampler: str | Sampler = "unipc",
         steps: Steps = None,
         seed: int = 0,
         classes: Classes | Tensor = None,
@@ -267,7 +267,7 @@ class TrainedModel:
         num_samples: int | None = None,
         num_images: int = 256,
         bound_steps: int | None = None,
-        sampler: str | Sampler = "ddim",
+        sampler: str | Sampler = "unipc",
         steps: Steps = None,
         seed: int = 0,
         classes: Classes | Tensor = None,
@@ -336,7 +336,7 @@ class TrainedModel:
 
     def pipeline(
         self,
-        sampler: str | Sampler | Mapping[str, Any] = "ddim",
+        sampler: str | Sampler | Mapping[str, Any] = "unipc",
         steps: Steps | list[int] = None,
         guidance: Guidance = NO_GUIDANCE,
     ) -> SamplingPipeline:

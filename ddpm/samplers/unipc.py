@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddpm.errors import require
 from ddpm.samplers.base import Sampler, SamplingPath, StepContext
+from ddpm.samplers.grids import Spacing
 from ddpm.samplers.multistep import Combination, combine, integration_weights, phi, step_order
 
 
@@ -49,6 +50,7 @@ class UniPC(Sampler):
 
     default_steps: ClassVar[int | None] = 20
 
+    spacing: Spacing = "trailing"
     order: int = 2
     variant: Literal["bh1", "bh2"] = "bh2"
     corrector: bool = True
