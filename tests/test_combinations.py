@@ -1,9 +1,7 @@
 """Combinations of models, objectives, schedules and samplers compose, train and sample."""
 
 import inspect
-from dataclasses import is_dataclass
 from types import SimpleNamespace
-from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from ddpm import generation, instantiate
 from ddpm.cli.app import config_dir
 from ddpm.config.registry import exported, options_of
-from ddpm.config.schema import typed
+from ddpm.config.schema import hints_of, typed
 from ddpm.config.text import plain
 from ddpm.data.spec import DataSpec
 from ddpm.distributed import devices
@@ -319,8 +317,7 @@ def test_yaml_files_list_every_option_with_its_default(path):
         assert node.pop("val_fraction") == 0.0  # an option of all data nodes, not of the class
     target = exported(node.pop("_target_"), f"{path.parent.name}._target_")
     schema = options_of(target)
-    init = inspect.isclass(schema) and not is_dataclass(schema)
-    hints = get_type_hints(schema.__init__ if init else schema)
+    hints = hints_of(schema)
     parameters = inspect.signature(schema).parameters.values()
     options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert node.keys() == options.keys()

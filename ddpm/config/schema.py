@@ -50,19 +50,19 @@ def check(
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and options.get(name, "???") == "???":
             raise ConfigError(f"{prefix}{name}", None, f"is missing; add {prefix}{name}=...")
-    hints = get_type_hints(_annotated(target))
+    hints = hints_of(target)
     return {name: typed(value, hints[name], f"{prefix}{name}") for name, value in options.items()}
 
 
-def _annotated(target: Callable[..., Any]) -> Any:
-    """Return the object whose annotations are those of a target's parameters.
+def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of the parameters of a function or a class.
 
-    That is the class for a dataclass, which may inherit fields, else the constructor.
+    Those of a dataclass, which may inherit fields, are its annotations.
     """
     if not inspect.isclass(target):
-        return target
+        return get_type_hints(target)
     owner = next(base for base in target.__mro__ if "__init__" in vars(base))
-    return owner if "__dataclass_fields__" in vars(owner) else owner.__init__
+    return get_type_hints(owner if "__dataclass_fields__" in vars(owner) else owner.__init__)
 
 
 def typed(value: Any, annotation: Any, key: str) -> Any:

@@ -63,7 +63,7 @@ def test_checkpoints_contain_raw_and_averaged_weights(command, trained):
 def test_sampling_needs_no_other_flag(command, trained, ckpt):
     ended = command("sample", f"ckpt={ckpt}", "num_samples=3", "steps=2")
     assert ended.status == 0, ended.err
-    folder = Path("outputs/tiny/generated/step-00000002-ddim-2-seed-0")
+    folder = Path("outputs/tiny/generated/step-00000002-unipc-2-seed-0")
     written = [".ddpm-files.json", "grid.png", "images"]
     assert sorted(path.name for path in folder.iterdir()) == written
     assert sorted(p.name for p in (folder / "images").iterdir()) == [
@@ -189,7 +189,7 @@ def test_trajectory(command, trained):
 
 def test_interpolation_between_seeds_ends_at_their_samples(command, trained):
     for seed in (1, 2):
-        options = (f"seed={seed}", f"out=s{seed}", "num_samples=1", "steps=20")
+        options = (f"seed={seed}", f"out=s{seed}", "num_samples=1", "sampler=ddim", "steps=20")
         assert command("sample", f"ckpt={trained}", *options).status == 0
     ended = command(
         "interpolate", f"ckpt={trained}", "a=1", "b=2", "out=i", "num_frames=5", "steps=20"

@@ -68,8 +68,8 @@ SAMPLE = [
     ("model=unet", "model=unet: the model comes from the checkpoint; leave it out"),
     ("model.dim=3", "model.dim=3: the model comes from the checkpoint; leave it out"),
     ("+schedule=linear", "schedule: the schedule comes from the checkpoint; leave it out"),
-    ("sampler.etta=2", "sampler.etta=2: unknown option; did you mean 'sampler.eta'?"),
-    ("sampler.eta=2", "sampler.eta=2.0: must be between 0 (deterministic) and 1 (ancestral)"),
+    ("sampler=ddim sampler.etta=2", "sampler.etta=2: unknown option; did you mean 'sampler.eta'?"),
+    ("sampler=ddim sampler.eta=2", "sampler.eta=2.0: must be between 0 (deterministic) and 1 (ancestral)"),
     ("sampler=ddimm", "sampler=ddimm: unknown choice (there are: ddim, ddpm, deis, dpmpp, "
      "heun, ipndm, unipc); did you mean 'ddim'?"),
     ("steps=0", "steps=0: must be at least 1; null = the default"),

@@ -54,7 +54,7 @@ def test_files_of_the_evaluation_of_a_run(command, trained):
         assert row[key] == value
     assert row["reference"]["num_images"] == 1797 and len(row["reference"]["sha256"]) == 64
     assert row["extractor"]["name"] == "pixels" and row["extractor"]["features"] == 64
-    assert row["sampler"]["_target_"] == "ddpm.samplers.DDIM" and row["checkpoint"].startswith(
+    assert row["sampler"]["_target_"] == "ddpm.samplers.UniPC" and row["checkpoint"].startswith(
         trained
     )
     bound = np.load(folder / "bound.npz")
@@ -250,7 +250,7 @@ ERRORS = [
     ("samples=half.npz reference=digits classes=[3]", "classes=[3]: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
     ("samples=half.npz reference=digits weights=raw", "weights=raw: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
     ("samples=half.npz reference=digits sampler=ddpm", "sampler=ddpm: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
-    ("samples=half.npz reference=digits sampler.eta=1", "sampler.eta=1: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
+    ("samples=half.npz reference=digits sampler.order=1", "sampler.order=1: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
     ("samples=half.npz reference=digits num_images=5", "num_images=5: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
     ("samples=half.npz reference=digits precision=bf16", "precision=bf16: has no effect on samples=; leave it out, or evaluate a model with ckpt="),
     ("samples=half.npz reference=digits seed=3", "seed=3: has no effect on samples=; leave it out, or evaluate a model with ckpt="),

@@ -14,7 +14,7 @@ from ddpm import synonyms
 from ddpm.cli import argument_errors
 from ddpm.config.location import config_dir
 from ddpm.config.registry import build, exported, options_of
-from ddpm.config.schema import check, typed
+from ddpm.config.schema import check, hints_of, typed
 from ddpm.errors import ConfigError
 from ddpm.interop.export import export_model
 from ddpm.training.checkpoint import nearest_run
@@ -133,7 +133,7 @@ TRAIN = [
     ("sampling_timesteps=250", "sampler.steps=250"),
     ("timestep_respacing=ddim50", "sampler.steps=ddim50"),
     ("use_ddim=true", "sampler=ddim"),
-    ("ddim_sampling_eta=0", "sampler.eta=0"),
+    ("ddim_sampling_eta=0", "sampler=ddim sampler.eta=0"),
     ("n=4", "trainer.preview_samples=4"),
     ("num_samples=16", "trainer.preview_samples=16"),
     ("cfg_scale=3", "data.class_cond=true diffusion.label_dropout=0.1"),
@@ -165,7 +165,8 @@ OTHERS = [
     ("sample", "guidance_scale=3", "guidance=3"),
     ("sample", "use_ddim=false", "sampler=ddpm"),
     ("sample", "scheduler=euler", "sampler=ddim"),
-    ("sample", "eta=0.5", "sampler.eta=0.5"),
+    ("sample", "eta=0.5", "sampler=ddim sampler.eta=0.5"),
+    ("sample", "sampler.eta=0.5", "sampler=ddim sampler.eta=0.5"),
     ("sample", "class=3", "classes=[3]"),
     ("sample", "labels=[3,7]", "classes=[3,7]"),
     ("sample", "checkpoint=outputs/a", "ckpt=outputs/a"),
@@ -358,7 +359,7 @@ def test_unknown_values(option, use):
     if group:
         target = exported(composed("train", ())[group]["_target_"], key)
         schema = options_of(target)
-        hint = get_type_hints(schema.__init__ if schema is target else schema)[name]
+        hint = hints_of(schema)[name]
     else:
         hint = get_type_hints(importlib.import_module("ddpm.cli.train").train)[name]
     with pytest.raises(ConfigError) as raised:
@@ -415,7 +416,7 @@ def test_numbers_in_place_of_choices(command, typed, answer):
         ("train", "optimizer=adam", "unknown option; the optimizer is AdamW; its options are trainer.lr, trainer.adam_betas and trainer.weight_decay"),
         ("train", "verbose=1", "unknown option; it has no counterpart; leave it out"),
         ("train", "trainer.max_step=5", "unknown option; did you mean 'trainer.max_steps'?"),
-        ("train", "sampler.etta=5", "unknown option; did you mean 'sampler.eta'?"),
+        ("train", "sampler.spacin=5", "unknown option; did you mean 'sampler.spacing'?"),
     ],
 )  # fmt: skip
 def test_other_answers(command, typed, answer):

@@ -3,13 +3,14 @@
 import re
 import subprocess
 import sys
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin
 
 import pytest
 
 from ddpm.cli.usage import usage
 from ddpm.config.comments import Groups, Option, read
 from ddpm.config.location import config_dir
+from ddpm.config.schema import hints_of
 
 GROUPS = {
     "train": [
@@ -63,7 +64,7 @@ def test_help_has_the_options_of_the_chosen_file(path):
 
 def test_groups_of_a_group_are_shown():
     shown = words(usage("train"))
-    assert " sampler@evaluation.sampler=ddim ddim|ddpm|" in shown
+    assert " sampler@evaluation.sampler=unipc ddim|ddpm|" in shown
     assert " extractor@evaluation.extractor=auto auto|clip|" in shown
 
 
@@ -117,7 +118,7 @@ def test_comments_of_a_group_name_all_choices(path):
     file = read(path)
     assert file.about and all(each.comment for each in file.options)
     made = get_object(target[1]) if target else None
-    hints = get_type_hints(made.__init__ if isinstance(made, type) else made) if made else {}
+    hints = hints_of(made) if made else {}
     for option in file.options:
         for choice in choices_of(hints.get(option.key)):
             assert re.search(rf"\b{re.escape(choice)}", option.comment), (option.key, choice)

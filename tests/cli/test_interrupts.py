@@ -209,7 +209,7 @@ def test_the_message_of_an_interrupted_command_names_its_incomplete_folder(
         interrupt()
 
     options = (f"ckpt={trained}", "num_samples=2", "batch_size=1", "steps=1")
-    new = f"{trained}/generated/step-00000002-ddim-1-seed-0"
+    new = f"{trained}/generated/step-00000002-unipc-1-seed-0"
     with monkeypatch.context() as patched:
         patched.setattr(generation, "generate", generate)
         for out, folder, same in (("made", "made", ""), ("null", new, f" with out={new}")):

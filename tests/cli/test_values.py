@@ -2,9 +2,7 @@
 
 import inspect
 import os
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 from PIL import Image
@@ -12,7 +10,7 @@ from PIL import Image
 from ddpm.cli import evaluate, exporting, importing, interpolate, sample, train
 from ddpm.config import values
 from ddpm.config.registry import PACKAGES
-from ddpm.config.schema import _kinds
+from ddpm.config.schema import _kinds, hints_of
 from ddpm.errors import ConfigError
 from ddpm.evaluation.options import EvaluationOptions
 from ddpm.files import expand
@@ -156,8 +154,7 @@ def text_options():
     for owner, prefix in owners:
         if prefix and not inspect.isclass(owner):
             continue
-        init = inspect.isclass(owner) and not is_dataclass(owner)
-        hints = get_type_hints(owner.__init__ if init else owner)
+        hints = hints_of(owner)
         for name, parameter in inspect.signature(owner).parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name in hints:
                 if str in _kinds(hints[name]):
