@@ -110,7 +110,7 @@ def test_order_of_convergence_as_shipped(order, corrector, spacing):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"order": 1, "variant": "bh1"}, DDIM(steps=20)),
+        ({"order": 1, "variant": "bh1"}, DDIM(steps=20, spacing="trailing")),
         ({"order": 2, "variant": "bh2"}, DPMpp(order=2, lower_order_final=True)),
         ({"order": 3, "variant": "bh1"}, DPMpp(order=3, lower_order_final=True)),
         ({"order": 3, "variant": "bh2"}, DPMpp(order=3, lower_order_final=True)),
