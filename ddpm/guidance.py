@@ -220,5 +220,5 @@ def check_guide(path: str, guide: DataSpec, model: DataSpec) -> None:
     problem = "has data in another range than the model; use a guide for the same data"
     require(guide.codec.state() == model.codec.state(), "guide", path, problem)
     classes = guide.num_classes, model.num_classes
-    problem = f"has {classes[0]} classes, the model {classes[1]}; use a guide with the same classes"
+    problem = f"has {classes[0]} classes, the model {classes[1] or 0}; use a guide with the same"
     require(classes[0] in (None, classes[1]), "guide", path, problem)

@@ -200,7 +200,7 @@ class GradientGuidance(_Wrapper):
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
             prediction = self.denoiser(x, t, previous_x0, inputs)
-            score = self.score(prediction.x0, t, conditioning or Conditioning())
+            score = self._score_of(prediction.x0, t, conditioning or Conditioning())
             self._check(score, len(x))
             (gradient,) = torch.autograd.grad(score.sum(), x)
         variance = prediction.variance_output
@@ -208,6 +208,16 @@ class GradientGuidance(_Wrapper):
         x0 = torch.add(prediction.x0.detach(), gradient, alpha=self.scale * s**2 / a)
         x0 = self.diffusion.conditioning_mask.apply(x0, x_t)
         return Prediction(x0, x_t, prediction.a, prediction.s, variance)
+
+    def _score_of(self, x0: Tensor, t: float, conditioning: Conditioning) -> object:
+        """Return the score; raise ConfigError (key ``classes``) if it reads missing classes."""
+        try:
+            return self.score(x0, t, conditioning)
+        except KeyError as error:
+            if error.args != ("y",) or "y" in conditioning:
+                raise
+            problem = "the guide reads the classes of the samples; use classes=[3]"
+            raise ConfigError("classes", None, problem) from error
 
     def _check(self, score: object, size: int) -> None:
         """Raise ConfigError (key ``guide``) unless a score is a differentiable (B,) tensor."""

@@ -114,6 +114,15 @@ def test_a_score_of_another_shape_is_refused(score, problem):
         GradientGuidance(denoiser(lambda x, time: x), score)(x_t(1, 4), 10)
 
 
+def test_a_score_of_classes_without_classes_is_refused():
+    def score(x0, t, conditioning):
+        return conditioning["y"] * x0
+
+    guided = GradientGuidance(denoiser(lambda x, time: x), score)
+    with pytest.raises(ConfigError, match=r"classes: the guide reads the classes of the samples"):
+        guided(x_t(1, 4), 10)
+
+
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
 def test_autoguidance_extrapolates_from_the_guide(scale):
     main, guide = denoiser(), denoiser(lambda x, time, y: 0.1 * x)
