@@ -9,7 +9,7 @@ from typing import Any
 from ddpm.errors import render
 from ddpm.nested import flat
 
-GROUPS = ("objective", "schedule", "diffusion", "data")
+GROUPS = ("objective", "schedule", "diffusion", "data", "timesteps")
 # Options of these groups that do not change the quantity: further inputs of the network, sampling,
 # location and reading of the data.
 FREE = frozenset(
@@ -18,6 +18,8 @@ FREE = frozenset(
         *("data.class_cond", "data.val_fraction", "data.cache_mb", "data.download"),
     }
 )
+DENSITIES = ("logit_normal", "log_normal")
+"""Distributions of timesteps that define the mean loss."""
 # Options of the variational bound, which the simple loss does not contain.
 BOUND = ("diffusion.variance", "diffusion.vlb_weight", "diffusion.bin_width")
 
@@ -32,7 +34,7 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     bound = any(_loss(config) != "simple" for config in configs)
     result: dict[str, list[Any]] = {}
     for group in GROUPS:
-        nodes = [config.get(group) for config in configs]
+        nodes = [_node(config, group) for config in configs]
         options = [flat(node, f"{group}.") for node in nodes if isinstance(node, Mapping)]
         if len(options) < len(configs):
             continue  # such as an imported run without data
@@ -75,6 +77,19 @@ def warning(configs: Sequence[Mapping[str, Any]], what: str) -> str | None:
     if any(key.partition(".")[0] == "data" for key in options):
         remedy = "compare those on the same data"
     return f"Losses are not comparable: the {what} differ in {', '.join(names)}; {remedy}."
+
+
+def _node(config: Mapping[str, Any], group: str) -> Any:
+    """Return the node of a group.
+
+    Distributions of timesteps with importance weights have the mean loss of uniform timesteps,
+    whose node replaces theirs.
+    """
+    node = config.get(group)
+    if group != "timesteps":
+        return node
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    return node if _name(target) in DENSITIES else {"_target_": "ddpm.diffusion.Uniform"}
 
 
 def _loss(config: Mapping[str, Any]) -> Any:

@@ -37,6 +37,12 @@ def changed(**options):
     ("options", "expected"),
     [
         ({}, {}),
+        ({"timesteps": {"_target_": "ddpm.diffusion.LossSecondMoment", "history_per_term": 10}}, {}),
+        ({"timesteps": {"_target_": "ddpm.diffusion.Stratified"}}, {}),
+        (
+            {"timesteps": {"_target_": "ddpm.diffusion.LogitNormal", "mean": 0.0, "std": 1.0}},
+            {"timesteps": ["uniform", "logit_normal"]},
+        ),
         ({"objective__target": "ddpm.diffusion.PredNoise"}, {"objective": ["pred_v", "pred_noise"]}),
         ({"objective__loss": "l1"}, {"objective.loss": ["l2", "l1"]}),
         ({"objective__weighting": "noise"}, {"objective.weighting": ["uniform", "noise"]}),
