@@ -209,7 +209,7 @@ class GradientGuidance(_Wrapper):
         x0 = self.diffusion.conditioning_mask.apply(x0, x_t)
         return Prediction(x0, x_t, prediction.a, prediction.s, variance)
 
-    def _score_of(self, x0: Tensor, t: float, conditioning: Conditioning) -> object:
+    def _score_of(self, x0: Tensor, t: float, conditioning: Conditioning) -> Tensor:
         """Return the score; raise ConfigError (key ``classes``) if it reads missing classes."""
         try:
             return self.score(x0, t, conditioning)
