@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ddpm.diffusion import without_gradients
 from ddpm.errors import require
 from ddpm.pipeline import SampleNoise, SamplingPipeline
 from ddpm.samplers import DDIM
@@ -154,8 +155,7 @@ def _encode_endpoint(
         x0 = pipeline.codec.encode(end.unsqueeze(0).to(pipeline.device))
         return x0, SampleNoise([seed]).like(x0)
     x_t, labels = _latent_at_step(pipeline, end, t, label)
-    mode = torch.no_grad if pipeline.denoiser.needs_gradients else torch.inference_mode
-    with mode(), pipeline.autocast():
+    with without_gradients(pipeline.denoiser), pipeline.autocast():
         prediction = pipeline.denoiser(x_t, t, conditioning=pipeline.conditioning(labels))
     return prediction.x0, prediction.eps
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,8 +111,7 @@ class Guidance:
                 guide = load(str(guide))
             except ConfigError as error:
                 raise error.renamed("guide", self.guide) from error
-        options = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Guidance(**{**options, "guide": guide})
+        return replace(self, guide=guide)
 
     def wrap(
         self,

@@ -17,12 +17,14 @@ from ddpm.diffusion import (
     Conditioning,
     Denoiser,
     DenoiserProtocol,
+    DenoiserWrapper,
     GaussianDiffusion,
     Prediction,
     class_conditioning,
+    without_gradients,
 )
 from ddpm.errors import ConfigError, require
-from ddpm.guidance import Guidance
+from ddpm.guidance import Guidance, as_guidance
 from ddpm.samplers import Sampler
 from ddpm.samplers.base import OnStep
 
@@ -51,16 +53,12 @@ class SampleNoise:
         return self.draw(tuple(x.shape[1:])).to(x.device)
 
 
-class CheckedDenoiser:
+class CheckedDenoiser(DenoiserWrapper):
     """Wraps a denoiser with a check of the time, for calls from outside of a sampler.
 
     Args:
         denoiser: the denoiser.
     """
-
-    def __init__(self, denoiser: DenoiserProtocol) -> None:
-        self.denoiser, self.diffusion = denoiser, denoiser.diffusion
-        self.needs_gradients = denoiser.needs_gradients
 
     def __call__(
         self,
@@ -123,8 +121,7 @@ class SamplingPipeline:
         conditioning = self.conditioning(labels)
 
         def call() -> None:
-            mode = torch.no_grad if self.denoiser.needs_gradients else torch.inference_mode
-            with mode(), self.autocast():
+            with without_gradients(self.denoiser), self.autocast():
                 self.denoiser(noise, self.diffusion.num_steps - 1, conditioning=conditioning)
 
         return call
@@ -190,14 +187,12 @@ def build_pipeline(
     """
     check_steps(sampler, diffusion)
     null = num_classes if diffusion.loss_options.drops_labels else None
-    if not isinstance(guidance, Guidance):
-        guidance = Guidance(scale=guidance)
     clipping = {
         "clip": sampler.clip,
         "bounds": codec.bounds,
         "dynamic_quantile": sampler.dynamic_quantile,
     }
-    guided = guidance.wrap(
+    guided = as_guidance(guidance).wrap(
         Denoiser(network.eval(), diffusion),
         has_classes=num_classes is not None,
         has_null=null is not None,

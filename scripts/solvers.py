@@ -29,7 +29,7 @@ import yaml
 from torch import Tensor
 
 import ddpm
-from ddpm import instantiate, samplers
+from ddpm import samplers
 from ddpm.console import progress
 from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.files import replacing
@@ -39,19 +39,18 @@ from ddpm.samplers import Sampler
 from ddpm.seeding import RandomStream, mix
 
 STOCHASTIC = ("ddpm", "ddim_eta1")
-VARIANTS = {  # name in the table: sampler and options
-    "ddpm": ("ddpm", {}),
-    "ddim_eta1": ("ddim", {"eta": 1.0}),
-    "ddim": ("ddim", {}),
-    "dpmpp1": ("dpmpp", {"order": 1}),
-    "dpmpp": ("dpmpp", {}),
-    "dpmpp3": ("dpmpp", {"order": 3}),
-    "unipc": ("unipc", {}),
-    "unipc3": ("unipc", {"order": 3}),
-    "deis": ("deis", {}),
-    "deis3": ("deis", {"order": 3}),
-    "ipndm": ("ipndm", {}),
-    "heun": ("heun", {}),
+VARIANTS: dict[str, tuple[type[Sampler], dict[str, Any]]] = {  # name in the table
+    "ddpm": (samplers.DDPM, {}),
+    "ddim_eta1": (samplers.DDIM, {"eta": 1.0}),
+    "ddim": (samplers.DDIM, {}),
+    "dpmpp1": (samplers.DPMpp, {"order": 1}),
+    "dpmpp": (samplers.DPMpp, {}),
+    "dpmpp3": (samplers.DPMpp, {"order": 3}),
+    "unipc": (samplers.UniPC, {}),
+    "unipc3": (samplers.UniPC, {"order": 3}),
+    "deis": (samplers.DEIS, {}),
+    "ipndm": (samplers.IPNDM, {}),
+    "heun": (samplers.Heun, {}),
 }
 
 
@@ -104,6 +103,11 @@ def parse(arguments: list[str]) -> Options:
     return options
 
 
+def num_steps(sampler: str, calls: int) -> int:
+    """Return the number of steps of a sampler for about that many network calls."""
+    return (calls + 1) // 2 if sampler == "heun" else calls
+
+
 class Measurement:
     """Samples of one noise with every sampler.
 
@@ -123,11 +127,9 @@ class Measurement:
 
     def sampler(self, name: str, **options: Any) -> Sampler:
         """Return a sampler of :data:`VARIANTS` with further options."""
-        base, own = VARIANTS[name]
-        classes = {each.lower(): each for each in samplers.__all__}
+        cls, own = VARIANTS[name]
         clip = {} if self.options.clip is None else {"clip": self.options.clip}
-        node = {"_target_": f"ddpm.samplers.{classes[base]}", **own, **clip, **options}
-        return instantiate.sampler(node)
+        return cls(**{**own, **clip, **options})
 
     def draw(self, sampler: Sampler) -> tuple[Tensor, float]:
         """Return the samples in model space, and the seconds that they took."""
@@ -149,7 +151,7 @@ class Measurement:
 
     def row(self, name: str, spacing: str, calls: int) -> Row | None:
         """Return the measurements of a sampler; None if the calls do not fit."""
-        steps = calls if name != "heun" else (calls + 1) // 2
+        steps = num_steps(name, calls)
         if steps > self.model.schedule.num_steps:
             return None
         sampler = self.sampler(name, steps=steps, spacing=spacing)
@@ -162,7 +164,7 @@ class Measurement:
 
     def fid(self, row: Row) -> float:
         """Return the FID of a sampler."""
-        steps = row.calls if row.sampler != "heun" else (row.calls + 1) // 2
+        steps = num_steps(row.sampler, row.calls)
         result = self.model.evaluate(
             "fid",
             sampler=self.sampler(row.sampler, steps=steps, spacing=row.spacing),

@@ -6,7 +6,14 @@ works on ``(B, C, *spatial)`` of any rank.
 
 from ddpm.diffusion.conditioning import Conditioning, class_conditioning
 from ddpm.diffusion.conditioning_mask import ConditioningMask
-from ddpm.diffusion.denoiser import Clip, Clipping, Denoiser, DenoiserProtocol
+from ddpm.diffusion.denoiser import (
+    Clip,
+    Clipping,
+    Denoiser,
+    DenoiserProtocol,
+    DenoiserWrapper,
+    without_gradients,
+)
 from ddpm.diffusion.guidance import Autoguidance, ClassifierFreeGuidance, GradientGuidance
 from ddpm.diffusion.likelihood import bound_term, discretised_log_likelihood, normal_kl, prior_term
 from ddpm.diffusion.loss import DiffusionLoss
@@ -36,6 +43,7 @@ __all__ = [
     "ConditioningMask",
     "Denoiser",
     "DenoiserProtocol",
+    "DenoiserWrapper",
     "DiffusionLoss",
     "GaussianDiffusion",
     "GradientGuidance",
@@ -63,4 +71,5 @@ __all__ = [
     "prior_term",
     "rectified",
     "sigmoid",
+    "without_gradients",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -38,11 +38,7 @@ class Conditioning(Mapping[str, Tensor]):
 
     def to(self, device: torch.device) -> Conditioning:
         """Return the conditioning on a device."""
-        return self._map(lambda value: value.to(device))
-
-    def rows(self, index: Sequence[int] | Tensor) -> Conditioning:
-        """Return the conditioning of the samples at an index of the batch."""
-        return self._map(lambda value: value[index])
+        return self._map(lambda _, value: value.to(device))
 
     def dropped(self, rows: Tensor) -> Conditioning:
         """Return the conditioning without that of some samples.
@@ -57,7 +53,7 @@ class Conditioning(Mapping[str, Tensor]):
             here = rows.reshape(-1, *[1] * (value.ndim - 1))
             return torch.where(here, self.null[name], value)
 
-        return Conditioning({name: drop(name, value) for name, value in self.items()}, self.null)
+        return self._map(drop)
 
     def unconditional(self) -> Conditioning:
         """Return the conditioning of the same batch with the null embedding of every name."""
@@ -65,16 +61,17 @@ class Conditioning(Mapping[str, Tensor]):
         def null(name: str, value: Tensor) -> Tensor:
             return torch.full_like(value, self.null[name]) if name in self.null else value
 
-        return Conditioning({name: null(name, value) for name, value in self.items()}, self.null)
+        return self._map(null)
 
     def followed_by(self, other: Conditioning) -> Conditioning:
         """Return the conditioning of a batch and that of another one after it."""
-        return Conditioning(
-            {name: torch.cat([value, other[name]]) for name, value in self.items()}, self.null
-        )
+        return self._map(lambda name, value: torch.cat([value, other[name]]))
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Conditioning:
-        return Conditioning({name: function(value) for name, value in self.items()}, self.null)
+    def _map(self, function: Callable[[str, Tensor], Tensor]) -> Conditioning:
+        """Return the conditioning with ``function(name, value)`` of each name."""
+        return Conditioning(
+            {name: function(name, value) for name, value in self.items()}, self.null
+        )
 
 
 def class_conditioning(labels: Tensor | None, null: int | None = None) -> Conditioning:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, runtime_checkable
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -69,7 +70,24 @@ class Denoiser:
         return self.diffusion.predict(self.model, x_t, t, previous_x0, conditioning)
 
 
-class Clipping:
+class DenoiserWrapper:
+    """Base class of denoisers that wrap a denoiser, and call nothing but it.
+
+    Args:
+        denoiser: the denoiser.
+    """
+
+    def __init__(self, denoiser: DenoiserProtocol) -> None:
+        self.denoiser, self.diffusion = denoiser, denoiser.diffusion
+        self.needs_gradients = denoiser.needs_gradients
+
+
+def without_gradients(denoiser: DenoiserProtocol) -> AbstractContextManager[Any]:
+    """Return the fastest context without gradients in which a denoiser can be called."""
+    return torch.no_grad() if denoiser.needs_gradients else torch.inference_mode()
+
+
+class Clipping(DenoiserWrapper):
     """Wraps a denoiser; the predicted x0 is clipped to the range of the data.
 
     The noise is what the clipped x0 leaves in x_t.
@@ -91,8 +109,7 @@ class Clipping:
         bounds: tuple[float, float] = (-1.0, 1.0),
         dynamic_quantile: float = 0.995,
     ) -> None:
-        self.denoiser, self.diffusion = denoiser, denoiser.diffusion
-        self.needs_gradients = denoiser.needs_gradients
+        super().__init__(denoiser)
         self.clip, self.bounds, self.dynamic_quantile = clip, bounds, dynamic_quantile
 
     def __call__(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion.conditioning import Conditioning
-from ddpm.diffusion.denoiser import DenoiserProtocol
+from ddpm.diffusion.denoiser import DenoiserProtocol, DenoiserWrapper
 from ddpm.diffusion.process import Prediction
 from ddpm.errors import ConfigError, require
 
@@ -21,12 +21,11 @@ Interval = tuple[float, float]
 Score = Callable[[Tensor, float, Mapping[str, Tensor]], Tensor]
 
 
-class _Wrapper:
-    """Base class of guidance: the wrapped denoiser, and the interval of noise levels."""
+class _Guidance(DenoiserWrapper):
+    """Base class of guidance: a wrapper that is active in an interval of noise levels."""
 
     def __init__(self, denoiser: DenoiserProtocol, interval: Interval | None) -> None:
-        self.denoiser, self.diffusion = denoiser, denoiser.diffusion
-        self.needs_gradients = denoiser.needs_gradients
+        super().__init__(denoiser)
         problem = "must be two noise levels, the lower one first, such as [0.2,3], or null"
         good = interval is None or 0 <= interval[0] < interval[1]
         require(good, "guidance_interval", interval, problem)
@@ -40,7 +39,7 @@ class _Wrapper:
         return self.interval[0] * a <= s <= self.interval[1] * a
 
 
-class ClassifierFreeGuidance(_Wrapper):
+class ClassifierFreeGuidance(_Guidance):
     """Wraps a denoiser with classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598).
 
     The guided prediction is ``unconditional + scale (conditional - unconditional)``: 1 is off and 0
@@ -101,7 +100,7 @@ class ClassifierFreeGuidance(_Wrapper):
         return guided.with_x0(objective.x0(guided.x_t, output, a, s))
 
 
-class Autoguidance(_Wrapper):
+class Autoguidance(_Guidance):
     """Wraps a denoiser with guidance by a weaker one (Karras et al. 2024, arXiv 2406.02507).
 
     The guided prediction is ``guide + scale (main - guide)``: 1 is off. The guide is a smaller or
@@ -150,7 +149,7 @@ class Autoguidance(_Wrapper):
         return prediction.with_x0(torch.lerp(weak.x0, prediction.x0, self.scale))
 
 
-class GradientGuidance(_Wrapper):
+class GradientGuidance(_Guidance):
     """Wraps a denoiser with the gradient of a score of its predicted x0.
 
     The score's gradient with respect to x_t, through the network, is added to that of the

@@ -53,6 +53,13 @@ class Objective(ABC):
         require(gamma is None or gamma > 0, "min_snr_gamma", gamma, "must be above 0, or null")
         self.loss, self.weighting, self.min_snr_gamma = loss, weighting, min_snr_gamma
 
+    @property
+    def preconditions(self) -> bool:
+        """True if the class has an input or a time of the network of its own."""
+        own = type(self)
+        same = own.scale_input is Objective.scale_input
+        return not (same and own.network_time is Objective.network_time)
+
     def scale_input(self, x_t: Tensor, a: Scale, s: Scale) -> Tensor:
         """Return the input of the network (B, C, *spatial); by default x_t itself."""
         return x_t

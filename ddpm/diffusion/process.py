@@ -298,14 +298,15 @@ class GaussianDiffusion:
             t: (B,) times, or one for the batch; whole ones are int64, others float32.
             like: (B, C, *spatial), for the size of the batch and the device.
         """
-        scales, factor = self._scales(t), 1000.0 / self.num_steps
+        own, factor = self.objective.preconditions, 1000.0 / self.num_steps
+        scales = self._scales(t) if own else ()
         if isinstance(t, Tensor):
             t = t.float() * factor if self.rescale_timesteps else t
         elif self.rescale_timesteps:  # rounded as a product of tensors
             t = float(np.float32(t) * np.float32(factor))
         elif float(t).is_integer():
             t = int(t)
-        time = self.objective.network_time(t, *scales)
+        time = self.objective.network_time(t, *scales) if own else t
         if isinstance(time, Tensor):
             return time
         dtype = torch.int64 if isinstance(time, int) else torch.float32
@@ -352,10 +353,11 @@ class GaussianDiffusion:
         inputs = dict(conditioning or {})
         if self.self_condition:
             inputs["x_self_cond"] = torch.zeros_like(x_t) if previous_x0 is None else previous_x0
-        scaled = self.objective.scale_input(x_t, *self._scales(t, x_t))
-        if scaled is not x_t:
-            scaled = self.conditioning_mask.apply(scaled, x_t)
-        return model(scaled, self.network_time(t, x_t), **inputs).to(x_t.dtype)
+        network_input = x_t
+        if self.objective.preconditions:
+            network_input = self.objective.scale_input(x_t, *self._scales(t, x_t))
+            network_input = self.conditioning_mask.apply(network_input, x_t)
+        return model(network_input, self.network_time(t, x_t), **inputs).to(x_t.dtype)
 
     def interpret_output(self, output: Tensor, x_t: Tensor, t: Tensor | float) -> Prediction:
         """Return the prediction that a network's output implies.

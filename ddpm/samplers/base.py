@@ -9,10 +9,16 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from ddpm.diffusion import Clip, Conditioning, DenoiserProtocol, Prediction, Schedule
+from ddpm.diffusion import (
+    Clip,
+    Conditioning,
+    DenoiserProtocol,
+    Prediction,
+    Schedule,
+    without_gradients,
+)
 from ddpm.diffusion.process import GaussianDiffusion
 from ddpm.errors import require
 from ddpm.samplers.grids import Spacing, Steps, check_steps_option, sampling_times
@@ -239,7 +245,7 @@ class Sampler(ABC):
         denoise, reported = _NetworkCalls(denoiser, conditioning), 0
         predictions: list[Prediction] = []
         states: list[Tensor] = []
-        with torch.no_grad() if denoiser.needs_gradients else torch.inference_mode():
+        with without_gradients(denoiser):
             x = x if condition is None else mask.apply(x, condition)
             for index in range(len(path)):
                 context = StepContext(

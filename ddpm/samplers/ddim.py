@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Conditioning, DenoiserProtocol
+from ddpm.diffusion import Conditioning, DenoiserProtocol, without_gradients
 from ddpm.errors import require
 from ddpm.samplers.base import OnStep, Sampler, SamplingPath, StepContext
 
@@ -88,7 +88,7 @@ class DDIM(Sampler):
             refine: network calls per step beyond the first.
             on_step: called after each network call with (finished calls, all calls, current x).
         """
-        with torch.no_grad() if denoiser.needs_gradients else torch.inference_mode():
+        with without_gradients(denoiser):
             return self._invert(denoiser, x, start, conditioning, refine, on_step)
 
     def _invert(

@@ -50,8 +50,7 @@ class DEIS(LinearMultistep):
 
     def combination(self, path: SamplingPath, index: int) -> Combination:
         """Return the factors of step ``index``; the position is 0 at t and 1 at s."""
-        lower = len(path) < 15 if self.lower_order_final is None else self.lower_order_final
-        order = step_order(path, index, self.order, lower_final=lower)
+        order = step_order(path, index, self.order, self.lower_order_final)
         if order == 1:
             return noise_combination(path, index, [1.0])
         t, step = path.lambdas[index], path.lambdas[index + 1] - path.lambdas[index]

@@ -58,8 +58,7 @@ class DPMpp(LinearMultistep):
         weight = -math.expm1(-z)
         x = sigma_s / sigma_t * (math.exp(-h) if self.sde else 1.0)
         fresh = sigma_s * math.sqrt(weight) if self.sde else 0.0
-        lower = len(path) < 15 if self.lower_order_final is None else self.lower_order_final
-        order = step_order(path, index, self.order, lower_final=lower)
+        order = step_order(path, index, self.order, self.lower_order_final)
         first, *others = self._derivatives(path, index, order, z)
         alpha = path.alphas[index + 1]
         return Combination(x, (alpha * (weight + first), *(alpha * w for w in others)), fresh)

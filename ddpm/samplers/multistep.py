@@ -63,7 +63,7 @@ def combine(context: StepContext, factors: Combination, predicts: Literal["x0", 
     return x if factors.fresh == 0 else x.add(context.randn_like(x), alpha=factors.fresh)
 
 
-def step_order(path: SamplingPath, index: int, order: int, *, lower_final: bool = False) -> int:
+def step_order(path: SamplingPath, index: int, order: int, lower_final: bool | None) -> int:
     """Return the order of step ``index`` of a multistep solver in lambda, half the log-SNR.
 
     It is limited by the number of predictions. A step to clean data, where lambda is infinite, has
@@ -74,8 +74,10 @@ def step_order(path: SamplingPath, index: int, order: int, *, lower_final: bool 
         path: the sampling path.
         index: of the step, from 0.
         order: of the solver.
-        lower_final: the last steps have orders ..., 2, 1.
+        lower_final: the last steps have orders ..., 2, 1; None = in paths of fewer than 15 steps.
     """
+    if lower_final is None:
+        lower_final = len(path) < 15
     if math.isinf(path.lambdas[index + 1]):
         return 1
     finite = index + (0 if math.isinf(path.lambdas[0]) else 1)

@@ -71,7 +71,7 @@ class UniPC(Sampler):
     def coefficients(self, path: SamplingPath) -> list[Coefficients]:
         """Return the factors of each step."""
         orders = [
-            step_order(path, index, self.order, lower_final=self.lower_order_final)
+            step_order(path, index, self.order, self.lower_order_final)
             for index in range(len(path))
         ]
         result, corrector = [], None

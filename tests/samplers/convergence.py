@@ -61,6 +61,16 @@ def no_noise(x):
     raise AssertionError("a deterministic sampler has drawn noise")
 
 
+def assert_no_state(sampler):
+    """Check that samples do not depend on what the sampler sampled before."""
+    results = {}
+    for num_steps in (100, 300, 100, 300):
+        oracle = double_oracle(linear(num_steps=num_steps), (2, 4))
+        x = normal(8)(torch.empty(2, 2, 4, dtype=torch.float64))
+        result = sampler.sample(ExactDenoiser(oracle), x, randn_like=no_noise)
+        torch.testing.assert_close(result, results.setdefault(num_steps, result), rtol=0, atol=0)
+
+
 def solve(sampler, oracle, x, times, *, exact=0, randn_like=no_noise):
     """Return x at the last time, with exact starting values.
 

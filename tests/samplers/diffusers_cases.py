@@ -127,6 +127,13 @@ def rounds_time(denoiser):
     return Denoiser(rounded, denoiser.diffusion)
 
 
+def assert_equals_up_to_rounded_times(sampler, case):
+    """Check a case with Karras' sigmas, exactly with diffusers' rounding of times, else roughly."""
+    times = karras_times(sampler, case)
+    assert difference(run(sampler, case, times=times, wrap=rounds_time), case) < TOLERANCE
+    assert difference(run(sampler, case, times=times), case) < 0.01
+
+
 def karras_times(sampler, case):
     """Return the times of a case with Karras' sigmas, from the sampler's ``karras`` spacing.
 

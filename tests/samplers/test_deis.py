@@ -9,6 +9,7 @@ from ddpm.samplers import DDIM, DEIS
 from tests.oracle import SHAPES, normal
 from tests.samplers.convergence import (
     ExactDenoiser,
+    assert_no_state,
     double_oracle,
     errors,
     no_noise,
@@ -104,13 +105,7 @@ def test_coefficients_with_tiny_steps_are_accurate():
 
 
 def test_alternating_use_of_one_sampler():
-    """A sampler has no state: results do not depend on what it sampled before."""
-    sampler, results = DEIS(steps=5), {}
-    for num_steps in (100, 300, 100, 300):
-        oracle = double_oracle(linear(num_steps=num_steps), (2, 4))
-        x = normal(8)(torch.empty(2, 2, 4, dtype=torch.float64))
-        result = sampler.sample(ExactDenoiser(oracle), x, randn_like=no_noise)
-        torch.testing.assert_close(result, results.setdefault(num_steps, result), rtol=0, atol=0)
+    assert_no_state(DEIS(steps=5))
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])

@@ -16,6 +16,7 @@ from ddpm.samplers.base import SamplingPath
 from tests.oracle import SHAPES, normal
 from tests.samplers.convergence import (
     ExactDenoiser,
+    assert_no_state,
     double_oracle,
     errors,
     no_noise,
@@ -174,13 +175,7 @@ def test_step_from_pure_noise_and_to_clean_data(steps, order, weights, spacing):
 
 
 def test_alternating_use_of_one_sampler():
-    """A sampler has no state: results do not depend on what it sampled before."""
-    sampler, results = IPNDM(steps=5), {}
-    for num_steps in (100, 300, 100, 300):
-        oracle = double_oracle(linear(num_steps=num_steps), (2, 4))
-        x = normal(8)(torch.empty(2, 2, 4, dtype=torch.float64))
-        result = sampler.sample(ExactDenoiser(oracle), x, randn_like=no_noise)
-        torch.testing.assert_close(result, results.setdefault(num_steps, result), rtol=0, atol=0)
+    assert_no_state(IPNDM(steps=5))
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])

@@ -23,11 +23,10 @@ from tests.samplers.convergence import (
 )
 from tests.samplers.diffusers_cases import (
     TOLERANCE,
+    assert_equals_up_to_rounded_times,
     cases,
     denoiser,
     difference,
-    karras_times,
-    rounds_time,
     run,
 )
 
@@ -59,11 +58,7 @@ def test_equals_diffusers(name, dtype):
 
 @pytest.mark.parametrize("name", KARRAS)
 def test_equals_diffusers_with_karras_sigmas_up_to_its_rounding_of_times(name):
-    case = KARRAS[name]
-    sampler = configured(case)
-    times = karras_times(sampler, case)
-    assert difference(run(sampler, case, times=times, wrap=rounds_time), case) < TOLERANCE
-    assert difference(run(sampler, case, times=times), case) < 0.01
+    assert_equals_up_to_rounded_times(configured(KARRAS[name]), KARRAS[name])
 
 
 @pytest.mark.parametrize(("schedule", "spacing", "shape"), GRIDS)
