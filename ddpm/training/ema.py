@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+import torch
 from ema_pytorch import EMA as LibraryEMA
 from torch import Tensor, nn
 
 from ddpm.errors import require
 from ddpm.training.options import ABOVE_0, Options, option
 
-_COUNTERS = ("step", "initted")
+_POWER = 2 / 3  # of the warm-up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,22 +33,6 @@ class EMAOptions(Options):
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be in [0, 1)")
         window = self.ema_window
         require(window is None or window > 0, "ema_window", window, ABOVE_0)
-
-
-class _Windowed(LibraryEMA):
-    """The library's average with an upper limit of the window, see :class:`EMA`."""
-
-    def __init__(self, model: nn.Module, *, window: float | None, **options: Any) -> None:
-        super().__init__(model, **options)
-        self._window = window
-
-    def get_current_decay(self) -> float:
-        """Return the decay of the current update."""
-        decay = float(super().get_current_decay())
-        if self._window is None:
-            return decay
-        update = max(int(self.step) - self.update_after_step - 1, 0)
-        return min(decay, 1 - 1 / (1 + self._window * update))
 
 
 class EMA:
@@ -77,47 +61,62 @@ class EMA:
         warmup: bool = True,
         window: float | None = None,
     ) -> None:
-        self._network = model
-        self._ema = _Windowed(
-            model,
-            window=window if warmup else None,
-            beta=decay,
-            update_after_step=0,
-            update_every=1,
-            min_value=0.0 if warmup else decay,
-            param_or_buffer_names_no_ema={name for name, _ in model.named_buffers()},
-            include_online_model=False,
-            use_foreach=True,
-        )
-        self.model.eval()
+        self._decay, self._warmup = decay, warmup
+        self._window = window if warmup else None
+        averaged = LibraryEMA(model, include_online_model=False).ema_model
+        assert isinstance(averaged, nn.Module)
+        self._model = averaged.eval()
+        # The library's update visits each module, and reads its counters from tensors; that takes
+        # several times as long as the single operation on these lists.
+        self._averaged, self._current = _weights(averaged), _weights(model)
+        pairs = zip(averaged.modules(), model.modules(), strict=True)
+        self._with_buffers = [pair for pair in pairs if any(True for _ in pair[1].buffers(False))]
+        self._step, self._initialized = 0, False
 
     @property
     def model(self) -> nn.Module:
         """The averaged network, always in eval mode."""
-        averaged = self._ema.ema_model
-        assert isinstance(averaged, nn.Module)
-        return averaged
+        return self._model
 
     @property
     def decay(self) -> float:
         """Decay of the last update."""
-        return float(self._ema.get_current_decay())
+        return self._decay_of(max(self._step - 1, 0))
 
+    def _decay_of(self, update: int) -> float:
+        """Return the decay of update n = 0, 1, ..."""
+        if update == 0:
+            return 0.0
+        decay = self._decay
+        if self._warmup:
+            decay = min(decay, 1 - (1 + update) ** -_POWER)
+        if self._window is not None:
+            decay = min(decay, 1 - 1 / (1 + self._window * update))
+        return decay
+
+    @torch.no_grad()
     def update(self) -> None:
         """Update the average with the current weights of the network."""
-        self._ema.update()
-        # The library skips integer buffers, such as a count of batches.
-        for averaged, current in zip(self.model.buffers(), self._network.buffers(), strict=True):
-            averaged.copy_(current)
+        decay = self._decay_of(self._step) if self._initialized else 0.0
+        if decay == 0:
+            torch._foreach_copy_(self._averaged, self._current)
+        else:
+            torch._foreach_lerp_(self._averaged, self._current, 1 - decay)
+        for averaged, current in self._with_buffers:
+            for name, buffer in current.named_buffers(recurse=False):
+                averaged.get_buffer(name).copy_(buffer)
+        self._step, self._initialized = self._step + 1, True
 
     def state(self) -> dict[str, int]:
         """Return the counters; the weights are ``model.state_dict()``."""
-        counters = dict(self._ema.named_buffers(recurse=False))
-        return {name: int(counters[name]) for name in _COUNTERS}
+        return {"step": self._step, "initted": int(self._initialized)}
 
     def load(self, state: dict[str, int], weights: dict[str, Tensor]) -> None:
         """Load counters and weights of a checkpoint."""
         self.model.load_state_dict(weights)
-        counters = dict(self._ema.named_buffers(recurse=False))
-        for name in _COUNTERS:
-            counters[name].fill_(state[name])
+        self._step, self._initialized = int(state["step"]), bool(state["initted"])
+
+
+def _weights(network: nn.Module) -> list[Tensor]:
+    """Return the parameters that have an average, all but integers."""
+    return [p for p in network.parameters() if p.is_floating_point() or p.is_complex()]

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm.diffusion import Clipping, Denoiser, GaussianDiffusion, cosine
 from ddpm.samplers import DDIM, DDPM
+from tests.operations import Operations
 from tests.oracle import OBJECTIVES
 
 MOST = 10
@@ -16,21 +16,6 @@ SAMPLERS = {
     "ddpm": DDPM(steps=6),
     "ddpm, fixed_large": DDPM(steps=6, variance="fixed_large"),
 }
-
-
-class Operations(TorchDispatchMode):
-    """Names of the operations on tensors while ``active``, without views."""
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.active = [], True
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        outputs = func._schema.returns
-        is_view = any(each.alias_info and not each.alias_info.is_write for each in outputs)
-        if self.active and not is_view:
-            self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def operations_of_steps(sampler, objective):

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from ema_pytorch import EMA as LibraryEMA
 from torch import nn
 
 from ddpm.training import EMA
+from tests.operations import Operations
 
 
 class Scalar(nn.Module):
@@ -166,3 +168,56 @@ def test_averaged_network_stays_in_eval_mode_and_shares_no_weights():
     with torch.no_grad():
         net[0].weight.add_(1)
     assert not torch.equal(net[0].weight, ema.model[0].weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("options", "library"),
+    [
+        ({"decay": 0.9999}, {"beta": 0.9999}),
+        ({"decay": 0.5}, {"beta": 0.5}),
+        ({"decay": 0.0}, {"beta": 0.0}),
+        ({"decay": 0.75, "warmup": False}, {"beta": 0.75, "min_value": 0.75}),
+    ],
+)
+def test_the_average_equals_that_of_ema_pytorch(options, library, dtype):
+    """The library computes the decay in float32."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).to(dtype)
+    net[0].bias.requires_grad_(False)
+    buffers = {name for name, _ in net.named_buffers()}
+    ema = EMA(net, **options)
+    expected = LibraryEMA(
+        net,
+        update_after_step=0,
+        update_every=1,
+        param_or_buffer_names_no_ema=buffers,
+        include_online_model=False,
+        **library,
+    )
+    for step in range(150):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        net(torch.randn(4, 3, dtype=dtype))
+        ema.update()
+        expected.update()
+        assert ema.decay == pytest.approx(float(expected.get_current_decay()), abs=1e-6), step
+        for name, value in ema.model.state_dict().items():
+            if "num_batches" in name:  # the library leaves integers alone
+                assert int(value) == step + 1
+            else:
+                other = expected.ema_model.state_dict()[name]
+                torch.testing.assert_close(value, other, rtol=1e-6, atol=1e-6)
+    counters = {name: int(value) for name, value in expected.named_buffers(recurse=False)}
+    assert ema.state() == counters == {"step": 150, "initted": 1}
+    assert ema.model.state_dict().keys() == expected.ema_model.state_dict().keys()
+
+
+def test_an_update_is_one_operation_and_reads_nothing_on_the_host():
+    net = nn.Sequential(*(nn.Linear(3, 3) for _ in range(20)))
+    ema = EMA(net, decay=0.99)
+    for expected in ("_foreach_copy_", "_foreach_lerp_", "_foreach_lerp_"):
+        with Operations() as mode:
+            ema.update()
+        assert mode.names == [f"aten.{expected}.{'default' if 'copy' in expected else 'Scalar'}"]
