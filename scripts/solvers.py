@@ -11,8 +11,8 @@ samples of the error, on this machine, in one run. The table and the plot are wr
 default ``solvers`` in the run: ``solvers.md``, ``solvers.json`` and ``solvers.png``.
 
 Options: ``samplers``, ``spacings``, ``clip`` (null: that of each sampler), ``calls``, ``count``
-(samples of the error), ``fid`` (true, false), ``num_samples`` (of FID), ``guidance``, ``seed``,
-``out``.
+(samples of the error), ``fid`` (true, false), ``fid_calls`` (of ``calls``), ``num_samples`` (of
+FID), ``guidance``, ``seed``, ``out``.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class Options:
     calls: list[int] = field(default_factory=lambda: [5, 8, 10, 12, 15, 20, 30, 50, 100])
     count: int = 128
     fid: bool = True
+    fid_calls: list[int] = field(default_factory=lambda: [8, 12, 20])
     num_samples: int | None = None
     guidance: float = 1.0
     seed: int = 0
@@ -191,7 +192,12 @@ def measure(options: Options) -> list[Row]:
             if row is not None:
                 rows.append(row)
     if options.fid:
-        chosen = [row for row in rows if row.spacing == best_spacing(rows, row.sampler)]
+        chosen = [
+            row
+            for row in rows
+            if row.spacing == best_spacing(rows, row.sampler)
+            and (row.calls in options.fid_calls or row.calls + 1 in options.fid_calls)
+        ]
         for index, row in enumerate(chosen, start=1):
             row.fid = run.fid(row)
             print(f"FID {index}/{len(chosen)}: {row.sampler} {row.calls} calls: {row.fid:.4f}")

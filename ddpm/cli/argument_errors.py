@@ -18,6 +18,7 @@ FROM_CHECKPOINT = ("model", "diffusion", "schedule", "objective", "timesteps", "
 COMMANDS = ("train", "sample", "interpolate", "evaluate", "import", "export")
 _SWITCHES = ("help", "hydra-help", "version", "resolve", "run", "multirun", "shell-completion")
 _VALUED = ("cfg", "package", "config-path", "config-name", "config-dir", "info")
+_FEW = 12
 _RERUN = "--experimental-rerun"  # not abbreviated, as it unpickles a file
 _SHORT_SWITCHES, _SHORT_VALUED = ("-h", "-r", "-m", "-sc"), ("-c", "-p", "-cp", "-cn", "-cd", "-i")
 
@@ -186,14 +187,33 @@ def advice(config_name: str, key: str, value: str, arguments: Sequence[str]) -> 
         use = _other_command(config_name, key, value)
     if use is not None:
         return f"; {use}"
-    parent = key.rpartition(".")[0]
-    beside = [path for path in options if path.rpartition(".")[0] == parent]
-    if difflib.get_close_matches(key, options, n=1, cutoff=0.7):
-        return did_you_mean(key, options)
+    near = _similar(key, options)
+    if near:
+        return f"; did you mean '{near}'?"
     use = synonyms.near(config_name, key, value, options)
     if use is not None:
         return f"; {use}"
-    return did_you_mean(key, beside or [path for path in options if "." not in path])
+    beside = [path for path in _group(key, options) if not path.endswith("._target_")]
+    if "." in key and len(beside) > _FEW:
+        return "; --help lists them"
+    return did_you_mean("", beside or [path for path in options if "." not in path])
+
+
+def _group(key: str, options: Iterable[str]) -> list[str]:
+    """Return the options of the group of a key."""
+    parent = key.rpartition(".")[0]
+    return [path for path in options if path.rpartition(".")[0] == parent]
+
+
+def _similar(key: str, options: Iterable[str]) -> str:
+    """Return the most similar option, by its last name if the group exists; empty if none is."""
+    beside = {path.rpartition(".")[2]: path for path in _group(key, options)}
+    if "." in key and beside:
+        names, word, cutoff = beside, key.rpartition(".")[2], 0.6
+    else:
+        names, word, cutoff = {path: path for path in options}, key, 0.7
+    near = difflib.get_close_matches(word, names, n=1, cutoff=cutoff)
+    return names[near[0]] if near else ""
 
 
 def _same_leaf(key: str, value: str, options: Iterable[str]) -> str | None:

@@ -14,6 +14,9 @@ TRAIN = [
     # (options, the whole line after "ddpm-train: ")
     ("trainer.max_step=5", "trainer.max_step=5: unknown option; did you mean 'trainer.max_steps'?"),
     ("batch_size=5", "batch_size=5: unknown option; use trainer.batch_size=5"),
+    ("trainer.foo=1", "trainer.foo=1: unknown option; --help lists them"),
+    ("schedule.foo=1", "schedule.foo=1: unknown option (there are: schedule.max_beta, "
+     "schedule.num_steps, schedule.offset, schedule.zero_terminal_snr)"),
     ("sede=5", "sede=5: unknown option; did you mean 'seed'?"),
     ("+trainer.max_stepz=1", "trainer.max_stepz=1: unknown option; did you mean 'trainer.max_steps'?"),
     ("+sede=1", "sede=1: unknown option; did you mean 'seed'?"),
