@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -15,11 +14,11 @@ from ddpm.diffusion import (
     Clip,
     Conditioning,
     DenoiserProtocol,
+    GaussianDiffusion,
     Prediction,
     Schedule,
     without_gradients,
 )
-from ddpm.diffusion.process import GaussianDiffusion
 from ddpm.errors import require
 from ddpm.samplers.grids import Spacing, Steps, check_steps_option, sampling_times
 
@@ -27,46 +26,30 @@ RandnLike = Callable[[Tensor], Tensor]
 OnStep = Callable[[int, int, Tensor], None]
 
 
-@dataclass(frozen=True)
 class SamplingPath:
     """Times of a sampling path, and the coefficients of the process there, as floats.
 
+    Its length is N, the number of steps.
+
     Attributes:
         diffusion: the process.
-        times: N+1 real times of N steps, descending; the last is -1 for clean data.
+        schedule: its noise schedule.
+        times: N+1 real times, descending; the last is -1 for clean data.
+        pairs: (t, s) of each step, from t to s.
+        alphas: ``alpha(t)`` per time; 1 for clean data.
+        sigmas: ``sigma(t)`` per time; 0 for clean data.
+        lambdas: half of ``log_snr(t)`` per time, the lambda of DPM-Solver; infinity for clean data.
     """
 
-    diffusion: GaussianDiffusion
-    times: Sequence[float]
-
-    @property
-    def schedule(self) -> Schedule:
-        """The noise schedule."""
-        return self.diffusion.schedule
+    def __init__(self, diffusion: GaussianDiffusion, times: Sequence[float]) -> None:
+        self.diffusion, self.schedule, self.times = diffusion, diffusion.schedule, times
+        self.pairs = list(pairwise(times))
+        self.alphas = [self.schedule.alpha(t) for t in times]
+        self.sigmas = [self.schedule.sigma(t) for t in times]
+        self.lambdas = [self.schedule.log_snr(t) / 2 for t in times]
 
     def __len__(self) -> int:
-        """Number of steps."""
-        return len(self.times) - 1
-
-    @property
-    def pairs(self) -> list[tuple[float, float]]:
-        """Times (t, s) of each step, from t to s."""
-        return list(pairwise(self.times))
-
-    @cached_property
-    def alphas(self) -> list[float]:
-        """``alpha(t)`` per time; 1 for clean data."""
-        return [self.schedule.alpha(t) for t in self.times]
-
-    @cached_property
-    def sigmas(self) -> list[float]:
-        """``sigma(t)`` per time; 0 for clean data."""
-        return [self.schedule.sigma(t) for t in self.times]
-
-    @cached_property
-    def lambdas(self) -> list[float]:
-        """Half of ``log_snr(t)`` per time, the lambda of DPM-Solver; infinity for clean data."""
-        return [self.schedule.log_snr(t) / 2 for t in self.times]
+        return len(self.pairs)
 
 
 @dataclass
@@ -83,6 +66,10 @@ class StepContext:
         randn_like: the only source of randomness.
         predictions: of :meth:`predict` in this and the preceding steps, the newest first.
         states: x at the start of the preceding steps, the newest first.
+        t: time of x.
+        s: time of the result, below t; -1 is clean data.
+        diffusion: the process.
+        schedule: its noise schedule.
     """
 
     x: Tensor
@@ -94,31 +81,14 @@ class StepContext:
     predictions: list[Prediction] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
 
-    @property
-    def t(self) -> float:
-        """Time of x."""
-        return self.path.times[self.index]
-
-    @property
-    def s(self) -> float:
-        """Time of the result, below t; -1 is clean data."""
-        return self.path.times[self.index + 1]
-
-    @property
-    def schedule(self) -> Schedule:
-        """The noise schedule."""
-        return self.path.schedule
-
-    @property
-    def diffusion(self) -> GaussianDiffusion:
-        """The process."""
-        return self.path.diffusion
+    def __post_init__(self) -> None:
+        self.t, self.s = self.path.pairs[self.index]
+        self.diffusion, self.schedule = self.path.diffusion, self.path.schedule
 
     def predict(self) -> Prediction:
         """Call the network at x and t; the prediction becomes the first of ``predictions``."""
-        prediction = self.denoise(self.x, self.t)
-        self.predictions.insert(0, prediction)
-        return prediction
+        self.predictions.insert(0, self.denoise(self.x, self.t))
+        return self.predictions[0]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -131,8 +101,7 @@ class Sampler(ABC):
         steps: number of steps from pure noise to data, 1 to T, with one network call each unless
             the class says otherwise; null = the sampler's default. Also in improved-diffusion's
             notation: ``ddim50`` for an even stride from timestep 0, and ``[10,15,20]`` for the
-            number of steps in each of equal sections; see
-            :func:`~ddpm.samplers.grids.respaced_timesteps`.
+            number of steps in each of equal sections.
         spacing: of the times. ``uniform`` goes from T-1 to 0 in equal strides, rounded to timesteps
             as in improved-diffusion's respacing; ``quadratic`` is denser near the data (Song et
             al. 2020, appendix D.2); ``trailing`` ends one stride above 0, as in
@@ -177,14 +146,9 @@ class Sampler(ABC):
         Raises:
             ConfigError: steps in improved-diffusion's notation that do not fit T.
         """
-        return sampling_times(
-            schedule,
-            self.steps,
-            self.spacing,
-            start=schedule.num_steps - 1 if start is None else start,
-            stop=stop,
-            default=self.default_steps,
-        )
+        start = schedule.num_steps - 1 if start is None else start
+        steps = self.default_steps if self.steps is None else self.steps
+        return sampling_times(schedule, steps, self.spacing, start=start, stop=stop)
 
     def num_calls(self, num_steps: int, clean: bool = True) -> int:
         """Return the number of network calls of a path; by default one per step.
@@ -240,16 +204,15 @@ class Sampler(ABC):
         if times is None:
             times = self.timesteps(denoiser.diffusion.schedule, start=start, stop=stop)
         path = SamplingPath(denoiser.diffusion, times)
-        coefficients = self.coefficients(path)
         total = self.num_calls(len(path), clean=times[-1] < 0)
         denoise, reported = _NetworkCalls(denoiser, conditioning), 0
         predictions: list[Prediction] = []
         states: list[Tensor] = []
         with without_gradients(denoiser):
             x = x if condition is None else mask.apply(x, condition)
-            for index in range(len(path)):
+            for index, factors in enumerate(self.coefficients(path)):
                 context = StepContext(
-                    x, index, path, coefficients[index], denoise, randn_like, predictions, states
+                    x, index, path, factors, denoise, randn_like, predictions, states
                 )
                 x = self.step(context)
                 x = x if condition is None else mask.apply(x, condition)
@@ -266,8 +229,7 @@ class _NetworkCalls:
 
     def __init__(self, denoiser: DenoiserProtocol, conditioning: Conditioning | None) -> None:
         self.denoiser, self.conditioning = denoiser, conditioning
-        self.count = 0
-        self.previous_x0: Tensor | None = None
+        self.count, self.previous_x0 = 0, None
 
     def __call__(self, x_t: Tensor, t: float) -> Prediction:
         self.count += 1

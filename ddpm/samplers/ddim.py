@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class DDIM(Sampler):
         ConfigError: an option outside its range.
     """
 
-    default_steps: ClassVar[int | None] = 100
+    default_steps = 100
 
     eta: float = 0.0
 
@@ -88,35 +88,24 @@ class DDIM(Sampler):
             refine: network calls per step beyond the first.
             on_step: called after each network call with (finished calls, all calls, current x).
         """
-        with without_gradients(denoiser):
-            return self._invert(denoiser, x, start, conditioning, refine, on_step)
-
-    def _invert(
-        self,
-        denoiser: DenoiserProtocol,
-        x: Tensor,
-        start: int,
-        conditioning: Conditioning | None,
-        refine: int,
-        on_step: OnStep | None,
-    ) -> Tensor:
-        diffusion, clean = denoiser.diffusion, x
+        diffusion, clean, done = denoiser.diffusion, x, 0
         schedule, mask = diffusion.schedule, diffusion.conditioning_mask
         pairs = SamplingPath(diffusion, self.timesteps(schedule, start=start)).pairs[::-1]
-        for index, (t, s) in enumerate(pairs):
-            (a_t, s_t), (a_s, s_s) = schedule.signal_noise(t), schedule.signal_noise(s)
-            guess, at = (x, s) if s >= 0 else (mask.apply(a_t * x, clean), t)
-            for call in range(refine + 1):
-                x0, eps, _ = denoiser(guess, at, conditioning=conditioning)
-                # x = a_s x0 + s_s eps determines one of the two from the other. Keep the predicted
-                # one that is less sensitive to the guess, so that the iteration converges.
-                if a_s * a_t < s_s * s_t:
-                    eps = (x - a_s * x0) / s_s
-                else:
-                    x0 = (x - s_s * eps) / a_s
-                guess, at = mask.apply(a_t * x0 + s_t * eps, clean), t
-                if on_step is not None:
-                    done = index * (refine + 1) + call + 1
-                    on_step(done, len(pairs) * (refine + 1), guess)
-            x = guess
+        with without_gradients(denoiser):
+            for t, s in pairs:
+                (a_t, s_t), (a_s, s_s) = schedule.signal_noise(t), schedule.signal_noise(s)
+                guess, at = (x, s) if s >= 0 else (mask.apply(a_t * x, clean), t)
+                for _ in range(refine + 1):
+                    x0, eps, _ = denoiser(guess, at, conditioning=conditioning)
+                    # x = a_s x0 + s_s eps determines one of the two from the other. Keep the
+                    # predicted one that is less sensitive to the guess, so that the iteration
+                    # converges.
+                    if a_s * a_t < s_s * s_t:
+                        eps = (x - a_s * x0) / s_s
+                    else:
+                        x0 = (x - s_s * eps) / a_s
+                    guess, at, done = mask.apply(a_t * x0 + s_t * eps, clean), t, done + 1
+                    if on_step is not None:
+                        on_step(done, len(pairs) * (refine + 1), guess)
+                x = guess
         return x

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
-from ddpm.errors import require
 from ddpm.samplers.base import SamplingPath
 from ddpm.samplers.grids import Spacing
 from ddpm.samplers.multistep import (
@@ -15,7 +13,6 @@ from ddpm.samplers.multistep import (
     integration_weights,
     noise_combination,
     phi,
-    step_order,
 )
 
 
@@ -37,24 +34,20 @@ class DEIS(LinearMultistep):
         ConfigError: an option outside its range.
     """
 
-    default_steps: ClassVar[int | None] = 20
-    predicts: ClassVar[Literal["x0", "eps"]] = "eps"
+    default_steps = 20
+    predicts = "eps"
 
     spacing: Spacing = "log_snr"
     order: int = 3
     lower_order_final: bool | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(1 <= self.order <= 3, "order", self.order, "must be 1, 2 or 3")
-
     def combination(self, path: SamplingPath, index: int) -> Combination:
         """Return the factors of step ``index``; the position is 0 at t and 1 at s."""
-        order = step_order(path, index, self.order, self.lower_order_final)
+        order = self.order_at(path, index, self.lower_order_final)
         if order == 1:
-            return noise_combination(path, index, [1.0])
+            return noise_combination(path, index, [])
         t, step = path.lambdas[index], path.lambdas[index + 1] - path.lambdas[index]
         nodes = [(path.lambdas[index - k] - t) / step for k in range(order)]
         scale = -step * path.sigmas[index + 1]
         moments = [scale * math.factorial(k) * phi(k + 1, step) for k in range(order)]
-        return noise_combination(path, index, integration_weights(nodes, moments))
+        return noise_combination(path, index, integration_weights(nodes, moments)[1:])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 from ddpm.errors import require
 from ddpm.samplers.base import SamplingPath
-from ddpm.samplers.multistep import Combination, LinearMultistep, phi, step_order
+from ddpm.samplers.multistep import Combination, LinearMultistep, phi
 
 
 @dataclass(kw_only=True, eq=False)
@@ -37,7 +37,7 @@ class DPMpp(LinearMultistep):
         ConfigError: an option outside its range.
     """
 
-    default_steps: ClassVar[int | None] = 20
+    default_steps = 20
 
     order: int = 2
     solver: Literal["midpoint", "heun"] | None = None
@@ -46,9 +46,8 @@ class DPMpp(LinearMultistep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(1 <= self.order <= 3, "order", self.order, "must be 1, 2 or 3")
-        problem = "must be 1 or 2 with sde=true"
-        require(self.order < 3 or not self.sde, "order", self.order, problem)
+        good = self.order < 3 or not self.sde
+        require(good, "order", self.order, "must be 1 or 2 with sde=true")
 
     def combination(self, path: SamplingPath, index: int) -> Combination:
         """Return the factors of step ``index``."""
@@ -58,7 +57,7 @@ class DPMpp(LinearMultistep):
         weight = -math.expm1(-z)
         x = sigma_s / sigma_t * (math.exp(-h) if self.sde else 1.0)
         fresh = sigma_s * math.sqrt(weight) if self.sde else 0.0
-        order = step_order(path, index, self.order, self.lower_order_final)
+        order = self.order_at(path, index, self.lower_order_final)
         first, *others = self._derivatives(path, index, order, z)
         alpha = path.alphas[index + 1]
         return Combination(x, (alpha * (weight + first), *(alpha * w for w in others)), fresh)
@@ -68,11 +67,7 @@ class DPMpp(LinearMultistep):
     ) -> tuple[float, ...]:
         """Return the weights of the predictions in the terms with derivatives of x0.
 
-        Args:
-            path: the sampling path.
-            index: of the step.
-            order: of the step.
-            z: exponent of the step's weight: h, or 2 h of the SDE.
+        The exponent z of the step's weight is h, or 2 h of the SDE.
         """
         if order == 1:
             return (0.0,)

@@ -26,13 +26,7 @@ RHO = 7
 
 
 def sampling_times(
-    schedule: Schedule,
-    steps: Steps,
-    spacing: Spacing,
-    *,
-    start: int,
-    stop: int,
-    default: int | None,
+    schedule: Schedule, steps: Steps, spacing: Spacing, *, start: int, stop: int
 ) -> list[float]:
     """Return the times of a sampling path, descending from ``start`` to ``stop``.
 
@@ -42,11 +36,10 @@ def sampling_times(
 
     Args:
         schedule: of the process.
-        steps: see :class:`ddpm.samplers.Sampler`.
+        steps: see :class:`ddpm.samplers.Sampler`; None = one per timestep.
         spacing: see :class:`ddpm.samplers.Sampler`.
         start: first time, a timestep.
         stop: last time, a timestep, or -1 for clean data.
-        default: number of steps for ``steps`` None; None = one per timestep.
 
     Raises:
         ConfigError: steps in improved-diffusion's notation that do not fit T.
@@ -59,27 +52,20 @@ def sampling_times(
         if start < total - 1 or not nodes:
             nodes = [*(t for t in nodes if t < start), start]
         return [*reversed(nodes), stop]
-    steps = min(steps or default or available, available)
+    steps = min(steps or available, available)
     if spacing == "leading":
         stride = available // steps
         first = (steps - 1) * stride if stop < 0 and start == total - 1 else start
         return [*(first - i * stride for i in range(steps)), stop]
-    return [*reversed(_ascending(schedule, steps, spacing, start, stop))]
-
-
-def _ascending(
-    schedule: Schedule, steps: int, spacing: Spacing, start: int, stop: int
-) -> list[float]:
-    """Return the ``steps + 1`` times of a path, from ``stop`` up to ``start``."""
+    if spacing == "trailing" and stop < 0:
+        return [*((i * (start + 1)) // steps - 1 for i in range(steps, 0, -1)), -1]
+    # The step to clean data is apart: the others end at timestep 0.
+    lowest, count, clean = (stop, steps + 1, []) if stop >= 0 else (0, steps, [-1])
     if spacing in ("log_snr", "karras"):
-        first = [stop] if stop >= 0 else [stop, 0]
-        count = steps + 1 if stop >= 0 else steps
-        return [*first[:-1], *_by_noise(schedule, count, spacing, start, max(stop, 0))]
-    if stop >= 0:
-        return [*spaced_timesteps(stop, start, steps + 1, spacing)]
-    if spacing == "trailing":
-        return [-1, *((i * (start + 1)) // steps - 1 for i in range(1, steps + 1))]
-    return [-1, *spaced_timesteps(0, start, steps, spacing)]
+        ascending = _by_noise(schedule, count, spacing, start, lowest)
+    else:
+        ascending = spaced_timesteps(lowest, start, count, spacing)
+    return [*reversed(ascending), *clean]
 
 
 def _by_noise(
@@ -165,10 +151,9 @@ def check_steps_option(steps: Steps) -> None:
     if isinstance(steps, str):
         good = re.fullmatch(r"ddim[1-9][0-9]*", steps) is not None
         problem = "invalid value; expected a number, ddim50, or sections such as [10,15,20]"
-        require(good, "steps", steps, problem)
     elif isinstance(steps, tuple):
         good = len(steps) > 0 and all(count >= 1 for count in steps)
-        require(good, "steps", steps, "must be sections of at least 1 step each")
+        problem = "must be sections of at least 1 step each"
     else:
-        good = steps is None or steps >= 1
-        require(good, "steps", steps, "must be at least 1; null = the default")
+        good, problem = steps is None or steps >= 1, "must be at least 1; null = the default"
+    require(good, "steps", steps, problem)

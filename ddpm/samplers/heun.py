@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class Heun(Sampler):
         ConfigError: an option outside its range.
     """
 
-    default_steps: ClassVar[int | None] = 20
+    default_steps = 20
 
     spacing: Spacing = "karras"
     churn: float = 0.0
@@ -76,9 +76,9 @@ class Heun(Sampler):
 
     def coefficients(self, path: SamplingPath) -> list[Coefficients]:
         """Return the factors of each step."""
-        return [self._coefficients(path, index) for index in range(len(path))]
+        return [self._factors(path, index) for index in range(len(path))]
 
-    def _coefficients(self, path: SamplingPath, index: int) -> Coefficients:
+    def _factors(self, path: SamplingPath, index: int) -> Coefficients:
         t, (signal, noise) = path.times[index], (path.alphas[index + 1], path.sigmas[index + 1])
         t_hat = self._churned_time(path, index)
         alpha, sigma = path.schedule.signal_noise(t_hat)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from ddpm.errors import require
 from ddpm.samplers.base import SamplingPath
 from ddpm.samplers.grids import Spacing
 from ddpm.samplers.multistep import (
@@ -40,16 +39,13 @@ class IPNDM(LinearMultistep):
         ConfigError: an option outside its range.
     """
 
-    default_steps: ClassVar[int | None] = 20
-    predicts: ClassVar[Literal["x0", "eps"]] = "eps"
+    default_steps = 20
+    max_order = 4
+    predicts = "eps"
 
     spacing: Spacing = "quadratic"
     order: int = 3
     weights: Literal["variable", "fixed"] = "fixed"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(1 <= self.order <= 4, "order", self.order, "must be 1, 2, 3 or 4")
 
     def combination(self, path: SamplingPath, index: int) -> Combination:
         """Return the factors of step ``index``; the position is 0 at t and 1 at s."""
@@ -61,8 +57,6 @@ class IPNDM(LinearMultistep):
             now, step = rhos[index], rhos[index + 1] - rhos[index]
             finite = [rhos[index - k] for k in range(order) if math.isfinite(rhos[index - k])]
             nodes = [(rho - now) / step for rho in finite] or [0.0]
-        weights = integration_weights(nodes, [1 / (k + 1) for k in range(len(nodes))])
-        if len(weights) == 1:
-            return noise_combination(path, index, weights)
+        _, *older = integration_weights(nodes, [1 / (k + 1) for k in range(len(nodes))])
         change = path.sigmas[index + 1] - path.alphas[index + 1] * math.exp(-path.lambdas[index])
-        return noise_combination(path, index, [change * weight for weight in weights])
+        return noise_combination(path, index, [change * weight for weight in older])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from ddpm.errors import require
 from ddpm.samplers.base import Sampler, SamplingPath, StepContext
 
 
@@ -26,10 +27,19 @@ class Combination(NamedTuple):
 
 
 class LinearMultistep(Sampler):
-    """Base class of linear multistep solvers. Subclasses implement :meth:`combination`."""
+    """Base class of linear multistep solvers. Subclasses implement :meth:`combination`.
 
-    order: int = 1
+    The number of preceding predictions limits the order of the first steps to 1, 2, ...
+    """
+
+    max_order: ClassVar[int] = 3
     predicts: ClassVar[Literal["x0", "eps"]] = "x0"
+    order: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        good = 1 <= self.order <= self.max_order
+        require(good, "order", self.order, f"must be 1 to {self.max_order}")
 
     @property
     def history(self) -> int:
@@ -40,49 +50,40 @@ class LinearMultistep(Sampler):
     def combination(self, path: SamplingPath, index: int) -> Combination:
         """Return the factors of step ``index``; at most ``min(order, index + 1)`` predictions."""
 
-    def coefficients(self, path: SamplingPath) -> list[Combination]:
+    def coefficients(self, path: SamplingPath) -> Sequence[Any]:
         """Return the factors of each step."""
         return [self.combination(path, index) for index in range(len(path))]
 
     def step(self, context: StepContext) -> Tensor:
         """Return x_s, a linear combination of x_t, the predictions and new noise."""
         context.predict()
-        return combine(context, context.coefficients, self.predicts)
+        return self.combine(context, context.coefficients)
 
+    def combine(self, context: StepContext, factors: Combination) -> Tensor:
+        """Return the linear combination (B, C, *spatial) of x, predictions and new noise."""
+        x = None if factors.x == 0 else factors.x * context.x
+        if factors.x0 != 0:
+            x0 = factors.x0 * context.predictions[0].x0
+            x = x0 if x is None else x + x0
+        for factor, prediction in zip(factors.predictions, context.predictions, strict=False):
+            m = prediction.x0 if self.predicts == "x0" else prediction.eps
+            x = factor * m if x is None else x.add(m, alpha=factor)
+        assert x is not None
+        return x if factors.fresh == 0 else x.add(context.randn_like(x), alpha=factors.fresh)
 
-def combine(context: StepContext, factors: Combination, predicts: Literal["x0", "eps"]) -> Tensor:
-    """Return the linear combination (B, C, *spatial) of x, predictions and new noise."""
-    x = None if factors.x == 0 else factors.x * context.x
-    if factors.x0 != 0:
-        x0 = factors.x0 * context.predictions[0].x0
-        x = x0 if x is None else x + x0
-    for factor, prediction in zip(factors.predictions, context.predictions, strict=False):
-        m = prediction.x0 if predicts == "x0" else prediction.eps
-        x = factor * m if x is None else x.add(m, alpha=factor)
-    assert x is not None
-    return x if factors.fresh == 0 else x.add(context.randn_like(x), alpha=factors.fresh)
+    def order_at(self, path: SamplingPath, index: int, lower_final: bool | None) -> int:
+        """Return the order of step ``index`` of a solver in lambda, half the log-SNR.
 
-
-def step_order(path: SamplingPath, index: int, order: int, lower_final: bool | None) -> int:
-    """Return the order of step ``index`` of a multistep solver in lambda, half the log-SNR.
-
-    It is limited by the number of predictions. A step to clean data, where lambda is infinite, has
-    order 1. A prediction at zero terminal SNR, where lambda is minus infinity, has no role in later
-    steps.
-
-    Args:
-        path: the sampling path.
-        index: of the step, from 0.
-        order: of the solver.
-        lower_final: the last steps have orders ..., 2, 1; None = in paths of fewer than 15 steps.
-    """
-    if lower_final is None:
-        lower_final = len(path) < 15
-    if math.isinf(path.lambdas[index + 1]):
-        return 1
-    finite = index + (0 if math.isinf(path.lambdas[0]) else 1)
-    last = len(path) - index if lower_final else order
-    return max(1, min(order, finite, last))
+        It is 1 in a step to clean data, where lambda is infinite. A prediction at zero terminal
+        SNR, where lambda is minus infinity, has no role in later steps. ``lower_final`` gives the
+        last steps the orders ..., 2, 1; None = in paths of fewer than 15 steps.
+        """
+        if math.isinf(path.lambdas[index + 1]):
+            return 1
+        available = index if math.isinf(path.lambdas[0]) else index + 1
+        lower_final = len(path) < 15 if lower_final is None else lower_final
+        remaining = len(path) - index if lower_final else self.order
+        return max(1, min(self.order, available, remaining))
 
 
 def phi(order: int, z: float) -> float:
@@ -99,29 +100,25 @@ def phi(order: int, z: float) -> float:
 
 
 def integration_weights(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
-    """Return the weights of values at the nodes that integrate polynomials exactly.
+    """Return the weights of values at distinct nodes that integrate polynomials exactly.
 
-    Args:
-        nodes: distinct positions of the values.
-        moments: integrals of the powers 0, 1, ..., as many as nodes.
+    The moments are the integrals of the powers 0, 1, ..., as many as nodes.
     """
     powers = np.vander(np.asarray(nodes, dtype=np.float64), increasing=True).T
     return np.linalg.solve(powers, np.asarray(moments, dtype=np.float64)).tolist()
 
 
-def noise_combination(path: SamplingPath, index: int, weights: Sequence[float]) -> Combination:
-    """Return the factors of ``x_s = (alpha_s / alpha_t) x_t + sum_k weights[k] eps_k``.
+def noise_combination(path: SamplingPath, index: int, older: Sequence[float]) -> Combination:
+    """Return the factors of ``x_s = (alpha_s / alpha_t) x_t + sum_k w_k eps_k``.
 
-    With ``x_t = alpha_t x0 + sigma_t eps_0`` and the sum of the weights of a constant eps, this is
-    ``alpha_s x0 + sigma_s eps_0 + sum_k weights[k] (eps_k - eps_0)``, finite for alpha_t = 0.
-    ``weights[0]`` is not used; a single weight is the step of DDIM.
+    The w_k of a constant eps sum to that of DDIM. With ``x_t = alpha_t x0 + sigma_t eps_0`` the
+    result is ``alpha_s x0 + sigma_s eps_0 + sum_k w_k (eps_k - eps_0)``, finite for alpha_t = 0.
 
     Args:
         path: the sampling path.
         index: of the step.
-        weights: of the noise now, one step ago, and so on.
+        older: w_1, w_2, ... of the noise one step ago, two steps ago, and so on; empty for DDIM.
     """
-    older = weights[1:]
     newest = path.sigmas[index + 1] - sum(older)
     factors = (newest, *older) if newest != 0 or older else ()
     return Combination(0.0, factors, x0=path.alphas[index + 1])

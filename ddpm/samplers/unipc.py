@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from ddpm.errors import require
-from ddpm.samplers.base import Sampler, SamplingPath, StepContext
+from ddpm.samplers.base import SamplingPath, StepContext
 from ddpm.samplers.grids import Spacing
-from ddpm.samplers.multistep import Combination, combine, integration_weights, phi, step_order
+from ddpm.samplers.multistep import Combination, LinearMultistep, integration_weights, phi
 
 
 class Coefficients(NamedTuple):
@@ -22,7 +22,7 @@ class Coefficients(NamedTuple):
 
 
 @dataclass(kw_only=True, eq=False)
-class UniPC(Sampler):
+class UniPC(LinearMultistep):
     """UniPC (Zhao et al. 2023, arXiv 2302.04867) with predictions of x0, in 1 to T steps.
 
     Each step calls the network once, at the x_t of the last predictor; the corrector UniC then
@@ -48,7 +48,7 @@ class UniPC(Sampler):
         ConfigError: an option outside its range.
     """
 
-    default_steps: ClassVar[int | None] = 20
+    default_steps = 20
 
     spacing: Spacing = "trailing"
     order: int = 2
@@ -59,7 +59,6 @@ class UniPC(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(1 <= self.order <= 3, "order", self.order, "must be 1, 2 or 3")
         count = self.uncorrected_steps
         require(count >= 0, "uncorrected_steps", count, "must be 0 or above")
 
@@ -70,16 +69,12 @@ class UniPC(Sampler):
 
     def coefficients(self, path: SamplingPath) -> list[Coefficients]:
         """Return the factors of each step."""
-        orders = [
-            step_order(path, index, self.order, self.lower_order_final)
-            for index in range(len(path))
-        ]
         result, corrector = [], None
-        for index, order in enumerate(orders):
-            result.append(Coefficients(corrector, self._factors(path, index, order, False)))
+        for index in range(len(path)):
+            result.append(Coefficients(corrector, self.combination(path, index)))
             finite = math.isfinite(path.lambdas[index + 1] - path.lambdas[index])
             corrected = self.corrector and index >= self.uncorrected_steps and finite
-            corrector = self._factors(path, index, order, True) if corrected else None
+            corrector = self.combination(path, index, correct=True) if corrected else None
         return result
 
     def step(self, context: StepContext) -> Tensor:
@@ -88,32 +83,27 @@ class UniPC(Sampler):
         corrector, predictor = context.coefficients
         if corrector is not None:
             context.x = context.states[0]
-            context.x = combine(context, corrector, "x0")
-        return combine(context, predictor, "x0")
+            context.x = self.combine(context, corrector)
+        return self.combine(context, predictor)
 
-    def _factors(
-        self, path: SamplingPath, index: int, order: int, with_result: bool
-    ) -> Combination:
+    def combination(self, path: SamplingPath, index: int, correct: bool = False) -> Combination:
         """Return the factors for x_s from x_t in step ``index``.
 
-        Args:
-            path: the sampling path.
-            index: of the step.
-            order: of the predictor.
-            with_result: False for the predictor, whose predictions begin with that at t; True for
-                the corrector, whose predictions begin with that at s.
+        The predictions of the predictor begin with that at t, those of the corrector with that at
+        s.
         """
         lambdas, (sigma_t, sigma_s) = path.lambdas, path.sigmas[index : index + 2]
         h = lambdas[index + 1] - lambdas[index]
         # Distances of the other predictions from that at t, in units of h.
+        order = self.order_at(path, index, self.lower_order_final)
         ratios = [(lambdas[index - i] - lambdas[index]) / h for i in range(1, order)]
-        ratios = [1.0, *ratios] if with_result else ratios
+        ratios = [1.0, *ratios] if correct else ratios
         if len(ratios) == 1:
             weights = [(h if self.variant == "bh1" else -math.expm1(-h)) / 2]
         else:
             moments = [h * phi(k + 1, -h) * math.factorial(k) for k in range(1, len(ratios) + 1)]
             weights = integration_weights(ratios, moments)
         differences = [weight / ratio for weight, ratio in zip(weights, ratios, strict=True)]
-        differences.insert(int(with_result), -math.expm1(-h) - sum(differences))
+        differences.insert(int(correct), -math.expm1(-h) - sum(differences))
         alpha = path.alphas[index + 1]
         return Combination(sigma_s / sigma_t, tuple(alpha * weight for weight in differences))
