@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs install format lint type test test-slow clean
+.PHONY: help demo docs bench install format lint type test test-slow clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,11 @@ docs: $(STAMP)  ## build the documentation as a site in docs/_build
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs . docs/_build
 	@echo "look at docs/_build/docs/index.html"
+
+bench: $(STAMP)  ## measure speeds beside those of the peers, for the tables of BENCHMARKS.md
+	@$(BIN)/python -c "import denoising_diffusion_pytorch, diffusers" 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python scripts/bench.py
 
 format: $(STAMP)  ## fix and format the code
 	$(BIN)/ruff check --fix .

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,25 @@ from ddpm.diffusion import Schedule
 from ddpm.diffusion.likelihood import discretised_log_likelihood, normal_kl
 
 RATE = 0.9999
+
+
+def coefficients(schedule: Schedule) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the coefficients of the process per timestep, (T,) each."""
+    bar = schedule.alpha_bar.numpy()
+    before, betas = np.append(1.0, bar[:-1]), schedule.betas.numpy()
+    small = betas * (1 - before) / (1 - bar)
+    return {
+        "signal": np.sqrt(bar),
+        "noise": np.sqrt(1 - bar),
+        "of_x0": betas * np.sqrt(before) / (1 - bar),
+        "of_x": (1 - before) * np.sqrt(1 - betas) / (1 - bar),
+        "small": np.log(np.append(small[1], small[1:])),
+        "large": np.log(betas),
+        "inverse": np.sqrt(1 / bar),
+        "inverse_noise": np.sqrt(1 / bar - 1),
+        "bar": bar,
+        "bar_before": before,
+    }
 
 
 class ImprovedStyle:
@@ -37,20 +57,7 @@ class ImprovedStyle:
         self.average = [p.detach().clone() for p in network.parameters()]
         parameters = network.parameters()
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, foreach=False, fused=False)
-        bar = schedule.alpha_bar.numpy()
-        before, betas = np.append(1.0, bar[:-1]), schedule.betas.numpy()
-        small = betas * (1 - before) / (1 - bar)
-        self.tables = {
-            "signal": np.sqrt(bar),
-            "noise": np.sqrt(1 - bar),
-            "of_x0": betas * np.sqrt(before) / (1 - bar),
-            "of_x": (1 - before) * np.sqrt(1 - betas) / (1 - bar),
-            "small": np.log(np.append(small[1], small[1:])),
-            "large": np.log(betas),
-            "inverse": np.sqrt(1 / bar),
-            "inverse_noise": np.sqrt(1 / bar - 1),
-        }
-        self.steps = len(bar)
+        self.tables, self.steps = coefficients(schedule), schedule.num_steps
         self.logged: dict[str, float] = {}
 
     def _at(self, name: str, t: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,14 +19,12 @@ from ddpm import models
 from ddpm.data import ImageCodec
 from ddpm.data.images import PixelSet
 from ddpm.distributed import devices
-from ddpm.distributed.consensus import agree
 from ddpm.training import Trainer
-from ddpm.training.batch_loader import Batch
-from ddpm.training.meter import Meter
-from ddpm.training.trainer import GradientDecision, TrainerOptions
+from ddpm.training.trainer import TrainerOptions
 from scripts.gpu.check import Check, Result, Setting, SkippedError, require
 from scripts.gpu.improved_style import ImprovedStyle
 from scripts.gpu.machine import MATMUL, peak
+from scripts.training_steps import TrainingSteps
 
 SIZE = 32
 FLOPS = 50.3  # GFLOP per image, forward and backward, of the network at full width
@@ -76,9 +74,7 @@ def trainer(setting: Setting, batch: int) -> Trainer:
     )
     options = TrainerOptions(batch_size=batch, max_steps=10**6, precision="bf16", lr_warmup=0)
     data = Noise(max(1024, 2 * batch))
-    net = Trainer(network(setting), process(), data, accelerator, 0, options=options)
-    net.network.train()
-    return net
+    return Trainer(network(setting), process(), data, accelerator, 0, options=options)
 
 
 def wait(setting: Setting) -> None:
@@ -87,22 +83,12 @@ def wait(setting: Setting) -> None:
         torch.cuda.synchronize()
 
 
-class Steps:
-    """Training steps as in the training loop, without logging."""
+class Steps(TrainingSteps):
+    """Training steps in bf16."""
 
     def __init__(self, setting: Setting, batch: int) -> None:
+        super().__init__(trainer(setting, batch))
         self.setting, self.batch = setting, batch
-        self.trainer = trainer(setting, batch)
-        self.batches: Iterator[Batch] = self.trainer.loader.batches(0)
-        self.meter = Meter(self.trainer.accelerator, self.trainer.diffusion.num_steps)
-
-    def take(self, count: int) -> None:
-        """Run ``count`` steps."""
-        for _ in range(count):
-            result = self.trainer.accumulate_gradient(self.batches)
-            agreed = agree(self.trainer.accelerator, result.norm, stop=False, failed=False)
-            self.trainer.apply_gradient(GradientDecision(agreed.finite, agreed.finite))
-            self.meter.add(result.losses, result.t, result.weights)
 
     def timed(self, count: int) -> float:
         """Return the mean duration of ``count`` steps in seconds."""

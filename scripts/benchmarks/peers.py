@@ -1,0 +1,258 @@
+"""Training loops of the peers and ours, on networks with equal weights.
+
+That of denoising-diffusion-pytorch is the package's own ``Trainer``. That of diffusers follows the
+facts of its ``train_unconditional`` example, whose data loading needs another package. The package
+registry does not have improved-diffusion: :mod:`scripts.gpu.improved_style` represents it, without
+its data loading.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm import diffusion as d
+from ddpm import models
+from ddpm.data import Dataset
+from ddpm.distributed import devices
+from ddpm.training import Trainer
+from ddpm.training.trainer import TrainerOptions
+from scripts.benchmarks.images import ImageFiles, Memory
+from scripts.gpu.improved_style import ImprovedStyle
+from scripts.training_steps import TrainingSteps
+
+MANY = 10**7  # steps that no benchmark reaches
+Take = Callable[[int], None]
+
+
+def randomized(network: nn.Module) -> nn.Module:
+    """Draw the parameters that are zero, without which outputs are equal; return the network."""
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    return network
+
+
+def iddpm_network(size: int, out_channels: int = 6) -> nn.Module:
+    """Return our IDDPM U-Net with 32 channels at levels (1, 2, 2)."""
+    options = {"model_channels": 32, "channel_mult": (1, 2, 2), "attention_resolutions": (2, 4)}
+    return randomized(models.IDDPMUNet(3, out_channels, (size, size), **options))  # pyright: ignore
+
+
+def unet(size: int) -> nn.Module:
+    """Return our U-Net in the form of denoising-diffusion-pytorch 2.3."""
+    options = {"dim": 32, "dim_mults": (1, 2, 4), "block_norm": "rms", "num_mem_kv": 4}
+    return models.UNet(3, 3, (size, size), **options)  # pyright: ignore
+
+
+def unet_process() -> d.GaussianDiffusion:
+    """Return the default process of denoising-diffusion-pytorch."""
+    return d.GaussianDiffusion(d.sigmoid(num_steps=1000), d.PredV())
+
+
+def check_equal(ours: nn.Module, theirs: nn.Module, size: int) -> float:
+    """Copy our weights into another network; return the largest difference of the outputs.
+
+    Raises:
+        RuntimeError: other parameters, or outputs that differ by more than 1e-5 of their scale.
+    """
+    theirs.load_state_dict(ours.state_dict())
+    x, t = torch.randn(2, 3, size, size), torch.tensor([3, 700])
+    with torch.no_grad():
+        first, second = ours.eval()(x, t), theirs.eval()(x, t)
+    ours.train()
+    theirs.train()
+    difference = float((first - second).abs().max() / first.abs().max())
+    if difference > 1e-5 or not first.std() > 1e-3:
+        raise RuntimeError(f"the outputs of the networks differ by {difference:.1e}")
+    return difference
+
+
+def flops(network: nn.Module, size: int) -> float:
+    """Return the operations of a training step per image, by torch's counter."""
+    x, t = torch.randn(2, 3, size, size), torch.tensor([3, 700])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        output = network(x, t)
+        (output if isinstance(output, Tensor) else output.sample).sum().backward()
+    network.zero_grad(set_to_none=True)
+    return counter.get_total_flops() / len(x)
+
+
+def check_flops(ours: nn.Module, theirs: nn.Module, size: int, tolerance: float) -> float:
+    """Return the operations of our training step per image.
+
+    Raises:
+        RuntimeError: the other network's differ by more than a fraction ``tolerance``.
+    """
+    first, second = flops(ours, size), flops(theirs, size)
+    if abs(second / first - 1) > tolerance:
+        raise RuntimeError(f"{first / 1e9:.3f} GFLOP against {second / 1e9:.3f} GFLOP per image")
+    return first
+
+
+def our_loop(
+    network: nn.Module,
+    process: d.GaussianDiffusion,
+    data: Dataset,
+    precision: Any,
+    **options: Any,
+) -> Take:
+    """Return our training loop.
+
+    Args:
+        network: without wrappers.
+        process: the diffusion process.
+        data: the training data.
+        precision: ``no`` or ``bf16``.
+        options: of the trainer.
+    """
+    accelerator = devices.accelerator("cpu", precision, key="precision")
+    chosen = TrainerOptions(max_steps=MANY, precision=precision, **options)
+    return TrainingSteps(Trainer(network, process, data, accelerator, 0, options=chosen)).take
+
+
+def improved_loop(
+    network: nn.Module, process: d.GaussianDiffusion, data: Memory, batch: int, bf16: bool
+) -> Take:
+    """Return a loop in improved-diffusion's style, whose batches are in memory."""
+    dtype = torch.bfloat16 if bf16 else None
+    style = ImprovedStyle(network.train(), process.schedule, "cpu", dtype)
+
+    def take(count: int) -> None:
+        for _ in range(count):
+            raw, _ = data.fetch(range(batch), range(batch))
+            style.step(raw)
+
+    return take
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Discard progress bars and messages."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
+
+
+def package_network(size: int) -> nn.Module:
+    """Return denoising-diffusion-pytorch's U-Net."""
+    from denoising_diffusion_pytorch import Unet  # pyright: ignore
+
+    return Unet(dim=32, dim_mults=(1, 2, 4))
+
+
+def package_loop(network: nn.Module, images: Path, size: int, batch: int, bf16: bool) -> Take:
+    """Return denoising-diffusion-pytorch's Trainer, without samples and checkpoints."""
+    from denoising_diffusion_pytorch import GaussianDiffusion  # pyright: ignore
+    from denoising_diffusion_pytorch import Trainer as PackageTrainer  # pyright: ignore
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    results = images.parent / f"results-{'bf16' if bf16 else 'fp32'}"
+    with quiet():
+        trainer = PackageTrainer(
+            GaussianDiffusion(network, image_size=size),
+            str(images),
+            train_batch_size=batch,
+            amp=bf16,
+            mixed_precision_type="bf16",
+            save_and_sample_every=MANY,
+            calculate_fid=False,
+            results_folder=str(results),
+        )
+
+    def take(count: int) -> None:
+        trainer.train_num_steps = trainer.step + count
+        with quiet():
+            trainer.train()
+
+    return take
+
+
+def diffusers_network(size: int) -> nn.Module:
+    """Return diffusers' U-Net with about the operations of our IDDPM U-Net."""
+    from diffusers import UNet2DModel  # pyright: ignore
+
+    return UNet2DModel(
+        sample_size=size,
+        block_out_channels=(32, 64, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )
+
+
+class DiffusersLoop:
+    """Training as in diffusers' ``train_unconditional`` example; written anew.
+
+    Args:
+        network: a ``UNet2DModel``.
+        images: folder of images.
+        batch: samples per step.
+        bf16: autocast to bf16.
+        ema: average the weights, an option of the example that is off by default.
+    """
+
+    def __init__(self, network: Any, images: Path, batch: int, bf16: bool, ema: bool) -> None:
+        from diffusers import DDPMScheduler  # pyright: ignore
+        from diffusers.optimization import get_scheduler  # pyright: ignore
+        from diffusers.training_utils import EMAModel  # pyright: ignore
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+        adam = {"lr": 1e-4, "betas": (0.95, 0.999), "weight_decay": 1e-6, "eps": 1e-8}
+        optimizer = torch.optim.AdamW(network.parameters(), **adam)
+        files = ImageFiles(images, network.config.sample_size)
+        loader = DataLoader(files, batch_size=batch, shuffle=True, num_workers=0)
+        rates = get_scheduler(
+            "cosine", optimizer=optimizer, num_warmup_steps=500, num_training_steps=MANY
+        )
+        prepared = self.accelerator.prepare(network.train(), optimizer, loader, rates)
+        self.model, self.optimizer, self.loader, self.rates = prepared
+        self.noise_scheduler = DDPMScheduler(num_train_timesteps=1000)
+        self.average = EMAModel(
+            network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75
+        ) if ema else None  # fmt: skip
+        self.batches = self._batches()
+
+    def _batches(self) -> Iterator[Tensor]:
+        while True:
+            yield from self.loader
+
+    def take(self, count: int) -> None:
+        """Run ``count`` steps, with a progress bar that is discarded."""
+        from tqdm.auto import tqdm
+
+        with tqdm(total=count, file=io.StringIO()) as bar:
+            for _ in range(count):
+                loss = self._step(next(self.batches))
+                bar.update(1)
+                rate = self.rates.get_last_lr()[0]
+                bar.set_postfix(loss=loss.detach().item(), lr=rate)
+
+    def _step(self, clean: Tensor) -> Tensor:
+        steps = self.noise_scheduler.config.num_train_timesteps
+        noise = torch.randn_like(clean)
+        t = torch.randint(0, steps, (len(clean),), device=clean.device).long()
+        noisy = self.noise_scheduler.add_noise(clean, noise, t)
+        with self.accelerator.accumulate(self.model):
+            predicted = self.model(noisy, t).sample
+            loss = nn.functional.mse_loss(predicted.float(), noise.float())
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.rates.step()
+            self.optimizer.zero_grad()
+        if self.average is not None and self.accelerator.sync_gradients:
+            self.average.step(self.model.parameters())
+        return loss

@@ -1,0 +1,74 @@
+"""Names of the suites, and the process that runs one of them.
+
+python -m scripts.benchmarks.suites SUITE ROUNDS FILE
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm.errors import did_you_mean
+from scripts.benchmarks.tables import provenance
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite.
+
+    Attributes:
+        module: of :mod:`scripts.benchmarks`, imported by the process of the suite only.
+        function: in the module; called with the number of rounds, returns Markdown.
+        summary: description in one line.
+        by_default: part of a run without names.
+    """
+
+    module: str
+    function: str
+    summary: str
+    by_default: bool = True
+
+
+SUITES = {
+    "train_iddpm": Suite("training", "train_iddpm", "IDDPM U-Net, improved-diffusion's style"),
+    "train_small": Suite("training", "train_small", "the same at 16x16, batch 4"),
+    "train_unet": Suite("training", "train_unet", "U-Net of denoising-diffusion-pytorch"),
+    "train_diffusers": Suite("training", "train_diffusers", "U-Net and example of diffusers"),
+    "sample_eager": Suite("sampling", "sample_eager", "DDIM beside each peer"),
+    "sampler_step": Suite("sampling", "sampler_step", "sampler steps without a network"),
+    "data": Suite("data", "data", "batches from memory and from files"),
+    "start": Suite("start", "start", "commands until their first result"),
+    "compile": Suite("training", "compiled", "trainer.compile; takes minutes", by_default=False),
+}
+
+
+def selected(names: Sequence[str]) -> list[str]:
+    """Return the suites to run: those named, or those that run by default.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    for name in names:
+        if name not in SUITES:
+            raise ValueError(f"unknown suite '{name}'{did_you_mean(name, SUITES)}")
+    return list(names) or [name for name, suite in SUITES.items() if suite.by_default]
+
+
+def main() -> None:
+    """Run a suite and write its part of the file of results."""
+    name, rounds, file = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    suite = SUITES[name]
+    import torch
+
+    function = getattr(
+        importlib.import_module(f"scripts.benchmarks.{suite.module}"), suite.function
+    )
+    body = function(rounds)
+    file.write_text(f"{provenance(torch.get_num_threads(), rounds)} {body}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

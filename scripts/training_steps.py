@@ -1,0 +1,33 @@
+"""Training steps of a trainer as the training loop takes them, without logs and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ddpm.distributed.consensus import agree
+from ddpm.training import Trainer
+from ddpm.training.batch_loader import Batch
+from ddpm.training.meter import Meter
+from ddpm.training.trainer import GradientDecision
+
+
+class TrainingSteps:
+    """Takes training steps, to be timed.
+
+    Args:
+        trainer: computes and applies the gradients; its network is set to training mode.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        trainer.network.train()
+        self.batches: Iterator[Batch] = trainer.loader.batches(trainer.samples)
+        self.meter = Meter(trainer.accelerator, trainer.diffusion.num_steps)
+
+    def take(self, count: int) -> None:
+        """Run ``count`` steps."""
+        for _ in range(count):
+            result = self.trainer.accumulate_gradient(self.batches)
+            agreed = agree(self.trainer.accelerator, result.norm, stop=False, failed=False)
+            self.trainer.apply_gradient(GradientDecision(agreed.finite, agreed.finite))
+            self.meter.add(result.losses, result.t, result.weights)
