@@ -221,7 +221,7 @@ def test_the_strata_of_a_step_are_shared_by_processes_and_micro_batches(digits, 
     trainer.step = 1
     assert {part.uniform for part in parts()} != {uniform}
     cpu = torch.device("cpu")
-    drawn = torch.cat([trainer.timesteps.draw_part(2, cpu, part)[0] for part in parts()])
+    drawn = torch.cat([trainer.timesteps.draw(2, cpu, part)[0] for part in parts()])
     assert sorted((drawn * 12 // 1000).tolist()) == list(range(12))
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from ddpm.diffusion.schedule import Schedule
 from ddpm.errors import require
 
+Draws = tuple[Tensor, Tensor | None]
+
 
 @dataclass(frozen=True)
 class BatchPart:
@@ -48,12 +50,14 @@ class Timesteps(ABC):
     def weights(self) -> Tensor:
         """Return the probability of each timestep, (T,) float64; real times are rounded."""
 
-    def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    def draw(self, count: int, device: torch.device, part: BatchPart | None = None) -> Draws:
         """Sample timesteps with torch's global generator.
 
         Args:
-            count: number of timesteps.
+            count: number of timesteps, the same in all parts of a batch.
             device: of the results.
+            part: place of these timesteps in the batch; None = they are the whole batch. By
+                default, parts are independent.
 
         Returns:
             Timesteps (count,) int64, or real times (count,) float32, and importance weights
@@ -64,21 +68,6 @@ class Timesteps(ABC):
         p = self.weights()
         t = torch.multinomial(p, count, replacement=True)
         return t.to(device), (1 / (self.num_steps * p[t])).float().to(device)
-
-    def draw_part(
-        self, count: int, device: torch.device, part: BatchPart
-    ) -> tuple[Tensor, Tensor | None]:
-        """Sample the timesteps of a part of a batch, by default independently of the other parts.
-
-        Args:
-            count: number of timesteps, the same in all parts.
-            device: of the results.
-            part: place of these timesteps in the batch.
-
-        Returns:
-            See :meth:`draw`.
-        """
-        return self.draw(count, device)
 
     def update(self, t: Tensor, losses: Tensor) -> None:  # noqa: B027 - most need no losses
         """Use the unweighted losses (B,) at timesteps t (B,) of all processes."""
@@ -92,14 +81,12 @@ class Timesteps(ABC):
 
 
 class Uniform(Timesteps):
-    """The uniform distribution."""
+    """The uniform distribution, without importance weights."""
 
     def weights(self) -> Tensor:
-        """Return ``1 / T`` for each timestep, (T,) float64."""
         return torch.full((self.num_steps,), 1 / self.num_steps, dtype=torch.float64)
 
-    def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Sample timesteps (count,) int64, without importance weights."""
+    def draw(self, count: int, device: torch.device, part: BatchPart | None = None) -> Draws:
         return torch.randint(0, self.num_steps, (count,), device=device), None
 
 
@@ -112,14 +99,8 @@ class Stratified(Uniform):
     every n-th stratum, and is itself stratified.
     """
 
-    def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Sample the timesteps (count,) int64 of a whole batch, without importance weights."""
-        return self.draw_part(count, device, BatchPart(0, 1, float(torch.rand(()))))
-
-    def draw_part(
-        self, count: int, device: torch.device, part: BatchPart
-    ) -> tuple[Tensor, Tensor | None]:
-        """Sample the timesteps (count,) int64 of a part, without importance weights."""
+    def draw(self, count: int, device: torch.device, part: BatchPart | None = None) -> Draws:
+        part = BatchPart(0, 1, float(torch.rand(()))) if part is None else part
         strata = torch.arange(count, dtype=torch.float64) * part.count + part.index
         t = self.num_steps * (strata + part.uniform) / (count * part.count)
         return t.long().clamp(max=self.num_steps - 1).to(device), None
@@ -130,11 +111,6 @@ class _NormalTimes(Timesteps):
 
     They define the loss, without importance weights. The times are real, because solvers call
     the network at real times, and because the law does not depend on the number of timesteps.
-
-    Args:
-        schedule: the noise schedule.
-        mean: of the normal variable.
-        std: standard deviation of the normal variable, above 0.
     """
 
     def __init__(self, schedule: Schedule, mean: float, std: float) -> None:
@@ -150,13 +126,11 @@ class _NormalTimes(Timesteps):
         """Return the values of the normal variable at times, float64."""
 
     def weights(self) -> Tensor:
-        """Return the probability that each timestep is the nearest, (T,) float64."""
         edges = self._values(torch.arange(self.num_steps - 1, dtype=torch.float64) + 0.5)
         inner = torch.special.ndtr((edges - self._mean) / self._std)
         return torch.cat([torch.zeros(1), inner, torch.ones(1)]).diff()
 
-    def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Sample real times (count,) float32, without importance weights."""
+    def draw(self, count: int, device: torch.device, part: BatchPart | None = None) -> Draws:
         normal = torch.randn(count, dtype=torch.float64)  # on the CPU: the same on every device
         return self._times(self._mean + self._std * normal).float().to(device), None
 
@@ -168,12 +142,8 @@ class LogitNormal(_NormalTimes):
     without a shift, u is the time of the flow.
 
     Args:
-        schedule: the noise schedule.
         mean: of the logit; below 0 prefers little noise.
         std: standard deviation of the logit, above 0.
-
-    Raises:
-        ConfigError: a ``std`` of 0 or below.
     """
 
     def __init__(self, schedule: Schedule, *, mean: float = 0.0, std: float = 1.0) -> None:
@@ -193,12 +163,8 @@ class LogNormal(_NormalTimes):
     Noise levels outside those of the schedule become its first or last timestep.
 
     Args:
-        schedule: the noise schedule.
         p_mean: mean of the logarithm.
         p_std: standard deviation of the logarithm, above 0.
-
-    Raises:
-        ConfigError: a ``p_std`` of 0 or below.
     """
 
     def __init__(self, schedule: Schedule, *, p_mean: float = -1.2, p_std: float = 1.2) -> None:
@@ -218,15 +184,11 @@ class LossSecondMoment(Timesteps):
 
     Importance sampling for the variational bound, whose terms differ by orders of magnitude
     (Nichol & Dhariwal 2021, section 3.3). It is uniform until the history of every timestep is
-    full.
+    full. The state is the histories and the number of losses in each.
 
     Args:
-        schedule: the noise schedule.
         history_per_term: number of stored losses per timestep.
         uniform_prob: share of the probability that is distributed uniformly, in (0, 1].
-
-    Raises:
-        ConfigError: an option outside its range.
     """
 
     adaptive = True
@@ -243,7 +205,6 @@ class LossSecondMoment(Timesteps):
         self._counts = torch.zeros(self.num_steps, dtype=torch.int64)
 
     def weights(self) -> Tensor:
-        """Return the probability of each timestep, (T,) float64."""
         share = 1 / self.num_steps
         moment = (self._history**2).mean(dim=1).sqrt()
         if bool((self._counts < self.history_per_term).any()) or float(moment.sum()) == 0:
@@ -266,15 +227,10 @@ class LossSecondMoment(Timesteps):
             self._counts[step] = count + 1
 
     def state(self) -> dict[str, Any]:
-        """Return the histories and the number of losses in each."""
         return {"history": self._history.clone(), "counts": self._counts.clone()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore the histories.
-
-        Raises:
-            ValueError: histories of another T or length.
-        """
+        """Restore the state; raise ValueError if it is that of another T or history length."""
         if state["history"].shape != self._history.shape:
             shapes = tuple(state["history"].shape), tuple(self._history.shape)
             raise ValueError(f"the history has shape {shapes[0]}; expected {shapes[1]}")

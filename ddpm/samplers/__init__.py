@@ -1,4 +1,7 @@
-"""Samplers: ``base`` contains the sampling loop, every other file one update rule."""
+"""Samplers: ``base`` contains the sampling loop, every other file one update rule.
+
+An option outside its range raises :class:`~ddpm.errors.ConfigError`.
+"""
 
 from ddpm.samplers.base import Sampler
 from ddpm.samplers.ddim import DDIM

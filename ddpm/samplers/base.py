@@ -32,12 +32,10 @@ class SamplingPath:
     Its length is N, the number of steps.
 
     Attributes:
-        diffusion: the process.
-        schedule: its noise schedule.
+        diffusion, schedule: the process and its noise schedule.
         times: N+1 real times, descending; the last is -1 for clean data.
         pairs: (t, s) of each step, from t to s.
-        alphas: ``alpha(t)`` per time; 1 for clean data.
-        sigmas: ``sigma(t)`` per time; 0 for clean data.
+        alphas, sigmas: ``alpha(t)`` and ``sigma(t)`` per time; 1 and 0 for clean data.
         lambdas: half of ``log_snr(t)`` per time, the lambda of DPM-Solver; infinity for clean data.
     """
 
@@ -61,15 +59,12 @@ class StepContext:
         index: of the step, from 0.
         path: times and their coefficients.
         coefficients: of this step, see :meth:`Sampler.coefficients`.
-        denoise: ``denoise(x, t)`` calls the network; conditioning and self-conditioning are
-            included.
+        denoise: ``denoise(x, t)`` calls the network, with conditioning and self-conditioning.
         randn_like: the only source of randomness.
         predictions: of :meth:`predict` in this and the preceding steps, the newest first.
         states: x at the start of the preceding steps, the newest first.
-        t: time of x.
-        s: time of the result, below t; -1 is clean data.
-        diffusion: the process.
-        schedule: its noise schedule.
+        t, s: times of x and of the result, of which -1 is clean data.
+        diffusion, schedule: those of the path.
     """
 
     x: Tensor
@@ -108,11 +103,7 @@ class Sampler(ABC):
             denoising-diffusion-pytorch; ``leading`` begins one stride below T, as in diffusers;
             ``log_snr`` is uniform in the log-SNR (Lu et al. 2022), and ``karras`` in
             sigma^(1/7) (Karras et al. 2022), both at real times. All end with a step to clean data.
-        clip: see :class:`ddpm.diffusion.Clipping`.
-        dynamic_quantile: see :class:`ddpm.diffusion.Clipping`.
-
-    Raises:
-        ConfigError: an option outside its range.
+        clip, dynamic_quantile: see :class:`ddpm.diffusion.Clipping`.
     """
 
     default_steps: ClassVar[int | None] = None
@@ -136,12 +127,7 @@ class Sampler(ABC):
     def timesteps(
         self, schedule: Schedule, *, start: int | None = None, stop: int = -1
     ) -> list[float]:
-        """Return the times of a path, descending; see :func:`~ddpm.samplers.grids.sampling_times`.
-
-        Args:
-            schedule: of the process.
-            start: first time, a timestep; default T-1.
-            stop: last time, a timestep; -1 is clean data.
+        """Return the times of a path, descending from ``start`` (T-1) to ``stop`` (clean data).
 
         Raises:
             ConfigError: steps in improved-diffusion's notation that do not fit T.
@@ -151,19 +137,14 @@ class Sampler(ABC):
         return sampling_times(schedule, steps, self.spacing, start=start, stop=stop)
 
     def num_calls(self, num_steps: int, clean: bool = True) -> int:
-        """Return the number of network calls of a path; by default one per step.
+        """Return the number of network calls of a path, which may end with ``clean`` data.
 
-        Args:
-            num_steps: of the path.
-            clean: whether it ends with clean data.
+        By default it is one per step.
         """
         return num_steps
 
     def coefficients(self, path: SamplingPath) -> Sequence[Any]:
-        """Return the coefficients of each step, computed once per path on the host.
-
-        By default None per step.
-        """
+        """Return the coefficients of each step, computed once per path on the host."""
         return [None] * len(path)
 
     @abstractmethod
@@ -189,8 +170,7 @@ class Sampler(ABC):
             denoiser: predicts x0 and the noise.
             x: (B, C, *spatial) at ``start``; standard normal noise for the default start.
             randn_like: draws the noise of stochastic steps.
-            start: timestep of x and of the first network call; default T-1.
-            stop: timestep of the result; default -1, clean data.
+            start, stop: timesteps of x, default T-1, and of the result, default clean data.
             times: of the path, descending; default those of :meth:`timesteps`.
             conditioning: of the batch; None for an unconditional network.
             condition: (B, C, *spatial) clean data in model space, whose conditioning entries

@@ -28,9 +28,6 @@ class DDIM(Sampler):
     Args:
         steps: network calls; null = 100, or T where that is fewer. See :class:`Sampler`.
         eta: scale of the noise, 0 (deterministic) to 1 (the ancestral sampler's, fixed_small).
-
-    Raises:
-        ConfigError: an option outside its range.
     """
 
     default_steps = 100
@@ -43,7 +40,6 @@ class DDIM(Sampler):
         require(0 <= self.eta <= 1, "eta", self.eta, problem)
 
     def coefficients(self, path: SamplingPath) -> list[Coefficients]:
-        """Return the factors of each step."""
         result = []
         for i, (t, s) in enumerate(path.pairs):
             noise = path.sigmas[i + 1]
@@ -53,7 +49,6 @@ class DDIM(Sampler):
         return result
 
     def step(self, context: StepContext) -> Tensor:
-        """Return x_s from the predicted x0 and noise."""
         prediction, factors = context.predict(), context.coefficients
         if context.s < 0:
             return prediction.x0
@@ -79,9 +74,8 @@ class DDIM(Sampler):
         whose sampling depends on their earlier predictions.
 
         Args:
-            denoiser: predicts x0 and the noise. With clipping a step has many inverses, of which
-                one is returned; a network that predicts the noise needs clipping, because its
-                unclipped x0 diverges near T.
+            denoiser: with clipping a step has many inverses, of which one is returned; a network
+                that predicts the noise needs clipping, because its unclipped x0 diverges near T.
             x: (B, C, *spatial) clean data in model space.
             start: timestep of the result.
             conditioning: of the batch; None for an unconditional network.

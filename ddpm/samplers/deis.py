@@ -29,9 +29,6 @@ class DEIS(LinearMultistep):
         order: 1 (DDIM) to 3.
         lower_order_final: the last steps have orders ..., 2, 1, for stability in few steps;
             null = in paths of fewer than 15 steps.
-
-    Raises:
-        ConfigError: an option outside its range.
     """
 
     default_steps = 20

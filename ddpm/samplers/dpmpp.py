@@ -32,9 +32,6 @@ class DPMpp(LinearMultistep):
         sde: solve the reverse SDE, with new noise at each step (SDE-DPM-Solver++).
         lower_order_final: the last steps have orders ..., 2, 1, for stability in few steps;
             null = in paths of fewer than 15 steps.
-
-    Raises:
-        ConfigError: an option outside its range.
     """
 
     default_steps = 20
@@ -50,7 +47,6 @@ class DPMpp(LinearMultistep):
         require(good, "order", self.order, "must be 1 or 2 with sde=true")
 
     def combination(self, path: SamplingPath, index: int) -> Combination:
-        """Return the factors of step ``index``."""
         sigma_t, sigma_s = path.sigmas[index : index + 2]
         h = path.lambdas[index + 1] - path.lambdas[index]
         z = 2 * h if self.sde else h
@@ -62,24 +58,19 @@ class DPMpp(LinearMultistep):
         alpha = path.alphas[index + 1]
         return Combination(x, (alpha * (weight + first), *(alpha * w for w in others)), fresh)
 
-    def _derivatives(
-        self, path: SamplingPath, index: int, order: int, z: float
-    ) -> tuple[float, ...]:
-        """Return the weights of the predictions in the terms with derivatives of x0.
-
-        The exponent z of the step's weight is h, or 2 h of the SDE.
-        """
+    def _derivatives(self, path: SamplingPath, index: int, order: int, z: float) -> list[float]:
+        """Return the weights of the predictions in the terms with derivatives of x0."""
         if order == 1:
-            return (0.0,)
+            return [0.0]
         nodes = [path.lambdas[index + 1 - i] for i in range(order + 1)]
         h, *steps = (new - old for new, old in pairwise(nodes))
         r0, first = steps[0] / h, z * phi(2, -z)
         if order == 2:
             slope = (first if self.solver == "heun" else -math.expm1(-z) / 2) / r0
-            return slope, -slope
+            return [slope, -slope]
         # With d0 = (m_0 - m_1) / r0 and d1 = (m_1 - m_2) / r1, the derivatives times h and h^2 / 2
         # are d0 + r0 / (r0 + r1) (d0 - d1) and (d0 - d1) / (r0 + r1).
         r1, second = steps[1] / h, z * phi(3, -z) * (2 if self.solver is None else 1)
         of_d1 = -(first * r0 + second) / (r0 + r1)
         of_d0 = first - of_d1
-        return of_d0 / r0, of_d1 / r1 - of_d0 / r0, -of_d1 / r1
+        return [of_d0 / r0, of_d1 / r1 - of_d0 / r0, -of_d1 / r1]

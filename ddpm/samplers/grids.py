@@ -36,13 +36,9 @@ def sampling_times(
 
     Args:
         schedule: of the process.
-        steps: see :class:`ddpm.samplers.Sampler`; None = one per timestep.
-        spacing: see :class:`ddpm.samplers.Sampler`.
+        steps, spacing: see :class:`ddpm.samplers.Sampler`; no ``steps`` = one per timestep.
         start: first time, a timestep.
         stop: last time, a timestep, or -1 for clean data.
-
-    Raises:
-        ConfigError: steps in improved-diffusion's notation that do not fit T.
     """
     total, available = schedule.num_steps, start - stop
     if available <= 0:

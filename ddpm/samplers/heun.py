@@ -47,12 +47,8 @@ class Heun(Sampler):
         churn: S_churn of the paper, 0 for the deterministic sampler. Each step first adds noise, to
             ``1 + churn / number of steps`` times rho, at most ``sqrt(2)`` times; never beyond the
             noise of timestep T-1.
-        s_min: S_min, the lowest rho at which noise is added.
-        s_max: S_max, the highest; null = no limit.
-        s_noise: S_noise, the standard deviation of the new noise.
-
-    Raises:
-        ConfigError: an option outside its range.
+        s_min, s_max: lowest and highest rho at which noise is added; null = no limit.
+        s_noise: standard deviation of the new noise.
     """
 
     default_steps = 20
@@ -75,7 +71,6 @@ class Heun(Sampler):
         return max(2 * num_steps - clean, 0)
 
     def coefficients(self, path: SamplingPath) -> list[Coefficients]:
-        """Return the factors of each step."""
         return [self._factors(path, index) for index in range(len(path))]
 
     def _factors(self, path: SamplingPath, index: int) -> Coefficients:
@@ -101,7 +96,6 @@ class Heun(Sampler):
         return max(path.schedule.time(-2 * math.log(rho * growth)), t)
 
     def step(self, context: StepContext) -> Tensor:
-        """Return x_s from the predictions at t_hat and at s."""
         factors, x = context.coefficients, context.x
         keep = context.diffusion.conditioning_mask.apply
         if factors.t_hat != context.t:

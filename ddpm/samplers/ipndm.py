@@ -34,9 +34,6 @@ class IPNDM(LinearMultistep):
         steps: network calls; null = 20. See :class:`Sampler`.
         order: 1 (DDIM) to 4; the default is mostly more accurate than 4, the published one.
         weights: ``fixed`` as published, for equal steps; ``variable`` for the actual steps.
-
-    Raises:
-        ConfigError: an option outside its range.
     """
 
     default_steps = 20

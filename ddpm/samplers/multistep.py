@@ -43,7 +43,6 @@ class LinearMultistep(Sampler):
 
     @property
     def history(self) -> int:
-        """Number of preceding steps whose predictions a step uses."""
         return self.order - 1
 
     @abstractmethod
@@ -51,7 +50,6 @@ class LinearMultistep(Sampler):
         """Return the factors of step ``index``; at most ``min(order, index + 1)`` predictions."""
 
     def coefficients(self, path: SamplingPath) -> Sequence[Any]:
-        """Return the factors of each step."""
         return [self.combination(path, index) for index in range(len(path))]
 
     def step(self, context: StepContext) -> Tensor:
@@ -114,10 +112,7 @@ def noise_combination(path: SamplingPath, index: int, older: Sequence[float]) ->
     The w_k of a constant eps sum to that of DDIM. With ``x_t = alpha_t x0 + sigma_t eps_0`` the
     result is ``alpha_s x0 + sigma_s eps_0 + sum_k w_k (eps_k - eps_0)``, finite for alpha_t = 0.
 
-    Args:
-        path: the sampling path.
-        index: of the step.
-        older: w_1, w_2, ... of the noise one step ago, two steps ago, and so on; empty for DDIM.
+    ``older`` is w_1, w_2, ... of the noise one step ago, two steps ago, and so on; empty for DDIM.
     """
     newest = path.sigmas[index + 1] - sum(older)
     factors = (newest, *older) if newest != 0 or older else ()

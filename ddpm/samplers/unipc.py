@@ -43,9 +43,6 @@ class UniPC(LinearMultistep):
         uncorrected_steps: number of first steps whose results are not corrected, against
             instability under strong guidance.
         lower_order_final: the last steps have orders ..., 2, 1, as published.
-
-    Raises:
-        ConfigError: an option outside its range.
     """
 
     default_steps = 20
@@ -64,11 +61,9 @@ class UniPC(LinearMultistep):
 
     @property
     def history(self) -> int:
-        """Number of preceding steps whose predictions a step uses."""
         return self.order if self.corrector else self.order - 1
 
     def coefficients(self, path: SamplingPath) -> list[Coefficients]:
-        """Return the factors of each step."""
         result, corrector = [], None
         for index in range(len(path)):
             result.append(Coefficients(corrector, self.combination(path, index)))

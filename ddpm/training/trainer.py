@@ -286,7 +286,7 @@ class Trainer:
         x0 = self.data.codec.encode(raw).contiguous(memory_format=self.layout)
         at = self.step, micro
         torch.manual_seed(mix(self.seed, RandomStream.TRAIN_STEP, *at, accelerator.process_index))
-        t, weights = self.timesteps.draw_part(len(x0), device, self._part(micro))
+        t, weights = self.timesteps.draw(len(x0), device, self._part(micro))
         noise = self.loss.sample_noise(x0)
         conditioning = self.loss.drop(class_conditioning(labels, self.data.num_classes))
         estimator = self.network if self.conditions_itself(micro) else None

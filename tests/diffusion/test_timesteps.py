@@ -235,7 +235,7 @@ def parts_of(sampler, count, world, micro, uniform):
     """Return the timesteps of all processes and micro-batches, one list per part."""
     total = world * micro
     return [
-        sampler.draw_part(count, CPU, BatchPart(index, total, uniform))[0].tolist()
+        sampler.draw(count, CPU, BatchPart(index, total, uniform))[0].tolist()
         for index in range(total)
     ]
 
