@@ -1,7 +1,8 @@
 """The mathematics of diffusion: schedules, objectives, the process, its loss, and denoisers.
 
 Nothing here has parameters, draws random numbers of its own or names an axis: every function
-works on ``(B, C, *spatial)`` of any rank.
+works on ``(B, C, *spatial)`` of any rank. An option outside its range, or in
+contradiction to another one, raises :class:`~ddpm.errors.ConfigError`.
 """
 
 from ddpm.diffusion.conditioning import Conditioning, class_conditioning
@@ -12,6 +13,7 @@ from ddpm.diffusion.denoiser import (
     Denoiser,
     DenoiserProtocol,
     DenoiserWrapper,
+    Prediction,
     without_gradients,
 )
 from ddpm.diffusion.guidance import Autoguidance, ClassifierFreeGuidance, GradientGuidance
@@ -19,7 +21,7 @@ from ddpm.diffusion.likelihood import bound_term, discretised_log_likelihood, no
 from ddpm.diffusion.loss import DiffusionLoss
 from ddpm.diffusion.loss_options import LossOptions
 from ddpm.diffusion.objective import EDM, Objective, PredFlow, PredNoise, PredV, PredX0
-from ddpm.diffusion.process import GaussianDiffusion, Prediction
+from ddpm.diffusion.process import GaussianDiffusion
 from ddpm.diffusion.schedule import Schedule
 from ddpm.diffusion.schedules import cosine, edm, linear, rectified, sigmoid
 from ddpm.diffusion.timesteps import (
@@ -33,43 +35,14 @@ from ddpm.diffusion.timesteps import (
 )
 
 __all__ = [
-    "EDM",
-    "Autoguidance",
-    "BatchPart",
-    "ClassifierFreeGuidance",
-    "Clip",
-    "Clipping",
-    "Conditioning",
-    "ConditioningMask",
-    "Denoiser",
-    "DenoiserProtocol",
-    "DenoiserWrapper",
-    "DiffusionLoss",
-    "GaussianDiffusion",
-    "GradientGuidance",
-    "LogNormal",
-    "LogitNormal",
-    "LossOptions",
-    "LossSecondMoment",
-    "Objective",
-    "PredFlow",
-    "PredNoise",
-    "PredV",
-    "PredX0",
-    "Prediction",
-    "Schedule",
-    "Stratified",
-    "Timesteps",
+    "Schedule", "cosine", "edm", "linear", "rectified", "sigmoid",
+    "EDM", "Objective", "PredFlow", "PredNoise", "PredV", "PredX0",
+    "ConditioningMask", "GaussianDiffusion",
+    "DiffusionLoss", "LossOptions",
+    "bound_term", "discretised_log_likelihood", "normal_kl", "prior_term",
+    "BatchPart", "LogNormal", "LogitNormal", "LossSecondMoment", "Stratified", "Timesteps",
     "Uniform",
-    "bound_term",
-    "class_conditioning",
-    "cosine",
-    "discretised_log_likelihood",
-    "edm",
-    "linear",
-    "normal_kl",
-    "prior_term",
-    "rectified",
-    "sigmoid",
-    "without_gradients",
-]
+    "Clip", "Clipping", "Conditioning", "Denoiser", "DenoiserProtocol", "DenoiserWrapper",
+    "Prediction", "class_conditioning", "without_gradients",
+    "Autoguidance", "ClassifierFreeGuidance", "GradientGuidance",
+]  # fmt: skip

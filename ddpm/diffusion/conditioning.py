@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 
-class Conditioning(Mapping[str, Tensor]):
+class Conditioning(dict[str, Tensor]):
     """Mapping from the network's parameters, such as ``y``, to their values for a batch.
 
     A network that was trained with dropped conditions has a null embedding of its own, which stands
@@ -21,31 +21,17 @@ class Conditioning(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self,
-        values: Mapping[str, Tensor] | None = None,
-        null: Mapping[str, float] | None = None,
+        self, values: Mapping[str, Tensor] | None = None, null: Mapping[str, float] | None = None
     ) -> None:
-        self._values, self.null = dict(values or {}), dict(null or {})
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
+        super().__init__(values or {})
+        self.null = dict(null or {})
 
     def to(self, device: torch.device) -> Conditioning:
         """Return the conditioning on a device."""
         return self._map(lambda _, value: value.to(device))
 
     def dropped(self, rows: Tensor) -> Conditioning:
-        """Return the conditioning without that of some samples.
-
-        Args:
-            rows: (B,) bool, True where the null embedding replaces the condition.
-        """
+        """Return the conditioning with the null embedding where ``rows`` (B,) bool is True."""
 
         def drop(name: str, value: Tensor) -> Tensor:
             if name not in self.null:
@@ -56,7 +42,7 @@ class Conditioning(Mapping[str, Tensor]):
         return self._map(drop)
 
     def unconditional(self) -> Conditioning:
-        """Return the conditioning of the same batch with the null embedding of every name."""
+        """Return the conditioning with the null embedding of every name for all samples."""
 
         def null(name: str, value: Tensor) -> Tensor:
             return torch.full_like(value, self.null[name]) if name in self.null else value
@@ -69,17 +55,13 @@ class Conditioning(Mapping[str, Tensor]):
 
     def _map(self, function: Callable[[str, Tensor], Tensor]) -> Conditioning:
         """Return the conditioning with ``function(name, value)`` of each name."""
-        return Conditioning(
-            {name: function(name, value) for name, value in self.items()}, self.null
-        )
+        return Conditioning({name: function(name, self[name]) for name in self}, self.null)
 
 
 def class_conditioning(labels: Tensor | None, null: int | None = None) -> Conditioning:
-    """Return the conditioning by class numbers (B,); empty for None.
+    """Return the conditioning by class numbers (B,) int64; empty for None.
 
-    Args:
-        labels: (B,) int64.
-        null: the class number that means "no class", for a network with one.
+    ``null`` is the class number that means "no class", for a network with one.
     """
     if labels is None:
         return Conditioning()

@@ -10,8 +10,8 @@ class ConditioningMask:
     """Mask of the conditioning entries of a sample, which get no noise and no loss.
 
     A conditioning channel is one whose entries are all conditions: it is an input of the network
-    but not an output. In the other channels the network predicts every entry, and the predictions
-    of conditioning entries are discarded.
+    but not an output. In the other, generated channels the network predicts every entry, and the
+    predictions of conditioning entries are discarded. Samples are (B, C, *spatial).
 
     Args:
         mask: bool, broadcastable to (C, *spatial) with C entries on its first axis; True at
@@ -24,20 +24,15 @@ class ConditioningMask:
     def __init__(self, mask: Tensor | None = None) -> None:
         self.mask = mask
         self._copies: dict[tuple[str, torch.device], Tensor] = {}
-        full = None if mask is None else mask.flatten(1).all(dim=1)
-        self.channels = [] if full is None else full.nonzero().flatten().tolist()
-        self._generated = (~full).nonzero().flatten() if self.channels else None  # pyright: ignore
+        full = torch.zeros(0, dtype=torch.bool) if mask is None else mask.flatten(1).all(dim=1)
+        self.channels: list[int] = full.nonzero().flatten().tolist()
+        self._generated = (~full).nonzero().flatten() if self.channels else None
 
     def __bool__(self) -> bool:
         return self.mask is not None
 
     def apply(self, x: Tensor, clean: Tensor) -> Tensor:
-        """Return ``x`` with its conditioning entries set to those of ``clean``.
-
-        Args:
-            x: (B, C, *spatial).
-            clean: the same shape.
-        """
+        """Return the samples ``x`` with their conditioning entries set to those of ``clean``."""
         if self.mask is None:
             return x
         return torch.where(self._on(x.device, "mask", self.mask), clean, x)
@@ -53,29 +48,20 @@ class ConditioningMask:
         return self._copies[name, device]
 
     def select_generated(self, x: Tensor) -> Tensor:
-        """Return the channels of ``x`` (B, C, *spatial) that the network predicts."""
+        """Return the generated channels of the samples ``x``."""
         if self._generated is None:
             return x
         return x[:, self._on(x.device, "generated", self._generated)]
 
     def merge(self, generated: Tensor, x: Tensor) -> Tensor:
-        """Return ``x`` with its generated channels replaced; the inverse of the selection.
-
-        Args:
-            generated: the new channels, shaped as :meth:`select_generated` returns them.
-            x: (B, C, *spatial), source of the conditioning channels.
-        """
+        """Return the samples ``x`` with other generated channels; the inverse of the selection."""
         if self._generated is None:
             return generated
         index = self._on(x.device, "generated", self._generated)
         return x.to(generated.dtype).index_copy(1, index, generated)
 
     def masked_mean(self, values: Tensor) -> Tensor:
-        """Return the mean (B,) of ``values`` over the entries that are not conditions.
-
-        Args:
-            values: (B, generated channels, *spatial).
-        """
+        """Return the mean (B,) of (B, generated channels, *spatial) without conditions."""
         if self.mask is None:
             return values.flatten(1).mean(1)
         mask = self._on(values.device, "mask", self.mask)

@@ -7,14 +7,14 @@ Clip the guided x0, with :class:`ddpm.diffusion.Clipping`, not that of the denoi
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from ddpm.diffusion.conditioning import Conditioning
-from ddpm.diffusion.denoiser import DenoiserProtocol, DenoiserWrapper
-from ddpm.diffusion.process import Prediction
+from ddpm.diffusion.denoiser import DenoiserProtocol, DenoiserWrapper, Prediction
 from ddpm.errors import ConfigError, require
 
 Interval = tuple[float, float]
@@ -31,12 +31,36 @@ class _Guidance(DenoiserWrapper):
         require(good, "guidance_interval", interval, problem)
         self.interval = interval
 
-    def is_active(self, t: float) -> bool:
-        """Return True if the noise level of real t is within the interval."""
-        if self.interval is None:
-            return True
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: float,
+        previous_x0: Tensor | None = None,
+        conditioning: Conditioning | None = None,
+    ) -> Prediction:
         a, s = self.diffusion.schedule.signal_noise(t)
-        return self.interval[0] * a <= s <= self.interval[1] * a
+        active = self.interval is None or self.interval[0] * a <= s <= self.interval[1] * a
+        predict = self._guided if active else self.denoiser
+        return predict(x_t, t, previous_x0, conditioning)
+
+    @abstractmethod
+    def _guided(
+        self, x_t: Tensor, t: float, previous_x0: Tensor | None, conditioning: Conditioning | None
+    ) -> Prediction:
+        """Return the guided prediction at a noise level within the interval."""
+
+
+class _Unconditional(DenoiserWrapper):
+    """Wraps a denoiser, which receives no conditioning."""
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: float,
+        previous_x0: Tensor | None = None,
+        conditioning: Conditioning | None = None,
+    ) -> Prediction:
+        return self.denoiser(x_t, t, previous_x0)
 
 
 class ClassifierFreeGuidance(_Guidance):
@@ -54,9 +78,6 @@ class ClassifierFreeGuidance(_Guidance):
             conditional one, 0 (off) to 1, which counters overexposure at large scales (Lin et al.
             2023, arXiv 2305.08891, equations 14 to 16, where it is 0.7).
         interval: noise levels with guidance; None = all.
-
-    Raises:
-        ConfigError: an option outside its range.
     """
 
     def __init__(
@@ -72,27 +93,23 @@ class ClassifierFreeGuidance(_Guidance):
         require(0 <= rescale <= 1, "guidance_rescale", rescale, "must be between 0 (off) and 1")
         self.scale, self.rescale = scale, rescale
 
-    def __call__(
-        self,
-        x_t: Tensor,
-        t: float,
-        previous_x0: Tensor | None = None,
-        conditioning: Conditioning | None = None,
+    def _guided(
+        self, x_t: Tensor, t: float, previous_x0: Tensor | None, conditioning: Conditioning | None
     ) -> Prediction:
-        """Predict x0 and the noise; see :class:`~ddpm.diffusion.DenoiserProtocol`."""
-        if not conditioning or not self.is_active(t):
+        if not conditioning:
             return self.denoiser(x_t, t, previous_x0, conditioning)
         previous = None if previous_x0 is None else torch.cat([previous_x0, previous_x0])
         doubled = conditioning.followed_by(conditioning.unconditional())
         both = self.denoiser(torch.cat([x_t, x_t]), t, previous, doubled)
-        conditional, unconditional = both.chunk(2)
-        guided = conditional.with_x0(torch.lerp(unconditional.x0, conditional.x0, self.scale))
-        return guided if self.rescale == 0 else self._rescaled(guided, conditional, t)
+        x0, unconditional_x0 = both.x0.chunk(2)
+        variance = None if both.variance_output is None else both.variance_output[: len(x_t)]
+        conditional = Prediction(x0, x_t, both.a, both.s, variance)
+        guided = conditional.with_x0(torch.lerp(unconditional_x0, x0, self.scale))
+        return guided if self.rescale == 0 else self._rescaled(guided, conditional)
 
-    def _rescaled(self, guided: Prediction, conditional: Prediction, t: float) -> Prediction:
+    def _rescaled(self, guided: Prediction, conditional: Prediction) -> Prediction:
         """Return the guided prediction with the standard deviation of the conditional output."""
-        objective = self.diffusion.objective
-        a, s = self.diffusion.schedule.signal_noise(t)
+        objective, a, s = self.diffusion.objective, guided.a, guided.s
         output, target = (objective.target(p.x0, p.eps, a, s) for p in (guided, conditional))
         std, target_std = (x.flatten(1).std(dim=1) for x in (output, target))
         ratio = (target_std / std.clamp(min=1e-12)).reshape(-1, *[1] * (output.ndim - 1))
@@ -113,9 +130,6 @@ class Autoguidance(_Guidance):
         scale: guidance scale, at least 0; 1.5 to 2.5 are usual.
         interval: noise levels with guidance; None = all.
         conditional: the guide receives the conditioning.
-
-    Raises:
-        ConfigError: an option outside its range.
     """
 
     def __init__(
@@ -129,23 +143,15 @@ class Autoguidance(_Guidance):
     ) -> None:
         super().__init__(denoiser, interval)
         require(scale >= 0, "guide_scale", scale, "must be 0 or above; 1 is off")
-        self.guide, self.scale, self.conditional = guide, scale, conditional
+        self.guide, self.scale = guide if conditional else _Unconditional(guide), scale
         self.needs_gradients |= guide.needs_gradients
 
-    def __call__(
-        self,
-        x_t: Tensor,
-        t: float,
-        previous_x0: Tensor | None = None,
-        conditioning: Conditioning | None = None,
+    def _guided(
+        self, x_t: Tensor, t: float, previous_x0: Tensor | None, conditioning: Conditioning | None
     ) -> Prediction:
-        """Predict x0 and the noise; see :class:`~ddpm.diffusion.DenoiserProtocol`."""
         prediction = self.denoiser(x_t, t, previous_x0, conditioning)
-        if not self.is_active(t):
-            return prediction
         time = self.guide.diffusion.schedule.time(self.diffusion.schedule.log_snr(t))
-        inputs = conditioning if self.conditional else None
-        weak = self.guide(x_t, time, previous_x0, inputs)
+        weak = self.guide(x_t, time, previous_x0, conditioning)
         return prediction.with_x0(torch.lerp(weak.x0, prediction.x0, self.scale))
 
 
@@ -159,16 +165,13 @@ class GradientGuidance(_Guidance):
     denoiser.
 
     Args:
-        denoiser: the denoiser.
+        denoiser: called with a gradient.
         score: ``score(x0, t, conditioning)`` returns (B,), which guidance increases, such as the
             log-probability of a class; differentiable in x0 (B, C, *spatial), in model space.
-            t is the real time of the batch.
+            t is the real time of the batch. Another result is a ConfigError.
         scale: factor of the gradient.
         interval: noise levels with guidance; None = all.
         conditional: the denoiser receives the conditioning, as the score does.
-
-    Raises:
-        ConfigError: an option outside its range, or in a call a score of another shape.
     """
 
     def __init__(
@@ -180,27 +183,20 @@ class GradientGuidance(_Guidance):
         interval: Interval | None = None,
         conditional: bool = True,
     ) -> None:
-        super().__init__(denoiser, interval)
-        self.score, self.scale, self.conditional = score, scale, conditional
+        super().__init__(denoiser if conditional else _Unconditional(denoiser), interval)
+        self.score, self.scale = score, scale
         self.needs_gradients = True
 
-    def __call__(
-        self,
-        x_t: Tensor,
-        t: float,
-        previous_x0: Tensor | None = None,
-        conditioning: Conditioning | None = None,
+    def _guided(
+        self, x_t: Tensor, t: float, previous_x0: Tensor | None, conditioning: Conditioning | None
     ) -> Prediction:
-        """Predict x0 and the noise; see :class:`~ddpm.diffusion.DenoiserProtocol`."""
         a, s = self.diffusion.schedule.signal_noise(t)
-        inputs = conditioning if self.conditional else None
-        if a == 0 or not self.is_active(t):
-            return self.denoiser(x_t, t, previous_x0, inputs)
+        if a == 0:
+            return self.denoiser(x_t, t, previous_x0, conditioning)
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
-            prediction = self.denoiser(x, t, previous_x0, inputs)
-            score = self._score_of(prediction.x0, t, conditioning or Conditioning())
-            self._check(score, len(x))
+            prediction = self.denoiser(x, t, previous_x0, conditioning)
+            score = self._checked_score(prediction.x0, t, conditioning or Conditioning())
             (gradient,) = torch.autograd.grad(score.sum(), x)
         variance = prediction.variance_output
         variance = None if variance is None else variance.detach()
@@ -208,19 +204,16 @@ class GradientGuidance(_Guidance):
         x0 = self.diffusion.conditioning_mask.apply(x0, x_t)
         return Prediction(x0, x_t, prediction.a, prediction.s, variance)
 
-    def _score_of(self, x0: Tensor, t: float, conditioning: Conditioning) -> Tensor:
-        """Return the score; raise ConfigError (key ``classes``) if it reads missing classes."""
+    def _checked_score(self, x0: Tensor, t: float, conditioning: Conditioning) -> Tensor:
+        """Return the score (B,); raise ConfigError for another result, or missing classes."""
         try:
-            return self.score(x0, t, conditioning)
+            score: object = self.score(x0, t, conditioning)
         except KeyError as error:
             if error.args != ("y",) or "y" in conditioning:
                 raise
             problem = "the guide reads the classes of the samples; use classes=[3]"
             raise ConfigError("classes", None, problem) from error
-
-    def _check(self, score: object, size: int) -> None:
-        """Raise ConfigError (key ``guide``) unless a score is a differentiable (B,) tensor."""
-        name = getattr(self.score, "__name__", type(self.score).__name__)
+        name, size = getattr(self.score, "__name__", type(self.score).__name__), len(x0)
         if not isinstance(score, Tensor) or score.shape != (size,):
             shape = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
             problem = (
@@ -229,3 +222,4 @@ class GradientGuidance(_Guidance):
             raise ConfigError("guide", name, problem)
         problem = "returned a score without a gradient; use differentiable functions of x0"
         require(score.requires_grad, "guide", name, problem)
+        return score

@@ -10,18 +10,12 @@ import math
 import torch
 from torch import Tensor
 
-from ddpm.diffusion.process import EIGHT_BITS, GaussianDiffusion, Prediction
+from ddpm.diffusion.denoiser import Prediction
+from ddpm.diffusion.process import EIGHT_BITS, GaussianDiffusion
 
 
 def normal_kl(mean: Tensor, log_variance: Tensor, mean_q: Tensor, log_variance_q: Tensor) -> Tensor:
-    """Return the KL divergence of two normal distributions per entry, in nats.
-
-    Args:
-        mean: mean of the first distribution, any shape.
-        log_variance: log-variance of the first, the same shape.
-        mean_q: mean of the second, the same shape.
-        log_variance_q: log-variance of the second, the same shape.
-    """
+    """Return the KL divergence of a normal distribution from another, q, per entry, in nats."""
     log_ratio = log_variance - log_variance_q
     away = (mean - mean_q) ** 2 * torch.exp(-log_variance_q)
     return 0.5 * (torch.expm1(log_ratio) - log_ratio + away)
@@ -37,9 +31,9 @@ def discretised_log_likelihood(
     bits per dimension were computed with it.
 
     Args:
-        x: data in -1..1, any shape.
-        mean: mean of the normal distribution, the same shape.
-        log_scale: logarithm of its standard deviation, the same shape.
+        x: data in -1..1, any shape, as the other tensors.
+        mean: mean of the normal distribution.
+        log_scale: logarithm of its standard deviation.
         bin_width: distance of neighbouring values of the data.
     """
     away, scale = x - mean, torch.exp(-log_scale)
@@ -73,8 +67,7 @@ def bound_term(
         x0: (B, C, *spatial) clean data in -1..1.
         x_t: (B, C, *spatial) x0 with the noise of t.
         t: (B,) timesteps.
-        s: (B,) next lower timesteps on the sampling grid; default t - 1.
-        after: (B,) next higher timesteps on the sampling grid; default t + 1.
+        s, after: (B,) next lower and higher ones on the sampling grid; default t - 1 and t + 1.
     """
     s = t - 1 if s is None else s
     mask = diffusion.conditioning_mask
@@ -85,24 +78,19 @@ def bound_term(
     true_log = diffusion.log_variance(None, t, s, after, like=true_mean, kind="fixed_small")
     log = diffusion.log_variance(prediction.variance_output, t, s, after, like=true_mean)
     kl = normal_kl(true_mean, true_log, mean, log)
-    decoder = -discretised_log_likelihood(
-        mask.select_generated(x0), mean, 0.5 * log, diffusion.bin_width
-    )
+    clean = mask.select_generated(x0)
+    decoder = -discretised_log_likelihood(clean, mean, 0.5 * log, diffusion.bin_width)
     at_the_data = (s < 0).reshape(-1, *[1] * (x0.ndim - 1))
     return mask.masked_mean(torch.where(at_the_data, decoder, kl)) / math.log(2)
 
 
 def prior_term(diffusion: GaussianDiffusion, x0: Tensor, last: int | None = None) -> Tensor:
-    """Return KL(q(x_last | x0) || N(0, 1)), (B,) in bits per dimension.
+    """Return KL(q(x_last | x0) || N(0, 1)), (B,) in bits per dimension, of x0 (B, C, *spatial).
 
-    Args:
-        diffusion: the process.
-        x0: (B, C, *spatial) clean data in model space.
-        last: highest timestep of the sampling grid; default T - 1.
+    ``last`` is the highest timestep of the sampling grid; default T - 1.
     """
     at = diffusion.num_steps - 1 if last is None else last
-    t = torch.full((len(x0),), at, device=x0.device)
-    alpha_bar = diffusion.schedule.alpha_bar_at(t, x0)
+    alpha_bar = diffusion.schedule.alpha_bar_at(torch.full((len(x0),), at, device=x0.device), x0)
     zero, mask = torch.zeros_like(x0), diffusion.conditioning_mask
     log_variance = torch.log(1 - alpha_bar).float().expand_as(x0)
     kl = normal_kl(alpha_bar.sqrt().float() * x0, log_variance, zero, zero)

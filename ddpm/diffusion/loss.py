@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm.diffusion.conditioning import Conditioning
+from ddpm.diffusion.denoiser import Denoiser, Network
 from ddpm.diffusion.likelihood import bound_term
-from ddpm.diffusion.process import GaussianDiffusion, Network
+from ddpm.diffusion.process import GaussianDiffusion
 
 _ERRORS = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 
@@ -19,9 +20,7 @@ class DiffusionLoss:
     """Training loss per sample.
 
     Args:
-        diffusion: the process; its ``loss_options`` and the options of its objective are those of
-            the loss, see :class:`~ddpm.diffusion.LossOptions` and
-            :class:`~ddpm.diffusion.Objective`.
+        diffusion: the process; the options are in its ``loss_options`` and its objective.
     """
 
     def __init__(self, diffusion: GaussianDiffusion) -> None:
@@ -30,12 +29,7 @@ class DiffusionLoss:
     def sample_noise(
         self, x0: Tensor, randn_like: Callable[[Tensor], Tensor] = torch.randn_like
     ) -> Tensor:
-        """Sample the noise of a training step: standard normal, plus the offset if configured.
-
-        Args:
-            x0: (B, C, *spatial), for the shape and the device of the noise.
-            randn_like: source of randomness.
-        """
+        """Sample the noise of a training step in the shape of x0: standard normal, plus offset."""
         eps = randn_like(x0)
         if self.options.offset_noise > 0:
             per_channel = x0.new_empty(x0.shape[:2])
@@ -66,46 +60,43 @@ class DiffusionLoss:
         """Return the weighted loss of each sample, (B,) float32.
 
         Args:
-            model: any callable, including a distributed wrapper.
+            model: the network, see :class:`~ddpm.diffusion.Denoiser`.
             x0: (B, C, *spatial) clean data in model space.
             t: (B,) times, 0 to T-1; the bound rounds real times to timesteps.
             noise: shaped as x0, see :meth:`sample_noise`.
             estimator: for self-conditioning, the bare network, which makes the first estimate of
                 x0 without a gradient; None in steps without self-conditioning.
-            conditioning: further inputs of the network, such as labels ``y``.
+            conditioning: of the batch.
         """
         diffusion, kind = self.diffusion, self.options.loss
         if kind != "simple" and t.is_floating_point():
             t = t.round().long()
-        x_t = diffusion.diffuse(x0, t, noise)
-        previous = None
+        x_t, previous = diffusion.diffuse(x0, t, noise), None
         if diffusion.self_condition and estimator is not None:
             with torch.no_grad():
-                previous = diffusion.predict(estimator, x_t, t, None, conditioning).x0
-        output = diffusion.call_network(model, x_t, t, previous, conditioning)
-        if kind == "vlb":
-            return diffusion.num_steps * self._bound(output, x0, x_t, t)
-        simple = self._simple(output, x0, t, noise)
-        if kind == "simple":
-            return simple
-        mean_output, variance_output = diffusion.split_output(output)
-        assert variance_output is not None
-        frozen = torch.cat([mean_output.detach(), variance_output], dim=1)
-        weight = self.options.vlb_weight * diffusion.num_steps
-        return simple + weight * self._bound(frozen, x0, x_t, t)
+                previous = Denoiser(estimator, diffusion)(x_t, t, None, conditioning).x0
+        denoiser = Denoiser(model, diffusion)
 
-    def _bound(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return the bound's term of each sample, (B,) in bits per dimension."""
-        prediction = self.diffusion.interpret_output(output, x_t, t)
-        return bound_term(self.diffusion, prediction, x0, x_t, t)
+        def bound(output: Tensor) -> Tensor:
+            prediction = denoiser.interpret(output, x_t, t)
+            return bound_term(diffusion, prediction, x0, x_t, t)
+
+        output = denoiser.output(x_t, t, previous, conditioning)
+        if kind == "vlb":
+            return diffusion.num_steps * bound(output)
+        mean_output, variance_output = diffusion.split_output(output)
+        simple = self._simple(mean_output, x0, t, noise)
+        if variance_output is None:
+            return simple
+        frozen = torch.cat([mean_output.detach(), variance_output], dim=1)
+        return simple + self.options.vlb_weight * diffusion.num_steps * bound(frozen)
 
     def _simple(self, output: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return the objective's weighted error of each sample, (B,)."""
-        diffusion, mask = self.diffusion, self.diffusion.conditioning_mask
-        objective, schedule = diffusion.objective, diffusion.schedule
-        a, s = schedule.scales(t, x0)
-        target = mask.select_generated(objective.target(x0, noise, a, s))
-        error = mask.masked_mean(self.error(diffusion.split_output(output)[0], target))
+        objective, schedule = self.diffusion.objective, self.diffusion.schedule
+        mask = self.diffusion.conditioning_mask
+        target = mask.select_generated(objective.target(x0, noise, *schedule.scales(t, x0)))
+        error = mask.masked_mean(self.error(output, target))
         return error * objective.weight(schedule.snr(t)).float()
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:

@@ -23,9 +23,6 @@ class LossOptions:
             usual), which lets samples be darker or lighter than average; 0 = off.
         label_dropout: share of training samples whose class label is dropped, for classifier-free
             guidance (Ho & Salimans 2022); requires class labels.
-
-    Raises:
-        ConfigError: an option outside its range, or options that contradict each other.
     """
 
     loss: LossKind = "simple"
@@ -34,16 +31,13 @@ class LossOptions:
     label_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        require(
-            self.offset_noise >= 0, "offset_noise", self.offset_noise, "must be 0 (off) or above"
-        )
-        share = self.label_dropout
+        offset, share = self.offset_noise, self.label_dropout
+        require(offset >= 0, "offset_noise", offset, "must be 0 (off) or above")
         require(0 <= share < 1, "label_dropout", share, "must be in [0, 1)")
         problem = "must be above 0; use loss=simple to train without the bound"
         require(self.vlb_weight > 0, "vlb_weight", self.vlb_weight, problem)
         problem = "is not part of the variational bound; set it to 0, or use loss=simple"
-        good = self.loss == "simple" or self.offset_noise == 0
-        require(good, "offset_noise", self.offset_noise, problem)
+        require(self.loss == "simple" or offset == 0, "offset_noise", offset, problem)
 
     @property
     def drops_labels(self) -> bool:

@@ -29,16 +29,11 @@ class Objective(ABC):
         weighting: ``uniform`` weights every timestep with 1; ``noise`` turns the loss into the
             squared error of the noise, the default of denoising-diffusion-pytorch.
         min_snr_gamma: truncates the SNR of the ``noise`` weighting at this value (Hang et al.
-            2023, arXiv 2303.09556, where it is 5); null = off.
-
-    Raises:
-        ConfigError: ``min_snr_gamma`` of 0 or below.
+            2023, arXiv 2303.09556, where it is 5), above 0; null = off.
     """
 
-    requires_signal: ClassVar[bool] = False
-    """True if the objective is not defined where no signal is left (a = 0)."""
-    signal_reason: ClassVar[str] = "the output does not determine x0"
-    """Reason of ``requires_signal``, for the error message."""
+    signal_reason: ClassVar[str | None] = None
+    """Reason why the objective is not defined where no signal is left (a = 0); None if it is."""
     measured: ClassVar[tuple[str, ...]] = ()
     """Options that are the standard deviation of the training data where they are null."""
 
@@ -65,13 +60,7 @@ class Objective(ABC):
         return x_t
 
     def network_time(self, t: Scale, a: Scale, s: Scale) -> Scale:
-        """Return the time input of the network; by default t itself.
-
-        Args:
-            t: (B,) times, or one for the batch, rescaled if the process rescales them.
-            a: (B,) or a float, as t is.
-            s: (B,) or a float, as t is.
-        """
+        """Return the time input of the network, (B,) or a float as the arguments; by default t."""
         return t
 
     @abstractmethod
@@ -86,35 +75,29 @@ class Objective(ABC):
     def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
         """Return the factor (B,) that turns this objective's squared error into that of the noise.
 
-        Args:
-            snr: (B,) signal-to-noise ratio.
-            capped: (B,) the same, truncated for min-SNR.
+        The signal-to-noise ratios ``capped`` are (B,) as ``snr``, and truncated for min-SNR.
         """
 
     def weight(self, snr: Tensor) -> Tensor:
         """Return the loss weights (B,) of signal-to-noise ratios (B,)."""
         if self.min_snr_gamma is None and self.weighting == "uniform":
             return torch.ones_like(snr)
-        gamma = float("inf") if self.min_snr_gamma is None else self.min_snr_gamma
+        gamma = math.inf if self.min_snr_gamma is None else self.min_snr_gamma
         return self.noise_weight(snr, snr.clamp(max=gamma))
 
 
 class PredNoise(Objective):
     """The network predicts the noise eps (Ho et al. 2020, equation 14)."""
 
-    requires_signal = True
     signal_reason = "the noise does not determine x0 (Lin et al. 2023)"
 
     def target(self, x0: Tensor, eps: Tensor, a: Scale, s: Scale) -> Tensor:
-        """Return ``eps``."""
         return eps
 
     def x0(self, x_t: Tensor, output: Tensor, a: Scale, s: Scale) -> Tensor:
-        """Return ``(x_t - s output) / a``."""
         return (x_t - s * output) / a
 
     def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
-        """Return ``min(snr, gamma) / snr``."""
         return capped / snr
 
 
@@ -122,15 +105,12 @@ class PredX0(Objective):
     """The network predicts the clean data x0."""
 
     def target(self, x0: Tensor, eps: Tensor, a: Scale, s: Scale) -> Tensor:
-        """Return ``x0``."""
         return x0
 
     def x0(self, x_t: Tensor, output: Tensor, a: Scale, s: Scale) -> Tensor:
-        """Return the output itself."""
         return output
 
     def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
-        """Return ``min(snr, gamma)``."""
         return capped
 
 
@@ -138,15 +118,12 @@ class PredV(Objective):
     """The network predicts ``v = a eps - s x0`` (Salimans & Ho 2022, arXiv 2202.00512, app. D)."""
 
     def target(self, x0: Tensor, eps: Tensor, a: Scale, s: Scale) -> Tensor:
-        """Return ``a eps - s x0``."""
         return a * eps - s * x0
 
     def x0(self, x_t: Tensor, output: Tensor, a: Scale, s: Scale) -> Tensor:
-        """Return ``a x_t - s output``."""
         return a * x_t - s * output
 
     def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
-        """Return ``min(snr, gamma) / (snr + 1)``."""
         return capped / (snr + 1)
 
 
@@ -159,19 +136,15 @@ class PredFlow(Objective):
     """
 
     def scale_input(self, x_t: Tensor, a: Scale, s: Scale) -> Tensor:
-        """Return ``x_t / (a + s)``."""
         return x_t / (a + s)
 
     def target(self, x0: Tensor, eps: Tensor, a: Scale, s: Scale) -> Tensor:
-        """Return ``eps - x0``."""
         return eps - x0
 
     def x0(self, x_t: Tensor, output: Tensor, a: Scale, s: Scale) -> Tensor:
-        """Return ``(x_t - s output) / (a + s)``."""
         return (x_t - s * output) / (a + s)
 
     def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
-        """Return ``min(snr, gamma) / (1 + sqrt(snr))^2``."""
         return capped / (1 + snr.sqrt()) ** 2
 
 
@@ -184,17 +157,11 @@ class EDM(Objective):
     ``weighting=uniform``. For a ``sigma_data`` of 1, F is ``-v``.
 
     Args:
-        loss: see :class:`Objective`.
-        weighting: see :class:`Objective`.
-        min_snr_gamma: see :class:`Objective`.
+        loss, weighting, min_snr_gamma: see :class:`Objective`.
         sigma_data: standard deviation of the data in model space, above 0; null = that of the
-            training data, measured at the start of a run.
-
-    Raises:
-        ConfigError: an option outside its range, or a ``sigma_data`` that was not measured.
+            training data, measured at the start of a run, without which it is an error.
     """
 
-    requires_signal = True
     signal_reason = "the time input ln(sigma) / 4 is infinite"
     measured = ("sigma_data",)
 
@@ -238,6 +205,5 @@ class EDM(Objective):
         return skip * x_t + (self.sigma_data * s / variance**0.5) * output
 
     def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
-        """Return ``min(snr, gamma) sigma_data^2 / (1 + sigma_data^2 snr)``."""
         variance = self.sigma_data**2
         return capped * variance / (1 + variance * snr)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from functools import cached_property
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from ddpm.errors import ConfigError, require
 
 Time = TypeVar("Time", float, Tensor)
+CPU = torch.device("cpu")
 
 
 class Schedule:
@@ -22,8 +22,8 @@ class Schedule:
     et al. 2020, section 2). Time t is real, from 0 to T-1, where a whole t is a timestep of the
     table; -1 is clean data, where alpha is 1. Between two timesteps ``log_snr`` is linear in t;
     next to a timestep without signal, where it is minus infinity, alpha is linear. The methods
-    return a float for a float, without a synchronization with a GPU, and a float64 tensor for a
-    tensor.
+    return a float for a float, without a synchronization with a GPU, and for times (B,) a float64
+    tensor (B,), or (B, 1, ...) with the rank of a tensor ``like``.
 
     Args:
         betas: (T,) float64, the variance added at each step, each in (0, 1).
@@ -63,10 +63,12 @@ class Schedule:
 
     def _set(self, alpha_bar: Tensor, betas: Tensor) -> None:
         """Set the tables; both (T,) float64."""
-        self.alpha_bar, self.betas = alpha_bar, betas
+        self.alpha_bar, self.betas, self.num_steps = alpha_bar, betas, len(betas)
         self.zero_terminal_snr = float(alpha_bar[-1]) == 0
-        clean_first = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar])
-        self._tables = {torch.device("cpu"): clean_first}
+        # From clean data on, T+1 values: on each device, and as floats.
+        self._tables = {CPU: torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar])}
+        self._values: list[float] = self._tables[CPU].tolist()
+        self._negative_log_snrs = [-_log_snr(value) for value in self._values[1:]]  # ascending
 
     @classmethod
     def from_alpha_bar(cls, alpha_bar: Tensor) -> Schedule:
@@ -79,11 +81,6 @@ class Schedule:
         schedule._set(alpha_bar, _betas(alpha_bar))
         return schedule
 
-    @property
-    def num_steps(self) -> int:
-        """T, the number of timesteps."""
-        return len(self.betas)
-
     def alpha(self, t: Time) -> Time:
         """Return the factor of the clean data at real t, from 1 at -1 down to the last timestep."""
         return _sqrt(self.alpha_bar_at(t))
@@ -94,15 +91,23 @@ class Schedule:
 
     def signal_noise(self, t: float) -> tuple[float, float]:
         """Return alpha and sigma at a real t, as floats."""
+        return self.alpha(t), self.sigma(t)
+
+    def scales(self, t: Tensor | float, like: Tensor | None = None) -> tuple[Any, Any]:
+        """Return alpha and sigma at t; tensors in float32."""
+        if not isinstance(t, Tensor):
+            return self.signal_noise(t)
+        alpha_bar = self.alpha_bar_at(t, like)
+        return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
+
+    def snr(self, t: Tensor) -> Tensor:
+        """Return ``alpha_bar / (1 - alpha_bar)``, the signal-to-noise ratio at times (B,)."""
         alpha_bar = self.alpha_bar_at(t)
-        return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+        return alpha_bar / (1 - alpha_bar)
 
     def log_snr(self, t: Time) -> Time:
         """Return ``log(alpha(t)^2 / sigma(t)^2)`` at real t; infinity at clean data."""
-        alpha_bar = self.alpha_bar_at(t)
-        if isinstance(alpha_bar, Tensor):
-            return (alpha_bar / (1 - alpha_bar)).log()
-        return _log_snr(alpha_bar)
+        return _log_snr(self.alpha_bar_at(t))
 
     def time(self, log_snr: float) -> float:
         """Return the real t of a ``log_snr``, the inverse of :meth:`log_snr`.
@@ -110,7 +115,7 @@ class Schedule:
         Values above that of timestep 0 give 0, values below that of timestep T-1 give T-1. Whole
         results are integers.
         """
-        table = self._negative_log_snrs  # ascending
+        table = self._negative_log_snrs
         upper = bisect_left(table, -log_snr)
         if upper == self.num_steps:
             return self.num_steps - 1
@@ -122,32 +127,13 @@ class Schedule:
         low = table[upper - 1]
         return upper - 1 + (-log_snr - low) / (table[upper] - low)
 
-    @cached_property
-    def _values(self) -> list[float]:
-        """Alpha-bar, from clean data on, T+1 floats."""
-        return self._tables[torch.device("cpu")].tolist()
-
-    @cached_property
-    def _negative_log_snrs(self) -> list[float]:
-        """Negative log-SNR of the timesteps, T floats, ascending."""
-        return [-_log_snr(value) for value in self._values[1:]]
-
-    @overload
-    def alpha_bar_at(self, t: float, like: None = None) -> float: ...
-    @overload
-    def alpha_bar_at(self, t: Tensor, like: Tensor | None = None) -> Tensor: ...
-    def alpha_bar_at(self, t: Tensor | float, like: Tensor | None = None) -> Tensor | float:
-        """Return alpha-bar at real t, float64 (B,), or (B, 1, ...) with the rank of ``like``.
-
-        Args:
-            t: (B,) times, each -1 or from 0 to T-1; or one of them, for a float.
-            like: (B, C, *spatial), for the rank of the result.
-        """
+    def alpha_bar_at(self, t: Time, like: Tensor | None = None) -> Time:
+        """Return alpha-bar at real t."""
         if not isinstance(t, Tensor):
             return self._interpolated(t)
         if t.device not in self._tables:
             with torch.inference_mode(False):  # training may use this copy as well
-                self._tables[t.device] = self._tables[torch.device("cpu")].to(t.device)
+                self._tables[t.device] = self._tables[CPU].to(t.device)
         table = self._tables[t.device]
         values = table[t + 1] if not t.is_floating_point() else _interpolate(table, t)
         return values if like is None else values.reshape(-1, *[1] * (like.ndim - 1))
@@ -157,26 +143,11 @@ class Schedule:
         lower = math.floor(t)
         part, values = t - lower, self._values
         if part == 0:
-            return values[int(t) + 1]
-        low, high = values[lower + 1], values[lower + 2]
+            return values[lower + 1]
+        low, high = values[lower + 1 : lower + 3]
         if high == 0:
             return low * (1 - part) ** 2
         return _sigmoid((1 - part) * _log_snr(low) + part * _log_snr(high))
-
-    def scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return alpha and sigma at t, float32 (B, 1, ...).
-
-        Args:
-            t: (B,) times, each -1 or from 0 to T-1.
-            like: (B, C, *spatial), for the rank of the result.
-        """
-        alpha_bar = self.alpha_bar_at(t, like)
-        return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
-
-    def snr(self, t: Tensor) -> Tensor:
-        """Return ``alpha_bar / (1 - alpha_bar)``, the signal-to-noise ratio at t, (B,) float64."""
-        alpha_bar = self.alpha_bar_at(t)
-        return alpha_bar / (1 - alpha_bar)
 
 
 def _betas(alpha_bar: Tensor) -> Tensor:
@@ -188,7 +159,9 @@ def _sqrt(value: Any) -> Any:
     return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
 
 
-def _log_snr(alpha_bar: float) -> float:
+def _log_snr(alpha_bar: Any) -> Any:
+    if isinstance(alpha_bar, Tensor):
+        return (alpha_bar / (1 - alpha_bar)).log()
     if alpha_bar in (0.0, 1.0):
         return math.inf if alpha_bar else -math.inf
     return math.log(alpha_bar) - math.log1p(-alpha_bar)
@@ -205,8 +178,6 @@ def _interpolate(table: Tensor, t: Tensor) -> Tensor:
     part = t - lower
     low = table[lower.long() + 1]
     high = table[(lower.long() + 2).clamp(max=len(table) - 1)]
-    log_low, log_high = ((x / (1 - x)).log() for x in (low, high))
-    between = torch.where(
-        high == 0, low * (1 - part) ** 2, (torch.lerp(log_low, log_high, part)).sigmoid()
-    )
+    between = torch.lerp(_log_snr(low), _log_snr(high), part).sigmoid()
+    between = torch.where(high == 0, low * (1 - part) ** 2, between)
     return torch.where(part == 0, low, between)

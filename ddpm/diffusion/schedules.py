@@ -13,26 +13,8 @@ from ddpm.errors import require
 MAX_BETA = 0.999
 
 
-def linear_betas(num_steps: int, beta_start: float, beta_end: float) -> Tensor:
-    """Return betas that rise linearly, (T,) float64.
-
-    Args:
-        num_steps: T.
-        beta_start: first beta for T = 1000; scaled by 1000/T.
-        beta_end: last beta for T = 1000; scaled by 1000/T.
-    """
-    scale = 1000 / num_steps
-    first = beta_start if num_steps > 1 else beta_end  # a single step is the last one
-    return torch.linspace(scale * first, scale * beta_end, num_steps, dtype=torch.float64)
-
-
 def betas_from_alpha_bar(alpha_bar: Tensor, max_beta: float = MAX_BETA) -> Tensor:
-    """Return the betas (T,) of a curve of alpha-bar.
-
-    Args:
-        alpha_bar: (T+1,) float64, from clean data, where it is 1.
-        max_beta: upper limit of the betas.
-    """
+    """Return the betas (T,), at most ``max_beta``, of alpha-bar (T+1,) from clean data on."""
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
 
 
@@ -46,16 +28,15 @@ def linear(
     """Return the linear schedule of Ho et al. 2020.
 
     Args:
-        num_steps: T.
-        beta_start: first beta for T = 1000; scaled by 1000/T (Nichol & Dhariwal 2021).
-        beta_end: last beta for T = 1000; scaled by 1000/T.
+        num_steps: T; below 21 by default, a beta reaches 1, which is an error.
+        beta_start, beta_end: first and last beta for T = 1000; scaled by 1000/T (Nichol &
+            Dhariwal 2021).
         zero_terminal_snr: see :class:`Schedule`.
-
-    Raises:
-        ConfigError: fewer than 1 step, or so few (below 21 by default) that a beta reaches 1.
     """
-    _check_steps(num_steps)
-    betas = linear_betas(num_steps, beta_start, beta_end)
+    require(num_steps >= 1, "num_steps", num_steps, "needs at least 1 step")
+    scale = 1000 / num_steps
+    first = beta_start if num_steps > 1 else beta_end  # a single step is the last one
+    betas = torch.linspace(scale * first, scale * beta_end, num_steps, dtype=torch.float64)
     return Schedule(betas, zero_terminal_snr=zero_terminal_snr)
 
 
@@ -73,11 +54,8 @@ def cosine(
         offset: the paper's s, at least 0.
         max_beta: upper limit of the betas, in (0, 1).
         zero_terminal_snr: see :class:`Schedule`.
-
-    Raises:
-        ConfigError: an option outside its range.
     """
-    _check_steps(num_steps)
+    require(num_steps >= 1, "num_steps", num_steps, "needs at least 1 step")
     require(offset >= 0, "offset", offset, "must be 0 or above")
     require(0 < max_beta < 1, "max_beta", max_beta, "must be between 0 and 1")
     time = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
@@ -100,15 +78,11 @@ def sigmoid(
 
     Args:
         num_steps: T.
-        start: argument of the sigmoid at clean data, before the division by ``tau``.
-        end: argument of the sigmoid at T.
+        start, end: arguments of the sigmoid at clean data and at T, before the division by tau.
         tau: temperature, above 0.
         zero_terminal_snr: see :class:`Schedule`.
-
-    Raises:
-        ConfigError: an option outside its range.
     """
-    _check_steps(num_steps)
+    require(num_steps >= 1, "num_steps", num_steps, "needs at least 1 step")
     require(start < end, "start", start, f"must be below end={end}")
     require(tau > 0, "tau", tau, "must be above 0")
     time = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
@@ -132,9 +106,6 @@ def rectified(*, num_steps: int = 1000, shift: float = 1.0) -> Schedule:
         num_steps: T, at least 2.
         shift: m of ``u' = m u / (1 + (m - 1) u)``, above 0: more noise at the same timestep above
             1, usual for large images (Esser et al. 2024, arXiv 2403.03206, section 5.3.2).
-
-    Raises:
-        ConfigError: an option outside its range.
     """
     require(num_steps >= 2, "num_steps", num_steps, "needs at least 2 steps")
     require(shift > 0, "shift", shift, "must be above 0; 1 is off")
@@ -154,11 +125,7 @@ def edm(*, num_steps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 8
 
     Args:
         num_steps: T, at least 2.
-        sigma_min: sigma of timestep 0, above 0.
-        sigma_max: sigma of timestep T-1.
-
-    Raises:
-        ConfigError: an option outside its range.
+        sigma_min, sigma_max: sigma of timesteps 0 and T-1, above 0.
     """
     require(num_steps >= 2, "num_steps", num_steps, "needs at least 2 steps")
     require(sigma_min > 0, "sigma_min", sigma_min, "must be above 0")
@@ -167,7 +134,3 @@ def edm(*, num_steps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 8
     ends = math.log(sigma_min), math.log(sigma_max)
     sigma = torch.linspace(*ends, num_steps, dtype=torch.float64).exp()
     return Schedule.from_alpha_bar(1 / (1 + sigma**2))
-
-
-def _check_steps(num_steps: int) -> None:
-    require(num_steps >= 1, "num_steps", num_steps, "needs at least 1 step")

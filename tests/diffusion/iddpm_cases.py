@@ -5,7 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import GaussianDiffusion, Prediction, PredNoise, PredX0, cosine, linear
+from ddpm.diffusion import (
+    Denoiser,
+    GaussianDiffusion,
+    Prediction,
+    PredNoise,
+    PredX0,
+    cosine,
+    linear,
+)
 from tests.reference_cases import load_case, relative_error
 
 NAMES = ["fixed_large_x0", "hybrid", "respaced", "vlb"]
@@ -38,7 +46,7 @@ class Case:
 
     def prediction(self, *, clip: bool) -> Prediction:
         """Return the prediction of the network, with x0 clipped or not."""
-        prediction = self.diffusion.predict(self.network, self["x_t"], self.t)
+        prediction = Denoiser(self.network, self.diffusion)(self["x_t"], self.t)
         return prediction.with_x0(prediction.x0.clamp(-1, 1)) if clip else prediction
 
 

@@ -139,19 +139,12 @@ def test_output_at_conditioning_entries_is_ignored(mask):
     process = GaussianDiffusion(SCHEDULE, PredV(), mask)
     answer = normal(8)(process.conditioning_mask.select_generated(x0))
     other = torch.where(process.conditioning_mask.select_generated(mask[None]), answer + 9, answer)
-    first, second = (
-        DiffusionLoss(process)(lambda x, time, output=output: output, x0, STEPS, noise)
-        for output in (answer, other)
-    )
+    networks = [lambda x, time, output=output: output for output in (answer, other)]
+    first, second = (DiffusionLoss(process)(network, x0, STEPS, noise) for network in networks)
     assert torch.equal(first, second)
     x_t = process.diffuse(x0, STEPS, noise)
-    for output in (answer, other):
-        prediction = process.interpret_output(output, x_t, STEPS)
-        assert torch.equal(prediction.x0[:, mask], x0[:, mask])
-    assert torch.equal(
-        process.interpret_output(answer, x_t, STEPS).x0,
-        process.interpret_output(other, x_t, STEPS).x0,
-    )
+    first, second = (Denoiser(network, process)(x_t, STEPS).x0 for network in networks)
+    assert torch.equal(first[:, mask], x0[:, mask]) and torch.equal(first, second)
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -163,12 +156,12 @@ def test_bound_and_prior_exclude_conditioning_entries(mask):
     rest = x0[:, free][:, counted][:, None]
     torch.testing.assert_close(prior_term(process, x0), prior_term(alone, rest), rtol=1e-5, atol=0)
     x_t, guess = process.diffuse(x0, STEPS, noise), 0.5 * x0
-    prediction = process.interpret_output(
-        process.conditioning_mask.select_generated(guess), x_t, STEPS
-    )
-    small = alone.interpret_output(0.5 * rest, x_t[:, free][:, counted][:, None], STEPS)
+    output = process.conditioning_mask.select_generated(guess)
+    prediction = Denoiser(lambda x, time: output, process)(x_t, STEPS)
+    rest_t = x_t[:, free][:, counted][:, None]
+    small = Denoiser(lambda x, time: 0.5 * rest, alone)(rest_t, STEPS)
     ours = bound_term(process, prediction, x0, x_t, STEPS)
-    theirs = bound_term(alone, small, rest, x_t[:, free][:, counted][:, None], STEPS)
+    theirs = bound_term(alone, small, rest, rest_t, STEPS)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
 
 

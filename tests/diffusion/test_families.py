@@ -162,7 +162,7 @@ def test_edm_is_its_published_preconditioning(schedule, sigma_data):
 
     process = GaussianDiffusion(schedule, EDM(sigma_data=sigma_data), rescale_timesteps=True)
     x_t, t = normal(4, 3), torch.tensor([0, 20, 33, 49])
-    prediction = process.predict(network, x_t, t)
+    prediction = Denoiser(network, process)(x_t, t)
     sigma = (schedule.sigma(t) / schedule.alpha(t))[:, None]
     x, variance = x_t / schedule.alpha(t)[:, None], sigma**2 + sigma_data**2
     scaled, time = calls[0]
@@ -171,7 +171,7 @@ def test_edm_is_its_published_preconditioning(schedule, sigma_data):
     torch.testing.assert_close(time.double(), sigma[:, 0].log() / 4, **near)
     skip, out = sigma_data**2 / variance, sigma * sigma_data / variance.sqrt()
     torch.testing.assert_close(prediction.x0, skip * x + out * torch.cos(scaled), **near)
-    single = process.predict(network, x_t, 20)
+    single = Denoiser(network, process)(x_t, 20)
     torch.testing.assert_close(calls[1][1][0], time[1], **near)
     torch.testing.assert_close(single.x0[1], prediction.x0[1], **near)
 
@@ -203,7 +203,7 @@ def test_the_loss_of_edm_has_the_published_weight(sigma_data):
     x0, noise, output = (normal(4, 3, seed=seed).float() for seed in range(3))
     t = torch.tensor([0.0, 7.25, 19.5, 29.0])
     loss = DiffusionLoss(process)(lambda x, time: output, x0, t, noise)
-    denoised = process.predict(lambda x, time: output, process.diffuse(x0, t, noise), t).x0
+    denoised = Denoiser(lambda x, time: output, process)(process.diffuse(x0, t, noise), t).x0
     sigma = schedule.sigma(t) / schedule.alpha(t)
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     expected = weight * (denoised - x0).double().square().mean(1)
@@ -230,7 +230,9 @@ def test_a_perfect_edm_network_gives_the_gaussian():
     for t in [0, 12.5, 400, 730.25, 999]:
         a, s = schedule.signal_noise(t)
         posterior = mean + std**2 * a / (s**2 + std**2 * a**2) * (x - a * mean)
-        torch.testing.assert_close(process.predict(network, x, t).x0, posterior, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            Denoiser(network, process)(x, t).x0, posterior, rtol=0, atol=1e-6
+        )
     a, s = schedule.signal_noise(999)
     flow = mean + std * (x - a * mean) / math.sqrt(s**2 + std**2 * a**2)
     sampler = DDIM(steps=1000, clip="none")

@@ -102,10 +102,10 @@ def test_the_network_has_twice_the_output_channels(variance):
         assert diffusion.learns_variance
         assert diffusion.output_channels(2) == 4
         x_t = normal(5)(torch.empty(4, 2, *spatial))
-        prediction = diffusion.predict(lambda x, time, answer=answer: answer, x_t, STEPS)
+        prediction = Denoiser(lambda x, time, answer=answer: answer, diffusion)(x_t, STEPS)
         assert torch.equal(prediction.variance_output, answer[:, 2:])
         fixed = process("fixed_small", "simple")
-        plain = fixed.predict(lambda x, time, answer=answer: answer[:, :2], x_t, STEPS)
+        plain = Denoiser(lambda x, time, answer=answer: answer[:, :2], fixed)(x_t, STEPS)
         assert torch.equal(prediction.x0, plain.x0)
         assert torch.equal(prediction.eps, plain.eps)
         assert plain.variance_output is None
@@ -121,7 +121,8 @@ def test_hybrid_is_the_simple_loss_plus_the_weighted_bound(objective, variance):
     simple = process("fixed_small", "simple", objective)
     expected = DiffusionLoss(simple)(lambda x, time: answer[:, :2], x0, STEPS, noise)
     x_t = diffusion.diffuse(x0, STEPS, noise)
-    term = bound_term(diffusion, diffusion.interpret_output(answer, x_t, STEPS), x0, x_t, STEPS)
+    prediction = Denoiser(lambda x, time: answer, diffusion)(x_t, STEPS)
+    term = bound_term(diffusion, prediction, x0, x_t, STEPS)
     assert loss.shape == (4,)
     torch.testing.assert_close(loss, expected + 0.02 * T * term)
     assert (term > 0).all()
@@ -138,7 +139,8 @@ def test_vlb_is_T_terms(variance):
     answer = answer if diffusion.learns_variance else answer[:, :2]
     loss = DiffusionLoss(diffusion)(lambda x, time: answer, x0, STEPS, noise)
     x_t = diffusion.diffuse(x0, STEPS, noise)
-    term = bound_term(diffusion, diffusion.interpret_output(answer, x_t, STEPS), x0, x_t, STEPS)
+    prediction = Denoiser(lambda x, time: answer, diffusion)(x_t, STEPS)
+    term = bound_term(diffusion, prediction, x0, x_t, STEPS)
     torch.testing.assert_close(loss, T * term, rtol=1e-6, atol=0)
 
 

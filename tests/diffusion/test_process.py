@@ -158,7 +158,7 @@ def test_target_and_loss_are_measured_in_float32_under_autocast(objective, dtype
     plain = DiffusionLoss(diffusion)(lambda x, time: output.float(), x0, t, noise)
     with torch.autocast("cpu", dtype=dtype):
         inside = DiffusionLoss(diffusion)(lambda x, time: output, x0, t, noise)
-        prediction = diffusion.predict(lambda x, time: output, x0, t)
+        prediction = Denoiser(lambda x, time: output, diffusion)(x0, t)
     assert inside.dtype == prediction.x0.dtype == prediction.eps.dtype == torch.float32
     assert torch.equal(inside, plain)
 
@@ -296,7 +296,7 @@ def test_the_network_receives_the_time(rescale, expected):
 
     x, t = torch.ones(3, 1, 2), torch.tensor([0, 7, 39])
     DiffusionLoss(diffusion)(network, x, t, x)
-    diffusion.predict(network, x, t)
+    Denoiser(network, diffusion)(x, t)
     assert [time.tolist() for time in times] == [expected, expected]
     assert times[0].is_floating_point() == rescale
 
@@ -319,7 +319,7 @@ def test_whole_times_are_int64_and_others_float32(t, dtype, value):
         times.append(time)
         return x_t
 
-    diffusion.predict(network, torch.ones(2, 1, 3), t)
+    Denoiser(network, diffusion)(torch.ones(2, 1, 3), t)
     assert times[0].dtype == dtype
     assert times[0].tolist() == [value, value]
 
@@ -336,7 +336,7 @@ def test_the_perfect_output_has_zero_loss(objective):
         DiffusionLoss(diffusion)(lambda x, time: target + 0.5, x0, t, noise) - 0.25
     ).abs().max() < 1e-6
     x_t = diffusion.diffuse(x0, t, noise)
-    prediction = diffusion.predict(lambda x, time: target, x_t, t)
+    prediction = Denoiser(lambda x, time: target, diffusion)(x_t, t)
     torch.testing.assert_close(prediction.x0, x0, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(prediction.eps, noise, rtol=1e-4, atol=1e-4)
 
