@@ -202,7 +202,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ``(B, heads, N, D)``.
     """
     # For strided channels the fused kernels are several times slower, or not used at all.
-    return F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    wide = torch.promote_types(q.dtype, torch.float32)
+    if q.device.type != "cpu" or q.dtype == wide:
+        return F.scaled_dot_product_attention(q, k, v)
+    # On a CPU the float32 kernel is faster in half precision, too, conversions included: in training
+    # by 1.5 (16 tokens), 3 (64) and 4 (256 and 1024), without gradients by 1 to 1.2. Matrix products
+    # are not faster than it in float32. CUDA is not measured, and has fused kernels for all types.
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.to(wide), k.to(wide), v.to(wide)).to(q.dtype)
 
 
 def linear_attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from ddpm.models.layers import (
     linear_attend,
     zero_module,
 )
+from tests.reference_cases import relative_error
 
 HALF_TYPES = [torch.bfloat16, torch.float16]
 
@@ -102,6 +103,68 @@ def test_attend_computes_its_softmax_in_float32():
     exact = attend(q.double(), k.double(), v.double())
     assert float(exact.mean()) > 0.1
     torch.testing.assert_close(attend(q, k, v).double(), exact, atol=2e-3, rtol=0)
+
+
+def leaves(*tensors, dtype=None):
+    """Return copies of tensors, of another type if requested, that require gradients."""
+    return [tensor.detach().clone().to(dtype).requires_grad_() for tensor in tensors]
+
+
+def with_gradients(function, inputs, slope):
+    """Return the output of a function, and the gradients of its inner product with ``slope``."""
+    out = function(*inputs)
+    return [out.detach(), *torch.autograd.grad(out, inputs, slope.to(out.dtype))]
+
+
+def check_same_function(function, reference, inputs, atol):
+    """Compare outputs and gradients of two functions in float32."""
+    slope = torch.randn_like(reference(*inputs))
+    actual, expected = (
+        with_gradients(each, leaves(*inputs, dtype=torch.float32), slope)
+        for each in (function, reference)
+    )
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=atol, rtol=1e-5)
+
+
+def errors_in(dtype, function, inputs, slope):
+    """Return the relative errors of output and gradients in a type, against float64."""
+    rounded = [each.to(dtype) for each in (*inputs, slope)]
+    exact = with_gradients(function, leaves(*rounded[:-1], dtype=torch.float64), rounded[-1])
+    actual = with_gradients(function, leaves(*rounded[:-1], dtype=dtype), rounded[-1])
+    return [relative_error(*pair) for pair in zip(actual, exact, strict=True)]
+
+
+@pytest.mark.parametrize("tokens", [16, 64, 256])
+@pytest.mark.parametrize("strided", [False, True])
+def test_attend_equals_matrix_products(tokens, strided):
+    def products(q, k, v):
+        return torch.softmax(q @ k.mT / 4, dim=-1) @ v
+
+    def transposed(q, k, v):
+        return attend(*(each.mT.contiguous().mT for each in (q, k, v)))
+
+    inputs = torch.randn(3, 2, 2, tokens, 16)
+    check_same_function(transposed if strided else attend, products, inputs, 2e-6)
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attend_in_half_precision_only_rounds_inputs_and_outputs(dtype, autocast):
+    q, k, v, slope = torch.randn(4, 2, 3, 40, 16).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        actual = with_gradients(attend, leaves(q, k, v), slope)
+    expected = with_gradients(attend, leaves(q, k, v, dtype=torch.float32), slope)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.dtype == dtype
+        assert torch.equal(ours, theirs.to(dtype))
+
+
+def test_attend_compiles_as_one_graph_under_autocast():
+    q, k, v = torch.randn(3, 2, 3, 8, 4).bfloat16()
+    compiled = torch.compile(attend, backend="eager", fullgraph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(compiled(q, k, v), attend(q, k, v))
 
 
 def test_linear_attend_matches_its_formula():
