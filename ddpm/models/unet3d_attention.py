@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpm.models.layers import at_least_float32, attend, linear_attend
+from ddpm.models.layers import at_least_float32, attend, linear_attend, standardize_channels
 
 SPATIAL_DIM_HEAD = 32
 """Channels per head of attention within frames, fixed in the original implementations."""
@@ -30,9 +30,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(B, C, F, H, W)``."""
-        wide = at_least_float32(x)
-        var, mean = torch.var_mean(wide, dim=1, correction=0, keepdim=True)
-        return ((wide - mean) * (var + 1e-5).rsqrt() * self.gamma).to(x.dtype)
+        return (standardize_channels(at_least_float32(x), 1e-5) * self.gamma).to(x.dtype)
 
 
 class RelativePositionBias(nn.Module):

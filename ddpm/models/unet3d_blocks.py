@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm.models.layers import GroupNorm, at_least_float32
+from ddpm.models.layers import GroupNorm, at_least_float32, unit_vectors
 from ddpm.models.unet3d_attention import (
     SPATIAL_DIM_HEAD,
     SpatialAttention,
@@ -40,7 +39,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(B, C, F, H, W)``."""
-        unit = F.normalize(at_least_float32(x), dim=1)
+        unit = unit_vectors(at_least_float32(x))
         return (unit * (self.gamma * math.sqrt(x.shape[1]))).to(x.dtype)
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ddpm.errors import ConfigError
 from ddpm.models.layers import (
@@ -17,6 +18,8 @@ from ddpm.models.layers import (
     check_positive,
     conv_nd,
     linear_attend,
+    standardize_channels,
+    unit_vectors,
     zero_module,
 )
 from tests.reference_cases import relative_error
@@ -29,6 +32,28 @@ def reference_embedding(t: float, dim: int, n: int, cos_first: bool) -> list[flo
     angles = [t * 10000 ** (-i / n) for i in range(dim // 2)]
     sines, cosines = [math.sin(a) for a in angles], [math.cos(a) for a in angles]
     return (cosines + sines if cos_first else sines + cosines) + [0.0] * (dim % 2)
+
+
+def leaves(*tensors, dtype=None):
+    """Return copies of tensors, of another type if requested, that require gradients."""
+    return [tensor.detach().clone().to(dtype).requires_grad_() for tensor in tensors]
+
+
+def with_gradients(function, inputs, slope):
+    """Return the output of a function, and the gradients of its inner product with ``slope``."""
+    out = function(*inputs)
+    return [out.detach(), *torch.autograd.grad(out, inputs, slope.to(out.dtype))]
+
+
+def check_same_function(function, reference, inputs, tolerance=2e-6):
+    """Compare outputs and gradients of two functions in float32, relative to the largest value."""
+    slope = torch.randn_like(reference(*inputs))
+    actual, expected = (
+        with_gradients(each, leaves(*inputs, dtype=torch.float32), slope)
+        for each in (function, reference)
+    )
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
 
 @pytest.mark.parametrize("dim", [8, 9])
@@ -87,6 +112,37 @@ def test_rms_norm_matches_its_formula(dims):
     torch.testing.assert_close(norm(x), 2 * x / x.square().mean(1, keepdim=True).sqrt())
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 50), (3, 32, 8, 8), (2, 16, 3, 4, 4)])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_unit_vectors_equal_those_of_torch(shape, scale):
+    check_same_function(unit_vectors, F.normalize, [scale * torch.randn(shape)], 1e-6)
+
+
+def test_unit_vectors_of_zeros_are_zeros_with_the_gradient_of_torch():
+    check_same_function(unit_vectors, F.normalize, [torch.zeros(1, 4, 2)], 1e-6)
+
+
+def standardized_by_torch(x):
+    """Return ``x`` with mean 0 and variance 1 over the channels, by ``torch.var_mean``."""
+    var, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
+    return (x - mean) * (var + 1e-5).rsqrt()
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 50), (3, 32, 8, 8), (2, 16, 3, 4, 4)])
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_standardized_channels_equal_those_of_torch(shape, mean):
+    def ours(x):
+        return standardize_channels(x, 1e-5)
+
+    inputs = [mean + torch.randn(shape)]
+    check_same_function(ours, standardized_by_torch, inputs, 1e-6 * (1 + mean))
+
+
+def test_other_devices_use_the_norms_of_torch():
+    x = torch.empty(2, 4, 3, device="meta")
+    assert unit_vectors(x).shape == standardize_channels(x, 1e-5).shape == x.shape
+
+
 @pytest.mark.parametrize("keys", [5, 7])
 def test_attend_matches_its_formula(keys):
     q, k, v = torch.randn(2, 3, 5, 4), torch.randn(2, 3, keys, 4), torch.randn(2, 3, keys, 4)
@@ -105,36 +161,6 @@ def test_attend_computes_its_softmax_in_float32():
     torch.testing.assert_close(attend(q, k, v).double(), exact, atol=2e-3, rtol=0)
 
 
-def leaves(*tensors, dtype=None):
-    """Return copies of tensors, of another type if requested, that require gradients."""
-    return [tensor.detach().clone().to(dtype).requires_grad_() for tensor in tensors]
-
-
-def with_gradients(function, inputs, slope):
-    """Return the output of a function, and the gradients of its inner product with ``slope``."""
-    out = function(*inputs)
-    return [out.detach(), *torch.autograd.grad(out, inputs, slope.to(out.dtype))]
-
-
-def check_same_function(function, reference, inputs, atol):
-    """Compare outputs and gradients of two functions in float32."""
-    slope = torch.randn_like(reference(*inputs))
-    actual, expected = (
-        with_gradients(each, leaves(*inputs, dtype=torch.float32), slope)
-        for each in (function, reference)
-    )
-    for ours, theirs in zip(actual, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=atol, rtol=1e-5)
-
-
-def errors_in(dtype, function, inputs, slope):
-    """Return the relative errors of output and gradients in a type, against float64."""
-    rounded = [each.to(dtype) for each in (*inputs, slope)]
-    exact = with_gradients(function, leaves(*rounded[:-1], dtype=torch.float64), rounded[-1])
-    actual = with_gradients(function, leaves(*rounded[:-1], dtype=dtype), rounded[-1])
-    return [relative_error(*pair) for pair in zip(actual, exact, strict=True)]
-
-
 @pytest.mark.parametrize("tokens", [16, 64, 256])
 @pytest.mark.parametrize("strided", [False, True])
 def test_attend_equals_matrix_products(tokens, strided):
@@ -145,7 +171,7 @@ def test_attend_equals_matrix_products(tokens, strided):
         return attend(*(each.mT.contiguous().mT for each in (q, k, v)))
 
     inputs = torch.randn(3, 2, 2, tokens, 16)
-    check_same_function(transposed if strided else attend, products, inputs, 2e-6)
+    check_same_function(transposed if strided else attend, products, inputs)
 
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)
