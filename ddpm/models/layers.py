@@ -80,13 +80,25 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def norm_operands(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the operands with which a norm of torch computes in float32 or better.
+
+    With float32 weights, the CPU kernels of group and layer normalisation do so for activations in
+    half precision, too: these are not copied. Inductor instead rounds the statistics to the type of
+    the activations, and fuses the conversion; therefore compiled graphs convert.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        x = x.to(wide)
+    return x, weight.to(wide), bias.to(wide)
+
+
 class GroupNorm(nn.GroupNorm):
     """Group normalisation computed in float32 or better; the output has the type of the input."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``(B, C, *spatial)``."""
-        x = at_least_float32(input)
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        x, weight, bias = norm_operands(input, self.weight, self.bias)
         return F.group_norm(x, self.num_groups, weight, bias, self.eps).to(input.dtype)
 
 

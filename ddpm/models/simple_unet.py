@@ -16,9 +16,9 @@ from ddpm.models.layers import (
     GroupNorm,
     Network,
     SinusoidalEmbedding,
-    at_least_float32,
     attend,
     check_positive,
+    norm_operands,
 )
 from ddpm.models.sizes import Fit, describe_size, padded_size, padding_note
 
@@ -107,8 +107,7 @@ class _LayerNorm(nn.LayerNorm):
     """Layer normalisation computed in float32 or better."""
 
     def forward(self, input: Tensor) -> Tensor:
-        x = at_least_float32(input)
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        x, weight, bias = norm_operands(input, self.weight, self.bias)
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).to(input.dtype)
 
 

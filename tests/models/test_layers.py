@@ -103,6 +103,26 @@ def test_norms_do_not_overflow_in_half_precision(norm, dtype):
     torch.testing.assert_close(norm.to(dtype)(x), out)
 
 
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_group_norm_in_half_precision_is_as_accurate_as_with_converted_inputs(dtype, layout):
+    x, slope = (2 * torch.randn(2, 4, 16, 8, 8) + 1).to(dtype)
+    norm, outputs = GroupNorm(4, 16), []
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 1.5)
+    for wide in (False, True):
+        copy = x.clone(memory_format=layout).requires_grad_()
+        out = norm(copy.float() if wide else copy).to(dtype)
+        inputs = (copy, norm.weight, norm.bias)
+        gradients = torch.autograd.grad(out, inputs, slope.to(memory_format=layout))
+        outputs.append([out.detach(), *gradients])
+    for actual, expected in zip(*outputs, strict=True):
+        assert actual.dtype == expected.dtype
+        assert relative_error(actual, expected) < (1e-2 if actual.dtype == dtype else 1e-5)
+    assert float((outputs[0][0] != outputs[1][0]).float().mean()) < 1e-3
+    assert float((outputs[0][1] != outputs[1][1]).float().mean()) < 1e-2
+
+
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_rms_norm_matches_its_formula(dims):
     norm = RMSNorm(dims, 6)
