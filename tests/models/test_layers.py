@@ -219,6 +219,20 @@ def test_linear_attend_matches_its_formula():
     torch.testing.assert_close(linear_attend(q, k, v), (kernel @ v.transpose(-1, -2)).mT)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 4, 8, 50), (2, 3, 2, 16, 64)])
+def test_linear_attend_equals_its_formula_by_einsum(shape):
+    def by_einsum(qkv):
+        q, k, v = qkv.unbind(1)
+        q, k = torch.softmax(q, dim=-2) / math.sqrt(q.shape[-2]), torch.softmax(k, dim=-1)
+        context = torch.einsum("bhdm,bhem->bhde", k, v)
+        return torch.einsum("bhde,bhdn->bhen", context, q)
+
+    def ours(qkv):
+        return linear_attend(*qkv.unbind(1))
+
+    check_same_function(ours, by_einsum, [torch.randn(shape)])
+
+
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_convolution_and_pooling_of_every_rank(dims):
     x = torch.randn(1, 2, *(4,) * dims)
