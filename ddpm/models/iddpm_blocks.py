@@ -139,21 +139,27 @@ class AttentionBlock(nn.Module):
         self.num_heads, self.use_checkpoint = num_heads, use_checkpoint
         self.qkv_outside = qkv_outside
         self.norm = GroupNorm(NUM_GROUPS, channels)
-        self.qkv = conv_nd(1, channels, 3 * channels, 1)
-        self.proj_out = zero_module(conv_nd(1, channels, channels, 1))
+        # Convolutions of length 1, as the original; applied to tokens, which copies less.
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(B, C, *spatial)`` for an input of the same shape."""
         return _maybe_checkpoint(self.use_checkpoint, self._forward, x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(2)
-        axis = 1 if self.qkv_outside else 2
+        axis = 2 if self.qkv_outside else 3
         split = (3, self.num_heads, -1) if self.qkv_outside else (self.num_heads, 3, -1)
-        qkv = self.qkv(self.norm(flat)).unflatten(1, split)
-        q, k, v = qkv.transpose(-1, -2).unbind(axis)
-        h = attend(q, k, v).transpose(-1, -2).flatten(1, 2)
-        return (flat + self.proj_out(h)).reshape(x.shape)
+        tokens = self.norm(x).flatten(2).mT
+        qkv = _apply_to_tokens(self.qkv, tokens).unflatten(-1, split)
+        q, k, v = (each.transpose(1, 2) for each in qkv.unbind(axis))
+        h = _apply_to_tokens(self.proj_out, attend(q, k, v).transpose(1, 2).flatten(2))
+        return (x.flatten(2) + h.mT).reshape(x.shape)
+
+
+def _apply_to_tokens(conv: nn.Conv1d, tokens: Tensor) -> Tensor:
+    """Apply a convolution of length 1 to tokens ``(B, N, C)``."""
+    return F.linear(tokens, conv.weight.squeeze(-1), conv.bias)
 
 
 class TimestepSequential(nn.Sequential):

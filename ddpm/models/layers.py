@@ -241,7 +241,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ``(B, heads, N, D)``.
     """
     # For strided channels the fused kernels are several times slower, or not used at all.
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    q, k, v = (each if each.stride(-1) == 1 else each.contiguous() for each in (q, k, v))
     wide = torch.promote_types(q.dtype, torch.float32)
     if q.device.type != "cpu" or q.dtype == wide:
         return F.scaled_dot_product_attention(q, k, v)

@@ -117,6 +117,29 @@ def test_both_channel_orders_of_qkv(heads, qkv_outside):
     torch.testing.assert_close(block(x), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("qkv_outside", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_attention_equals_convolutions_and_matrix_products(qkv_outside, layout):
+    block = fill(AttentionBlock(32, 4, qkv_outside=qkv_outside, use_checkpoint=False))
+    x = torch.randn(2, 32, 4, 6, generator=torch.Generator().manual_seed(0))
+    x = x.to(memory_format=layout).requires_grad_()
+
+    def by_convolutions(x):
+        flat = x.flatten(2)
+        split = (3, 4, -1) if qkv_outside else (4, 3, -1)
+        qkv = block.qkv(block.norm(flat)).unflatten(1, split)
+        q, k, v = qkv.unbind(1 if qkv_outside else 2)
+        h = v @ torch.softmax(q.mT @ k / math.sqrt(8), dim=-1).mT
+        return (flat + block.proj_out(h.flatten(1, 2))).reshape(x.shape)
+
+    leaves, outputs = [x, *block.parameters()], []
+    for function in (block, by_convolutions):
+        out = function(x)
+        outputs.append([out.detach(), *torch.autograd.grad(out.square().sum(), leaves)])
+    for actual, expected in zip(*outputs, strict=True):
+        assert relative_error(actual, expected) < 1e-5
+
+
 @torch.no_grad()
 def test_permuted_weights_convert_one_channel_order_to_the_other():
     inside, outside = make(), make(use_new_attention_order=True)
