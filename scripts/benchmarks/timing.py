@@ -178,5 +178,5 @@ def has_fast_bf16(measured: Mapping[str, float]) -> bool:
 
 def peak_line(measured: Mapping[str, float]) -> str:
     """Return the measured peaks in one line."""
-    speeds = [f"{name} {value:.0f} GFLOP/s" for name, value in measured.items() if name != "copy"]
+    speeds = [f"{name} {value:.3g} GFLOP/s" for name, value in measured.items() if name != "copy"]
     return f"Measured peaks: {', '.join(speeds)}, copy {measured['copy']:.0f} GB/s."
