@@ -212,7 +212,7 @@ class ImprovedDDIM:
         _variance = torch.exp(fraction * high + (1 - fraction) * low)
         inverse, inverse_noise = (self._at(n, t, x.shape) for n in ("inverse", "inverse_noise"))
         x0 = (inverse * x - inverse_noise * eps).clamp(-1, 1)
-        self._at("of_x0", t, x.shape) * x0 + self._at("of_x", t, x.shape) * x
+        _mean = self._at("of_x0", t, x.shape) * x0 + self._at("of_x", t, x.shape) * x
         inverse, inverse_noise = (self._at(n, t, x.shape) for n in ("inverse", "inverse_noise"))
         eps = (inverse * x - x0) / inverse_noise
         bar, before = self._at("bar", t, x.shape), self._at("bar_before", t, x.shape)
