@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -120,12 +122,27 @@ class Digits(PixelSet):
         image_size: int | tuple[int, int] | None = None,
         class_cond: bool = False,
     ) -> None:
-        from sklearn.datasets import load_digits
-
-        values, digits = load_digits(return_X_y=True)
-        images = np.rint(np.asarray(values) * (255 / 16)).astype(np.uint8)  # scikit-learn has 0..16
+        values, digits = _read_digits()
+        images = np.rint(values * (255 / 16)).astype(np.uint8)  # scikit-learn has 0..16
         pixels = resize_images(images.reshape(-1, 8, 8, 1), image_size)
         self._set_up(ImageCodec(pixels.shape[1:]), flip=False)
         self._set_pixels(pixels)
         if class_cond:
             self._set_labels([int(digit) for digit in digits], [str(n) for n in range(10)])
+
+
+def _read_digits() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Return the pixels (N, 64) and the labels (N,) of scikit-learn's ``load_digits``.
+
+    Its file is read directly: importing scikit-learn takes a second or more.
+    """
+    spec = find_spec("sklearn")
+    folders = spec.submodule_search_locations if spec is not None else None
+    path = Path(folders[0] if folders else "") / "datasets" / "data" / "digits.csv.gz"
+    if path.is_file():
+        table = np.loadtxt(path, delimiter=",")
+        return table[:, :-1], table[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits
+
+    values, digits = load_digits(return_X_y=True)
+    return np.asarray(values), np.asarray(digits)

@@ -147,7 +147,8 @@ def _set_deterministic(deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports inductor
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def _check(made: Accelerator, world: int, accumulate: int) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from ddpm.errors import require
@@ -53,6 +55,25 @@ class OptimizerOptions(Options):
         require(good, "adam_betas", self.adam_betas, "must both be in [0, 1)")
         limit = self.clip_grad_norm
         require(limit is None or limit > 0, "clip_grad_norm", limit, ABOVE_0)
+
+
+def _eager(method: Any) -> Any:
+    """Return a method of torch's optimizers without its wrappers, which import torch._dynamo."""
+    return inspect.unwrap(method)
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW for eager execution.
+
+    torch wraps these methods for ``torch.compile``, which optimizers here never use. The
+    wrappers import torch._dynamo: a second or more at the start of each run.
+    """
+
+    add_param_group = _eager(torch.optim.AdamW.add_param_group)
+    zero_grad = _eager(torch.optim.AdamW.zero_grad)
+    state_dict = _eager(torch.optim.AdamW.state_dict)
+    load_state_dict = _eager(torch.optim.AdamW.load_state_dict)
+    step = torch.no_grad()(_eager(torch.optim.AdamW.step))
 
 
 def warmup_steps(max_steps: int) -> int:

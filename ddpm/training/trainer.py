@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -33,6 +32,7 @@ from ddpm.training.ema import EMA, EMAOptions
 from ddpm.training.gradient_check import GradientCheckOptions
 from ddpm.training.meter import LOGGED
 from ddpm.training.optimizer import (
+    AdamW,
     OptimizerOptions,
     default_batch_size,
     default_learning_rate,
@@ -175,14 +175,17 @@ class Trainer:
         self.ema = EMA(self.network, decay=decay, warmup=warmup, window=window)
         if options.compile:
             self.network.compile()
-        optimizer = torch.optim.AdamW(
+        optimizer = AdamW(
             self.network.parameters(),
             lr=self.lr,
             betas=options.adam_betas,
             weight_decay=options.weight_decay,
             fused=True,
         )
-        self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
+        # The network is in place: Accelerate would import DTensor, and sympy, before moving it.
+        in_place = [False, True]
+        prepared = accelerator.prepare(self.network, optimizer, device_placement=in_place)
+        self.model, self.optimizer = prepared
 
     def _batch_size(self) -> int:
         """Return the samples per optimizer step, a multiple of processes times micro-batches."""
@@ -248,12 +251,18 @@ class Trainer:
                 if self.timesteps.adaptive:
                     self.timesteps.update(*self._of_all_processes(t, losses.detach()))
                 if accelerator.sync_gradients:
-                    limit = self.options.clip_grad_norm
-                    limit = math.inf if limit is None else limit
-                    clipped = accelerator.clip_grad_norm_(self.network.parameters(), limit)
-                    norm = torch.as_tensor(clipped)
+                    norm = self._clip_gradient()
         weights = torch.stack(all_weights) if all_weights else None
         return StepResult(norm, torch.stack(steps), torch.stack(all_losses), weights)
+
+    def _clip_gradient(self) -> Tensor:
+        """Clip the gradient; return its norm before that, ()."""
+        # Not accelerator.clip_grad_norm_: the same function, after an import of DTensor and sympy.
+        self.accelerator.unscale_gradients()
+        parameters, limit = self.network.parameters(), self.options.clip_grad_norm
+        if limit is not None:
+            return nn.utils.clip_grad_norm_(parameters, limit)
+        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def apply_gradient(self, decision: GradientDecision) -> None:
         """Finish the optimizer step that :meth:`accumulate_gradient` began."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ddpm.training.buffers import buffers_restored
+from ddpm.training.optimizer import AdamW
 from ddpm.training.trainer import Trainer
 
 MAX_PASSES = 10  # that are counted
@@ -113,7 +114,7 @@ def _update(trainer: Trainer, *, seconds: float) -> float:
             copies[-1].grad = torch.zeros_like(parameter)
     if not copies:
         return 0.0
-    optimizer = torch.optim.AdamW(copies, fused=True)
+    optimizer = AdamW(copies, fused=True)
     average = [each.detach().clone() for each in copies]
 
     def update() -> None:

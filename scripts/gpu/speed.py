@@ -147,7 +147,7 @@ def instrument(steps: Steps) -> Phases:
     accelerator, optimizer = training.accelerator, training.optimizer
     training._losses = phases.wrap("forward", training._losses)
     accelerator.backward = phases.wrap("backward", accelerator.backward)
-    accelerator.clip_grad_norm_ = phases.wrap("optimizer", accelerator.clip_grad_norm_)
+    training._clip_gradient = phases.wrap("optimizer", training._clip_gradient)
     optimizer.step = phases.wrap("optimizer", optimizer.step)
     training.ema.update = phases.wrap("EMA", training.ema.update)
     return phases

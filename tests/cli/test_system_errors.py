@@ -15,6 +15,7 @@ from ddpm.errors import ConfigError
 from ddpm.memory import is_out_of_memory, on_gpu, requested
 from ddpm.samplers import Sampler
 from ddpm.training import Trainer, checkpoint
+from ddpm.training.optimizer import AdamW
 
 GPU = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of "
@@ -131,7 +132,7 @@ def test_the_remedy_works_and_a_checkpoint_is_not_called_damaged(command, tiny, 
         )
         assert command("train", *longer, *tiny).status == 1
     with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "load_state_dict", gpu)
+        patch.setattr(AdamW, "load_state_dict", gpu)
         ended = command("train", "resume=outputs/a")
         assert ended.line == (
             "ddpm-train: trainer.batch_size: the GPU ran out of memory (allocating 2.00 GiB); set "

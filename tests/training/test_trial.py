@@ -7,6 +7,7 @@ from torch import nn
 from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, PredNoise, cosine
 from ddpm.errors import ConfigError
 from ddpm.training import checkpoint, trial
+from ddpm.training.optimizer import AdamW
 from ddpm.training.trainer import GradientDecision
 from ddpm.training.trial import median_seconds, seconds_per_step
 from tests.training.test_trainer import METADATA, Fit, Points, fit, folder, trainer
@@ -141,13 +142,13 @@ def test_only_a_part_of_a_large_network_is_copied(clock, monkeypatch):
     monkeypatch.setattr(trial, "_MAX_COPIED", 1)
     copied = []
 
-    class Optimizer(torch.optim.AdamW):
+    class Optimizer(AdamW):
         def step(self, closure=None):
             copied.append(sum(p.numel() for group in self.param_groups for p in group["params"]))
             clock.now += 1
             return super().step(closure)
 
-    monkeypatch.setattr(torch.optim, "AdamW", Optimizer)
+    monkeypatch.setattr(trial, "AdamW", Optimizer)
     training = trainer()
     copied.clear()
     assert seconds_per_step(training, seconds=4) == 2  # the weight alone: one of two numbers
