@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -45,7 +46,7 @@ def agree(
     """
     save = save and accelerator.is_main_process
     if accelerator.num_processes == 1:
-        return Agreed(bool(torch.isfinite(norm)), stop, failed, save)
+        return Agreed(math.isfinite(float(norm)), stop, failed, save)
     mine = torch.tensor([0.0, stop, failed, save], device=accelerator.device)
     mine[0] = (~torch.isfinite(norm)).float()
     votes = accelerator.reduce(mine, reduction="sum")

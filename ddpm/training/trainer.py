@@ -294,7 +294,7 @@ class Trainer:
         assert raw is not None
         x0 = self.data.codec.encode(raw).contiguous(memory_format=self.layout)
         at = self.step, micro
-        torch.manual_seed(mix(self.seed, RandomStream.TRAIN_STEP, *at, accelerator.process_index))
+        _seed(mix(self.seed, RandomStream.TRAIN_STEP, *at, accelerator.process_index), device)
         t, weights = self.timesteps.draw(len(x0), device, self._part(micro))
         noise = self.loss.sample_noise(x0)
         conditioning = self.loss.drop(class_conditioning(labels, self.data.num_classes))
@@ -364,3 +364,14 @@ class Trainer:
         self.step, self.num_updates = state["step"], state["num_updates"]
         self.samples = state.get("samples", self.step * self.batch_size)
         self.skipped, self.num_skipped = state.get("skipped", 0), state.get("num_skipped", 0)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the random generators of the CPU and of the current GPU.
+
+    ``torch.manual_seed`` also seeds devices that are not used. Without a GPU that takes longer than
+    a layer of a small network: torch formats a stack trace per call.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
