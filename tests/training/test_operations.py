@@ -44,7 +44,7 @@ def steps(tmp_path_factory):
     run = folder(tmp_path_factory.mktemp("run") / "a")
     with mode:
         TrainingLoop(training, run, METADATA).train()
-    return per_step[2:]  # without the start, and the first step, which creates the optimizer's state
+    return per_step[2:]  # the first step also creates the optimizer's state
 
 
 def test_number_of_operations_of_a_step(steps):
