@@ -73,8 +73,8 @@ def test_the_reader_quits_while_two_processes_train(shell, reference):
     started = subprocess.Popen(words, cwd=shell.folder, env=environment, stdout=write, stderr=write)
     os.close(write)
     text = b""
-    while b"training:" not in text:
-        text += os.read(read, 1000)
+    while b"training to step" not in text:
+        text += os.read(read, 1000) or pytest.fail(f"the run ended: {text}")
     os.close(read)
     assert started.wait(120) == 0
     assert_as(reference(2), shell.run, 10)
