@@ -43,7 +43,6 @@ VARIANTS: dict[str, tuple[type[Sampler], dict[str, Any]]] = {  # name in the tab
     "ddpm": (samplers.DDPM, {}),
     "ddim_eta1": (samplers.DDIM, {"eta": 1.0}),
     "ddim": (samplers.DDIM, {}),
-    "dpmpp1": (samplers.DPMpp, {"order": 1}),
     "dpmpp": (samplers.DPMpp, {}),
     "dpmpp3": (samplers.DPMpp, {"order": 3}),
     "unipc": (samplers.UniPC, {}),
@@ -241,15 +240,16 @@ def table(rows: list[Row], name: str) -> str:
 
 def plot(rows: list[Row], path: Path) -> None:
     """Write the plot of error and FID against network calls, each sampler on its best grid."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    names = dict.fromkeys(row.sampler for row in rows)
+    names = {name: index for index, name in enumerate(dict.fromkeys(row.sampler for row in rows))}
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for place, (quantity, label) in enumerate(
         (("error", "RMS difference to T steps"), ("fid", "FID")), start=1
     ):
         axes = figure.add_subplot(1, 2, place)
-        for name in names:
+        for name, index in names.items():
             spacing = best_spacing(rows, name)
             points = [
                 (row.calls, getattr(row, quantity))
@@ -258,14 +258,17 @@ def plot(rows: list[Row], path: Path) -> None:
                 and getattr(row, quantity) is not None
             ]
             if points:
-                axes.loglog(
-                    *zip(*sorted(points), strict=True), marker=".", label=f"{name}, {spacing}"
-                )
+                draw = axes.loglog if quantity == "error" else axes.plot
+                color = colormaps["tab20"](index % 20)
+                legend = f"{name}, {spacing}"
+                draw(*zip(*sorted(points), strict=True), marker=".", color=color, label=legend)
         axes.set_xlabel("network calls")
         axes.set_ylabel(label)
         axes.grid(which="both", alpha=0.2)
         if axes.has_data():
             axes.legend(fontsize=7)
+        if quantity == "fid":
+            axes.set_ylim(bottom=0)
     with replacing(path) as aside:
         figure.savefig(aside, dpi=130, format="png")
 

@@ -95,10 +95,10 @@ def test_all_choices_of_the_groups_are_tested():
     assert {"uniform", "stratified", "loss_second_moment"} | densities == set(names("timesteps"))
 
 
-@pytest.mark.parametrize("objective", names("objective"))
+@pytest.mark.parametrize("objective", ["pred_v", "edm"])  # the others: with a tiny network below
 @pytest.mark.parametrize("model", names("model"))
 def test_two_steps_and_samples(tmp_path, files, model, objective):
-    """Every network with every objective, on the schedule and the times that it selects."""
+    """Every network with whole and with real times, on the schedule that the objective selects."""
     config = composed(
         f"model={model}",
         *SMALL[model],
@@ -241,34 +241,21 @@ def test_every_pair_of_times_and_schedule_trains(digits, loss, timesteps, schedu
     assert values["loss"] == pytest.approx(1) and values["loss_q1"] == pytest.approx(1)
 
 
-VALUES = [
-    ("diffusion.variance=fixed_large",),
+VALUES = [  # options of different parts share a run
     ("diffusion=iddpm",),
     ("diffusion=iddpm", "objective=pred_noise", "diffusion.vlb_weight=1"),
     ("diffusion=iddpm", "diffusion.variance=learned", "diffusion.self_condition=true"),
     ("diffusion=iddpm_vlb", "timesteps.history_per_term=1", "schedule.num_steps=2"),
     ("diffusion=iddpm_vlb", "timesteps=uniform", "diffusion.bin_width=0.1"),
     ("diffusion.loss=vlb", "timesteps=loss_second_moment", "timesteps.uniform_prob=0.5"),
-    ("schedule.zero_terminal_snr=true",),
-    ("schedule.max_beta=0.9999",),
-    ("diffusion.offset_noise=0.1",),
-    ("diffusion.self_condition=true",),
-    ("diffusion.rescale_timesteps=true",),
-    ("data.class_cond=true", "diffusion.label_dropout=0.1"),
-    ("data.image_size=16",),
-    ("objective.loss=l1",),
-    ("objective.loss=huber",),
-    ("objective.weighting=noise",),
-    ("objective.min_snr_gamma=5",),
-    ("trainer.lr_decay=cosine", "trainer.lr_warmup=1"),
-    ("trainer.weight_decay=0.01", "trainer.adam_betas=[0.8,0.99]"),
-    ("trainer.clip_grad_norm=null",),
-    ("trainer.ema_warmup=false", "trainer.ema_decay=0.5"),
-    ("trainer.accumulate=2",),
-    ("trainer.precision=bf16",),
-    ("trainer.channels_last=true",),
-    ("trainer.num_workers=1",),
-    ("schedule.num_steps=1",),
+    ("diffusion.variance=fixed_large", "objective.loss=l1", "trainer.lr_decay=cosine", "trainer.lr_warmup=1"),
+    ("diffusion.offset_noise=0.1", "objective.loss=huber", "trainer.weight_decay=0.01", "trainer.adam_betas=[0.8,0.99]"),
+    ("diffusion.self_condition=true", "objective.weighting=noise", "trainer.accumulate=2"),
+    ("diffusion.rescale_timesteps=true", "objective.min_snr_gamma=5", "trainer.clip_grad_norm=null"),
+    ("diffusion.label_dropout=0.1", "data.class_cond=true", "data.image_size=16", "trainer.channels_last=true"),
+    ("schedule.zero_terminal_snr=true", "trainer.ema_warmup=false", "trainer.ema_decay=0.5"),
+    ("schedule.max_beta=0.9999", "trainer.num_workers=1"),
+    ("schedule.num_steps=1", "trainer.precision=bf16"),
     ("schedule=sigmoid", "schedule.start=0", "schedule.end=2", "schedule.tau=0.5"),
     ("schedule=linear", "schedule.beta_end=0.01"),
     ("objective=pred_flow", "schedule.shift=3", "timesteps.mean=-0.5", "timesteps.std=2"),
@@ -276,7 +263,7 @@ VALUES = [
     ("objective=edm", "diffusion=iddpm", "schedule.sigma_min=0.01", "schedule.sigma_max=50"),
     ("timesteps=log_normal", "timesteps.p_mean=0", "timesteps.p_std=1"),
     ("timesteps=stratified", "trainer.accumulate=2"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(

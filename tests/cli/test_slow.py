@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
 from ddpm.training.checkpoint import load
+from scripts import digit_classifier
 
 pytestmark = pytest.mark.slow
 
@@ -98,3 +100,34 @@ def test_guidance_draws_the_class_asked_for(command):
         for values, labels in ((drawn, requested), (real, digits.target))
     )
     assert spread > 0.5 * real_spread
+
+
+GUIDE = """
+import torch
+
+classifier = torch.jit.load("classifier.pt")
+
+
+def score(x0, t, conditioning):
+    log_probabilities = classifier(x0).log_softmax(1)
+    return log_probabilities.gather(1, conditioning["y"][:, None])[:, 0]
+"""
+
+
+def test_a_classifier_guides_an_unconditional_model(command):
+    """A second classifier finds the digit requested in at least 95 of 100 samples."""
+    assert command("train", "name=u", "trainer.preview_every=0").status == 0
+    for file, half in (("classifier.pt", 0), ("second.pt", 1)):
+        images, labels = digit_classifier.digits()
+        own = slice(half, None, 2)
+        model = digit_classifier.train(images[own], labels[own], 1000, half)
+        torch.jit.save(torch.jit.trace(model, images[:2]), file)
+    Path("my_guide.py").write_text(GUIDE)
+    options = ("guide=my_guide:score", "guide_scale=8", "num_samples=100", "format=npz")
+    for digit in range(10):
+        ended = command("sample", "ckpt=outputs/u", *options, f"classes=[{digit}]", f"out=d{digit}")
+        assert ended.status == 0, ended.err
+        with np.load(f"d{digit}/samples.npz") as file:
+            drawn = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2) / 127.5 - 1
+        labels = torch.full((100,), digit)
+        assert digit_classifier.fraction(torch.jit.load("second.pt"), drawn, labels) >= 0.95
