@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -69,7 +69,7 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
     status = 0
     try:
         options = {"version_base": "1.3", "config_path": str(config_dir())}
-        with _signals_first():
+        with _signals_first(), _composing_once(sys.argv[1:]):
             hydra.main(**options, config_name=config_name)(_job(config_name, command, failures))()
     except ConfigError as error:
         failures.append(error)  # of a job in another process, which has printed it
@@ -91,6 +91,20 @@ def _compose(config_name: str, command: Callable[[], Command]) -> None:
         status = sweeps.finish()
     if failures or status:
         sys.exit(status or 1)
+
+
+@contextmanager
+def _composing_once(arguments: Sequence[str]) -> Iterator[None]:
+    """Keep Hydra from composing the config first for ``hydra.mode``, which only users set."""
+    from hydra._internal.hydra import Hydra
+
+    before = Hydra.get_mode
+    if not any("hydra" in each or each.startswith(("-c", "--config")) for each in arguments):
+        Hydra.get_mode = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        Hydra.get_mode = before
 
 
 def _read_arguments(config_name: str) -> list[str]:

@@ -187,33 +187,20 @@ def advice(config_name: str, key: str, value: str, arguments: Sequence[str]) -> 
         use = _other_command(config_name, key, value)
     if use is not None:
         return f"; {use}"
-    near = _similar(key, options)
+    group, _, leaf = key.rpartition(".")
+    beside = {p.rpartition(".")[2]: p for p in options if p.rpartition(".")[0] == group}
+    in_group = group and beside
+    word, names = (leaf, beside) if in_group else (key, {path: path for path in options})
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6 if in_group else 0.7)
     if near:
-        return f"; did you mean '{near}'?"
+        return f"; did you mean '{names[near[0]]}'?"
     use = synonyms.near(config_name, key, value, options)
     if use is not None:
         return f"; {use}"
-    beside = [path for path in _group(key, options) if not path.endswith("._target_")]
-    if "." in key and len(beside) > _FEW:
+    beside.pop("_target_", None)
+    if in_group and len(beside) > _FEW:
         return "; --help lists them"
-    return did_you_mean("", beside or [path for path in options if "." not in path])
-
-
-def _group(key: str, options: Iterable[str]) -> list[str]:
-    """Return the options of the group of a key."""
-    parent = key.rpartition(".")[0]
-    return [path for path in options if path.rpartition(".")[0] == parent]
-
-
-def _similar(key: str, options: Iterable[str]) -> str:
-    """Return the most similar option, by its last name if the group exists; empty if none is."""
-    beside = {path.rpartition(".")[2]: path for path in _group(key, options)}
-    if "." in key and beside:
-        names, word, cutoff = beside, key.rpartition(".")[2], 0.6
-    else:
-        names, word, cutoff = {path: path for path in options}, key, 0.7
-    near = difflib.get_close_matches(word, names, n=1, cutoff=cutoff)
-    return names[near[0]] if near else ""
+    return did_you_mean("", beside.values() or [path for path in options if "." not in path])
 
 
 def _same_leaf(key: str, value: str, options: Iterable[str]) -> str | None:

@@ -192,8 +192,8 @@ def test_weights_that_are_not_finite_are_never_written(command, reference, monke
         update(self)
         calls.append(None)
         if len(calls) == 20:  # after the last step: only writing can detect it
-            network = self._network if which == "raw" else self.model
-            next(iter(network.parameters())).data.flatten()[3] = float("inf")
+            weights = self._current if which == "raw" else self._averaged
+            weights[0].data.flatten()[3] = float("inf")
 
     with monkeypatch.context() as patch:
         patch.setattr(EMA, "update", poisoned)

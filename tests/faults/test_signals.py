@@ -138,6 +138,7 @@ def test_while_it_builds(shell, reference):
 # two processes
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together(shell):
     shell.hurt(SLOWLY)
     started = shell.train(*TWO, "trainer.max_steps=10000")
