@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm import samplers
 from ddpm.data import ImageCodec
@@ -21,6 +20,7 @@ from scripts.benchmarks.improved_network import ImprovedDDIM, ImprovedNetwork
 from scripts.benchmarks.tables import table
 from scripts.benchmarks.timing import Candidate, Machine, interleave, peak_line, peaks, ratio
 from scripts.gpu.speed import process as iddpm_process
+from scripts.operations import Operations
 
 SIZE, BATCH = 32, 16
 STEPS = 10  # of DDIM; the cost of both sides is linear in them, so that 50 have the same ratio
@@ -167,23 +167,6 @@ def _repeat(work: Sample, count: int) -> None:
         work()
 
 
-class Operations(TorchDispatchMode):
-    """Counts operations that launch a kernel, and scalars that the host reads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = self.reads = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count, without views, and call the operator."""
-        outputs = func._schema.returns
-        is_view = any(each.alias_info and not each.alias_info.is_write for each in outputs)
-        is_read = func is torch.ops.aten._local_scalar_dense.default
-        self.reads += is_read
-        self.count += not is_view and not is_read
-        return func(*args, **(kwargs or {}))
-
-
 def sampler_pairs() -> dict[str, tuple[type[Any], dict[str, Any], Sampler]]:
     """Return diffusers' schedulers, their options, and our samplers with the same results."""
     import diffusers  # pyright: ignore
@@ -208,7 +191,8 @@ def sampler_step(rounds: int) -> str:
         for each in (theirs, ours):
             with Operations() as mode:
                 each()
-            counts.append(f"{mode.count / PATH:.1f}, {mode.reads / PATH:.1f}")
+            computed = len(mode.names) - mode.reads
+            counts.append(f"{computed / PATH:.1f}, {mode.reads / PATH:.1f}")
         candidates = [
             Candidate("theirs", lambda count, work=theirs: _repeat(work, count), 4),
             Candidate("ours", lambda count, work=ours: _repeat(work, count), 4),

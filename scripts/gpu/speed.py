@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm import diffusion as d
@@ -24,6 +23,7 @@ from ddpm.training.trainer import TrainerOptions
 from scripts.gpu.check import Check, Result, Setting, SkippedError, require
 from scripts.gpu.improved_style import ImprovedStyle
 from scripts.gpu.machine import MATMUL, peak
+from scripts.operations import Operations
 from scripts.training_steps import TrainingSteps
 
 SIZE = 32
@@ -225,28 +225,15 @@ def training(batch: int, setting: Setting) -> Result:
     return Result(detail, data)
 
 
-class Reads(TorchDispatchMode):
-    """Counts the scalars that the host reads, each of which waits for the GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count reads of scalars and call the operator."""
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
-
-
 def synchronisations(setting: Setting) -> Result:
     """Count the synchronisations of a step with the GPU, without those of distributed calls."""
     steps, count = Steps(setting, setting.size(32, 2)), setting.size(4, 1)
     steps.take(setting.size(3, 1))
     if setting.device == "cpu":
-        with Reads() as reads:
+        with Operations() as operations:
             steps.take(count)
-        detail = f"{reads.count / count:g} reads of single values per step, of any tensor"
-        return Result(detail, {"reads": reads.count / count})
+        reads = operations.reads / count
+        return Result(f"{reads:g} reads of single values per step, of any tensor", {"reads": reads})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")

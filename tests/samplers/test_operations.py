@@ -5,7 +5,7 @@ import torch
 
 from ddpm.diffusion import Clipping, Denoiser, GaussianDiffusion, cosine
 from ddpm.samplers import DDIM, DDPM
-from tests.operations import Operations
+from scripts.operations import Operations
 from tests.oracle import OBJECTIVES
 
 MOST = 10

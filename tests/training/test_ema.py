@@ -6,7 +6,7 @@ from ema_pytorch import EMA as LibraryEMA
 from torch import nn
 
 from ddpm.training import EMA
-from tests.operations import Operations
+from scripts.operations import Operations
 
 
 class Scalar(nn.Module):

@@ -7,7 +7,7 @@ from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, PredNoise, cosine
 from ddpm.models import IDDPMUNet
 from ddpm.training.loop import TrainingLoop
 from ddpm.training.meter import Meter
-from tests.operations import Operations
+from scripts.operations import Operations
 from tests.training.test_trainer import METADATA, Points, folder, trainer
 
 MOST = 850
