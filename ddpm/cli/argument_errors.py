@@ -18,7 +18,7 @@ FROM_CHECKPOINT = ("model", "diffusion", "schedule", "objective", "timesteps", "
 COMMANDS = ("train", "sample", "interpolate", "evaluate", "import", "export")
 _SWITCHES = ("help", "hydra-help", "version", "resolve", "run", "multirun", "shell-completion")
 _VALUED = ("cfg", "package", "config-path", "config-name", "config-dir", "info")
-_FEW = 12
+_FEW = 12  # options of a group, at most, that a message lists
 _RERUN = "--experimental-rerun"  # not abbreviated, as it unpickles a file
 _SHORT_SWITCHES, _SHORT_VALUED = ("-h", "-r", "-m", "-sc"), ("-c", "-p", "-cp", "-cn", "-cd", "-i")
 

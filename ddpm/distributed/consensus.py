@@ -75,3 +75,9 @@ def main_first(accelerator: Processes) -> Iterator[None]:
     yield
     if accelerator.is_main_process:
         wait_for_all(accelerator)
+
+
+def has_lost_peer(error: RuntimeError) -> bool:
+    """Return True for the error of a collective in which another process has died."""
+    texts = ("onnection closed by peer", "onnection reset by peer", "remote process exited")
+    return any(text in str(error) for text in texts)
