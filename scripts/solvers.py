@@ -243,13 +243,13 @@ def plot(rows: list[Row], path: Path) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    names = {name: index for index, name in enumerate(dict.fromkeys(row.sampler for row in rows))}
+    names = list(dict.fromkeys(row.sampler for row in rows))
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for place, (quantity, label) in enumerate(
         (("error", "RMS difference to T steps"), ("fid", "FID")), start=1
     ):
         axes = figure.add_subplot(1, 2, place)
-        for name, index in names.items():
+        for index, name in enumerate(names):
             spacing = best_spacing(rows, name)
             points = [
                 (row.calls, getattr(row, quantity))
@@ -259,7 +259,7 @@ def plot(rows: list[Row], path: Path) -> None:
             ]
             if points:
                 draw = axes.loglog if quantity == "error" else axes.plot
-                color = colormaps["tab20"](index % 20)
+                color = colormaps["tab20"](index)
                 legend = f"{name}, {spacing}"
                 draw(*zip(*sorted(points), strict=True), marker=".", color=color, label=legend)
         axes.set_xlabel("network calls")
