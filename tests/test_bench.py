@@ -43,7 +43,7 @@ def test_a_table_is_written_and_the_others_stay(tmp_path):
 
 
 def test_the_benchmarks_page_has_the_markers_of_every_suite():
-    text = (tables.ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
+    text = (bench.ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
     assert re.findall(r"<!-- bench:(\w+) -->", text) == list(suites.SUITES)
     for name in suites.SUITES:
         assert tables.replaced(text, name, "x") != text

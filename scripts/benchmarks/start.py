@@ -11,8 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from scripts.benchmarks.tables import ROOT, table
+from scripts.benchmarks.tables import table
 from scripts.benchmarks.timing import Machine
+from scripts.gpu.machine import ROOT
 
 TRAIN, SAMPLE = "ddpm.cli.train", "ddpm.cli.sample"
 COMMANDS = {
@@ -75,8 +76,8 @@ def seconds_to_first_step() -> float:
 
 
 def start(rounds: int) -> str:
-    """Return the table of commands, in at most five rounds."""
-    machine, rounds = Machine(), min(rounds, 5)
+    """Return the table of commands."""
+    machine = Machine()
     seconds: dict[str, list[float]] = {name: [] for name in (*COMMANDS, FIRST_STEP)}
     for _ in range(rounds):
         machine.probe()
@@ -87,7 +88,7 @@ def start(rounds: int) -> str:
         [name, f"{statistics.median(each):.2f} [{min(each):.2f}..{max(each):.2f}]"]
         for name, each in seconds.items()
     ]
-    facts = f"Seconds of whole commands, or until a line is logged; {rounds} rounds."
+    facts = "Seconds of whole commands, or until a line is logged."
     return "\n\n".join(
         (facts, table(["command", "seconds, median [min..max]"], rows), machine.verdict())
     )

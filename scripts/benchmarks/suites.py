@@ -24,12 +24,14 @@ class Suite:
         function: in the module; called with the number of rounds, returns Markdown.
         summary: description in one line.
         by_default: part of a run without names.
+        most_rounds: upper limit of the rounds, for slow suites.
     """
 
     module: str
     function: str
     summary: str
     by_default: bool = True
+    most_rounds: int = 1000
 
 
 SUITES = {
@@ -40,7 +42,7 @@ SUITES = {
     "sample_eager": Suite("sampling", "sample_eager", "DDIM beside each peer"),
     "sampler_step": Suite("sampling", "sampler_step", "sampler steps without a network"),
     "data": Suite("data", "data", "batches from memory and from files"),
-    "start": Suite("start", "start", "commands until their first result"),
+    "start": Suite("start", "start", "commands until their first result", most_rounds=5),
     "compile": Suite("training", "compiled", "trainer.compile; takes minutes", by_default=False),
 }
 
@@ -59,8 +61,8 @@ def selected(names: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Run a suite and write its part of the file of results."""
-    name, rounds, file = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-    suite = SUITES[name]
+    suite, file = SUITES[sys.argv[1]], Path(sys.argv[3])
+    rounds = min(int(sys.argv[2]), suite.most_rounds)
     import torch
 
     function = getattr(

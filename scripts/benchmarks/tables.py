@@ -6,12 +6,11 @@ import importlib.metadata
 import os
 import platform
 import re
-import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from scripts.gpu.machine import commit
 
 
 def markers(name: str) -> tuple[str, str]:
@@ -50,7 +49,7 @@ def provenance(threads: int, rounds: int) -> str:
     return (
         f"{time.strftime('%Y-%m-%d')}, torch {importlib.metadata.version('torch')}, Python "
         f"{platform.python_version()}, {processor()}, {threads} threads, {rounds} rounds, commit "
-        f"{commit()}."
+        f"{commit(7)}."
     )
 
 
@@ -62,18 +61,3 @@ def processor() -> str:
         match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
         name = match[1].strip() if match else name
     return f"{name} ({os.cpu_count()} cores)"
-
-
-def commit() -> str:
-    """Return the short hash of the checkout, marked if tracked files have changes."""
-    head = _git("rev-parse", "--short=7", "HEAD")
-    changed = _git("status", "--porcelain", "--untracked-files=no")
-    return (head or "unknown") + (" with changes" if changed else "")
-
-
-def _git(*arguments: str) -> str:
-    try:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""

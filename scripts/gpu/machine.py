@@ -53,8 +53,6 @@ def describe(device: str) -> dict[str, Any]:
     count = torch.cuda.device_count() if device == "cuda" else 0
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     driver = _output(query) if device == "cuda" else ""
-    commit = _output(["git", "-C", str(ROOT), "rev-parse", "HEAD"])
-    changed = _output(["git", "-C", str(ROOT), "status", "--porcelain", "-uno"])
     return {
         "card": card if count < 2 else f"{count} x {card}",
         "driver": driver.splitlines()[0] if driver else "unknown",
@@ -63,9 +61,16 @@ def describe(device: str) -> dict[str, Any]:
         "cudnn": str(torch.backends.cudnn.version() or "none"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        "commit": (commit or "unknown") + (" with changes" if changed else ""),
+        "commit": commit(40),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
+
+
+def commit(digits: int) -> str:
+    """Return the hash of the checkout, marked if tracked files have changes."""
+    head = _output(["git", "-C", str(ROOT), "rev-parse", f"--short={digits}", "HEAD"])
+    changed = _output(["git", "-C", str(ROOT), "status", "--porcelain", "-uno"])
+    return (head or "unknown") + (" with changes" if changed else "")
 
 
 def _output(command: list[str]) -> str:
