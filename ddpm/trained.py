@@ -158,7 +158,7 @@ class TrainedModel:
                 ``classes[i % len(classes)]``. None = all.
             guidance: scale of classifier-free guidance, 1 = off; or all options of guidance, see
                 :class:`ddpm.Guidance`.
-            guidance_rescale: 0 (off) to 1, see :class:`ddpm.diffusion.ClassifierFreeGuidance`.
+            guidance_rescale: 0 (off) to 1, see :class:`ddpm.Guidance`.
             batch_size: samples at once.
             condition: raw data (N, C, *spatial) or a file of them, for a model that was trained
                 with ``data.condition``.

@@ -16,7 +16,6 @@ from ddpm.diffusion.denoiser import (
     Prediction,
     without_gradients,
 )
-from ddpm.diffusion.guidance import Autoguidance, ClassifierFreeGuidance, GradientGuidance
 from ddpm.diffusion.likelihood import bound_term, discretised_log_likelihood, normal_kl, prior_term
 from ddpm.diffusion.loss import DiffusionLoss
 from ddpm.diffusion.loss_options import LossOptions
@@ -44,5 +43,4 @@ __all__ = [
     "Uniform",
     "Clip", "Clipping", "Conditioning", "Denoiser", "DenoiserProtocol", "DenoiserWrapper",
     "Prediction", "class_conditioning", "without_gradients",
-    "Autoguidance", "ClassifierFreeGuidance", "GradientGuidance",
 ]  # fmt: skip

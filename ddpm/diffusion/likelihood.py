@@ -52,7 +52,6 @@ def bound_term(
     diffusion: GaussianDiffusion,
     prediction: Prediction,
     x0: Tensor,
-    x_t: Tensor,
     t: Tensor,
     s: Tensor | None = None,
     after: Tensor | None = None,
@@ -63,16 +62,15 @@ def bound_term(
 
     Args:
         diffusion: the process.
-        prediction: from x_t.
+        prediction: from x_t, which is x0 with the noise of t.
         x0: (B, C, *spatial) clean data in -1..1.
-        x_t: (B, C, *spatial) x0 with the noise of t.
         t: (B,) timesteps.
         s, after: (B,) next lower and higher ones on the sampling grid; default t - 1 and t + 1.
     """
     s = t - 1 if s is None else s
     mask = diffusion.conditioning_mask
     true_mean, mean = (
-        mask.select_generated(diffusion.posterior(clean, x_t, t, s)[0])
+        mask.select_generated(diffusion.posterior(clean, prediction.x_t, t, s)[0])
         for clean in (x0, prediction.x0)
     )
     true_log = diffusion.log_variance(None, t, s, after, like=true_mean, kind="fixed_small")

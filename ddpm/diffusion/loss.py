@@ -79,7 +79,7 @@ class DiffusionLoss:
 
         def bound(output: Tensor) -> Tensor:
             prediction = denoiser.interpret(output, x_t, t)
-            return bound_term(diffusion, prediction, x0, x_t, t)
+            return bound_term(diffusion, prediction, x0, t)
 
         output = denoiser.output(x_t, t, previous, conditioning)
         if kind == "vlb":

@@ -63,7 +63,7 @@ def bits_per_dimension(
         times = [torch.full((len(x0),), n, device=x0.device) for n in (t, s, nodes[index + 2])]
         x_t = diffusion.diffuse(x0, times[0], randn_like(x0))
         prediction = denoiser(x_t, t, conditioning=conditioning)
-        terms.append(bound_term(diffusion, prediction, x0, x_t, *times).cpu())
+        terms.append(bound_term(diffusion, prediction, x0, *times).cpu())
         if on_step is not None:
             on_step()
     prior = prior_term(diffusion, x0, timesteps[-1]).cpu()

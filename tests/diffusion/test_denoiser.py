@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from ddpm.diffusion import (
-    ClassifierFreeGuidance,
     Clipping,
     Conditioning,
     Denoiser,
@@ -17,6 +16,7 @@ from ddpm.diffusion import (
     cosine,
 )
 from ddpm.errors import ConfigError
+from ddpm.guidance.denoisers import ClassifierFreeGuidance
 
 SCHEDULE = cosine(num_steps=100)
 

@@ -4,12 +4,9 @@ import pytest
 import torch
 
 from ddpm.diffusion import (
-    Autoguidance,
-    ClassifierFreeGuidance,
     Clipping,
     Denoiser,
     GaussianDiffusion,
-    GradientGuidance,
     PredV,
     PredX0,
     class_conditioning,
@@ -17,6 +14,7 @@ from ddpm.diffusion import (
     linear,
 )
 from ddpm.errors import ConfigError
+from ddpm.guidance.denoisers import Autoguidance, ClassifierFreeGuidance, GradientGuidance
 from ddpm.samplers import DDIM, DDPM
 from tests.oracle import Oracle, normal
 

@@ -98,7 +98,7 @@ def test_the_terms_of_the_bound(name):
     """
     case = iddpm_case(name)
     prediction, steps = case.prediction(clip=True), (case.t, case.s, case.after)
-    term = bound_term(case.diffusion, prediction, case["x0"], case["x_t"], *steps)
+    term = bound_term(case.diffusion, prediction, case["x0"], *steps)
     assert_near(term[case.s < 0, None], case["vb_bpd"][case.s < 0, None])
     exact, is_kl = kl_in_float64(case), case.s >= 0
     assert is_kl.sum() == 4
@@ -148,7 +148,7 @@ def test_the_losses_of_a_respaced_process():
     """T is then the number of retained timesteps."""
     case = iddpm_case("respaced")
     process, steps = case.diffusion, (case.t, case.s, case.after)
-    term = bound_term(process, case.prediction(clip=False), case["x0"], case["x_t"], *steps)
+    term = bound_term(process, case.prediction(clip=False), case["x0"], *steps)
     bound = process.loss_options.vlb_weight * case.num_kept * term
     assert_near(bound[:, None], case["loss_vb"][:, None])
     error = ((case["model_output"][:, :3] - case["noise"]) ** 2).flatten(1).mean(1)

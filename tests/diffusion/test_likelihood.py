@@ -116,7 +116,7 @@ def gaussian_bound(schedule, variance):
     exact = process.posterior_variance(t, t - 1, x0) + slope**2 * SIGMA**2 * (1 - at) / total
     spread = exact.log().float() if variance == "learned" else None
     prediction = Prediction(guess, x_t, *schedule.scales(t, x0), spread)
-    term = bound_term(process, prediction, x0, x_t, t)
+    term = bound_term(process, prediction, x0, t)
     terms = (term.double().reshape(T, -1) * share).sum(1)
     prior = (prior_term(process, x0[: len(grid)]).double() * share).sum()
     return float(terms.sum() + prior)

@@ -54,7 +54,7 @@ def test_the_total_is_the_sum_of_the_terms_and_the_prior():
     for step in range(5):
         t = torch.full((3,), step)
         x_t = denoiser.diffusion.diffuse(x0, t, draw(x0))
-        expected = bound_term(denoiser.diffusion, denoiser(x_t, step), x0, x_t, t)
+        expected = bound_term(denoiser.diffusion, denoiser(x_t, step), x0, t)
         torch.testing.assert_close(bound.terms[:, step], expected)
 
 
@@ -74,7 +74,7 @@ def test_on_a_respaced_process_each_term_spans_its_stride(steps):
         ]
         t, s, after = (torch.full((2,), n) for n in pair)
         x_t = denoiser.diffusion.diffuse(x0, t, draw(x0))
-        expected = bound_term(denoiser.diffusion, denoiser(x_t, step), x0, x_t, t, s, after)
+        expected = bound_term(denoiser.diffusion, denoiser(x_t, step), x0, t, s, after)
         torch.testing.assert_close(bound.terms[:, index], expected)
     torch.testing.assert_close(bound.prior, prior_term(denoiser.diffusion, x0, timesteps[-1]))
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from ddpm.diffusion import (
-    ClassifierFreeGuidance,
     Clipping,
     Denoiser,
     GaussianDiffusion,
@@ -16,6 +15,7 @@ from ddpm.diffusion import (
     linear,
     sigmoid,
 )
+from ddpm.guidance.denoisers import ClassifierFreeGuidance
 from ddpm.samplers import DDIM, DDPM
 from tests.oracle import Oracle, normal
 

@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ddpm.diffusion.conditioning import Conditioning
-from ddpm.diffusion.denoiser import DenoiserProtocol, DenoiserWrapper, Prediction
+from ddpm.diffusion import Conditioning, DenoiserProtocol, DenoiserWrapper, Prediction
 from ddpm.errors import ConfigError, require
 
 Interval = tuple[float, float]

@@ -13,7 +13,7 @@ from ddpm.errors import ConfigError, require
 if TYPE_CHECKING:  # commands read the options before they import torch
     from ddpm.data.spec import DataSpec
     from ddpm.diffusion import DenoiserProtocol
-    from ddpm.diffusion.guidance import Score
+    from ddpm.guidance.denoisers import Score
 
 DEFAULT_AUTOGUIDANCE = 2.0
 
@@ -37,11 +37,11 @@ class Guidance:
 
     Args:
         scale: of classifier-free guidance; 1 = off.
-        rescale: see :class:`ddpm.diffusion.ClassifierFreeGuidance`, 0 (off) to 1.
+        rescale: see :class:`~ddpm.guidance.denoisers.ClassifierFreeGuidance`, 0 (off) to 1.
         interval: noise levels ``sigma / alpha`` with guidance, such as (0.2, 3); None = all.
         guide: a weaker model, for autoguidance: a run or a checkpoint; or a score of x0, for
             gradient guidance: a function, also as ``module:function``. See
-            :class:`ddpm.diffusion.Autoguidance` and :class:`ddpm.diffusion.GradientGuidance`.
+            :mod:`ddpm.guidance.denoisers`.
         guide_scale: of the guide; None = 2 for a model, 1 for a function.
 
     Raises:
@@ -132,7 +132,11 @@ class Guidance:
         Raises:
             ConfigError: guidance of a network that was not trained for it.
         """
-        from ddpm.diffusion import Autoguidance, ClassifierFreeGuidance, GradientGuidance
+        from ddpm.guidance.denoisers import (
+            Autoguidance,
+            ClassifierFreeGuidance,
+            GradientGuidance,
+        )
 
         if self.scale != 1:
             if not has_classes or not has_null:
