@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs bench install format lint type test test-slow clean
+.PHONY: help demo docs bench quality install format lint type test test-slow clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ bench: $(STAMP)  ## measure speeds beside those of the peers, for the tables of 
 	@$(BIN)/python -c "import denoising_diffusion_pytorch, diffusers" 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python scripts/bench.py
+
+quality: $(STAMP)  ## train and measure again, and compare with docs/results.json; 90 minutes
+	$(BIN)/python scripts/showcase.py compare=docs/results.json
 
 format: $(STAMP)  ## fix and format the code
 	$(BIN)/ruff check --fix .

@@ -106,11 +106,12 @@ def parts(labels: Tensor, sizes: list[int], generator: torch.Generator) -> list[
     return [torch.cat(part).sort().values for part in zip(*cut, strict=True)]
 
 
-def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images with a random half mirrored, and each shifted by up to SHIFT pixels."""
+def augmented(images: Tensor, generator: torch.Generator, mirror: bool) -> Tensor:
+    """Return images shifted by up to SHIFT pixels, with ``mirror`` a random half mirrored."""
     count, _, height, width = images.shape
-    mirrored = torch.rand(count, generator=generator) < 0.5
-    images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+    if mirror:
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
     padded = F.pad(images.float(), (SHIFT,) * 4, mode="replicate").byte()
     down, right = torch.randint(2 * SHIFT + 1, (2, count, 1, 1), generator=generator)
     rows = (down + torch.arange(height).view(1, -1, 1)).expand(count, height, width)
@@ -120,7 +121,15 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(
-    images: Tensor, labels: Tensor, *, classes: int, width: int, steps: int, batch: int, seed: int
+    images: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    width: int,
+    steps: int,
+    batch: int,
+    seed: int,
+    mirror: bool = True,
 ) -> Classifier:
     """Return a trained classifier of uint8 images (N, C, H, W), in evaluation mode."""
     torch.manual_seed(seed)  # the weights
@@ -134,7 +143,7 @@ def train(
             while len(left) < batch:
                 left = torch.cat([left, torch.randperm(len(images), generator=generator)])
             chosen, left = left[:batch], left[batch:]
-            _, logits = network(augmented(images[chosen], generator))
+            _, logits = network(augmented(images[chosen], generator, mirror))
             loss = F.cross_entropy(logits, labels[chosen])
             optimizer.zero_grad()
             loss.backward()

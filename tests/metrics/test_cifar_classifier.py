@@ -114,7 +114,7 @@ def test_augmentation_flips_and_shifts_images():
     augmented = runpy.run_path(str(SCRIPT))["augmented"]
     image = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
     image[0, 0, 8, 6] = 200
-    moved = augmented(image.expand(500, 1, 16, 16), torch.Generator().manual_seed(0))
+    moved = augmented(image.expand(500, 1, 16, 16), torch.Generator().manual_seed(0), mirror=True)
     assert moved.dtype == torch.uint8 and moved.shape == (500, 1, 16, 16)
     assert (moved.flatten(1).sum(1) == 200).all()
     rows, columns = moved[:, 0].nonzero()[:, 1:].unbind(1)

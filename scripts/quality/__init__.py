@@ -1,0 +1,1 @@
+"""Measurements of ``scripts/showcase.py``: quality of samples, likelihood, memorisation."""

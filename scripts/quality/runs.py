@@ -1,0 +1,211 @@
+"""The runs of ``scripts/showcase.py``: data, options of training, and cells of the table."""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ddpm
+from ddpm.data import Dataset, Digits, Folder
+from ddpm.errors import require
+from scripts.quality.images import FeatureSpace, codec_bits, labelled_parts, memorised
+
+VAL_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A way to draw samples: a sampler, its number of steps, and the guidance scale."""
+
+    sampler: str
+    steps: int
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """Runs on the same data, whose numbers are comparable.
+
+    Attributes:
+        name: of the folder of the runs.
+        data: reads the data, with classes.
+        options: of ``ddpm-train``, shared by the runs.
+        variants: options of each run by its name in the table.
+        cells: ways to draw samples of each run.
+        num_samples: samples per cell.
+        num_images: held-out images of the likelihood.
+        classifier_steps: optimizer steps of the classifier.
+    """
+
+    name: str
+    data: Callable[[], Dataset]
+    options: tuple[str, ...]
+    variants: dict[str, tuple[str, ...]]
+    cells: tuple[Cell, ...]
+    num_samples: int = 1000
+    num_images: int = 64
+    classifier_steps: int = 1500
+
+
+@dataclass
+class Row:
+    """Measurements of one cell of one run; None where a quantity is not defined."""
+
+    task: str
+    run: str
+    sampler: str
+    steps: int
+    guidance: float
+    fid: float
+    accuracy: float | None
+    memorised: float
+    seconds: float
+    val_loss: float
+    bpd: float
+
+
+def digits(max_steps: int | None = None) -> Task:
+    """Return the sweep over objectives and schedules on the embedded digits."""
+    short = () if max_steps is None else (f"trainer.max_steps={max_steps}",)
+    names = ("pred_noise", "pred_x0", "pred_v")
+    variants = {
+        f"{objective}, {schedule}": (f"objective={objective}", f"schedule={schedule}")
+        for objective in names
+        for schedule in ("linear", "cosine")
+    }
+    variants["pred_v, sigmoid"] = ("objective=pred_v", "schedule=sigmoid")
+    variants["pred_flow, rectified"] = ("objective=pred_flow",)
+    variants["edm, edm"] = ("objective=edm",)
+    cells = Cell("ddpm", 100), Cell("ddim", 20), Cell("unipc", 10), Cell("unipc", 20)
+    return Task(
+        "digits", lambda: Digits(class_cond=True), ("data=digits", *short), variants,
+        (*cells, Cell("dpmpp", 20), Cell("heun", 10)),
+    )  # fmt: skip
+
+
+def unpacked(source: Path, out: Path) -> Path:
+    """Return the folder of a folder, or of a .tar.gz that is unpacked into ``out`` once.
+
+    Raises:
+        ConfigError: (key ``mnist``) the path does not exist, or is not an archive of one folder.
+    """
+    if source.is_dir():
+        return source
+    problem = "no such folder or .tar.gz; it has pictures in a folder per digit"
+    require(source.is_file() and tarfile.is_tarfile(source), "mnist", str(source), problem)
+    target = out / source.name.split(".")[0]
+    if not target.is_dir():
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out) as aside, tarfile.open(source) as archive:
+            archive.extractall(aside, filter="data")
+            folders = list(Path(aside).iterdir())
+            require(len(folders) == 1, "mnist", str(source), "has more than one folder")
+            folders[0].rename(target)
+    return target
+
+
+def mnist(folder: Path, max_steps: int | None = None) -> Task:
+    """Return the class-conditional runs on handwritten digits of 28x28.
+
+    Args:
+        folder: pictures in a folder per class.
+        max_steps: optimizer steps; None = 3000.
+    """
+    options = (
+        "data=folder", f"data.path={folder}", "data.class_cond=true",
+        "diffusion.label_dropout=0.1", "model=iddpm_unet", "model.model_channels=32",
+        "model.num_res_blocks=1", "model.channel_mult=[1,2,2]", "model.attention_resolutions=[4]",
+        "trainer.batch_size=64", "trainer.lr=1e-3", "trainer.lr_decay=cosine",
+        "trainer.ema_decay=0.999", f"trainer.max_steps={max_steps or 3000}",
+    )  # fmt: skip
+    cells = Cell("ddim", 20), Cell("unipc", 10), Cell("unipc", 20), Cell("unipc", 20, 2.0)
+    return Task(
+        "mnist", lambda: Folder(path=str(folder), class_cond=True), options,
+        {"pred_v, cosine": ("objective=pred_v",), "edm, edm": ("objective=edm",)},
+        (*cells, Cell("unipc", 20, 4.0)), num_images=64, classifier_steps=1000,
+    )  # fmt: skip
+
+
+class Measured:
+    """Runs of a task and their measurements.
+
+    Args:
+        task: the task.
+        out: folder of the runs.
+        on_row: called after each finished row.
+    """
+
+    def __init__(self, task: Task, out: Path, on_row: Callable[[Row], None]) -> None:
+        self.task, self.out, self._on_row = task, out, on_row
+        training, held_out = labelled_parts(task.data(), VAL_FRACTION)
+        self.features = FeatureSpace(training, held_out, steps=task.classifier_steps)
+        self.training = training
+        self.context: dict[str, Any] = {
+            "floors": self.features.floors(),
+            "classifier_accuracy": self.features.accuracy,
+            "classifier_sha256": self.features.sha256,
+            "codecs": codec_bits(held_out.images),
+            "memorised_held_out": memorised(held_out.images, training.images),
+            "num_training": len(training),
+            "num_held_out": len(held_out),
+            "options": [*map(_without_path, task.options), f"data.val_fraction={VAL_FRACTION}"],
+        }
+
+    def rows(self) -> list[Row]:
+        """Train what is not trained yet, and return the rows of all runs."""
+        return [row for name in self.task.variants for row in self._run(name)]
+
+    def _run(self, name: str) -> list[Row]:
+        options, task = self.task.variants[name], self.task
+        folder = name.replace(", ", "_")
+        model = ddpm.train(
+            [
+                *task.options, *options, f"data.val_fraction={VAL_FRACTION}",
+                f"out={self.out / task.name}", f"name={folder}",
+            ]
+        )  # fmt: skip
+        numbers = model.evaluate(
+            ["bpd", "loss"], reference="val", num_images=task.num_images, cache=None
+        ).numbers
+        return [self._row(model, name, cell, numbers) for cell in task.cells]
+
+    def _row(self, model: ddpm.TrainedModel, name: str, cell: Cell, numbers: Any) -> Row:
+        """Return the measurements of one cell."""
+        count, classes = self.task.num_samples, model.spec.num_classes
+        labels = None if classes is None else torch.arange(count) % classes
+        began = time.perf_counter()
+        images = model.sample(
+            count, sampler=cell.sampler, steps=cell.steps, guidance=cell.guidance,
+            classes=None if labels is None else list(range(classes or 0)),
+        ).data  # fmt: skip
+        seconds = time.perf_counter() - began
+        row = Row(
+            self.task.name, name, **asdict(cell),
+            fid=self.features.fid(images),
+            accuracy=None if labels is None else self._accuracy(images, labels),
+            memorised=memorised(images, self.training.images),
+            seconds=seconds,
+            val_loss=numbers["val_loss"],
+            bpd=numbers["val_bpd"],
+        )  # fmt: skip
+        self._on_row(row)
+        return row
+
+    @torch.inference_mode()
+    def _accuracy(self, images: Tensor, labels: Tensor) -> float:
+        """Return the share of samples that the classifier takes for the requested class."""
+        logits = torch.cat([self.features.network(some)[1] for some in images.split(500)])
+        return float((logits.argmax(1).cpu() == labels).double().mean())
+
+
+def _without_path(option: str) -> str:
+    """Return an option of training without a path of this machine."""
+    return "data.path=FOLDER" if option.startswith("data.path=") else option

@@ -1,0 +1,149 @@
+r"""Train on small images and measure samples of every objective, schedule and sampler.
+
+    python scripts/showcase.py mnist=FOLDER
+    python scripts/showcase.py tasks=[digits]
+    python scripts/showcase.py compare=docs/results.json
+
+The runs are in ``out``; a run that exists is not trained again, so that an interrupted command
+continues. FOLDER has pictures in a folder per digit; a .tar.gz of such a folder is unpacked. The
+results are written to ``docs``: ``results.md``, ``results.json`` and a plot per task. With
+``compare`` they are written to ``out``, and numbers that are worse than the stored ones are
+reported with exit status 1. 90 minutes on 2 cores.
+
+Options: ``tasks``, ``mnist``, ``out``, ``docs``, ``compare``, ``max_steps`` (of training, for a
+trial).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ddpm.errors import ConfigError, did_you_mean, require
+from ddpm.files import replacing
+from ddpm.version import __version__
+from scripts.quality import report
+from scripts.quality.runs import Measured, Row, Task, digits, mnist, unpacked
+
+TASKS = ("digits", "mnist")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the script, as typed."""
+
+    tasks: list[str] = field(default_factory=lambda: list(TASKS))
+    mnist: str = "mnist_5k"
+    out: str = "outputs/showcase"
+    docs: str = "docs"
+    compare: str | None = None
+    max_steps: int | None = None
+
+
+def parse(arguments: list[str]) -> Options:
+    """Return the options of ``key=value`` arguments.
+
+    Raises:
+        ConfigError: an unknown option or task, or a missing file of ``compare``.
+    """
+    names, values = Options.__dataclass_fields__, {}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        require(key in names, key, value, f"unknown option{did_you_mean(key, names)}")
+        values[key] = yaml.safe_load(value)
+    options = Options(**values)
+    for name in options.tasks:
+        require(name in TASKS, "tasks", name, f"unknown{did_you_mean(name, TASKS)}")
+    problem = "the file does not exist; write it first, without compare"
+    exists = options.compare is None or Path(options.compare).is_file()
+    require(exists, "compare", options.compare, problem)
+    return options
+
+
+def tasks_of(options: Options) -> list[Task]:
+    """Return the tasks, which are checked before the first one starts."""
+    made = {
+        "digits": lambda: digits(options.max_steps),
+        "mnist": lambda: mnist(
+            unpacked(Path(options.mnist), Path(options.out)).resolve(), options.max_steps
+        ),
+    }
+    return [made[name]() for name in options.tasks]
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Train and measure all tasks; returns the content of ``results.json``."""
+    tasks, began = tasks_of(options), time.monotonic()
+    total = sum(len(task.variants) * len(task.cells) for task in tasks)
+    done: list[Row] = []
+
+    def show(row: Row) -> None:
+        done.append(row)
+        minutes = (time.monotonic() - began) / 60
+        rest = minutes / len(done) * (total - len(done))
+        cell = f"{row.task}: {row.run}, {row.sampler} {row.steps}: FID {row.fid:.2f}"
+        print(f"[{len(done)}/{total}, about {rest:.0f} min left] {cell}", flush=True)
+
+    contexts = {}
+    for task in tasks:
+        measured = Measured(task, Path(options.out).resolve(), show)
+        measured.rows()
+        contexts[task.name] = measured.context
+    return {
+        "contexts": contexts,
+        "rows": [asdict(row) for row in done],
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "versions": {"ddpm": __version__, "torch": torch.__version__},
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+    }
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """Write ``results.json``, ``results.md`` and the plots."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = results["rows"]
+    for name, context in results["contexts"].items():
+        own = [row for row in rows if row["task"] == name]
+        report.plot(own, context["floors"], folder / f"results_{name}.png")
+    versions, machine = results["versions"], results["machine"]
+    text = report.document(
+        results["contexts"],
+        rows,
+        f"{results['minutes']:.0f} minutes, {machine['threads']} threads of "
+        f"{machine['processor']}, torch {versions['torch']}.",
+    )
+    for name, content in (
+        ("results.json", json.dumps(results, indent=1) + "\n"),
+        ("results.md", text),
+    ):
+        with replacing(folder / name) as aside:
+            aside.write_text(content, encoding="utf-8")
+    print(f"written to {folder / 'results.md'}")
+
+
+def main() -> None:
+    """Run the script; an invalid option is reported in one line."""
+    try:
+        options = parse(sys.argv[1:])
+        results = measure(options)
+        write(results, Path(options.docs if options.compare is None else options.out))
+    except ConfigError as error:
+        sys.exit(str(error))
+    if options.compare is not None:
+        stored = json.loads(Path(options.compare).read_text(encoding="utf-8"))
+        worse = report.compare(results["rows"], stored["rows"])
+        if worse:
+            sys.exit("\n".join(["worse than the stored results:", *worse]))
+        print(f"no number is worse than in {options.compare}")
+
+
+if __name__ == "__main__":
+    main()
