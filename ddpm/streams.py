@@ -2,13 +2,15 @@
 
 A reader that has quit, a closed terminal, a full disk below a redirected log, a closed descriptor
 and a character that the encoding lacks must not end hours of work. Text that
-cannot be written is dropped; all results of a command are in its files.
+cannot be written is dropped; all results of a command are in its files. Texts of plots have the
+same characters, which fonts reject.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import select
 import sys
 from contextlib import suppress
@@ -78,3 +80,12 @@ class _Descriptor(io.RawIOBase):
                 except BlockingIOError:  # as a blocking descriptor would
                     select.select((), (self._number,), ())
         return size
+
+
+def plot_text(text: str) -> str:
+    """Return text that matplotlib draws as it is, not as a formula.
+
+    Surrogates, which stand for bytes of file names that cannot be decoded, become U+FFFD: fonts
+    reject them.
+    """
+    return re.sub("[\ud800-\udfff]", "\ufffd", text).replace("$", r"\$")

@@ -18,6 +18,7 @@ from ddpm.files import replacing
 from ddpm.outputs import JOB_RECORD, OutputFolder, read_record
 from ddpm.report import run_table
 from ddpm.report.run_table import Column, as_text, cut, differing_keys, value_columns
+from ddpm.streams import plot_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -271,7 +272,7 @@ def _describe(axes: Axes, title: str) -> None:
     low, high = axes.get_ylim()
     axes.yaxis.set_major_formatter("{x:g}")  # 0.1 instead of a power of ten
     axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
-    axes.set_title(_plain(title))
+    axes.set_title(plot_text(title))
     axes.grid(alpha=0.3, which="both")
 
 
@@ -280,7 +281,7 @@ def _warn(figure: Figure, rows: Sequence[Job]) -> None:
     warning = _warning(rows)
     if warning is not None:
         note = textwrap.fill(f"{warning} Those with the same line style are.", 140)
-        figure.supxlabel(_plain(note), fontsize="medium", color="firebrick")
+        figure.supxlabel(plot_text(note), fontsize="medium", color="firebrick")
 
 
 def _by_loss(job: Job) -> tuple[bool, float]:
@@ -290,11 +291,7 @@ def _by_loss(job: Job) -> tuple[bool, float]:
 
 def _name(job: Job) -> str:
     options = "".join(f" {key}={value}" for key, value in job.options.items())
-    return _plain(cut(f"job {job.number}:{options}".rstrip(":"), 60))
-
-
-def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # matplotlib would typeset formulas
+    return plot_text(cut(f"job {job.number}:{options}".rstrip(":"), 60))
 
 
 def _smooth(losses: Sequence[float]) -> list[float]:

@@ -21,6 +21,7 @@ from ddpm.console import warn
 from ddpm.errors import ConfigError
 from ddpm.files import free_space, missing_folders, replacing
 from ddpm.outputs import unwritable
+from ddpm.streams import plot_text
 from ddpm.training.trackers import Trackers
 
 CONFIG = "config.yaml"
@@ -212,7 +213,10 @@ class Run:
         if held_out:
             axes.plot(*zip(*held_out, strict=True), "o--", ms=3, lw=1, label="of held-out data")
         axes.set(
-            xlabel="optimizer step", ylabel="training loss", yscale="log", title=self.path.name
+            xlabel="optimizer step",
+            ylabel="training loss",
+            yscale="log",
+            title=plot_text(self.path.name),
         )
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from ddpm.diffusion import (
-    ClassifierFreeGuidance,
     Clipping,
     ConditioningMask,
     Denoiser,
@@ -18,6 +17,7 @@ from ddpm.diffusion import (
     cosine,
     prior_term,
 )
+from ddpm.guidance.denoisers import ClassifierFreeGuidance
 from tests.oracle import normal
 
 SCHEDULE = cosine(num_steps=50)

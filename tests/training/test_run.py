@@ -1,6 +1,7 @@
 """Run folders."""
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -8,6 +9,7 @@ from PIL import Image
 from ddpm.errors import ConfigError
 from ddpm.nested import flat
 from ddpm.outputs import new_folder
+from ddpm.streams import plot_text
 from ddpm.training.compatibility import FREE_KEYS, check_compatible
 from ddpm.training.run import Run
 
@@ -124,3 +126,15 @@ def test_the_plot(run):
     picture = Image.open(run.path / "loss.png").convert("RGB")
     assert picture.size == (840, 480)
     assert len(picture.getcolors(1 << 20)) > 10, "nothing was drawn"
+
+
+def test_the_plot_of_a_run_whose_name_cannot_be_decoded(tmp_path):
+    """Bytes that are not UTF-8, and dollars, of which matplotlib would make a formula."""
+    run = Run(tmp_path / os.fsdecode(b"na\xc3ve $a_{$"))
+    run.create("seed: 0\n")
+    logged(run, 1, 2)
+    assert Image.open(run.plot()).size == (840, 480)
+
+
+def test_text_of_plots():
+    assert plot_text("na\udcc3ve $x$") == "na\ufffdve \\$x\\$"
