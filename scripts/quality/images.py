@@ -7,6 +7,7 @@ import importlib
 import io
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,7 +21,7 @@ from scripts.cifar_classifier import Classifier, accuracy, parts, train
 MEMORISED_RATIO = 1 / 3
 """Largest ratio of the distances to the nearest two training images of a memorised sample (Yoon et
 al. 2023, "Diffusion probabilistic models generalize when they fail to memorize")."""
-CODECS = {
+CODECS: dict[str, tuple[str, dict[str, Any]]] = {
     "PNG": ("PNG", {"optimize": True}),
     "WebP": ("WEBP", {"lossless": True, "quality": 100, "method": 6}),
     "JPEG XL": ("JXL", {"lossless": True, "effort": 9}),
@@ -144,7 +145,8 @@ def codec_bits(images: Tensor) -> dict[str, float | None]:
     image takes several times more.
     """
     picture = _tiled(images)
-    return {name: _bits(picture, *codec, images.numel()) for name, codec in CODECS.items()}
+    dims = images.numel()
+    return {name: _bits(picture, *codec, dims) for name, codec in CODECS.items()}
 
 
 def _tiled(images: Tensor) -> Image.Image:
@@ -157,7 +159,9 @@ def _tiled(images: Tensor) -> Image.Image:
     return Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
 
 
-def _bits(picture: Image.Image, file_format: str, options: dict, dims: int) -> float | None:
+def _bits(
+    picture: Image.Image, file_format: str, options: dict[str, Any], dims: int
+) -> float | None:
     """Return bits per dimension of a picture in a lossless format; None without the format."""
     if file_format == "JXL":
         try:

@@ -76,7 +76,7 @@ def digits(max_steps: int | None = None) -> Task:
     """Return the sweep over objectives and schedules on the embedded digits."""
     short = () if max_steps is None else (f"trainer.max_steps={max_steps}",)
     names = ("pred_noise", "pred_x0", "pred_v")
-    variants = {
+    variants: dict[str, tuple[str, ...]] = {
         f"{objective}, {schedule}": (f"objective={objective}", f"schedule={schedule}")
         for objective in names
         for schedule in ("linear", "cosine")
