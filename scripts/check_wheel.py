@@ -29,6 +29,7 @@ COMMANDS = {
 }
 TRAIN = ["name=wheel", "trainer.max_steps=2", "trainer.batch_size=4", "trainer.preview_samples=4"]
 MORE = ["resume=outputs/wheel", "trainer.max_steps=3", "launch.processes=2", "device=cpu"]
+RECIPE = ["experiment=digits", *TRAIN[1:], "name=recipe"]
 SWEEP = ["-m", *TRAIN[1:], "name=sweep", "seed=1,2"]
 SAMPLE = ["ckpt=outputs/wheel", "num_samples=2", "steps=2"]
 INTERPOLATE = ["ckpt=outputs/wheel", "a=1", "b=2", "steps=2"]
@@ -99,7 +100,7 @@ def use(programs: Path, folder: Path) -> None:
     for command, module in COMMANDS.items():
         run([programs / f"ddpm-{command}", "--help"], folder)
         run([programs / "python", "-m", f"ddpm.cli.{module}", "--cfg", "job"], folder)
-    for options in (TRAIN, MORE, SWEEP):
+    for options in (TRAIN, MORE, RECIPE, SWEEP):
         run([programs / "ddpm-train", *options], folder)
     run([programs / "ddpm-sample", *SAMPLE], folder)
     run([programs / "ddpm-interpolate", *INTERPOLATE], folder)

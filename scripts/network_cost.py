@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm.models import IDDPMUNet, UNet, UNet3D
@@ -68,10 +69,30 @@ def cost(case: Case) -> tuple[int, int]:
     with torch.device("meta"):
         outputs = case.factor * channels
         network = case.network(channels, outputs, tuple(size), None, False, **case.arguments)
-        x, t = torch.zeros(1, *case.shape), torch.zeros(1)
+    return num_parameters(network), operations(network, case.shape)
+
+
+def num_parameters(network: nn.Module) -> int:
+    """Return the number of parameters of a network."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def operations(network: Network, shape: tuple[int, ...], *, backward: bool = True) -> int:
+    """Return the floating-point operations per item of a network on the device "meta".
+
+    Args:
+        network: the network; a class-conditional one is called with a label.
+        shape: (channels, *spatial) of an item.
+        backward: include the backward pass.
+    """
+    with torch.device("meta"), torch.set_grad_enabled(backward):
+        x, t = torch.zeros(1, *shape), torch.zeros(1)
+        y = None if network.num_classes is None else torch.zeros(1, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
-            network(x, t).sum().backward()
-    return sum(parameter.numel() for parameter in network.parameters()), counter.get_total_flops()
+            output = network(x, t) if y is None else network(x, t, y)
+            if backward:
+                output.sum().backward()
+    return counter.get_total_flops()
 
 
 def main() -> None:

@@ -50,10 +50,15 @@ def _suited(groups: Groups) -> list[str]:
     for folder, title in (("for_data", "data={}"), ("for_data_and_model", "data={} model={}")):
         for choice in groups.choices(folder):
             words = choice.split("_", 1) if folder != "for_data" else [choice]
-            options = groups.read(folder, choice).options
-            shown = ", ".join(f"`{key}={default}`" for key, default, _ in options if default)
-            parts.append(f"`{title.format(*words)}` has {shown}.\n")
+            parts.append(f"`{title.format(*words)}` has {_values(groups.read(folder, choice))}.\n")
     return parts
+
+
+def _values(file: ConfigFile) -> str:
+    """Return the choices and the options with values of a file for the root config."""
+    selected = [f"`{group}={choice}`" for group, choice in file.selected.items()]
+    options = [f"`{key}={default}`" for key, default, _ in file.options if default]
+    return ", ".join(selected + options)
 
 
 def _about(file: ConfigFile) -> str:
@@ -64,11 +69,14 @@ def _about(file: ConfigFile) -> str:
 def _group(groups: Groups, group: str) -> list[str]:
     """Return the parts about a group: choices with the same options share a table."""
     tables: dict[tuple[tuple[str, str], ...], list[tuple[str, ConfigFile]]] = {}
+    parts = []
     for choice in groups.choices(group):
         file = groups.read(group, choice)
+        if file.is_global:
+            parts.append(f"**`{group}={choice}`**: {_about(file)} It sets {_values(file)}.\n")
+            continue
         same = tuple((option.key, option.comment) for option in file.options)
         tables.setdefault(same, []).append((choice, file))
-    parts = []
     for files in tables.values():
         for choice, file in files:
             parts.append(f"**`{group}={choice}`**: {_about(file)}\n")

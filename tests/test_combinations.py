@@ -89,7 +89,7 @@ def test_all_choices_of_the_groups_are_tested():
     assert objectives == set(names("objective"))
     samplers = {"ddim", "ddpm", "deis", "dpmpp", "heun", "ipndm", "unipc"}
     assert samplers == set(names("sampler"))
-    assert {"digits", "cifar", "folder", "sequence", "video"} == set(names("data"))
+    assert {"digits", "cifar", "folder", "mnist", "sequence", "video"} == set(names("data"))
     assert {"ddpm", "iddpm", "iddpm_vlb"} == set(names("diffusion"))
     densities = {"logit_normal", "log_normal"}
     assert {"uniform", "stratified", "loss_second_moment"} | densities == set(names("timesteps"))

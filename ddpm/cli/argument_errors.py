@@ -231,7 +231,7 @@ def _other_command(config_name: str, key: str, value: str) -> str | None:
     """Return advice to use another command that has the option."""
     shown = value or "..."
     for other in COMMANDS:
-        if other != config_name and "." not in key and key in _keys(other):
+        if other != config_name and key in (*_keys(other), *_groups(other)):
             return f"use ddpm-{other} {key}={shown}"
     if config_name == "train":
         return None

@@ -125,7 +125,7 @@ def _request(
         override=override,
         overrides=tuple(overrides),
         job_folder=job_folder,
-        label=f"{choices['model']}-{choices['data']}",
+        label=choices["experiment"] or f"{choices['model']}-{choices['data']}",
         plugins=tuple(plugins),
     )
 

@@ -12,6 +12,7 @@ from ddpm.config.location import config_dir
 
 WIDTH = 100  # columns
 INDENT = 30  # column in which explanations begin
+_MANY = 12  # choices that do not fit in a line
 
 
 def usage(config_name: str, arguments: Sequence[str] = ()) -> str:
@@ -23,7 +24,7 @@ def usage(config_name: str, arguments: Sequence[str] = ()) -> str:
             of a folder named by ``--config-dir`` are among them.
     """
     root, groups = read(config_dir() / f"{config_name}.yaml"), Groups(_config_dirs(arguments))
-    chosen = _chosen(root, groups, arguments)
+    chosen = groups.chosen(root, dict(each.split("=", 1) for each in arguments if "=" in each))
     files = {group: groups.read(group, choice) for group, choice in chosen.items()}
     parts = [
         f"usage: ddpm-{config_name} [option=value | group=choice | group.option=value] ...",
@@ -33,8 +34,10 @@ def usage(config_name: str, arguments: Sequence[str] = ()) -> str:
     ]
     for group, file in files.items():
         options = [option._replace(key=f"{group}.{option.key}") for option in file.options]
+        if file.is_global:
+            options = [option for option in file.options if option.default]
         title = f"{group}={chosen[group]}: {' '.join(file.about)}".rstrip(" .")
-        parts.append(_section(title, options))
+        parts.append(_section(textwrap.fill(title, WIDTH), options))
     parts.append(_suited(root, groups, chosen))
     parts.append(
         "--cfg job prints the composed config; -m runs a sweep over values with commas between\n"
@@ -50,25 +53,13 @@ def _config_dirs(arguments: Sequence[str]) -> list[Path]:
     return [Path(each).expanduser() for each in folders]
 
 
-def _chosen(root: ConfigFile, groups: Groups, arguments: Sequence[str]) -> dict[str, str]:
-    """Return the groups of a command with their choices: typed, selected by others, or default."""
-    typed = dict(each.split("=", 1) for each in arguments if "=" in each)
-    chosen = {}
-    for group, default, _ in root.groups:
-        choice = typed.get(group, default)
-        chosen[group] = choice if choice in groups.choices(group) else default
-    for group, choice in list(chosen.items()):
-        selected = groups.read(group, choice).selected
-        chosen |= {name: each for name, each in selected.items() if name not in typed}
-    return chosen
-
-
 def _groups(
     root: ConfigFile, groups: Groups, chosen: Mapping[str, str], files: Mapping[str, ConfigFile]
 ) -> Iterator[Option]:
     """Yield an entry per group, with its choices as explanation."""
     for group, _, comment in root.groups:
-        choices = "|".join(groups.choices(group))
+        names = groups.choices(group)
+        choices = "|".join(names) if len(names) < _MANY else " | ".join(names)
         yield Option(group, chosen[group], f"{choices}  ({comment})" if comment else choices)
         for inner, default, _ in files[group].groups:
             name, _, target = inner.strip("/").partition("@")

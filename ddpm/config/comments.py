@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +48,7 @@ class ConfigFile:
         selected: choices of other groups that this file makes unless they are typed, by group.
         bases: names of the files of the same group that this one extends.
         options: in the order of the file.
+        is_global: True if the options are those of the root config, as in recipes.
     """
 
     about: list[str] = field(default_factory=list)
@@ -56,6 +57,7 @@ class ConfigFile:
     selected: dict[str, str] = field(default_factory=dict)
     bases: list[str] = field(default_factory=list)
     options: list[Option] = field(default_factory=list)
+    is_global: bool = False
 
 
 def read(path: Path) -> ConfigFile:
@@ -65,6 +67,7 @@ def read(path: Path) -> ConfigFile:
         if line.startswith("#"):
             about = line.removeprefix("#").removeprefix(" ")
             result.about += [] if about.startswith("@package") else [about]
+            result.is_global |= about == "@package _global_"
         elif sections[0][1] == "defaults" and (entry := _ENTRY.fullmatch(line)):
             _add_entry(result, entry)
         elif match := _OPTION.fullmatch(line):
@@ -123,6 +126,25 @@ class Groups:
         """Return the names of the files of a group, such as ``sampler`` or ``/sampler@x.y``."""
         name = group.partition("@")[0].strip("/")
         return sorted({path.stem for each in self.folders for path in (each / name).glob("*.yaml")})
+
+    def chosen(self, root: ConfigFile, typed: Mapping[str, str]) -> dict[str, str]:
+        """Return the choice of each group of a root config: typed, selected by another, or default.
+
+        As in Hydra, later entries of the defaults list precede in the selection of others.
+
+        Args:
+            root: the root config.
+            typed: values of the typed options, by key.
+        """
+        chosen, fixed = {}, set(typed)
+        for group, default, _ in root.groups:
+            choice = typed.get(group, default)
+            chosen[group] = choice if choice in self.choices(group) else default
+        for group in reversed(list(chosen)):
+            selected = self.read(group, chosen[group]).selected
+            chosen |= {name: each for name, each in selected.items() if name not in fixed}
+            fixed |= selected.keys()
+        return chosen
 
     def added(self) -> list[str]:
         """Return the groups that the bundled folder does not have."""

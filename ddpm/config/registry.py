@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 from ddpm import plugins
 from ddpm.config.schema import check
+from ddpm.console import note
 from ddpm.errors import ConfigError
 
 Config = Mapping[str, Any]
@@ -151,7 +153,10 @@ def retargeted(node: Config, key: str, typed: Collection[str]) -> dict[str, Any]
 
 
 def with_typed_classes(options: Config, typed: Collection[str]) -> dict[str, Any]:
-    """Return the config groups whose class was typed, see :func:`retargeted`.
+    """Return the config groups whose class was typed, without options of other classes.
+
+    See :func:`retargeted`. If a recipe was typed, these are also the groups whose choice was typed,
+    which may lack options of the recipe.
 
     Args:
         options: of a command.
@@ -161,7 +166,22 @@ def with_typed_classes(options: Config, typed: Collection[str]) -> dict[str, Any
         ConfigError: a class that is not exported.
     """
     groups = [key.removesuffix("._target_") for key in typed if key.endswith("._target_")]
-    return {key: retargeted(options[key], key, typed) for key in groups if key in options}
+    result = {key: retargeted(options[key], key, typed) for key in groups if key in options}
+    if "experiment" in typed:
+        chosen = [key for key in PACKAGES if key in typed and key in options and key not in result]
+        result |= {key: _without_foreign(options[key], key, typed) for key in chosen}
+    return result
+
+
+def _without_foreign(node: Config, key: str, typed: Collection[str]) -> dict[str, Any]:
+    """Return a node without options that its class lacks, unless they were typed."""
+    constructor = exported(str(node["_target_"]), f"{key}._target_")
+    names = {"_target_", "val_fraction", *inspect.signature(options_of(constructor)).parameters}
+    foreign = {name for name in node if name not in names and f"{key}.{name}" not in typed}
+    if foreign and os.environ.get("RANK", "0") == "0":
+        left_out = ", ".join(f"{key}.{name}" for name in node if name in foreign)
+        note(f"options of the recipe that the chosen {key} lacks, left out: {left_out}")
+    return {name: value for name, value in node.items() if name not in foreign}
 
 
 def exported(target: str, key: str, *, typed: bool = False) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ from ddpm.data.dataset import Dataset
 from ddpm.data.folder import Folder
 from ddpm.data.image_codec import ImageCodec
 from ddpm.data.images import UNAUGMENTED_KEY, Digits
+from ddpm.data.mnist import MNIST
 from ddpm.data.sequence_codec import SequenceCodec
 from ddpm.data.sequences import Sequences
 from ddpm.data.video_codec import Condition, VideoCodec
@@ -21,6 +22,7 @@ __all__ = [
     "Digits",
     "Folder",
     "ImageCodec",
+    "MNIST",
     "SequenceCodec",
     "Sequences",
     "UNAUGMENTED_KEY",

@@ -24,7 +24,7 @@ from ddpm.files import locked
 
 LEGACY_FOLDER = Path("data/cifar10")  # default of earlier versions
 _PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
-_TIMEOUT_SECONDS = 30.0
+TIMEOUT_SECONDS = 30.0
 _CHUNK = 2**18  # bytes
 
 
@@ -81,14 +81,23 @@ def default_folder() -> Path:
     """
     if (LEGACY_FOLDER / _published().base_folder).is_dir():
         return LEGACY_FOLDER
+    return cache_folder("cifar10", "CIFAR-10")
+
+
+def cache_folder(name: str, title: str) -> Path:
+    """Return the folder of a data set in the user's cache, which all runs share.
+
+    Raises:
+        ConfigError: (key ``path``) the home directory is unknown.
+    """
     cache = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(cache):
         home = os.path.expanduser("~")
         if home == "~":
-            problem = "the home directory is unknown; set data.path to a folder for CIFAR-10"
+            problem = f"the home directory is unknown; set data.path to a folder for {title}"
             raise ConfigError("path", None, problem)
         cache = os.path.join(home, ".cache")
-    return Path(cache, "ddpm", "cifar10")
+    return Path(cache, "ddpm", name)
 
 
 def _published() -> Any:
@@ -174,7 +183,7 @@ def _download(target: Path, root: Path) -> Path:
     """Download the archive to ``target``; raise ConfigError (key ``download``) on failure."""
     published = _published()
     try:
-        with urllib.request.urlopen(published.url, timeout=_TIMEOUT_SECONDS) as response:
+        with urllib.request.urlopen(published.url, timeout=TIMEOUT_SECONDS) as response:
             size = int(response.headers.get("Content-Length") or 0)
             about = f" ({size / 1e6:.0f} MB)" if size else ""
             note(f"downloading CIFAR-10{about} from {published.url} to {root}")

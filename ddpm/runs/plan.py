@@ -140,7 +140,7 @@ def plan(request: Request) -> Plan:
     Raises:
         ConfigError: an invalid name, a run that does not exist, or one with other options.
     """
-    _check_one_duration(request)
+    request = _with_one_duration(request)
     path, key = request.folder(), request.key
     stored = None if path is None else stored_config.read(path)
     if path is None or stored is None:
@@ -178,13 +178,19 @@ def _changed(
     return {name: pair for name, pair in changed.items() if not paths.is_same(name, *pair)}
 
 
-def _check_one_duration(request: Request) -> None:
-    """Raise if both a duration and a number of steps are typed."""
-    trainer = request.config["trainer"]
-    if {"trainer.max_steps", "trainer.max_minutes"} <= request.typed_keys:
-        both = trainer.get("max_minutes") is not None
-        problem = f"conflicts with trainer.max_steps={trainer['max_steps']}; set only one of them"
-        require(not both, "trainer.max_minutes", trainer.get("max_minutes"), problem)
+def _with_one_duration(request: Request) -> Request:
+    """Return the request; a typed number of steps replaces the duration of a recipe.
+
+    Raises:
+        ConfigError: both a duration and a number of steps are typed.
+    """
+    trainer, typed = request.config["trainer"], request.typed_keys
+    if "trainer.max_steps" not in typed or trainer.get("max_minutes") is None:
+        return request
+    problem = f"conflicts with trainer.max_steps={trainer['max_steps']}; set only one of them"
+    both = "trainer.max_minutes" in typed
+    require(not both, "trainer.max_minutes", trainer["max_minutes"], problem)
+    return replace(request, config={**request.config, "trainer": {**trainer, "max_minutes": None}})
 
 
 def _check_foreign_files(path: Path, key: str) -> None:

@@ -68,6 +68,8 @@ def requested(request: Request, stored: Node, path: Path) -> Node:
     """
     located = paths.located(stored, path)
     if request.resume is not None:
+        recipe = "experiment" not in request.typed_keys
+        require(recipe, "experiment", None, "the run has its own options; leave it out")
         config = _with_overrides(located, request)
         _check_code(config, request)
     else:

@@ -35,7 +35,7 @@ _NO_SOLVER = "a fast sampler"
 CHOICES: Mapping[str, Sequence[Row]] = {
     "data": (
         Row("cifar10 cifar_10 cifar10_32", "data=cifar"),
-        Row("mnist fashion_mnist fashionmnist cifar100 celeba celeba_hq celebahq celeba64 ffhq "
+        Row("fashion_mnist fashionmnist cifar100 celeba celeba_hq celebahq celeba64 ffhq "
             "imagenet imagenet64 lsun flowers flowers102 butterflies svhn afhq stl10 custom "
             "images image imagefolder image_folder own png jpg", FOLDER,
             "data=folder reads pictures"),

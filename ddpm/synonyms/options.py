@@ -209,7 +209,7 @@ TRAIN = (
     Row("output_dir outdir out_dir output results_folder log_dir logdir save_dir result_dir "
         "results_dir default_root_dir workdir work_dir logging_dir exp_dir save_path",
         "out={}", "the parent folder of runs"),
-    Row("run_name exp_name experiment_name experiment exp expname project project_name run",
+    Row("run_name exp_name experiment_name exp expname project project_name run",
         "name={}"),
     Row("fast_dev_run", "trainer.max_steps=2", "optimizer steps"),
     Row("verbose progress_bar show_progress steps_per_execution", "",

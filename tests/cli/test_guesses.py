@@ -185,6 +185,7 @@ OTHERS = [
     ("evaluate", "metric=kid", "metrics=[kid]"),
     ("evaluate", "kid=true", "metrics=[kid]"),
     ("sample", "cond=a.npy", "condition=a.npy"),
+    ("sample", "experiment=mnist", "ddpm-train experiment=mnist"),
     ("import", "checkpoint=a.pt", "file=a.pt"),
     ("export", "checkpoint=outputs/a", "ckpt=outputs/a"),
 ]
@@ -193,7 +194,7 @@ CHOICES = [
     ("model=adm", "model=iddpm_unet"),
     ("data=cifar10", "data=cifar"),
     ("data=CIFAR-10", "data=cifar"),
-    ("data=mnist", "data=folder data.path=... (data=folder reads pictures)"),
+    ("data=svhn", "data=folder data.path=... (data=folder reads pictures)"),
     ("data=./pictures", "data=folder data.path=./pictures"),
     ("data=/home/me/pictures", "data=folder data.path=/home/me/pictures"),
     ("data=waves.npy", "model=unet1d data=sequence data.path=waves.npy"),
@@ -489,7 +490,7 @@ def test_formats_are_listed_once():
         ("train", "timesteps=1000", "timesteps=1000: must be one of its choices; use schedule.num_steps=1000 (T of the process)"),
         ("train", "+epochs=3", f"epochs=3: unknown option; use {EPOCHS}"),
         ("sample", "--steps 20", "--steps 20: options are written key=value, without dashes; use steps=20"),
-        ("train", "data=/no/pictures", "data=/no/pictures: unknown choice (there are: cifar, digits, folder, sequence, video); use data=folder data.path=/no/pictures"),
+        ("train", "data=/no/pictures", "data=/no/pictures: unknown choice (there are: cifar, digits, folder, mnist, sequence, video); use data=folder data.path=/no/pictures"),
     ],
 )  # fmt: skip
 def test_whole_commands(command, name, options, line):

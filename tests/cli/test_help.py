@@ -15,7 +15,7 @@ from ddpm.config.schema import hints_of
 GROUPS = {
     "train": [
         *("data", "model", "schedule", "timesteps", "objective", "diffusion", "sampler"),
-        *("trainer", "evaluation"),
+        *("trainer", "evaluation", "experiment"),
     ],
     "sample": ["sampler"],
     "interpolate": ["sampler"],
@@ -23,7 +23,9 @@ GROUPS = {
     "import": ["schedule", "timesteps", "objective", "diffusion", "data"],
     "export": [],
 }
-FILES = sorted(path for path in config_dir().glob("*/*.yaml") if "for_data" not in path.parent.name)
+FILES = sorted(
+    path for path in config_dir().glob("*/*.yaml") if not read(path).is_global
+)  # of a group
 
 
 def words(text):
@@ -41,7 +43,8 @@ def test_help_lists_groups_choices_and_options(command, name, flag):
     assert [group.key for group in root.groups] == GROUPS[name]
     for group in GROUPS[name]:
         files = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
-        assert re.search(rf"^  {group}=\S+ +{re.escape('|'.join(files))}", ended.out, re.MULTILINE)
+        shown = words(ended.out).replace(" | ", "|")
+        assert re.search(rf" {group}=\S+ {re.escape('|'.join(files))} ", shown)
     for line in root.about:
         assert line in ended.out
     assert len(root.options) >= 6
@@ -77,6 +80,15 @@ def test_choices_that_another_choice_selects_are_shown(name):
     assert " schedule.offset=0.008 " in shown and " timesteps=loss_second_moment " in shown
 
 
+def test_choices_and_options_of_a_recipe_are_shown():
+    shown = usage("train", ["experiment=edm_cifar10", "sampler=ddim"])
+    for choice in ("data=cifar", "objective=edm", "timesteps=log_normal", "sampler=ddim"):
+        assert f"\n  {choice} " in shown
+    section = shown[shown.index("\nexperiment=edm_cifar10: EDM on CIFAR-10") :]
+    assert "\n  objective.sigma_data=0.5\n" in section and "Published: FID 1.97" in words(section)
+    assert max(map(len, shown.splitlines())) <= 100
+
+
 def test_defaults_for_the_data_are_shown():
     assert "\n  trainer.max_steps=1000 trainer.batch_size=64 " in usage("train")
     assert "model.model_channels=32" in usage("train", ["model=iddpm_unet"])
@@ -90,11 +102,11 @@ def test_groups_of_the_user(tmp_path, flag):
         "# A sampler of mine.\ndefaults:\n  - ddim\n  - _self_\n_target_: mine.Mine\n"
         "eta: 0.5\nkind: a  # a or b,\n         # on two lines\n"
     )
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment/one.yaml").write_text("# @package _global_\nseed: 1\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/one.yaml").write_text("# @package _global_\nseed: 1\n")
     shown = usage("sample", [each.format(tmp_path) for each in flag] + ["sampler=mine"])
     assert "  sampler=mine                ddim|ddpm|deis|dpmpp|heun|ipndm|mine|unipc\n" in shown
-    assert "  +experiment=...             one\n" in shown
+    assert "  +mine=...                   one\n" in shown
     assert "\nsampler=mine: A sampler of mine\n" in shown
     assert "  sampler.kind=a              a or b, on two lines\n" in shown
     (eta,) = [
