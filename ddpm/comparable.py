@@ -15,7 +15,8 @@ GROUPS = ("objective", "schedule", "diffusion", "data", "timesteps")
 FREE = frozenset(
     {
         *("diffusion.self_condition", "diffusion.rescale_timesteps", "diffusion.label_dropout"),
-        *("data.class_cond", "data.val_fraction", "data.cache_mb", "data.download"),
+        *("data.class_cond", "data.val_fraction", "data.cache_mb", "data.disk_cache"),
+        "data.download",
     }
 )
 DENSITIES = ("logit_normal", "log_normal")

@@ -116,6 +116,24 @@ def check_is_file(path: str) -> None:
         raise ConfigError("path", path, "is not a regular file" if other else "no such file")
 
 
+def user_cache() -> Path | None:
+    """Return the folder for files that can be downloaded or computed again.
+
+    It is ``$DDPM_CACHE``, else ``$XDG_CACHE_HOME/ddpm``, else ``~/.cache/ddpm``; None if the home
+    directory is unknown.
+    """
+    folder = os.environ.get("DDPM_CACHE")
+    if folder:
+        return Path(folder).absolute()
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):  # the XDG standard ignores relative paths
+        home = os.path.expanduser("~")
+        if home == "~":
+            return None
+        cache = os.path.join(home, ".cache")
+    return Path(cache, "ddpm")
+
+
 def free_space(path: Path) -> str:
     """Return the free space of the file system of ``path`` in words, such as ``1.5 GB free``."""
     while not path.exists() and path != path.parent:

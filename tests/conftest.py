@@ -1,11 +1,17 @@
-"""One thread per test process: tests run in parallel, and the order of summation is fixed."""
+"""One thread per test process: tests run in parallel, and the order of summation is fixed.
+
+The user's cache is a temporary folder.
+"""
 
 import gc
 import os
+import shutil
 import signal
+import tempfile
 
 import pytest
 
+os.environ["DDPM_CACHE"] = tempfile.mkdtemp(prefix="ddpm-tests-")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start
 
 import torch
@@ -13,6 +19,7 @@ import torch
 torch.set_num_threads(1)
 torch.set_num_interop_threads(1)
 
+_CACHE = os.environ["DDPM_CACHE"]
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 for each in _SIGNALS:
     if signal.getsignal(each) == signal.SIG_IGN:  # by nohup or the shell of a CI
@@ -34,3 +41,8 @@ def pytest_collection_finish():
     """
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish():
+    """Remove the cache."""
+    shutil.rmtree(_CACHE, ignore_errors=True)

@@ -20,7 +20,7 @@ from ddpm.console import note, progress
 from ddpm.data.image_codec import ImageCodec
 from ddpm.data.images import PixelSet, resize_images, target_size
 from ddpm.errors import ConfigError
-from ddpm.files import locked
+from ddpm.files import locked, user_cache
 
 LEGACY_FOLDER = Path("data/cifar10")  # default of earlier versions
 _PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -90,14 +90,11 @@ def cache_folder(name: str, title: str) -> Path:
     Raises:
         ConfigError: (key ``path``) the home directory is unknown.
     """
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(cache):
-        home = os.path.expanduser("~")
-        if home == "~":
-            problem = f"the home directory is unknown; set data.path to a folder for {title}"
-            raise ConfigError("path", None, problem)
-        cache = os.path.join(home, ".cache")
-    return Path(cache, "ddpm", name)
+    cache = user_cache()
+    if cache is None:
+        problem = f"the home directory is unknown; set data.path to a folder for {title}"
+        raise ConfigError("path", None, problem)
+    return cache / name
 
 
 def _published() -> Any:

@@ -12,6 +12,7 @@ disposal and local palettes; for their durations see :func:`ddpm.data.gifs.timel
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -115,7 +116,12 @@ def read_header(path: str) -> Header:
 
 
 def read_pixels(
-    path: str, channels: int, size: tuple[int, int] | None = None, levels: Levels = _BYTES
+    path: str,
+    channels: int,
+    size: tuple[int, int] | None = None,
+    levels: Levels = _BYTES,
+    *,
+    fast_jpeg: bool = False,
 ) -> tuple[Header, Pixels]:
     """Return the header and the pixels of the picture at ``path``.
 
@@ -124,6 +130,7 @@ def read_pixels(
         channels: 1 (grey) or 3 (RGB, for 8-bit ``levels``).
         size: (height, width) to cover and crop to, see :func:`fit`; None = that of the picture.
         levels: range of 16-bit grey.
+        fast_jpeg: decode JPEGs at a fraction of their size if that is at least twice ``size``.
 
     Returns:
         Header, and pixels ``(channels, height, width)``: uint8, or float32 for 16-bit levels.
@@ -135,6 +142,9 @@ def read_pixels(
     with _open_image(path) as image:
         header = _header(image)
         turn = _TURNS.get(_orientation(image))
+        if fast_jpeg and size is not None:
+            upright = image.size == (header.width, header.height)
+            _reduce_jpeg(image, size if upright else (size[1], size[0]))
         if header.bits == 16:
             values, transparent = _read_16_bit(image)
             converted, value_range = levels.convert_16_bit(values, transparent, path)
@@ -196,6 +206,14 @@ def image_pixels(image: Image.Image, channels: int, size: tuple[int, int]) -> np
     Transparent pixels are composed onto white; ``channels`` is 1 (grey) or 3 (RGB).
     """
     return _pixels(_read_8_bit(image, channels), size)
+
+
+def _reduce_jpeg(image: Image.Image, size: tuple[int, int]) -> None:
+    """Have a JPEG decoded at 1/2, 1/4 or 1/8 of its size if that covers twice ``size``."""
+    height, width = size
+    scale = min(image.width / width, image.height / height)
+    if scale >= 4:  # draft does nothing below, and for other formats
+        image.draft(None, (math.ceil(2 * image.width / scale), math.ceil(2 * image.height / scale)))
 
 
 def _read_8_bit(image: Image.Image, channels: int) -> Image.Image:

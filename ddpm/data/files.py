@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddpm.console import progress
 from ddpm.data.samples import overview_pictures
 from ddpm.errors import ConfigError
 from ddpm.outputs import RECORD
@@ -118,6 +118,14 @@ def _kind(entry: os.DirEntry[str]) -> str:
     return suffix if re.fullmatch(r"\.[a-z0-9_+-]{1,12}", suffix) else "without suffix"
 
 
+def _holds(test: Callable[[], bool]) -> bool:
+    """Return a property of an entry, which needs no system call unless the entry is a link."""
+    try:
+        return test()
+    except OSError:  # such as a link to itself
+        return False
+
+
 def _walk(
     root: str,
     below: str,
@@ -140,11 +148,11 @@ def _walk(
         relative = os.path.join(below, entry.name)
         if entry.name.startswith(".") or entry.name in overviews:
             continue
-        if os.path.isdir(entry.path):
+        if _holds(entry.is_dir):
             real = os.path.realpath(entry.path)
             if real not in above:
                 yield from _walk(root, relative, (*above, real), suffixes, skipped)
-        elif entry.name.lower().endswith(suffixes) and os.path.isfile(entry.path):
+        elif entry.name.lower().endswith(suffixes) and _holds(entry.is_file):
             yield relative
         elif entry.name.lower() not in _SYSTEM_FILES:
             skipped[_kind(entry)] += 1
@@ -209,7 +217,6 @@ def parallel_for(count: int, function: Callable[[int], None], description: str) 
         function: called with an index.
         description: text of the progress bar.
     """
-    from tqdm import tqdm
 
     def run_chunk(start: int) -> int:
         chunk = range(start, min(start + _CHUNK, count))
@@ -218,9 +225,7 @@ def parallel_for(count: int, function: Callable[[int], None], description: str) 
         return len(chunk)
 
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 16))
-    bar = tqdm(
-        total=count, desc=description, delay=1, mininterval=0.5, leave=False, file=sys.stderr
-    )  # fmt: skip
+    bar = progress(count, description, "it", leave=False)
     try:
         for done in pool.map(run_chunk, range(0, count, _CHUNK)):
             bar.update(done)

@@ -5,26 +5,22 @@ from __future__ import annotations
 import os
 from typing import Literal
 
+import numpy as np
 import torch
 
+from ddpm.data.decoded import DecodedItems
 from ddpm.data.decoding import (
     SUFFIXES,
     Header,
     Pixels,
-    check_consistent,
     read_header,
     read_pixels,
     suppress_pillow_warnings,
 )
-from ddpm.data.depth import (
-    MAX_RANGE_SAMPLES,
-    Bits,
-    Levels,
-    depth_warnings,
-    range_warnings,
-    reject_range,
-)
-from ddpm.data.files import find_files, folder_classes, parallel_for
+from ddpm.data.depth import MAX_RANGE_SAMPLES, Bits, Levels, reject_range
+from ddpm.data.disk_cache import DiskCache, FileStates
+from ddpm.data.files import find_files, folder_classes
+from ddpm.data.headers import RECORD_BYTES, HeaderTable
 from ddpm.data.image_codec import ImageCodec
 from ddpm.data.images import PixelSet, target_size
 from ddpm.data.samples import find_samples
@@ -55,7 +51,12 @@ class Folder(PixelSet):
             of 8-bit pictures is converted to this value.
         flip: mirror a random half of the items, left to right.
         cache_mb: limit in MiB up to which the pixels are kept in memory. Pictures of larger sets
-            are decoded by each :meth:`fetch`.
+            are read by each :meth:`fetch`.
+        disk_cache: keep decoded pictures in files, which later runs and epochs read instead of
+            decoding: None = for folders of 16 MiB or more, in the user's cache; False = not at all;
+            True = always; or always, in this folder. See :mod:`ddpm.data.disk_cache`.
+        fast_jpeg: decode JPEGs at a half, a quarter or an eighth of their size where that is at
+            least twice ``image_size``. Pixels differ slightly.
 
     Raises:
         ConfigError: a file is unreadable, or differs from others in a property that must be shared.
@@ -76,6 +77,8 @@ class Folder(PixelSet):
         high: float | None = None,
         flip: bool = False,
         cache_mb: int = 2048,
+        disk_cache: bool | str | None = None,
+        fast_jpeg: bool = False,
     ) -> None:
         require(cache_mb >= 0, "cache_mb", cache_mb, "must be 0 or more")
         size = target_size(image_size)
@@ -83,15 +86,18 @@ class Folder(PixelSet):
         listing = find_files(self._root, SUFFIXES, "images")
         self._files, self.warnings = listing.files, listing.warnings
         with suppress_pillow_warnings():
-            self._first = read_header(self._absolute(0))
-            grey = self._first.grey if color == "auto" else color == "grey"
-            self._levels = Levels.choose(bits, low, high, grey, self._first.bits)
-            self._tolerances = {
-                "any_size": size is not None,
-                "any_color": color != "auto",
-                "any_bits": bits != "auto" or not grey,
-            }
-            shape = (1 if grey else 3, *(size or self._first[:2]))
+            first = read_header(self._absolute(0))
+            grey = first.grey if color == "auto" else color == "grey"
+            self._levels = Levels.choose(bits, low, high, grey, first.bits)
+            self._fast_jpeg = fast_jpeg
+            self._headers = HeaderTable(
+                self._files,
+                first,
+                any_size=size is not None,
+                any_color=color != "auto",
+                any_bits=bits != "auto" or not grey,
+            )
+            shape = (1 if grey else 3, *(size or first[:2]))
             deep = self._levels.bits == 16
             limits = (self._levels.low, self._levels.high) if deep else (None, None)
             self._dtype = torch.float32 if deep else torch.uint8
@@ -100,17 +106,13 @@ class Folder(PixelSet):
                 labels, names, warnings = folder_classes(self._files, self._root)
                 self._set_labels(labels, names)
                 self.warnings += warnings
-            self._headers: list[Header] = [self._first] * len(self)
             numel = len(self._files) * shape[0] * shape[1] * shape[2]
-            if numel * self._dtype.itemsize <= cache_mb * 2**20:
-                self._set_pixels(self._decode_all())
-            else:
-                parallel_for(len(self), self._read_header, _WORK)
-                self._sample_range()
-            self._add_depth_warnings()
-            if self._requires_16_bit and not any(each.bits == 16 for each in self._headers):
+            fits = numel * self._dtype.itemsize <= cache_mb * 2**20
+            self._read_all(self._open_cache(disk_cache), keep=fits)
+            self.warnings += self._headers.warnings(self._root, self._levels)
+            if self._requires_16_bit and not self._headers.deep():
                 reject_range(low, high)
-            self._headers = []
+            self._headers.free()
 
     def __len__(self) -> int:
         return len(self._files)
@@ -120,49 +122,54 @@ class Folder(PixelSet):
             return super()._read_items_at(positions)
         raw = torch.empty((len(positions), *self.shape), dtype=self._dtype)
         for place, index in enumerate(positions.tolist()):
-            raw.numpy()[place] = self._decode(index)
+            header, raw.numpy()[place] = self._items.read(index)
+            self._headers.add(index, header)
         return raw
 
     def _absolute(self, index: int) -> str:
         return os.path.join(self._root, self._files[index])
 
-    def _decode(self, index: int) -> Pixels:
+    def _decode(self, index: int) -> tuple[Header, Pixels]:
         channels, height, width = self.shape
-        size = height, width
-        header, pixels = read_pixels(self._absolute(index), channels, size, self._levels)
-        self._check_header(index, header)
-        return pixels
+        size, fast = (height, width), self._fast_jpeg
+        return read_pixels(self._absolute(index), channels, size, self._levels, fast_jpeg=fast)
 
-    def _decode_all(self) -> torch.Tensor:
-        pixels = torch.empty((len(self), *self.shape), dtype=self._dtype)
-        array = pixels.numpy()
+    def _read_header(self, index: int) -> tuple[Header, Pixels]:
+        return read_header(self._absolute(index)), np.empty(0, np.uint8)
 
-        def decode(index: int) -> None:
-            array[index] = self._decode(index)
+    def _open_cache(self, option: bool | str | None) -> DiskCache | None:
+        if option is False:
+            return None
+        return DiskCache.choose(option, FileStates.scan(self._root, self._files))
 
-        parallel_for(len(self), decode, _WORK)
-        return pixels
+    def _read_all(self, cache: DiskCache | None, *, keep: bool) -> None:
+        """Read the pixels of all pictures into memory, or their headers only.
 
-    def _read_header(self, index: int) -> None:
-        self._check_header(index, read_header(self._absolute(index)))
-
-    def _check_header(self, index: int, header: Header) -> None:
-        """Store the header of picture ``index``; raise ConfigError if it is inconsistent."""
-        first, other = (self._files[0], self._first), (self._files[index], header)
-        check_consistent(first, other, **self._tolerances)
-        if self._headers:
-            self._headers[index] = header
+        Args:
+            cache: the files of decoded pictures and of headers.
+            keep: read the pixels.
+        """
+        count, dtype = len(self), np.float32 if self._levels.bits == 16 else np.uint8
+        index = file = None
+        if cache is not None:
+            options = ("pixels", self.shape, self._levels, self._fast_jpeg)
+            index = None if keep else cache.open(("headers",), count, RECORD_BYTES)
+            file = cache.open(options, count, DecodedItems.content_bytes(self.shape, dtype))
+            self.warnings += cache.warnings
+        self._items = DecodedItems(self._decode, self.shape, dtype, file)
+        self._headers.allocate()
+        if keep:
+            pixels = torch.empty((count, *self.shape), dtype=self._dtype)
+            self._items.read_all(count, self._headers, pixels.numpy(), _WORK)
+            self._set_pixels(pixels)
+            self._items = DecodedItems(self._decode, self.shape, dtype)  # closes the file
+        else:
+            headers = DecodedItems(self._read_header, (0,), np.uint8, index)
+            headers.read_all(count, self._headers, None, _WORK)
+            self._sample_range()
 
     def _sample_range(self) -> None:
         """Decode some of the 16-bit pictures to measure their range."""
-        deep = [at for at, header in enumerate(self._headers) if header.bits == 16]
+        deep = self._headers.deep()
         for at in deep[:: -(-len(deep) // MAX_RANGE_SAMPLES) or 1]:
-            self._decode(at)
-
-    def _add_depth_warnings(self) -> None:
-        """Add warnings about the bit depths and ranges of the pictures."""
-        headers, levels = self._headers, self._levels
-        deep = sum(header.bits == 16 for header in headers)
-        colours = sum(header.deep_colour for header in headers)
-        self.warnings += depth_warnings(self._root, len(self), deep, colours, levels)
-        self.warnings += range_warnings(self._root, (each.value_range for each in headers), levels)
+            self._headers.add(at, self._items.read(at)[0])

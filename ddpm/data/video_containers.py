@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,6 +41,13 @@ _BOXES = (
 _JITTER = 0.25  # of an interval: frame times that deviate less are at a constant rate
 _DEFAULT_MS = 100  # of a single frame without a duration, as in GIFs
 _REMEDY = "remove the file or re-encode it"
+
+
+def pyav_version() -> str | None:
+    """Return the version of PyAV, which contains the decoders; None if it is not installed."""
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version("av")
+    return None
 
 
 def read_container_header(path: str) -> Header:

@@ -205,6 +205,8 @@ class VideoFiles:
 
     limits: tuple[float, float] | None = None
     """See :attr:`VideoSource.limits`."""
+    root: str
+    """Path of the folder."""
     has_varying_durations: bool
     """Whether some file has frames of different durations."""
 
@@ -218,9 +220,9 @@ class VideoFiles:
         low: float | None,
         high: float | None,
     ) -> None:
-        self._root = root
+        self.root = root
         videos: dict[str, list[str]] = {}
-        listing = find_files(self._root, (*VIDEO_FILES, *SUFFIXES), "videos")
+        listing = find_files(self.root, (*VIDEO_FILES, *SUFFIXES), "videos")
         self.warnings = listing.warnings
         for file in listing.files:
             folder, name = os.path.split(file)
@@ -230,7 +232,7 @@ class VideoFiles:
                 videos.setdefault(folder or ".", []).append(name)
         self._names = list(videos)
         self._videos = [
-            VideoFile(os.path.join(self._root, name), tuple(sorted(frames, key=_natural_key)))
+            VideoFile(os.path.join(self.root, name), tuple(sorted(frames, key=_natural_key)))
             for name, frames in videos.items()
         ]
         first = _read_header(self._videos[0].files[0])
@@ -256,15 +258,21 @@ class VideoFiles:
             self._videos[at] = self._videos[at].with_timeline(header, fps, self._names[at])
         self.lengths = [video.length() for video in self._videos]
 
+    @property
+    def files(self) -> list[str]:
+        """Paths of all files, relative to the folder."""
+        files = [file for video in self._videos for file in video.files]
+        return [os.path.relpath(file, self.root) for file in files]
+
     def _headers(self, *, any_size: bool, any_color: bool, any_bits: bool) -> list[list[Header]]:
         """Return the headers of each video's files; raise ConfigError if they are inconsistent."""
         files = [file for video in self._videos for file in video.files]
         headers = [_read_header(files[0])] * len(files)
-        first = os.path.relpath(files[0], self._root), headers[0]
+        first = os.path.relpath(files[0], self.root), headers[0]
 
         def read(index: int) -> None:
             headers[index] = _read_header(files[index])
-            other = os.path.relpath(files[index], self._root), headers[index]
+            other = os.path.relpath(files[index], self.root), headers[index]
             check_consistent(
                 first, other, any_size=any_size, any_color=any_color, any_bits=any_bits
             )
@@ -283,11 +291,11 @@ class VideoFiles:
             if header.bits == 16
         ]
         counts = len(pictures), len(deep), sum(header.deep_colour for header in pictures)
-        self.warnings += depth_warnings(self._root, *counts, self.levels)
+        self.warnings += depth_warnings(self.root, *counts, self.levels)
         step = -(-len(deep) // MAX_RANGE_SAMPLES) or 1
         sampled = [read_pixels(file, 1, levels=self.levels)[0] for file in deep[::step]]
         ranges = [header.value_range for header in sampled]
-        self.warnings += range_warnings(self._root, ranges, self.levels)
+        self.warnings += range_warnings(self.root, ranges, self.levels)
 
     def name(self, video: int) -> str:
         """Return the path of the file or the folder, relative to the root."""
@@ -295,7 +303,7 @@ class VideoFiles:
 
     def labels(self) -> tuple[list[int], list[str]]:
         """Return the class of each video, the first folder of its path, and the class names."""
-        labels, names, warnings = folder_classes(self._names, self._root)
+        labels, names, warnings = folder_classes(self._names, self.root)
         self.warnings += warnings
         return labels, names
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Literal
+from typing import Any, Literal
 
+import numpy.typing as npt
 import torch
 
+from ddpm.data import gifs, video_containers, video_sources
 from ddpm.data.decoding import SUFFIXES, suppress_pillow_warnings
 from ddpm.data.depth import Bits
+from ddpm.data.disk_cache import DiskCache, FileStates, code_version
 from ddpm.data.files import parallel_for
 from ddpm.data.images import PixelSet, target_size
+from ddpm.data.item_file import ItemFile
 from ddpm.data.samples import find_samples
 from ddpm.data.video_arrays import Order, VideoArray, check_array_suffix
 from ddpm.data.video_codec import Condition, VideoCodec
+from ddpm.data.video_containers import pyav_version
 from ddpm.data.video_sources import VIDEO_FILES, VideoFiles, VideoSource
 from ddpm.errors import ConfigError, require
 
@@ -50,6 +55,7 @@ class Videos(PixelSet):
         high: upper end of the range, likewise.
         flip: mirror a random half of the clips, left to right.
         cache_mb: see :class:`~ddpm.data.Folder`.
+        disk_cache: see :class:`~ddpm.data.Folder`; has no effect on arrays.
         condition: entries of a clip that are a condition.
 
     Raises:
@@ -76,6 +82,7 @@ class Videos(PixelSet):
         high: float | None = None,
         flip: bool = False,
         cache_mb: int = 2048,
+        disk_cache: bool | str | None = None,
         condition: Condition = _NO_CONDITION,
     ) -> None:
         require(cache_mb >= 0, "cache_mb", cache_mb, "must be 0 or more")
@@ -106,6 +113,7 @@ class Videos(PixelSet):
                 _reject_options("pictures", **chosen)
                 source = VideoArray(path, key, order, class_cond, size, low, high)
             self._source: VideoSource | None = source
+            self._file: ItemFile | None = None
             self._choose_clips(source, frames, stride)
             shape = (source.channels, self._frames, *source.size)
             low, high = source.limits or (None, None)
@@ -115,12 +123,31 @@ class Videos(PixelSet):
                 self._set_labels([labels[video] for video, _ in self._clips], names)
             self.warnings = source.warnings
             self._dtype = torch.uint8 if source.limits is None else torch.float32
-            if len(self) * math.prod(shape) * self._dtype.itemsize <= cache_mb * 2**20:
-                self._set_pixels(self._read_all(source))
-                self._source = None  # releases the memory of an .npz
+            self._open_cache(source, disk_cache, (fps, frames, stride))
+            self._keep(source, cache_mb)
 
     def __len__(self) -> int:
         return len(self._clips)
+
+    def _open_cache(
+        self, source: VideoSource, option: bool | str | None, options: tuple[object, ...]
+    ) -> None:
+        """Open the file of decoded clips in the disk cache, if there is to be one."""
+        if option is False or not isinstance(source, VideoFiles):
+            return
+        cache = DiskCache.choose(option, FileStates.scan(source.root, source.files))
+        if cache is not None:
+            code = code_version(gifs, video_containers, video_sources)
+            parts = ("clips", self.shape, source.levels, *options, code, pyav_version())
+            clip_bytes = math.prod(self.shape) * self._dtype.itemsize
+            self._file = cache.open(parts, len(self), clip_bytes)
+            self.warnings += cache.warnings
+
+    def _keep(self, source: VideoSource, limit_mb: int) -> None:
+        """Keep all clips in memory if they do not exceed the limit."""
+        if len(self) * math.prod(self.shape) * self._dtype.itemsize <= limit_mb * 2**20:
+            self._set_pixels(self._read_all(source))
+            self._source = self._file = None  # releases the memory of an .npz
 
     def _choose_clips(self, source: VideoSource, frames: int | None, stride: int) -> None:
         """Choose the clips, each of which is a video and the index of its first frame."""
@@ -153,26 +180,49 @@ class Videos(PixelSet):
         firsts = [at for at, (_, start) in enumerate(self._clips) if start == 0]
         ends = [*firsts[1:], len(self)]
 
+        file = self._file
+
         def read(video: int) -> None:
             first, end = firsts[video], ends[video]
+            stored = self._read_stored(first, end, array.dtype)
+            if stored is not None:
+                array[first:end] = stored
+                return
             indices = range(0, (end - first) * self._frames * self._stride, self._stride)
             channels, _, *size = self.shape
             block = source.read(video, indices)
             block = block.reshape(channels, end - first, self._frames, *size)
             array[first:end] = block.swapaxes(0, 1)
+            if file is not None:
+                for index in range(first, end):
+                    file.write(index, array[index].tobytes())
 
         parallel_for(len(firsts), read, "reading videos")
         return pixels
+
+    def _read_stored(self, first: int, end: int, dtype: npt.DTypeLike) -> npt.NDArray[Any] | None:
+        """Return clips from the disk cache, None unless it has all of them."""
+        if self._file is None:
+            return None
+        contents, valid = self._file.read_block(first, end)
+        return contents.view(dtype).reshape(-1, *self.shape) if valid.all() else None
 
     def _read_items_at(self, positions: torch.Tensor) -> torch.Tensor:
         if self._pixels is not None:
             return super()._read_items_at(positions)
         assert self._source is not None
         raw = torch.empty((len(positions), *self.shape), dtype=self._dtype)
+        clips = raw.numpy()
         for place, index in enumerate(positions.tolist()):
+            stored = self._read_stored(index, index + 1, clips.dtype)
+            if stored is not None:
+                clips[place] = stored[0]
+                continue
             video, start = self._clips[index]
             indices = range(start, start + self._frames * self._stride, self._stride)
-            raw.numpy()[place] = self._source.read(video, indices)
+            clips[place] = self._source.read(video, indices)
+            if self._file is not None:
+                self._file.write(index, clips[place].tobytes())
         return raw
 
 

@@ -189,7 +189,7 @@ class FolderImages(DatasetImages):
         """
         try:
             options: dict[str, Any] = {"color": color, "low": low, "high": high}
-            data = _Pictures(path=path, image_size=image_size, bits=8, **options)
+            data = _Pictures(path=path, image_size=image_size, bits=8, disk_cache=False, **options)
         except ConfigError as error:
             where = str(error.value) if error.key == "path" else path
             raise error.renamed(key, where) from error

@@ -18,6 +18,7 @@ FREE_KEYS = frozenset(
         "data.axes",  # the resulting shape of the data is compared instead
         "data.download",
         "data.cache_mb",
+        "data.disk_cache",
         "data.bits",  # this and the next are compared as part of the state of the codec
         "data.fps",
         *(f"trainer.{name}" for name in free_options(TrainerOptions)),

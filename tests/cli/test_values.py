@@ -163,5 +163,6 @@ def text_options():
 
 def test_options_of_text_are_listed():
     words = {"source", "format", "steps", "extractor.key", "evaluation.extractor.key"}
+    words.add("data.disk_cache")  # a folder, or false
     assert set(text_options()) - words <= values.TEXT
     assert "ddpm.data" in PACKAGES.values()

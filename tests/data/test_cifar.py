@@ -65,6 +65,7 @@ def published(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "meta", meta)
     monkeypatch.setattr(dataset, "tgz_md5", hashlib.md5(ARCHIVE).hexdigest())
     monkeypatch.setattr(dataset, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")  # no server
+    monkeypatch.delenv("DDPM_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
@@ -184,6 +185,8 @@ def test_cifar_is_downloaded_once_into_a_shared_cache(server, tmp_path, capsys, 
     assert cifar.default_folder() == tmp_path / ".cache/ddpm/cifar10"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # must be ignored by the XDG standard
     assert cifar.default_folder() == tmp_path / ".cache/ddpm/cifar10"
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "own"))
+    assert cifar.default_folder() == tmp_path / "own/cifar10"
     assert os.listdir() == []
 
 

@@ -39,6 +39,7 @@ def published(tmp_path, monkeypatch):
     sums = [(name, hashlib.md5(content).hexdigest()) for name, content in PACKED.items()]
     monkeypatch.setattr(torchvision.datasets.MNIST, "resources", sums)
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.delenv("DDPM_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
