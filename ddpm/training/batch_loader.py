@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ddpm.data import Dataset as Data
 from ddpm.errors import ConfigError, require
@@ -30,6 +30,7 @@ Batch = tuple[Tensor, Tensor | None]
 Item = tuple[int, int]
 # The default of torch, also in spawned processes, whose default would copy the data.
 _START_METHOD = "fork" if sys.platform.startswith("linux") else None
+_PREFETCH = 2  # batches per worker
 _TIMEOUT_SECONDS = 1800.0  # per batch, after which the workers are considered hung
 
 
@@ -144,22 +145,23 @@ class BatchLoader:
     def _load(self, samples: int) -> Iterator[Batch]:
         if self.num_workers:
             Finalize(None, kill_workers, exitpriority=1)
+        receive = _Receiver(self.pin_memory)
         loader: DataLoader[Any] = DataLoader(
-            _BatchFetcher(self.data),
+            _BatchFetcher(self.data, _SharedBuffers() if self.num_workers else None),
             batch_sampler=_MicroBatchSampler(self, samples),
             timeout=_TIMEOUT_SECONDS if self.num_workers else 0,
             num_workers=self.num_workers,
+            prefetch_factor=_PREFETCH if self.num_workers else None,
             multiprocessing_context=_START_METHOD if self.num_workers else None,
             worker_init_fn=partial(_init_worker, os.getpid()),
             collate_fn=_unchanged,
-            pin_memory=self.pin_memory,
             # A loader draws a seed when it starts, which must not come from the global generator.
             generator=torch.Generator(),
         )
         for fetched in loader:
             if isinstance(fetched, ConfigError):
                 raise fetched.under("data")
-            yield fetched
+            yield receive(fetched)
 
     def first(self, samples: int) -> Batch:
         """Return the first micro-batch from position ``samples`` on.
@@ -212,20 +214,79 @@ class _MicroBatchSampler(Sampler[list[Item]]):
             samples += self.loader.batch_size
 
 
+@dataclass(frozen=True)
+class _SharedBatch:
+    """A batch in the shared memory of a worker.
+
+    The first batch in a buffer brings the buffer along. Later ones only name it: sending a tensor
+    maps new memory and takes several messages between the processes, which wait for the decoder.
+    """
+
+    worker: int
+    slot: int
+    buffer: Tensor | None
+    labels: npt.NDArray[np.int64] | None
+
+
+class _SharedBuffers:
+    """Buffers in shared memory that a worker fills in turn.
+
+    The main process asks a worker for a further batch when it has received one, and copies that one
+    before it asks again, so that one more buffer than prefetched batches suffices.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor | None] = [None] * (_PREFETCH + 1)
+        self._next = 0
+
+    def share(self, raw: Tensor, labels: Tensor | None) -> _SharedBatch:
+        """Copy a batch into the next buffer."""
+        slot, self._next = self._next, (self._next + 1) % len(self._buffers)
+        buffer, sent = self._buffers[slot], None
+        if buffer is None or buffer.shape != raw.shape or buffer.dtype != raw.dtype:
+            buffer = self._buffers[slot] = sent = torch.empty_like(raw).share_memory_()
+        buffer.copy_(raw)
+        info = get_worker_info()
+        assert info is not None
+        return _SharedBatch(info.id, slot, sent, None if labels is None else labels.numpy())
+
+
+class _Receiver:
+    """Copies batches of workers, and moves batches into page-locked memory for a GPU."""
+
+    def __init__(self, pin_memory: bool) -> None:
+        self._pin_memory = pin_memory
+        self._buffers: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, fetched: Batch | _SharedBatch) -> Batch:
+        if isinstance(fetched, _SharedBatch):
+            place = fetched.worker, fetched.slot
+            if fetched.buffer is not None:
+                self._buffers[place] = fetched.buffer
+            raw = self._buffers[place]
+            labels = None if fetched.labels is None else torch.from_numpy(fetched.labels)
+        else:
+            raw, labels = fetched
+        if self._pin_memory:
+            return raw.pin_memory(), None if labels is None else labels.pin_memory()
+        return (raw.clone() if isinstance(fetched, _SharedBatch) else raw), labels
+
+
 class _BatchFetcher(Dataset[Any]):
     """Fetches a whole micro-batch with one call of the data set.
 
     A ConfigError is returned as a value: torch would wrap one that is raised in a worker.
     """
 
-    def __init__(self, data: Data) -> None:
-        self.data = data
+    def __init__(self, data: Data, buffers: _SharedBuffers | None) -> None:
+        self.data, self.buffers = data, buffers
 
-    def __getitems__(self, items: list[Item]) -> Batch | ConfigError:
+    def __getitems__(self, items: list[Item]) -> Batch | _SharedBatch | ConfigError:
         try:
-            return self.data.fetch([index for index, _ in items], [key for _, key in items])
+            batch = self.data.fetch([index for index, _ in items], [key for _, key in items])
         except ConfigError as error:
             return error
+        return batch if self.buffers is None else self.buffers.share(*batch)
 
 
 def _unchanged(batch: Any) -> Any:

@@ -1,6 +1,7 @@
 """The order of the data depends on the seed, not on processes and micro-batches."""
 
 from itertools import chain, islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,6 +123,27 @@ def test_workers_do_not_change_the_stream(workers):
         return BatchLoader(Numbers(9), seed=0, batch_size=4, accumulate=2, num_workers=num_workers)
 
     assert stream(loader(workers), 3, 8) == stream(loader(0), 3, 8)
+
+
+def test_batches_of_workers_are_not_overwritten_by_later_ones():
+    def batches(num_workers):
+        loader = BatchLoader(Numbers(9), seed=0, batch_size=4, num_workers=num_workers)
+        return list(islice(loader.batches(0), 12))
+
+    for (raw, labels), (other, other_labels) in zip(batches(2), batches(0), strict=True):
+        assert labels is not None and other_labels is not None
+        assert torch.equal(raw, other) and torch.equal(labels, other_labels)
+        assert raw.dtype == other.dtype and not raw.is_shared()
+
+
+def test_buffers_of_workers_are_sent_once(monkeypatch):
+    monkeypatch.setattr(batch_loader, "get_worker_info", lambda: SimpleNamespace(id=0))
+    buffers, receive = batch_loader._SharedBuffers(), batch_loader._Receiver(pin_memory=False)
+    shapes = [(2, 3)] * 7 + [(4,)] * 4
+    for number, shape in enumerate(shapes):
+        sent = buffers.share(torch.full(shape, number), None)
+        assert (sent.buffer is not None) == (number < 3 or 7 <= number < 10)
+        assert torch.equal(receive(sent)[0], torch.full(shape, number))
 
 
 def test_loader_does_not_use_the_global_random_state():
