@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ddpm.distributed.consensus import agree
 from ddpm.training import Trainer
 from ddpm.training.batch_loader import Batch
 from ddpm.training.meter import Meter
-from ddpm.training.trainer import GradientDecision
+from ddpm.training.updates import Updates, if_finite
 
 
 class TrainingSteps:
@@ -22,12 +21,13 @@ class TrainingSteps:
         self.trainer = trainer
         trainer.network.train()
         self.batches: Iterator[Batch] = trainer.loader.batches(trainer.samples)
+        self.updates = Updates(trainer, if_finite)
         self.meter = Meter(trainer.accelerator, trainer.diffusion.num_steps)
 
     def take(self, count: int) -> None:
-        """Run ``count`` steps."""
+        """Run ``count`` steps; on a GPU they may still be in progress."""
         for _ in range(count):
             result = self.trainer.accumulate_gradient(self.batches)
-            agreed = agree(self.trainer.accelerator, result.norm, stop=False, failed=False)
-            self.trainer.apply_gradient(GradientDecision(agreed.finite, agreed.finite))
+            self.updates.apply(result)
             self.meter.add(result.losses, result.t, result.weights)
+        self.updates.settle()

@@ -33,9 +33,7 @@ class Agreed(NamedTuple):
 def agree(
     accelerator: Accelerator, norm: Tensor, *, stop: bool, failed: bool, save: bool = False
 ) -> Agreed:
-    """All-reduce the status of the processes.
-
-    This is the only synchronization with the device in a step.
+    """All-reduce the status of the processes, and wait for the result.
 
     Args:
         accelerator: of the processes; nothing is exchanged for a single one.
@@ -44,15 +42,53 @@ def agree(
         failed: True if this process failed.
         save: True if a checkpoint is due by the clock; the main process decides.
     """
-    save = save and accelerator.is_main_process
     if accelerator.num_processes == 1:
+        save = save and accelerator.is_main_process
         return Agreed(math.isfinite(float(norm)), stop, failed, save)
-    mine = torch.tensor([0.0, stop, failed, save], device=accelerator.device)
-    mine[0] = (~torch.isfinite(norm)).float()
-    votes = accelerator.reduce(mine, reduction="sum")
-    assert isinstance(votes, Tensor)
-    broken, stopping, failing, saving = votes.tolist()
-    return Agreed(broken == 0, stopping > 0, failing > 0, saving > 0)
+    return post_status(accelerator, norm, stop=stop, failed=failed, save=save).read()
+
+
+class PostedStatus:
+    """Status of all processes on its way from the device to the host.
+
+    Attributes:
+        nonfinite: 1.0 if the gradient of some process is not finite, else 0.0; (), on the device.
+
+    Args:
+        votes: number of processes per flag: not finite, stop, failed, save; (4,), on the device.
+    """
+
+    def __init__(self, votes: Tensor) -> None:
+        self.nonfinite = (votes[0] > 0).float()
+        self._votes = votes
+        self._copied: torch.cuda.Event | None = None
+        if votes.device.type == "cuda":
+            host = torch.empty(votes.shape, dtype=votes.dtype, pin_memory=True)
+            self._votes = host.copy_(votes, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def read(self) -> Agreed:
+        """Wait until the device has computed the status, not for what was queued after it."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        broken, stopping, failing, saving = self._votes.tolist()
+        return Agreed(broken == 0, stopping > 0, failing > 0, saving > 0)
+
+
+def post_status(
+    accelerator: Accelerator, norm: Tensor, *, stop: bool, failed: bool, save: bool = False
+) -> PostedStatus:
+    """All-reduce the status of the processes like :func:`agree`, without waiting for the device."""
+    votes = torch.zeros(4, device=accelerator.device)
+    votes[:1].copy_(~torch.isfinite(norm))
+    for index, flag in enumerate((stop, failed, save and accelerator.is_main_process), 1):
+        if flag:  # to copy a list of flags would wait for a GPU
+            votes[index : index + 1].fill_(1.0)
+    if accelerator.num_processes > 1:
+        votes = accelerator.reduce(votes, reduction="sum")
+        assert isinstance(votes, Tensor)
+    return PostedStatus(votes)
 
 
 def wait_for_all(accelerator: Processes) -> None:

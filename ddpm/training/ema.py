@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,17 +95,30 @@ class EMA:
             decay = min(decay, 1 - 1 / (1 + self._window * update))
         return decay
 
+    def copy_buffers(self) -> list[Tensor]:
+        """Return copies of the current buffers of the network, for a later :meth:`update`."""
+        return [buffer.clone() for _, buffer in self._buffers()]
+
+    def _buffers(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the buffers of the averaged network, each with that of the network."""
+        for averaged, current in self._with_buffers:
+            for name, buffer in current.named_buffers(recurse=False):
+                yield averaged.get_buffer(name), buffer
+
     @torch.no_grad()
-    def update(self) -> None:
-        """Update the average with the current weights of the network."""
+    def update(self, buffers: Sequence[Tensor] | None = None) -> None:
+        """Update the average with the current weights of the network.
+
+        Args:
+            buffers: see :meth:`copy_buffers`; None = the current ones.
+        """
         decay = self._decay_of(self._step) if self._initialized else 0.0
         if decay == 0:
             torch._foreach_copy_(self._averaged, self._current)
         else:
             torch._foreach_lerp_(self._averaged, self._current, 1 - decay)
-        for averaged, current in self._with_buffers:
-            for name, buffer in current.named_buffers(recurse=False):
-                averaged.get_buffer(name).copy_(buffer)
+        for index, (averaged, current) in enumerate(self._buffers()):
+            averaged.copy_(current if buffers is None else buffers[index])
         self._step, self._initialized = self._step + 1, True
 
     def state(self) -> dict[str, int]:

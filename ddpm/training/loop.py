@@ -33,7 +33,9 @@ from ddpm.training.retention import prune
 from ddpm.training.run import Run
 from ddpm.training.saving import Saver
 from ddpm.training.slowdown import Slowdown
-from ddpm.training.trainer import GradientDecision, StepResult, Trainer
+from ddpm.training.step import GradientDecision, StepResult
+from ddpm.training.trainer import Trainer
+from ddpm.training.updates import Updates
 
 _MAX_SCALER_SKIPS = 100  # in a row: far more than the loss scale can be halved
 
@@ -93,7 +95,8 @@ class TrainingLoop:
         self.save_timer = SaveTimer(self.options.checkpoint_minutes)
         self.meter = Meter(trainer.accelerator, trainer.diffusion.num_steps)
         self.slowdown = self._slowdown()
-        self.agreed = Agreed(finite=True, stop=False, failed=False)
+        self.updates = Updates(trainer, self._decide)
+        self.agreed = Agreed(finite=True, stop=False, failed=False)  # at the latest decision
         self.metrics: dict[str, Any] = {}
 
     def train(self) -> float:
@@ -134,10 +137,12 @@ class TrainingLoop:
         with progress(last, "training", "step", initial=done, shown=main) as bar:
             while trainer.step < last and not self.agreed.stop:
                 result = trainer.accumulate_gradient(batches)
-                trainer.apply_gradient(self._decide(result))
+                self._apply(result)
                 self.meter.add(result.losses, result.t, result.weights)
                 bar.update()
                 self.slowdown.tick()
+                if self._has_tasks():
+                    self.updates.settle()
                 if self._due(self.options.log_every):
                     self._log(float(result.norm))
                     bar.set_postfix_str(self._speed(), refresh=False)
@@ -164,6 +169,12 @@ class TrainingLoop:
     def _due(self, every: int) -> bool:
         """Return True if a task with this interval is due now, as all are on a stop."""
         return is_due(every, self.trainer.step, self.trainer.max_steps) or self.agreed.stop
+
+    def _has_tasks(self) -> bool:
+        """Return True if anything is due now, equal on every process."""
+        logged, saved = self._due(self.options.log_every), self._due(self.options.checkpoint_every)
+        shown = scheduled(self.options, self.trainer.step, self.trainer.max_steps)
+        return logged or saved or self.agreed.save or bool(shown)
 
     def _scheduled(self) -> set[Shown]:
         """Return the previews and evaluations that are due at this step."""
@@ -199,7 +210,16 @@ class TrainingLoop:
         if "evaluation" in self.pending and not self.agreed.stop:
             self._evaluate()
 
-    def _decide(self, result: StepResult) -> GradientDecision:
+    def _apply(self, result: StepResult) -> None:
+        """Apply the gradient of a step, and tell the other processes the status of this one."""
+        self.updates.apply(
+            result,
+            stop=self.stop.received is not None,
+            failed=self.saver.error() is not None,
+            save=self.save_timer.is_due(),
+        )
+
+    def _decide(self, result: StepResult, agreed: Agreed) -> GradientDecision:
         """Return the decision about a gradient, equal on every process.
 
         With fp16 a gradient that is not finite goes to the scaler, which skips the step and lowers
@@ -208,15 +228,9 @@ class TrainingLoop:
         Raises:
             ConfigError: the gradient is not finite, or checkpoints cannot be written.
         """
-        trainer, error = self.trainer, self.saver.error()
-        self.agreed = agree(
-            self.accelerator,
-            result.norm,
-            stop=self.stop.received is not None,
-            failed=error is not None,
-            save=self.save_timer.is_due(),
-        )
+        self.agreed, trainer = agreed, self.trainer
         if self.agreed.failed:
+            error = self.saver.error()
             self._report(error)
             raise error or _remote_failure()
         if self.agreed.finite:
@@ -228,12 +242,13 @@ class TrainingLoop:
             # A scaler must skip the step itself before it accepts another gradient.
             return GradientDecision(use=self.accelerator.scaler is not None, counts=False)
         self.saver.wait()
+        trainer.step, trainer.samples = result.step, result.samples  # the step was not taken
         raise self._nonfinite(result)
 
     def _nonfinite(self, result: StepResult) -> ConfigError:
         """Return the error about a gradient that is not finite, equal on every process."""
-        trainer, step = self.trainer, self.trainer.step + 1
-        items = trainer.loader.order.items(trainer.samples, trainer.batch_size)
+        trainer, step = self.trainer, result.step + 1
+        items = trainer.loader.order.items(result.samples, trainer.batch_size)
         indices = [index for index, _ in items]
         samples = gradient_check.gather_samples(self.accelerator, result.t, result.losses, indices)
         details = ""
@@ -320,7 +335,7 @@ class TrainingLoop:
 
     def _save(self) -> None:
         """Start to write a checkpoint of this step."""
-        self.saved = self.trainer.step
+        self.saved, self.agreed = self.trainer.step, self.agreed._replace(save=False)
         self.save_timer.restart()
         if self.accelerator.is_main_process:
             trainer = self.trainer

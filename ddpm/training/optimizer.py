@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddpm.errors import require
 from ddpm.training.options import ABOVE_0, Options, option
@@ -67,7 +67,13 @@ class AdamW(torch.optim.AdamW):
 
     torch wraps these methods for ``torch.compile``, which optimizers here never use. The
     wrappers import torch._dynamo: a second or more at the start of each run.
+
+    Attributes:
+        found_inf: 1.0 if the next fused step must be skipped, (), float32, on the device; None = it
+            is taken. A gradient scaler sets it, too.
     """
+
+    found_inf: Tensor | None = None
 
     add_param_group = _eager(torch.optim.AdamW.add_param_group)
     zero_grad = _eager(torch.optim.AdamW.zero_grad)

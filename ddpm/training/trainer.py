@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -42,36 +42,8 @@ from ddpm.training.optimizer import (
 from ddpm.training.options import Options, legacy_defaults
 from ddpm.training.pace import Pace
 from ddpm.training.saving import CheckpointOptions
+from ddpm.training.step import GradientDecision, StepResult
 from ddpm.training.trackers import TrackerOptions
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """Gradient norm and losses of a step, on this process in M micro-batches of B samples.
-
-    Attributes:
-        norm: norm of the gradient over all processes, before clipping, ().
-        t: timesteps (M, B), integer or real.
-        losses: loss per sample (M, B).
-        weights: importance weights of the timesteps (M, B); None without importance sampling.
-    """
-
-    norm: Tensor
-    t: Tensor
-    losses: Tensor
-    weights: Tensor | None
-
-
-class GradientDecision(NamedTuple):
-    """Use of a gradient.
-
-    Attributes:
-        use: pass it to the optimizer.
-        counts: advance the learning rate and the moving average by a step.
-    """
-
-    use: bool
-    counts: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +129,7 @@ class Trainer:
         self.step = self.samples = self.num_updates = 0
         self.skipped = self.num_skipped = 0
         self.pace = Pace()
+        self._buffers: list[Tensor] | None = None  # after an update that is not concluded
         self.loader = BatchLoader(
             data,
             seed=seed,
@@ -175,7 +148,7 @@ class Trainer:
         self.ema = EMA(self.network, decay=decay, warmup=warmup, window=window)
         if options.compile:
             self.network.compile()
-        optimizer = AdamW(
+        self._adamw = AdamW(
             self.network.parameters(),
             lr=self.lr,
             betas=options.adam_betas,
@@ -184,7 +157,7 @@ class Trainer:
         )
         # The network is in place: Accelerate would import DTensor, and sympy, before moving it.
         in_place = [False, True]
-        prepared = accelerator.prepare(self.network, optimizer, device_placement=in_place)
+        prepared = accelerator.prepare(self.network, self._adamw, device_placement=in_place)
         self.model, self.optimizer = prepared
 
     def _batch_size(self) -> int:
@@ -238,8 +211,6 @@ class Trainer:
             batches: micro-batches of this process, from position :attr:`samples` on.
         """
         accelerator, norm = self.accelerator, torch.zeros(())
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.num_updates)
         steps, all_losses, all_weights = [], [], []
         for micro in range(self.accumulate):
             with accelerator.accumulate(self.model):
@@ -253,7 +224,8 @@ class Trainer:
                 if accelerator.sync_gradients:
                     norm = self._clip_gradient()
         weights = torch.stack(all_weights) if all_weights else None
-        return StepResult(norm, torch.stack(steps), torch.stack(all_losses), weights)
+        t, losses = torch.stack(steps), torch.stack(all_losses)
+        return StepResult(self.step, self.samples, norm, t, losses, weights)
 
     def _clip_gradient(self) -> Tensor:
         """Clip the gradient; return its norm before that, ()."""
@@ -266,16 +238,49 @@ class Trainer:
 
     def apply_gradient(self, decision: GradientDecision) -> None:
         """Finish the optimizer step that :meth:`accumulate_gradient` began."""
-        if decision.use:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._update_weights(decision.use)
+        self.conclude(decision.counts)
+
+    def apply_if_finite(self, nonfinite: Tensor) -> None:
+        """Update the weights unless the gradient is not finite, which the device decides.
+
+        The caller calls :meth:`conclude` once it knows the decision: before the next update of the
+        weights, and before anything that depends on the average or on the counters.
+
+        Args:
+            nonfinite: 1.0 if the gradient is not finite, else 0.0; (), float32, on the device.
+        """
+        if self.accelerator.scaler is None:  # else the scaler decides
+            self._adamw.found_inf = nonfinite
+        try:
+            self._update_weights(True)
+        finally:
+            self._adamw.found_inf = None
+        # The next forward pass precedes the update of the average, and may change them.
+        self._buffers = self.ema.copy_buffers()
+
+    def conclude(self, counts: bool) -> None:
+        """Update the average and the counters after the weights.
+
+        Args:
+            counts: advance the learning rate and the moving average by a step.
+        """
         # Not accelerator.optimizer_step_was_skipped: a fused optimizer skips inside its kernel, out
         # of Accelerate's sight.
-        if decision.counts:
-            self.ema.update()
+        if counts:
+            self.ema.update(self._buffers)
             self.num_updates += 1
-        self.skipped = 0 if decision.counts else self.skipped + 1
-        self.num_skipped += not decision.counts
+        self._buffers = None
+        self.skipped = 0 if counts else self.skipped + 1
+        self.num_skipped += not counts
+
+    def _update_weights(self, use: bool) -> None:
+        """Apply the gradient if ``use``, discard it, and count the step and its samples."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.num_updates)
+        if use:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.samples += self.batch_size
 

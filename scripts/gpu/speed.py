@@ -28,7 +28,7 @@ from scripts.training_steps import TrainingSteps
 
 SIZE = 32
 FLOPS = 50.3  # GFLOP per image, forward and backward, of the network at full width
-WAITS = 2  # synchronisations of a step; one is meant, that of the gradient's norm
+WAITS = 0  # synchronisations of a step
 
 
 class Noise(PixelSet):

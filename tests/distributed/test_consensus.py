@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ddpm.distributed.consensus import Agreed, agree, main_first, wait_for_all
+from ddpm.distributed.consensus import Agreed, agree, main_first, post_status, wait_for_all
 
 
 def process(device, processes=2, main=True):
@@ -43,6 +43,23 @@ def test_the_clock_of_the_main_process_decides(main, other):
     alone = process("cpu", processes=1)
     assert agree(alone, torch.ones(()), stop=False, failed=False, save=True).save
     assert not agree(alone, torch.ones(()), stop=False, failed=False).save
+
+
+@pytest.mark.parametrize("others", [None, (0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 2, 1)])
+@pytest.mark.parametrize("norm", [1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("flags", [(False, False, False), (True, False, True), (False, True, True)])
+def test_the_status_is_on_the_device_and_later_on_the_host(norm, flags, others):
+    accelerator = process("cpu", processes=1 if others is None else 4)
+    accelerator.reduce = lambda mine, reduction: mine + torch.tensor(others)
+    options = dict(zip(("stop", "failed", "save"), flags, strict=True))
+    status = post_status(accelerator, torch.tensor(norm), **options)
+    more = (0, 0, 0, 0) if others is None else others
+    finite = norm == 1.0 and not more[0]
+    assert status.nonfinite.dtype == torch.float32 and status.nonfinite.shape == ()
+    assert float(status.nonfinite) == (not finite)
+    expected = [bool(flag or other) for flag, other in zip(flags, more[1:], strict=True)]
+    assert status.read() == Agreed(finite, *expected)
+    assert agree(accelerator, torch.tensor(norm), **options) == status.read()
 
 
 @pytest.mark.parametrize(("main", "before"), [(True, 0), (False, 1)])

@@ -50,6 +50,15 @@ def test_blocks_match_their_formulas():
     torch.testing.assert_close(up(x, skip, emb), expected)
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_network_compiles_as_one_graph():
+    net, x = make(num_classes=2, self_condition=True), normal(2, 3, 16, 16)
+    inputs = (x, torch.tensor([3, 9]), torch.tensor([0, 1]), x)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs), net(*inputs))
+
+
 def test_attention_equals_that_of_torch_with_a_feed_forward_network():
     torch.manual_seed(1)
     ours, theirs = SelfAttention(8, 2), nn.MultiheadAttention(8, 2, batch_first=True)

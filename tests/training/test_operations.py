@@ -1,9 +1,15 @@
-"""Cost of a training step outside of the convolutions: few operations, few reads by the host."""
+"""Cost of a training step outside of the convolutions: few operations, no reads by the host."""
+
+import gc
+import importlib
+from collections import deque
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, PredNoise, cosine
+from ddpm.distributed.consensus import Agreed, PostedStatus
 from ddpm.models import IDDPMUNet
 from ddpm.training.loop import TrainingLoop
 from ddpm.training.meter import Meter
@@ -56,10 +62,43 @@ def test_number_of_operations_of_a_step(steps):
         assert sum("_fused_adamw_" in name for name in computed) == 1
 
 
-def test_the_host_reads_one_number_per_step(steps):
-    """The norm of the gradient, which decides whether the gradient is used."""
-    for names in steps:
-        assert sum("_local_scalar_dense" in name for name in names) == 1
+class StopError(Exception):
+    """End of a training loop that has not reached its last step."""
+
+
+def test_the_host_reads_nothing_from_the_device(tmp_path, monkeypatch):
+    """Meta tensors have no values: reading one is an error.
+
+    The status of a step is copied to the host while the device computes the next one.
+    """
+    monkeypatch.setattr(Accelerator, "device", torch.device("meta"))
+    optimizers = importlib.import_module("torch.optim.optimizer")
+    monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: ["meta"])
+    sizes = {"num_res_blocks": 1, "channel_mult": (1,), "attention_resolutions": (1,)}
+    network = IDDPMUNet(3, 3, (32, 32), model_channels=32, **sizes)
+    loss = DiffusionLoss(GaussianDiffusion(cosine(num_steps=1000), PredNoise()))
+    training = trainer(loss, network, Images(), max_steps=200, log_every=100, clip_grad_norm=1.0)
+    events, begin, update = [], training.accumulate_gradient, training.optimizer.step
+
+    def read(_):
+        events.append("read")
+        return Agreed(finite=True, stop=False, failed=False)
+
+    def accumulate_gradient(batches):
+        if training.step == 2:
+            raise StopError
+        events.append("gradient")
+        return begin(batches)
+
+    monkeypatch.setattr(PostedStatus, "read", read)
+    training.accumulate_gradient = accumulate_gradient
+    training.optimizer.step = lambda: (events.append("update"), update())
+    with pytest.raises(StopError):
+        TrainingLoop(training, folder(tmp_path / "a"), METADATA).train()
+    first, later = ["gradient", "update"], ["gradient", "read", "update"]
+    assert events == first + later
+    with pytest.raises(RuntimeError, match="meta"):
+        float(next(network.parameters()).detach().sum())
 
 
 def test_a_step_costs_the_meter_no_operation():
@@ -70,3 +109,21 @@ def test_a_step_costs_the_meter_no_operation():
             meter.add(torch.ones(2, 4), torch.tensor([[0, 1, 2, 3]] * 2))
     computed = [name for name in mode.names if "ones" not in name and "lift_fresh" not in name]
     assert computed == []
+
+
+@pytest.mark.parametrize("delayed", [False, True])
+def test_the_memory_of_a_training_does_not_grow(tmp_path, delayed):
+    """The number of tensors is the same at the same place between two logs."""
+    training = trainer(max_steps=13, log_every=4, on_nonfinite="skip")
+    loop, counts = TrainingLoop(training, folder(tmp_path / "a"), METADATA), []
+    loop.updates.delayed, begin = delayed, training.accumulate_gradient
+
+    def accumulate_gradient(batches):
+        if training.step % 4 == 2:
+            counts.append(sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects()))
+        return begin(batches)
+
+    training.loss.calls = deque(maxlen=0)
+    training.accumulate_gradient = accumulate_gradient
+    loop.train()
+    assert len(counts) == 3 and counts[1] == counts[2]
