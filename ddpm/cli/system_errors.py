@@ -69,7 +69,7 @@ def _of_training(what: str, options: Options) -> ConfigError:
         remedies.append("a higher trainer.accumulate (the same batch in smaller parts)")
     elif parts is not None:
         remedies.append(f"trainer.accumulate={parts} (the same batch in smaller parts)")
-    if resumed or trainer["precision"] == "no":
+    if resumed or trainer["precision"] in (("no",) if "GPU" in what else ("no", "auto")):
         remedies.append("trainer.precision=bf16")
     if model.get("use_checkpoint") is False:
         remedies.append("model.use_checkpoint=true (a new run)")

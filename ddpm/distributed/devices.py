@@ -17,6 +17,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
+    broadcast_object_list,
     parse_flag_from_env,
 )
 
@@ -43,7 +44,7 @@ def world_size() -> int:
     return 1
 
 
-def device_of(device: Device, precision: Precision, *, key: str) -> torch.device:
+def device_of(device: Device, precision: Precision | Literal["auto"], *, key: str) -> torch.device:
     """Return the device that an option names, ``cuda`` for every GPU.
 
     Args:
@@ -64,9 +65,35 @@ def device_of(device: Device, precision: Precision, *, key: str) -> torch.device
     return torch.device("cpu" if on_cpu else "cuda")
 
 
+def default_precision(device: torch.device) -> Precision:
+    """Return the precision of ``auto`` without a trial: bf16 on a GPU that supports it."""
+    on_gpu = device.type == "cuda"
+    return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+
+
+def has_bf16_instructions() -> bool:
+    """Return True if the CPU has instructions for bf16; without them bf16 is slower than float32.
+
+    Known for x86 only, as torch reports it.
+    """
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def use_fast_kernels(device: torch.device, precision: str, *, deterministic: bool) -> None:
+    """Set the kernels of training on a GPU; nothing changes on a CPU.
+
+    cuDNN measures its convolutions, unless they have to be deterministic. With half precision, what
+    stays float32 uses TF32, which has more digits than both.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.set_float32_matmul_precision("highest" if precision == "no" else "high")
+
+
 def accelerator(
     device: Device,
-    precision: Precision,
+    precision: Precision | Literal["auto"],
     *,
     key: str,
     accumulate: int = 1,
@@ -76,7 +103,8 @@ def accelerator(
 
     Args:
         device: ``auto`` takes a GPU where there is one.
-        precision: of the networks' arithmetic; the weights stay float32.
+        precision: of the networks' arithmetic; the weights stay float32. ``auto`` is that of the
+            main process, see :func:`default_precision`.
         key: the option that names the precision, for the error.
         accumulate: micro-batches per optimizer step.
         deterministic: algorithms that give the same bits each time, in this process from now on.
@@ -85,7 +113,9 @@ def accelerator(
         ConfigError: no GPU although one was requested; fp16 on a CPU; a launcher's processes that
             do not know of each other; a way to share a network among GPUs that is not supported.
     """
-    on_cpu = device_of(device, precision, key=key).type == "cpu"
+    place = device_of(device, precision, key=key)
+    on_cpu = place.type == "cpu"
+    chosen = default_precision(place) if precision == "auto" else precision
     # In a sweep several jobs run in this process, each with its own precision. The network of the
     # job before is part of a cycle, and its memory is needed now.
     if AcceleratorState._shared_state:
@@ -107,7 +137,7 @@ def accelerator(
     made = Accelerator(
         # One process without a GPU: not on Apple's, which has no float64.
         cpu=device == "cpu" or (on_cpu and (world == 1 or OWN_WORKERS in os.environ)),
-        mixed_precision=precision,
+        mixed_precision=chosen,
         gradient_accumulation_steps=accumulate,
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
@@ -115,6 +145,11 @@ def accelerator(
         ],
     )
     _check(made, world, accumulate)
+    if precision == "auto":
+        everywhere: Any = broadcast_object_list([chosen])[0]
+        if everywhere != chosen:  # the machines differ
+            options: Any = {"accumulate": accumulate, "deterministic": deterministic}
+            return accelerator(device, everywhere, key=key, **options)
     return made
 
 

@@ -39,7 +39,7 @@ class Plan:
         exists: True if the folder contains a run.
         changed: overridden options: key to the values until now and from now on.
         timed: True if ``trainer.max_minutes`` still has to become a number of steps.
-        chosen: options that were null, with the numbers for this network and device.
+        chosen: options that were null or auto, with the values for this network and device.
     """
 
     config: Node
@@ -59,6 +59,7 @@ class Plan:
         before = self.config["model"]
         model = instantiate.sized(before, device)
         chosen = {f"model.{key}": value for key, value in model.items() if value != before.get(key)}
+        chosen = {**self.chosen, **chosen}
         return replace(self, config={**self.config, "model": model}, chosen=chosen)
 
     def adapted(self, training: Trainer) -> Plan:
@@ -66,7 +67,9 @@ class Plan:
         model = instantiate.adapted(self.config["model"], training.network)
         objective, before = self._measured(training), self.config["trainer"]
         trainer = {**before, **{name: getattr(training, name) for name in stored_config.DERIVED}}
-        null = {f"trainer.{k}": trainer[k] for k in stored_config.DERIVED if before.get(k) is None}
+        automatic = [k for k in stored_config.DERIVED if stored_config.is_automatic(before.get(k))]
+        plain = {"precision": "no", "compile": False, "channels_last": False}
+        null = {f"trainer.{k}": trainer[k] for k in automatic if trainer[k] != plain.get(k)}
         config = {**self.config, "model": model, "trainer": trainer}
         config["objective"] = {**config["objective"], **objective}
         chosen = {f"objective.{key}": value for key, value in objective.items()}

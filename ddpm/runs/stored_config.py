@@ -19,7 +19,8 @@ from ddpm.training import Trainer, checkpoint
 from ddpm.training.run import CONFIG
 
 Node = dict[str, Any]
-DERIVED = ("batch_size", "lr")  # options of the trainer whose null becomes a number in a new run
+# Options of the trainer that get a value when a run begins, where they are null or auto.
+DERIVED = ("batch_size", "lr", "precision", "compile", "channels_last")
 
 
 def read(path: Path) -> Node | None:
@@ -85,11 +86,16 @@ def has_duration(config: Node) -> bool:
     return config.get("trainer", {}).get("max_minutes") is not None
 
 
+def is_automatic(value: Any) -> bool:
+    """Return True for an option that gets its value when a run begins."""
+    return value in (None, "auto")
+
+
 def with_numbers(config: Node, stored: Node) -> Node:
-    """Return the config with the run's numbers for options that are null until a run begins."""
+    """Return the config with the run's values for options that get one when a run begins."""
     config = instantiate.measured_as(config, stored)
     trainer, there = config["trainer"], stored.get("trainer", {})
-    numbers = {k: there[k] for k in DERIVED if k in there and trainer.get(k) is None}
+    numbers = {k: there[k] for k in DERIVED if k in there and is_automatic(trainer.get(k))}
     model = instantiate.sized(config["model"], stored=stored["model"])
     if stored["model"].get("_target_") == model.get("_target_"):
         model = {**stored["model"], **model}  # the model of a plugin may lack some options

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from ddpm.config import paths
 from ddpm.config.text import to_yaml
 from ddpm.console import info_once, note, recording, warn_once
 from ddpm.data.spec import DataSpec
+from ddpm.data.split import Split
 from ddpm.distributed import cpu_threads, devices
 from ddpm.distributed.consensus import main_first, wait_for_all
 from ddpm.distributed.output import agreed
@@ -30,7 +32,7 @@ from ddpm.runs.timing import Timing
 from ddpm.runs.validation import Validation
 from ddpm.samplers import Sampler
 from ddpm.signals import StopSignal
-from ddpm.training import Trainer
+from ddpm.training import Trainer, automatic
 from ddpm.training.checkpoint import Checkpoint, CheckpointMetadata, listed
 from ddpm.training.due import missing, scheduled
 from ddpm.training.lock import Lock
@@ -63,6 +65,7 @@ class Objects(NamedTuple):
     sampler: Sampler  # of the previews
     spec: DataSpec
     validation: Validation | None
+    data: Split
 
 
 def train(
@@ -84,15 +87,7 @@ def train(
     """
     with StopSignal() as stop, recording() as warnings:
         planned = plan(request)
-        options = instantiate.trainer_options(planned.config)
-        accelerator = devices.accelerator(
-            device,
-            options.precision,
-            key="trainer.precision",
-            accumulate=options.accumulate,
-            deterministic=options.deterministic,
-        )
-        return _Training(request, accelerator, threads, stop, warnings)(planned)
+        return _Training(request, device, threads, stop, warnings)(planned)
 
 
 class _Training:
@@ -101,20 +96,20 @@ class _Training:
     def __init__(
         self,
         request: Request,
-        accelerator: Accelerator,
+        device: devices.Device,
         threads: cpu_threads.Threads,
         stop: StopSignal,
         warnings: list[str],
     ) -> None:
-        self.request, self.accelerator = request, accelerator
+        self.request = request
+        self.device: devices.Device = device
         self.threads: cpu_threads.Threads = threads
         self.stop, self.warnings, self.out = stop, warnings, Path(request.out)
 
     def __call__(self, planned: Plan) -> Outcome:
         """Build all objects, lock the run folder, and train."""
-        accelerator = self.accelerator
-        planned = planned.sized(accelerator.device.type)
-        objects = build(planned, accelerator, self.out)
+        objects, planned = self._build(planned)
+        accelerator = objects.trainer.accelerator
         path = planned.path or _new_folder(accelerator, self.out, self.request.label)
         run = Run(path, Trackers(objects.trainer.options.trackers), self.warnings)
         lock = Lock(run.path)
@@ -124,19 +119,42 @@ class _Training:
             wait_for_all(accelerator)
             if planned.path is not None and not planned.exists:
                 # Another process may have started the run before this one had the lock.
-                planned = plan(self.request).sized(accelerator.device.type)
+                planned = plan(self.request)
+                if planned.exists:
+                    objects, planned = self._build(planned, objects.data)
+                else:
+                    planned = planned.sized(accelerator.device.type)
             return self._train(planned.adapted(objects.trainer), objects, run)
         finally:
             lock.release()
 
+    def _build(self, planned: Plan, data: Split | None = None) -> tuple[Objects, Plan]:
+        """Return the objects of a plan, in its precision, and the plan for their device."""
+        options = instantiate.trainer_options(planned.config)
+        accelerator = devices.accelerator(
+            self.device,
+            options.precision,
+            key="trainer.precision",
+            accumulate=options.accumulate,
+            deterministic=options.deterministic,
+        )
+        device, precision = accelerator.device, accelerator.mixed_precision
+        devices.use_fast_kernels(device, precision, deterministic=options.deterministic)
+        planned = planned.sized(device.type)
+        return build(planned, accelerator, self.out, data), planned
+
     def _train(self, planned: Plan, objects: Objects, run: Run) -> Outcome:
-        """Resume, choose the number of threads and of steps, and train; the folder is locked."""
-        accelerator, trainer = self.accelerator, objects.trainer
+        """Resume, choose what depends on the machine, and train; the folder is locked."""
+        accelerator, trainer = objects.trainer.accelerator, objects.trainer
         source = planned.checkpoint(accelerator, objects.spec, len(trainer.data))
         if source is not None:
             trainer.resume(source)
         began = time.monotonic()
         choice = _choose_threads(self.threads, trainer, source)
+        if source is None:
+            planned, objects, seconds = self._choose_arithmetic(planned, objects, choice.seconds)
+            choice = choice._replace(seconds=seconds)
+            accelerator, trainer = objects.trainer.accelerator, objects.trainer
         measured = choice.seconds if source is None else None
         timing = Timing(trainer, objects.sampler, measured, began=began)
         planned = timing.planned(planned)
@@ -161,6 +179,42 @@ class _Training:
         accelerator.end_training()
         return _outcome(run, trainer)
 
+    def _choose_arithmetic(
+        self, planned: Plan, objects: Objects, seconds: float | None
+    ) -> tuple[Plan, Objects, float | None]:
+        """Try half precision and compilation where the options leave them open.
+
+        Args:
+            planned: plan of a new run, which stores the choice.
+            objects: in float32 and without compilation, where the options leave this open.
+            seconds: duration of a step, if it is known.
+
+        Returns:
+            Plan, objects and duration of a step with the choice.
+        """
+        trainer = objects.trainer
+        compiles = trainer.options.compile == "auto"
+        minutes = trainer.options.max_minutes if planned.timed else None
+
+        def left(seconds: float) -> float:
+            return trainer.max_steps * seconds if minutes is None else 60 * minutes
+
+        if automatic.tries_bf16(trainer):
+            tried = automatic.try_bf16(trainer, left, seconds)
+            if tried is not None:
+                info_once(trainer.accelerator, tried.line)
+                seconds = tried.seconds
+            if tried is not None and tried.use:
+                options = {**planned.config["trainer"], "precision": "bf16"}
+                planned = replace(planned, config={**planned.config, "trainer": options})
+                objects, planned = self._build(planned, objects.data)
+        if compiles:
+            tried = automatic.try_compiling(objects.trainer, left, seconds)
+            if tried is not None:
+                info_once(objects.trainer.accelerator, tried.line)
+                seconds = None if tried.use else tried.seconds
+        return planned.adapted(objects.trainer), objects, seconds
+
     def _latest(self, run: Run) -> Path:
         """Return the path of the link to the last run: in the parent folder of all runs."""
         inside = run.path.resolve().is_relative_to(self.out.resolve())
@@ -173,7 +227,7 @@ class _Training:
             objects.sampler,
             trainer.diffusion,
             spec,
-            self.accelerator,
+            trainer.accelerator,
             seed=config["seed"],
             run=run,
         )
@@ -182,7 +236,7 @@ class _Training:
             config=paths.stored(config),
             data=spec.state(),
             num_samples=len(trainer.data),
-            processes=self.accelerator.num_processes,
+            processes=trainer.accelerator.num_processes,
             threads=choice.threads,
             seconds_per_step=choice.seconds,
         )
@@ -192,17 +246,25 @@ class _Training:
         loop.train()
 
 
-def build(planned: Plan, accelerator: Accelerator, out: Path) -> Objects:
+def build(planned: Plan, accelerator: Accelerator, out: Path, data: Split | None = None) -> Objects:
     """Return the objects of a planned training.
+
+    Args:
+        planned: the plan.
+        accelerator: processes, device and precision.
+        out: parent folder of all runs.
+        data: the data, if they have been read before.
 
     Raises:
         ConfigError: data that cannot be read, or options that do not fit one another.
     """
     config = planned.config
     fetching = config["data"].get("download", False)  # one process downloads for all
-    with main_first(accelerator) if fetching else nullcontext():
-        data = planned.relabelled(instantiate.splits(config))
-    warn_once(accelerator, data.train.warnings)
+    if data is None:
+        with main_first(accelerator) if fetching else nullcontext():
+            data = instantiate.splits(config)
+        warn_once(accelerator, data.train.warnings)
+    data = planned.relabelled(data)
     config = instantiate.measured(config, data.train)
     spec = DataSpec.from_dataset(data.train)
     process = instantiate.diffusion(config, spec)
@@ -216,7 +278,7 @@ def build(planned: Plan, accelerator: Accelerator, out: Path) -> Objects:
     if options.evaluate_every:
         validation = Validation(config, spec, data, accelerator, best=options.best, cache=cache)
         validation.check(trainer)
-    return Objects(trainer, sampler, spec, validation)
+    return Objects(trainer, sampler, spec, validation, data)
 
 
 def _new_folder(accelerator: Accelerator, out: Path, label: str) -> Path:
@@ -264,7 +326,7 @@ def _choose_threads(
     choice = cpu_threads.use(threads, trainer.accelerator, trial=trial, stored=metadata)
     if source is not None and trainer.accelerator.is_main_process:
         warn_of_threads(source, choice.threads)
-    return choice._replace(seconds=None) if trainer.options.compile else choice
+    return choice._replace(seconds=None) if trainer.compile else choice
 
 
 def _outcome(run: Run, trainer: Trainer) -> Outcome:
@@ -312,7 +374,7 @@ def _summary(trainer: Trainer, spec: DataSpec, run: Run, chosen: dict[str, Any])
     fit = getattr(trainer.network, "fit", None)
     adapted = f"model.{fit.note}\n" if fit is not None and fit.note else ""
     device, world = trainer.accelerator.device.type, trainer.accelerator.num_processes
-    values = ", ".join(f"{key}={value}" for key, value in chosen.items())
+    values = ", ".join(f"{key}={render(value)}" for key, value in chosen.items())
     defaults = f"by default on {device}: {values}\n" if values else ""
     where = f"{world} processes, each on {device}" if world > 1 else str(device)
     return (

@@ -19,7 +19,6 @@ from ddpm.diffusion import (
     Uniform,
     class_conditioning,
 )
-from ddpm.distributed.devices import Precision
 from ddpm.errors import require
 from ddpm.memory import is_out_of_memory
 from ddpm.seeding import RandomStream, mix
@@ -30,6 +29,7 @@ from ddpm.training.checkpoint import Checkpoint, damaged
 from ddpm.training.due import ReportOptions
 from ddpm.training.ema import EMA, EMAOptions
 from ddpm.training.gradient_check import GradientCheckOptions
+from ddpm.training.hardware import HardwareOptions
 from ddpm.training.meter import LOGGED
 from ddpm.training.optimizer import (
     AdamW,
@@ -39,28 +39,11 @@ from ddpm.training.optimizer import (
     learning_rate,
     warmup_steps,
 )
-from ddpm.training.options import Options, legacy_defaults
+from ddpm.training.options import legacy_defaults
 from ddpm.training.pace import Pace
 from ddpm.training.saving import CheckpointOptions
 from ddpm.training.step import GradientDecision, StepResult
 from ddpm.training.trackers import TrackerOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class HardwareOptions(Options):
-    """Options of the arithmetic.
-
-    Attributes:
-        precision: ``no`` (float32), ``fp16`` (GPU only) or ``bf16``; the weights stay float32.
-        deterministic: use algorithms that give the same bits each time; slower on a GPU.
-        compile: use torch.compile.
-        channels_last: keep 2-D activations with channels last in memory; faster on a GPU.
-    """
-
-    precision: Precision = "no"
-    deterministic: bool = False
-    compile: bool = False
-    channels_last: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +78,7 @@ class Trainer:
         samples: number of samples in these steps, the position in the stream of the data.
         num_updates: number of steps without skipped ones, for the learning rate and the average.
         skipped, num_skipped: number of latest consecutive skipped steps, and of all skipped steps.
+        precision, compile, channels_last: the options, with values for automatic ones.
 
     Args:
         model: the network without wrappers, on the CPU.
@@ -140,13 +124,16 @@ class Trainer:
             num_workers=options.num_workers,
             pin_memory=accelerator.device.type == "cuda",
         )
+        self.precision, self.compile = accelerator.mixed_precision, options.compile is True
+        on_gpu, typed = accelerator.device.type == "cuda", options.channels_last
+        self.channels_last = on_gpu if typed is None else typed
         self.layout = torch.contiguous_format
-        if options.channels_last and len(data.shape) == 3:
+        if self.channels_last and len(data.shape) == 3:
             self.layout = torch.channels_last
         self.network = model.to(accelerator.device).to(memory_format=self.layout)  # pyright: ignore
         decay, warmup, window = options.ema_decay, options.ema_warmup, options.ema_window
         self.ema = EMA(self.network, decay=decay, warmup=warmup, window=window)
-        if options.compile:
+        if self.compile:
             self.network.compile()
         self._adamw = AdamW(
             self.network.parameters(),

@@ -43,7 +43,7 @@ def seconds_per_step(trainer: Trainer, *, seconds: float = 1.0) -> float:
         for micro in micros:
             trainer.gradient(trainer.loader.first(trainer.samples) if reads else batch, micro)
 
-    with _restored(trainer):
+    with restored(trainer):
         one = median_seconds(gradients, device, seconds=seconds) / len(micros)
         return one * trainer.accumulate + _update(trainer, seconds=seconds / 4)
 
@@ -56,7 +56,7 @@ def _micro(trainer: Trainer, conditioned: bool) -> int:
 @contextmanager
 def in_eager_mode(trainer: Trainer) -> Iterator[None]:
     """Context manager that runs the network without torch.compile."""
-    if not trainer.options.compile:
+    if not trainer.compile:
         yield
         return
     with torch.compiler.set_stance("force_eager"):
@@ -89,7 +89,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 @contextmanager
-def _restored(trainer: Trainer) -> Iterator[None]:
+def restored(trainer: Trainer) -> Iterator[None]:
     """Context manager that restores the random state, and buffers and mode of the network."""
     network, device = trainer.network, trainer.accelerator.device
     training, devices = network.training, [device] if device.type == "cuda" else []

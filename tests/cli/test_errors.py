@@ -37,7 +37,7 @@ TRAIN = [
     ("trainer.lr=-1", "trainer.lr=-1.0: must be above 0"),
     ("trainer.keep_last=1", "trainer.keep_last=1: must be at least 2"),
     ("model.dim_mults=4", "model.dim_mults=4: must be a list, each a whole number, like [1,2] or null"),
-    ("trainer.precision=fp8", "trainer.precision=fp8: unknown choice (there are: bf16, fp16, no)"),
+    ("trainer.precision=fp8", "trainer.precision=fp8: unknown choice (there are: auto, bf16, fp16, no)"),
     ("objective.loss=l3", "objective.loss=l3: unknown choice (there are: huber, l1, l2)"),
     ("objective.min_snr_gamma=-1", "objective.min_snr_gamma=-1.0: must be above 0, or null"),
     ("model=unett", "model=unett: unknown choice (there are: iddpm_unet, simple_unet, unet, unet1d, unet3d); did you mean 'unet'?"),

@@ -1,4 +1,4 @@
-"""Options of the objective that are measured from the training data, in runs."""
+"""Options that are measured when a run begins: of the objective, and of the arithmetic."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,8 @@ import yaml
 import ddpm
 from ddpm.data import Digits
 from ddpm.data.statistics import standard_deviation
+from ddpm.training import automatic
+from ddpm.training.automatic import Tried
 
 EDM = ("objective=edm", "trainer.max_steps=1")
 
@@ -38,3 +40,40 @@ def test_the_number_is_stored_and_used_by_all_commands(command, tiny):
         "ddpm-export: objective=EDM: changes the input or the time of the network, which other "
         "systems do not support; use format=safetensors"
     )
+
+
+def test_the_arithmetic_of_a_trial_is_stored_and_repeated(command, tiny, monkeypatch):
+    trials = []
+
+    def try_bf16(trainer, left, seconds):
+        trials.append(("bf16", trainer.precision, left(1.0)))
+        return Tried(True, 0.1, "precision: bf16 (of a trial)")
+
+    def try_compiling(trainer, left, seconds):
+        trials.append(("compile", trainer.precision, seconds))
+        return Tried(False, 0.1, "compile: false (of a trial)")
+
+    monkeypatch.setattr(automatic, "has_bf16_instructions", lambda: True)
+    monkeypatch.setattr(automatic, "try_bf16", try_bf16)
+    monkeypatch.setattr(automatic, "try_compiling", try_compiling)
+    options = ("name=a", "trainer.compile=auto", *tiny)
+    ended = command("train", *options, "trainer.max_steps=1", "device=cpu")
+    assert ended.status == 0, ended.err
+    assert "precision: bf16 (of a trial)\ncompile: false (of a trial)\n" in ended.out
+    assert trials == [("bf16", "no", 1.0), ("compile", "bf16", 0.1)]
+    stored = yaml.safe_load(Path("outputs/a/config.yaml").read_text())["trainer"]
+    assert [stored[k] for k in ("precision", "compile", "channels_last")] == ["bf16", False, False]
+    for typed in (options, ("resume=outputs/a",)):
+        ended = command("train", *typed, "trainer.max_steps=2", "device=cpu")
+        assert ended.status == 0 and len(trials) == 2, ended.err
+    other = command("train", *options, "trainer.precision=no", "trainer.max_steps=2")
+    assert other.status == 1 and "trainer.precision (bf16 there, no here)" in other.line
+
+
+def test_a_cpu_without_bf16_instructions_trains_in_float32(command, tiny, monkeypatch):
+    monkeypatch.setattr(automatic, "has_bf16_instructions", lambda: False)
+    monkeypatch.setattr(automatic, "try_bf16", None)
+    ended = command("train", "name=a", *tiny, "trainer.max_steps=1", "device=cpu")
+    assert ended.status == 0 and "precision" not in ended.out, ended.err
+    stored = yaml.safe_load(Path("outputs/a/config.yaml").read_text())["trainer"]
+    assert [stored[k] for k in ("precision", "compile", "channels_last")] == ["no", False, False]

@@ -49,6 +49,8 @@ def test_the_defaults_of_earlier_versions():
         "ema_window": None,
         "preview_every": 5000,
         "checkpoint_minutes": None,
+        "precision": "no",
+        "channels_last": False,
     }
 
 

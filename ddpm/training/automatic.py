@@ -1,0 +1,160 @@
+"""Choice of precision and compilation by a timed trial, in trainings long enough to gain from it.
+
+Nothing is chosen whose gradients have not been compared with those of the alternative. The main
+process decides for all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeVar, cast
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from ddpm.distributed.devices import has_bf16_instructions
+from ddpm.training.trainer import Trainer
+from ddpm.training.trial import restored, seconds_per_step
+
+T = TypeVar("T")
+
+# Seconds of training that have to remain: a trial takes a small part of them.
+WORTH_BF16 = 60.0
+WORTH_COMPILING = 3600.0  # on a CPU, compiling a network takes minutes
+_SECONDS = 1.0  # per measurement
+_FASTER = 0.95  # a choice has to shorten a step to this fraction
+_CLOSE = {"bf16": 0.1, "compile": 1e-3}  # distance of gradients, see distance()
+
+# Returns the remaining seconds of training, given the seconds per step.
+Left = Callable[[float], float]
+
+
+class Tried(NamedTuple):
+    """Result of a trial.
+
+    Attributes:
+        use: True if the alternative is better.
+        seconds: duration of a step with the choice.
+        line: the choice and its reason.
+    """
+
+    use: bool
+    seconds: float
+    line: str
+
+
+def tries_bf16(trainer: Trainer) -> bool:
+    """Return True if only a trial can choose the precision: with ``auto`` on some CPUs."""
+    automatic = trainer.options.precision == "auto" and trainer.accelerator.device.type == "cpu"
+    return automatic and has_bf16_instructions()
+
+
+def try_bf16(trainer: Trainer, left: Left, seconds: float | None = None) -> Tried | None:
+    """Compare bf16 with float32, which a trainer uses; None for a run that is too short.
+
+    Args:
+        trainer: a trainer in float32 before its first step; nothing is changed.
+        left: see :data:`Left`.
+        seconds: duration of a step in float32, if it is known.
+    """
+    plain = _measured(trainer, seconds)
+    if not _agreed(left(plain) >= WORTH_BF16):
+        return None
+    kind = trainer.accelerator.device.type
+    with torch.autocast(kind, torch.bfloat16, cache_enabled=False):
+        fast, gradient = seconds_per_step(trainer, seconds=_SECONDS), gradients(trainer)
+    difference = distance(gradient, gradients(trainer))
+    return _agreed(_compared("bf16", "float32", plain, fast, difference))
+
+
+def try_compiling(trainer: Trainer, left: Left, seconds: float | None = None) -> Tried | None:
+    """Compile the network of a trainer if that shortens the run; None for one that is too short.
+
+    Args:
+        trainer: a trainer without compilation before its first step.
+        left: see :data:`Left`.
+        seconds: duration of a step, if it is known.
+    """
+    plain = _measured(trainer, seconds)
+    if not _agreed(left(plain) >= WORTH_COMPILING):
+        return None
+    expected = gradients(trainer)
+    trainer.network.compile()
+    began = time.perf_counter()
+    try:
+        difference = distance(gradients(trainer), expected)
+        compiling = time.perf_counter() - began
+        fast = seconds_per_step(trainer, seconds=_SECONDS)
+    except Exception as error:  # of any kind: a missing compiler, or an unsupported operation
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        tried = Tried(False, plain, f"compile: false (it fails: {reason})")
+    else:
+        gained = left(plain) * (1 - fast / plain)
+        tried = _compared("compile", "false", plain, fast, difference, (compiling, gained))
+    tried = _agreed(tried)
+    if not tried.use:
+        _without_compilation(trainer.network)
+    trainer.compile = tried.use
+    return tried
+
+
+def _compared(
+    choice: Literal["bf16", "compile"],
+    other: str,
+    plain: float,
+    fast: float,
+    difference: float,
+    compiling: tuple[float, float] | None = None,
+) -> Tried:
+    """Return the comparison of a choice with what it would replace.
+
+    Args:
+        choice: the faster arithmetic.
+        other: what it would replace.
+        plain: seconds per step without the choice.
+        fast: seconds per step with it.
+        difference: :func:`distance` of their gradients.
+        compiling: seconds that compiling takes, and that it saves in the rest of the run.
+    """
+    is_close, is_faster = difference <= _CLOSE[choice], fast <= _FASTER * plain
+    pays = compiling is None or compiling[1] > compiling[0]
+    use = is_close and is_faster and pays
+    option, name = ("precision", "bf16") if choice == "bf16" else ("compile", "true")
+    value = name if use else {"float32": "no"}.get(other, other)
+    times = f"{fast * 1000:.3g} ms per step against {plain * 1000:.3g} ms with {other}"
+    shown = times if use else f"{plain * 1000:.3g} ms per step, {fast * 1000:.3g} ms with {name}"
+    if compiling is not None:
+        shown += f"; compiling takes {compiling[0]:.0f} s and saves {max(compiling[1], 0.0):.0f} s"
+    shown += f"; gradients differ by {difference:.2g}"
+    return Tried(use, fast if use else plain, f"{option}: {value} ({shown})")
+
+
+def gradients(trainer: Trainer) -> list[Tensor]:
+    """Return the gradient of a micro-batch of the next step, without an effect on the training."""
+    with restored(trainer):
+        batch = trainer.loader.first(trainer.samples)
+        return [each for each in trainer.gradient(batch) if each is not None]
+
+
+def distance(gradient: list[Tensor], expected: list[Tensor]) -> float:
+    """Return the norm of the difference over the norm of ``expected``; NaN if one is not finite."""
+    pairs = list(zip(gradient, expected, strict=True))
+    difference = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
+    norm = sum(float(b.double().square().sum()) for _, b in pairs)
+    return (difference / norm) ** 0.5 if norm > 0 else difference**0.5
+
+
+def _measured(trainer: Trainer, seconds: float | None) -> float:
+    return seconds_per_step(trainer, seconds=_SECONDS) if seconds is None else seconds
+
+
+def _agreed(value: T) -> T:
+    """Return the value of the main process."""
+    return cast(T, broadcast_object_list([value])[0])
+
+
+def _without_compilation(network: nn.Module) -> None:
+    """Undo ``network.compile()``, for which torch has no public method."""
+    network._compiled_call_impl = None  # pyright: ignore
