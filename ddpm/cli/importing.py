@@ -14,7 +14,7 @@ from ddpm.errors import ConfigError, render, require
 
 if TYPE_CHECKING:
     from ddpm.data.spec import DataSpec
-    from ddpm.interop.checkpoint_import import ImportedCheckpoint
+    from ddpm.interop.imported import ImportedCheckpoint
 
 Node = dict[str, Any]
 AXES = {1: "length", 2: "height and width", 3: "frames, height and width"}
@@ -66,8 +66,8 @@ def import_run(
     imported = read_checkpoint(source, file, ema, recipe, version, network, overrides)
     config = _config(imported, data)
     data_spec = _data_spec(imported, config, size, given_channels, cond_frames, data)
-    _check(config, data_spec, imported)
-    info("\n".join(_summary(imported, config, data_spec, source)))
+    num_steps = _check(config, data_spec, imported)
+    info("\n".join(_summary(imported, config, data_spec, source, num_steps)))
     step = imported.step if step is None else step
     metadata = CheckpointMetadata(
         ddpm=__version__,
@@ -159,8 +159,8 @@ def _classes(imported: ImportedCheckpoint, config: Node) -> int | None:
     return num_classes if num_classes is None or not dropped else num_classes - 1
 
 
-def _check(config: Node, data_spec: DataSpec, imported: ImportedCheckpoint) -> None:
-    """Raise ConfigError for a process or data that the network does not fit."""
+def _check(config: Node, data_spec: DataSpec, imported: ImportedCheckpoint) -> int:
+    """Return T; raise ConfigError for a process or data that the network does not fit."""
     from ddpm import instantiate
 
     spec, process = imported.spec, instantiate.diffusion(config, data_spec)
@@ -181,6 +181,7 @@ def _check(config: Node, data_spec: DataSpec, imported: ImportedCheckpoint) -> N
     require(outputs == required, "diffusion.variance", process.variance, problem)
     network = instantiate.network(config, data_spec, process)
     network.load_state_dict(imported.raw)
+    return process.num_steps
 
 
 def _require_free(name: str | None, out: str) -> None:
@@ -223,7 +224,7 @@ def _publish(temporary: Path, folder: Path, numbered: bool) -> Path:
 
 
 def _summary(
-    imported: ImportedCheckpoint, config: Node, data_spec: DataSpec, source: str
+    imported: ImportedCheckpoint, config: Node, data_spec: DataSpec, source: str, num_steps: int
 ) -> list[str]:
     """Return lines about the network, the process, and the options that were assumed."""
     spec = imported.spec
@@ -234,11 +235,10 @@ def _summary(
     if imported.assumed:
         assumed = ", ".join(f"{name}={render(value)}" for name, value in imported.assumed.items())
         lines.append(f"assumed, as the weights do not show it (set network.<name>=...): {assumed}")
-    schedule, diffusion = config["schedule"], config["diffusion"]
     names = (config[key]["_target_"].rpartition(".")[2] for key in ("schedule", "objective"))
     lines.append(
-        f"process: {', '.join(names)}, {schedule['num_steps']} steps, variance "
-        f"{diffusion['variance']} (set schedule=, objective=, diffusion=)"
+        f"process: {', '.join(names)}, {num_steps} steps, variance "
+        f"{config['diffusion']['variance']} (set schedule=, objective=, diffusion=)"
     )
     if imported.averaged == "raw":
         lines.append("no averaged weights were found: the average starts at the weights themselves")
@@ -250,7 +250,7 @@ def _summary(
         rest = f" and {len(imported.ignored) - 8} more" if len(imported.ignored) > 8 else ""
         names = ", ".join(imported.ignored[:8])
         lines.append(f"ignored, because these are not weights of the network: {names}{rest}")
-    return lines
+    return [*lines, *imported.notes]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from ddpm.diffusion.loss_options import LossOptions
 from ddpm.diffusion.objective import EDM, Objective, PredFlow, PredNoise, PredV, PredX0
 from ddpm.diffusion.process import GaussianDiffusion
 from ddpm.diffusion.schedule import Schedule
-from ddpm.diffusion.schedules import cosine, edm, linear, rectified, sigmoid
+from ddpm.diffusion.schedules import cosine, edm, linear, rectified, sigmoid, table
 from ddpm.diffusion.timesteps import (
     BatchPart,
     LogitNormal,
@@ -34,7 +34,7 @@ from ddpm.diffusion.timesteps import (
 )
 
 __all__ = [
-    "Schedule", "cosine", "edm", "linear", "rectified", "sigmoid",
+    "Schedule", "cosine", "edm", "linear", "rectified", "sigmoid", "table",
     "EDM", "Objective", "PredFlow", "PredNoise", "PredV", "PredX0",
     "ConditioningMask", "GaussianDiffusion",
     "DiffusionLoss", "LossOptions",

@@ -40,6 +40,20 @@ def linear(
     return Schedule(betas, zero_terminal_snr=zero_terminal_snr)
 
 
+def table(*, betas: tuple[float, ...], zero_terminal_snr: bool = False) -> Schedule:
+    """Return the schedule of a list of betas, such as an imported one.
+
+    Args:
+        betas: one per timestep, in (0, 1); the last may be 1, which leaves no signal there.
+        zero_terminal_snr: see :class:`Schedule`.
+    """
+    values = torch.tensor(betas, dtype=torch.float64)
+    if len(betas) < 2 or betas[-1] != 1:
+        return Schedule(values, zero_terminal_snr=zero_terminal_snr)
+    alpha_bar = Schedule(values[:-1]).alpha_bar  # which checks them
+    return Schedule.from_alpha_bar(torch.cat([alpha_bar, torch.zeros(1, dtype=torch.float64)]))
+
+
 def cosine(
     *,
     num_steps: int = 1000,

@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from ddpm.errors import ConfigError, did_you_mean, render, require
+from ddpm.interop import diffusers_import
 from ddpm.interop.files import Parts, read, step_in
 from ddpm.interop.foreign_format import REQUIRED, ForeignFormat, NetworkSpec, Weights, bind, load
-from ddpm.interop.networks import SOURCES, find
+from ddpm.interop.imported import ImportedCheckpoint
+from ddpm.interop.networks import DIFFUSERS, SOURCES, find
 from ddpm.interop.process import Process, openai, schedule_in
 from ddpm.interop.recipes import RECIPES, Recipe
 from ddpm.interop.unwrap import holds_network, plain, unwrap
-
-
-@dataclass(frozen=True)
-class ImportedCheckpoint:
-    """An imported checkpoint.
-
-    Attributes:
-        spec: our network.
-        raw: its weights, with our parameter names.
-        ema: averaged weights; the raw ones if the file has no average.
-        process: config nodes of the process.
-        step: number of optimizer steps; 0 if unknown.
-        size: (*spatial) of a recipe's data; None without a recipe.
-        values: range of the data; None for 8-bit images.
-        assumed: arguments of the original's constructor that neither the weights nor the user
-            determine.
-        averaged: weights in the file: ``both``, ``raw`` or ``ema``.
-        types: dtypes of the weights in the file other than float32.
-        ignored: names of the entries that are not used.
-    """
-
-    spec: NetworkSpec
-    raw: dict[str, Tensor]
-    ema: dict[str, Tensor]
-    process: Process
-    step: int
-    size: tuple[int, ...] | None
-    values: tuple[float, float] | None
-    assumed: dict[str, Any]
-    averaged: Literal["both", "raw", "ema"]
-    types: Sequence[str]
-    ignored: Sequence[str]
-
-    @property
-    def learned(self) -> bool:
-        """True if the process learns its variance, which doubles the output channels."""
-        return self.process.diffusion.get("variance") in ("learned", "learned_range")
 
 
 def read_checkpoint(
@@ -67,7 +32,7 @@ def read_checkpoint(
 
     Args:
         source: name of the system.
-        file: path of the checkpoint.
+        file: path of the checkpoint; for ``diffusers`` a folder, or a name on the hub.
         ema: path of the averaged weights, if they are in a separate file.
         recipe: name of a published model; None = infer everything from the weights.
         version: of the system; None = infer it from the weights.
@@ -78,7 +43,11 @@ def read_checkpoint(
         ConfigError: a file that cannot be read or does not fit the options, a recipe of another
             system, or an unknown argument.
     """
-    original, published = find(source), _recipe(recipe, source)
+    published = _recipe(recipe, source)
+    if source == DIFFUSERS:
+        _check_unused(ema, version, network)
+        return diffusers_import.read_folder(file, process or {})
+    original = find(source)
     parts = _split(original, source, file, "file")
     inferred = _guarded(original.infer, source, file, "file")(parts.raw)
     requested = _versioned(original, source, version, parts)
@@ -94,11 +63,6 @@ def read_checkpoint(
     except ConfigError as error:
         raise _as_options(error) from None
     average = _average(original, source, parts, file, ema, spec)
-    assumed = {
-        name: value
-        for name, value in arguments.items()
-        if name not in proven and name not in requested and original.defaults[name] is not REQUIRED
-    }
     return ImportedCheckpoint(
         spec,
         raw,
@@ -107,11 +71,30 @@ def read_checkpoint(
         parts.step or step_in(file) or 0,
         (published.image_size, published.image_size) if published else None,
         original.values,
-        assumed,
+        _assumed(original, arguments, {*proven, *requested}),
         "raw" if average is None else "ema" if parts.only_average and ema is None else "both",
         parts.types,
         parts.ignored,
     )
+
+
+def _assumed(
+    original: ForeignFormat, arguments: Mapping[str, Any], determined: Collection[str]
+) -> dict[str, Any]:
+    """Return the arguments with defaults that neither the weights nor the user determine."""
+    return {
+        name: value
+        for name, value in arguments.items()
+        if name not in determined and original.defaults[name] is not REQUIRED
+    }
+
+
+def _check_unused(ema: str | None, version: str | None, network: Mapping[str, Any]) -> None:
+    """Raise ConfigError for options that a folder of diffusers does not need."""
+    named = {f"network.{name}": value for name, value in network.items()}
+    for key, value in {"ema": ema, "version": version, **named}.items():
+        problem = "is for other systems: a folder of diffusers has all of its options; leave it out"
+        require(value is None, key, value, problem)
 
 
 def _check_arguments(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ddpm.errors import ConfigError, require
+from ddpm.errors import ConfigError, render, require
 from ddpm.interop.files import Parts
 from ddpm.interop.foreign_format import (
     REQUIRED,
@@ -60,6 +60,13 @@ _OPTIONS = (
     "num_heads_upsample",
     "use_scale_shift_norm",
 )
+_FIXED = {
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "downsample_padding": 1,
+}
 _GUIDED_OPTIONS = (
     *_OPTIONS,
     "num_head_channels",
@@ -95,7 +102,7 @@ def _from_kwargs(kwargs: Arguments, options: dict[str, Any]) -> NetworkSpec:
     )
 
 
-def _times(base: int, width: int) -> float:
+def times(base: int, width: int) -> float:
     """Return the multiplier with ``int(multiplier * base) == width``, an int if possible."""
     if width % base == 0:
         return width // base
@@ -182,7 +189,7 @@ class _Inspection:
             "attention_resolutions": tuple(
                 2**n for n, name in enumerate(firsts) if f"{name}.1.qkv.weight" in self.weights
             ),
-            "channel_mult": tuple(_times(base, each) for each in widths),
+            "channel_mult": tuple(times(base, each) for each in widths),
             "dims": len(stem) - 2,
             "num_classes": None,
             "use_scale_shift_norm": width == 2 * widths[-1],
@@ -245,6 +252,10 @@ def _own_options(spec: NetworkSpec) -> dict[str, Any]:
     if spec.target is not IDDPMUNet:
         problem = "supports networks of model=iddpm_unet only"
         raise ConfigError("format", None, problem)
+    for name, value in _FIXED.items():
+        actual = spec.options.get(name, value)
+        problem = f"is {render(value)} in the original; use format=diffusers"
+        require(actual == value, f"model.{name}", actual, problem)
     return spec.options
 
 

@@ -24,21 +24,32 @@ def resample_factor(dims: int) -> tuple[int, ...]:
 
 
 class Downsample(nn.Module):
-    """Halve the spatial axes by a strided convolution, or by average pooling."""
+    """Halve the spatial axes by a strided convolution, or by average pooling.
 
-    def __init__(self, dims: int, channels: int, use_conv: bool) -> None:
+    Args:
+        dims: number of spatial axes.
+        channels: of the input and the output.
+        use_conv: False for average pooling.
+        padding: zeros on both sides of each axis that the convolution halves; 0 = one at its end.
+    """
+
+    def __init__(self, dims: int, channels: int, use_conv: bool, padding: int = 1) -> None:
         super().__init__()
         factor = resample_factor(dims)
         self.op: nn.Module
+        self.end_padding: list[int] = []
         if use_conv:
-            self.op = conv_nd(dims, channels, channels, 3, stride=factor, padding=1)
+            sides = tuple(1 if n == 1 else padding for n in factor)
+            self.op = conv_nd(dims, channels, channels, 3, stride=factor, padding=sides)
+            if padding == 0:
+                self.end_padding = [zeros for n in reversed(factor) for zeros in (0, int(n > 1))]
         else:
             # The original passes the window in place of the number of axes, and crashes.
             self.op = avg_pool_nd(dims, factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(B, C, *spatial)`` of half the size."""
-        return self.op(x)
+        return self.op(F.pad(x, self.end_padding) if self.end_padding else x)
 
 
 class Upsample(nn.Module):
@@ -69,8 +80,9 @@ def _maybe_checkpoint(enabled: bool, function: Callable[..., Tensor], *inputs: T
 class ResBlock(nn.Module):
     """Residual block of two convolutions; the embedding shifts, or scales and shifts, the second.
 
-    ``resample``, a module without parameters, changes the size of both branches; on the residual
-    branch it acts between the first norm and the first convolution (Brock 2018, "BigGAN").
+    ``norm`` returns the norm of a number of channels. ``resample``, a module without parameters,
+    changes the size of both branches; on the residual branch it acts between the first norm and the
+    first convolution (Brock 2018, "BigGAN").
     """
 
     def __init__(
@@ -83,13 +95,14 @@ class ResBlock(nn.Module):
         dropout: float,
         use_scale_shift_norm: bool,
         use_checkpoint: bool,
+        norm: Callable[[int], GroupNorm],
         resample: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.use_scale_shift_norm, self.use_checkpoint = use_scale_shift_norm, use_checkpoint
         modulation_channels = 2 * out_channels if use_scale_shift_norm else out_channels
         self.in_layers = nn.Sequential(
-            GroupNorm(NUM_GROUPS, channels),
+            norm(channels),
             nn.SiLU(),
             conv_nd(dims, channels, out_channels, 3, padding=1),
         )
@@ -97,7 +110,7 @@ class ResBlock(nn.Module):
             nn.SiLU(), nn.Linear(embedding_channels, modulation_channels)
         )
         self.out_layers = nn.Sequential(
-            GroupNorm(NUM_GROUPS, out_channels),
+            norm(out_channels),
             nn.SiLU(),
             nn.Dropout(dropout),
             zero_module(conv_nd(dims, out_channels, out_channels, 3, padding=1)),
@@ -133,12 +146,18 @@ class AttentionBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: int, num_heads: int, *, qkv_outside: bool, use_checkpoint: bool
+        self,
+        channels: int,
+        num_heads: int,
+        *,
+        qkv_outside: bool,
+        use_checkpoint: bool,
+        norm: Callable[[int], GroupNorm],
     ) -> None:
         super().__init__()
         self.num_heads, self.use_checkpoint = num_heads, use_checkpoint
         self.qkv_outside = qkv_outside
-        self.norm = GroupNorm(NUM_GROUPS, channels)
+        self.norm = norm(channels)
         # Convolutions of length 1, as the original; applied to tokens, which copies less.
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
@@ -191,11 +210,21 @@ class IDDPMUNetBuilder:
     use_new_attention_order: bool
     use_scale_shift_norm: bool
     use_checkpoint: bool
+    norm_num_groups: int
+    norm_eps: float
+    cos_first: bool
+    reach_end: bool
+    downsample_padding: int
 
     @property
     def widths(self) -> list[int]:
         """Channels of each level."""
         return [int(self.model_channels * mult) for mult in self.channel_mult]
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """Divisor of each spatial axis of the data."""
+        return tuple(n ** (len(self.channel_mult) - 1) for n in resample_factor(self.dims))
 
     @property
     def stem_channels(self) -> int:
@@ -215,6 +244,10 @@ class IDDPMUNetBuilder:
         """Return the number of heads of a block; ``num_head_channels`` has priority."""
         return num_heads if self.num_head_channels is None else channels // self.num_head_channels
 
+    def norm(self, channels: int) -> GroupNorm:
+        """Return a norm."""
+        return GroupNorm(self.norm_num_groups, channels, self.norm_eps)
+
     def residual(
         self, channels: int, out_channels: int, resample: nn.Module | None = None
     ) -> ResBlock:
@@ -227,6 +260,7 @@ class IDDPMUNetBuilder:
             dropout=self.dropout,
             use_scale_shift_norm=self.use_scale_shift_norm,
             use_checkpoint=self.use_checkpoint,
+            norm=self.norm,
             resample=resample,
         )
 
@@ -237,6 +271,7 @@ class IDDPMUNetBuilder:
             self.heads(channels, num_heads),
             qkv_outside=self.use_new_attention_order,
             use_checkpoint=self.use_checkpoint,
+            norm=self.norm,
         )
 
     def downsample(self, channels: int) -> nn.Module:
@@ -244,7 +279,7 @@ class IDDPMUNetBuilder:
         if self.resblock_updown:
             plain = Downsample(self.dims, channels, use_conv=False)
             return self.residual(channels, channels, plain)
-        return Downsample(self.dims, channels, self.conv_resample)
+        return Downsample(self.dims, channels, self.conv_resample, self.downsample_padding)
 
     def upsample(self, channels: int) -> nn.Module:
         """Return the upsampling to the next finer level."""

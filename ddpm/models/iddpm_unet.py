@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ from ddpm.models.iddpm_blocks import (
     resample_factor,
 )
 from ddpm.models.layers import (
-    GroupNorm,
     Network,
     SinusoidalEmbedding,
     check_dropout,
@@ -71,6 +70,16 @@ class IDDPMUNet(Network):
         use_scale_shift_norm: the embedding scales and shifts, instead of only shifting.
         use_checkpoint: recompute activations in the backward pass to save memory.
         dims: number of spatial axes; None = that of the data.
+        norm_num_groups: groups of each GroupNorm; they divide the channels of each level.
+        norm_eps: number added to the variance in each GroupNorm.
+        flip_sin_to_cos: the time embedding has the cosines before the sines.
+        freq_shift: 1 makes the last frequency of the time embedding exactly 1/10000; see
+            :class:`~ddpm.models.layers.SinusoidalEmbedding`.
+        downsample_padding: zeros on both sides of each axis before a strided convolution; 0 = one
+            zero at the end of each axis only, as in the original DDPM (Ho 2020).
+
+    The last five, with the names of diffusers' ``UNet2DModel``, are for its networks; their
+    defaults are OpenAI's.
 
     Raises:
         ConfigError: invalid options, or data with another number of spatial axes.
@@ -104,10 +113,16 @@ class IDDPMUNet(Network):
         use_scale_shift_norm: bool = True,
         use_checkpoint: bool = False,
         dims: int | None = None,
+        norm_num_groups: int = NUM_GROUPS,
+        norm_eps: float = 1e-5,
+        flip_sin_to_cos: bool = True,
+        freq_shift: Literal[0, 1] = 0,
+        downsample_padding: Literal[0, 1] = 1,
     ) -> None:
         dims = len(size) if dims is None else dims
         _check_dims(dims, size)
         check_positive(channel_mult=cast("Sequence[int] | None", channel_mult))  # or fractions
+        upper_heads = num_heads if num_heads_upsample in (None, -1) else num_heads_upsample
         mult, rates, fit = _fit(channel_mult, tuple(attention_resolutions), size, pad)
         builder = IDDPMUNetBuilder(
             dims=dims,
@@ -120,21 +135,25 @@ class IDDPMUNet(Network):
             conv_resample=conv_resample,
             resblock_updown=resblock_updown,
             num_heads=num_heads,
-            num_heads_upsample=num_heads
-            if num_heads_upsample in (None, -1)
-            else num_heads_upsample,
+            num_heads_upsample=upper_heads,
             num_head_channels=None if num_head_channels == -1 else num_head_channels,
             use_new_attention_order=use_new_attention_order,
             use_scale_shift_norm=use_scale_shift_norm,
             use_checkpoint=use_checkpoint,
+            norm_num_groups=norm_num_groups,
+            norm_eps=norm_eps,
+            cos_first=flip_sin_to_cos,
+            reach_end=freq_shift == 1,
+            downsample_padding=downsample_padding,
         )
         _check(builder, size)
-        factors = tuple(n ** (len(mult) - 1) for n in resample_factor(dims))
-        super().__init__(channels, out_channels, num_classes, self_condition, factors, fit)
+        super().__init__(channels, out_channels, num_classes, self_condition, builder.factors, fit)
         self._build(builder)
 
     def _build(self, builder: IDDPMUNetBuilder) -> None:
-        self.timestep = SinusoidalEmbedding(builder.model_channels, cos_first=True, reach_end=False)
+        self.timestep = SinusoidalEmbedding(
+            builder.model_channels, cos_first=builder.cos_first, reach_end=builder.reach_end
+        )
         self.time_embed = nn.Sequential(
             nn.Linear(builder.model_channels, builder.embedding_channels),
             nn.SiLU(),
@@ -148,7 +167,7 @@ class IDDPMUNet(Network):
         # improved-diffusion uses model_channels here, and requires channel_mult[0] == 1.
         width = builder.widths[0]
         self.out = nn.Sequential(
-            GroupNorm(NUM_GROUPS, width),
+            builder.norm(width),
             nn.SiLU(),
             zero_module(conv_nd(builder.dims, width, self.out_channels, 3, padding=1)),
         )
@@ -255,6 +274,10 @@ def _check_dims(dims: int, size: tuple[int, ...]) -> None:
 def _check(builder: IDDPMUNetBuilder, size: tuple[int, ...]) -> None:
     """Raise ConfigError for invalid options."""
     check_positive(model_channels=builder.model_channels, num_res_blocks=builder.num_res_blocks)
+    check_positive(norm_num_groups=builder.norm_num_groups)
+    require(builder.norm_eps > 0, "norm_eps", builder.norm_eps, "must be above 0")
+    good = not builder.reach_end or builder.model_channels >= 4
+    require(good, "freq_shift", 1, "needs at least 4 model_channels")
     check_dropout(builder.dropout)
     _check_widths(builder)
     _check_rates(builder, size)
@@ -263,13 +286,14 @@ def _check(builder: IDDPMUNetBuilder, size: tuple[int, ...]) -> None:
 
 def _check_widths(builder: IDDPMUNetBuilder) -> None:
     """Raise ConfigError for numbers of channels that the groups of GroupNorm do not divide."""
-    groups = f"GroupNorm has {NUM_GROUPS} groups"
-    uneven = [n for n in (builder.stem_channels, *builder.widths) if n == 0 or n % NUM_GROUPS]
-    if builder.model_channels % NUM_GROUPS:
-        problem = f"{groups}; make it a multiple of {NUM_GROUPS}"
+    number = builder.norm_num_groups
+    groups = f"GroupNorm has {number} groups"
+    uneven = [n for n in (builder.stem_channels, *builder.widths) if n == 0 or n % number]
+    if builder.model_channels % number:
+        problem = f"{groups}; make it a multiple of {number}"
         require(not uneven, "model_channels", builder.model_channels, problem)
     elif uneven:
-        problem = f"makes {uneven[0]} channels, but {groups}; make them multiples of {NUM_GROUPS}"
+        problem = f"makes {uneven[0]} channels, but {groups}; make them multiples of {number}"
         require(False, "channel_mult", builder.channel_mult, problem)
 
 

@@ -30,7 +30,7 @@ def conv_nd(
     kernel: int,
     *,
     stride: int | tuple[int, ...] = 1,
-    padding: int = 0,
+    padding: int | tuple[int, ...] = 0,
     bias: bool = True,
 ) -> nn.Module:
     """Return a convolution over ``dims`` spatial axes (1, 2 or 3)."""

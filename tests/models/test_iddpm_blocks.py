@@ -1,6 +1,7 @@
 """Blocks that guided-diffusion added, against closed forms (see also interop/test_openai)."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from ddpm.config.registry import build
 from ddpm.errors import ConfigError
 from ddpm.models import IDDPMUNet
 from ddpm.models.iddpm_blocks import AttentionBlock, ResBlock
+from ddpm.models.layers import GroupNorm
 from tests.reference_cases import filled, relative_error
 
 SMALL = {
@@ -22,6 +24,7 @@ SMALL = {
 }
 SIZES = [(8,), (8, 8), (3, 8, 8)]
 T = torch.tensor([7, 600])
+norm = partial(GroupNorm, 32)
 
 
 def fill(module):
@@ -102,7 +105,9 @@ def test_with_zero_residuals_these_blocks_only_resample(size):
 @pytest.mark.parametrize("qkv_outside", [False, True])
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_both_channel_orders_of_qkv(heads, qkv_outside):
-    block = fill(AttentionBlock(32, heads, qkv_outside=qkv_outside, use_checkpoint=False))
+    block = fill(
+        AttentionBlock(32, heads, qkv_outside=qkv_outside, use_checkpoint=False, norm=norm)
+    )
     x, size = torch.randn(2, 32, 3, 2), 32 // heads
     every = block.qkv(block.norm(x.flatten(2)))
     expected = torch.empty(2, 32, 6)
@@ -120,7 +125,7 @@ def test_both_channel_orders_of_qkv(heads, qkv_outside):
 @pytest.mark.parametrize("qkv_outside", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_attention_equals_convolutions_and_matrix_products(qkv_outside, layout):
-    block = fill(AttentionBlock(32, 4, qkv_outside=qkv_outside, use_checkpoint=False))
+    block = fill(AttentionBlock(32, 4, qkv_outside=qkv_outside, use_checkpoint=False, norm=norm))
     x = torch.randn(2, 32, 4, 6, generator=torch.Generator().manual_seed(0))
     x = x.to(memory_format=layout).requires_grad_()
 
