@@ -50,7 +50,9 @@ def load(
     return trained.load(path, weights, device, precision, plugins)
 
 
-def train(config: Mapping[str, Any] | Sequence[str] = ()) -> TrainedModel:
+def train(
+    config: Mapping[str, Any] | Sequence[str] = (), *, init: str | Path | None = None
+) -> TrainedModel:
     """Train a model as ``ddpm-train`` does, and return it with its averaged weights.
 
     The run folder is the same as that of the command; the same ``name`` resumes it.
@@ -59,6 +61,8 @@ def train(config: Mapping[str, Any] | Sequence[str] = ()) -> TrainedModel:
         config: options of ``ddpm-train``, as typed there: ``["data=cifar", "trainer.lr=1e-4"]``; or
             as a mapping: ``{"data": "cifar", "trainer": {"lr": 1e-4}}``, in which a group with a
             ``_target_``, as in the ``config.yaml`` of a run, names its class itself.
+        init: a run or a checkpoint whose averaged weights a new run starts from, as far as they
+            fit; the same as the option ``init``.
 
     Raises:
         ddpm.errors.ConfigError: options, data or files that are invalid.
@@ -68,8 +72,13 @@ def train(config: Mapping[str, Any] | Sequence[str] = ()) -> TrainedModel:
     import torch
 
     from ddpm.cli.train import train_model
+    from ddpm.config.values import quoted
     from ddpm.errors import Stopped
 
+    if init is not None and isinstance(config, Mapping):
+        config = {**config, "init": str(init)}
+    elif init is not None:
+        config = [*config, f"init={quoted(str(init))}"]
     threads = torch.get_num_threads()
     try:
         return train_model(config)

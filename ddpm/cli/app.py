@@ -158,13 +158,14 @@ def _job(
 def readable(argument: str, arguments: list[str]) -> str:
     """Return an argument in the form that Hydra's grammar requires.
 
-    Values are quoted by :func:`ddpm.config.values.literal`. Beside ``resume`` and beside the
+    Values are quoted by :func:`ddpm.config.values.literal`. Beside ``resume``, ``init`` and the
     ``_target_`` of a group, options may belong to choices other than the defaults, so that they are
     marked as additions.
     """
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
         return argument
+    key = "init.ckpt" if key == "init" else key
     if value:
         sweep = invocation.starts_sweep(arguments)
         value = values.literal(key.lstrip("+"), value, sweep=sweep)
@@ -172,7 +173,7 @@ def readable(argument: str, arguments: list[str]) -> str:
         key = f"++{key}"
     plain = "." in key and "@" not in key and key[0].isalpha()
     group = key.partition(".")[0]
-    others = ("resume=", f"{group}._target_=")
+    others = ("resume=", "init", f"{group}._target_=")
     if plain and any(a.startswith(others) for a in arguments):
         key = f"++{key}"
     return f"{key}={value}"

@@ -16,6 +16,7 @@ KEYS = (
     "evaluation.reference",
     "evaluation.extractor.path",
     "evaluation.extractor.weights",
+    "init.ckpt",
 )
 """Options of a run that name files or folders to read."""
 TYPED = "as_typed"

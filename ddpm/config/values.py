@@ -13,7 +13,8 @@ from ddpm.files import expand
 PATHS = frozenset(
     {
         *("a", "b", "cache", "ckpt", "condition", "ema", "file", "guide", "out", "reference"),
-        *("resume", "runs", "samples", "data.path", "extractor.path", "extractor.weights"),
+        *("init.ckpt", "resume", "runs", "samples", "data.path"),
+        *("extractor.path", "extractor.weights"),
         *("evaluation.guide", "evaluation.reference"),
         *("evaluation.extractor.path", "evaluation.extractor.weights"),
         *("hydra.run.dir", "hydra.sweep.dir"),

@@ -143,7 +143,7 @@ def plan(request: Request) -> Plan:
     Raises:
         ConfigError: an invalid name, a run that does not exist, or one with other options.
     """
-    request = _with_one_duration(request)
+    request = _without_init(_with_one_duration(request))
     path, key = request.folder(), request.key
     stored = None if path is None else stored_config.read(path)
     if path is None or stored is None:
@@ -194,6 +194,17 @@ def _with_one_duration(request: Request) -> Request:
     both = "trainer.max_minutes" in typed
     require(not both, "trainer.max_minutes", trainer["max_minutes"], problem)
     return replace(request, config={**request.config, "trainer": {**trainer, "max_minutes": None}})
+
+
+def _without_init(request: Request) -> Request:
+    """Return the request; without ``init`` if no checkpoint is named there."""
+    init = request.config.get("init", {})
+    if "init" not in request.config or init.get("ckpt") is not None:
+        return request
+    problem = "requires init=, a run or a checkpoint; add it"
+    require(init.get("strict") is not True, "init.strict", True, problem)
+    rest = {key: node for key, node in request.config.items() if key != "init"}
+    return replace(request, config=rest)
 
 
 def _check_foreign_files(path: Path, key: str) -> None:

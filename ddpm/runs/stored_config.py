@@ -10,7 +10,7 @@ from typing import Any
 from ddpm import instantiate, synonyms
 from ddpm.config import paths, values
 from ddpm.config.migration import migrate
-from ddpm.config.registry import config_with_defaults
+from ddpm.config.registry import config_with_defaults, with_defaults
 from ddpm.config.text import from_yaml
 from ddpm.errors import ConfigError, require
 from ddpm.evaluation.options import EvaluationOptions
@@ -19,6 +19,7 @@ from ddpm.training import Trainer, checkpoint
 from ddpm.training.run import CONFIG
 
 Node = dict[str, Any]
+ADOPTED = ("model", "schedule", "objective", "diffusion", "timesteps")  # groups, with init=
 # Options of the trainer that get a value when a run begins, where they are null or auto.
 DERIVED = ("batch_size", "lr", "precision", "compile", "channels_last")
 
@@ -71,14 +72,59 @@ def requested(request: Request, stored: Node, path: Path) -> Node:
     if request.resume is not None:
         recipe = "experiment" not in request.typed_keys
         require(recipe, "experiment", None, "the run has its own options; leave it out")
+        problem = f"starts a new run; use init={request.resume} without resume=, or leave it out"
+        require("init" not in request.config, "init", None, problem)
         config = _with_overrides(located, request)
         _check_code(config, request)
     else:
-        config = _with_run_defaults(_with_axes(request.config, stored), stored, request)
+        config = request.config
+        if "init" in stored:  # network and process are not those of the defaults
+            config = adopted(config, stored, request)
+        config = _with_run_defaults(_with_axes(config, stored), stored, request)
         config = paths.repeated(config, located)
+        config = _with_same_init(config, located, path)
     config = with_numbers(config, stored)
     _check_duration(config, stored)
     return config
+
+
+def adopted(config: Node, stored: Node, request: Request) -> Node:
+    """Return a composed config with the network and the process of a stored one.
+
+    Typed choices and options precede these. A recipe chooses network and process itself.
+
+    Args:
+        config: composed for the request.
+        stored: of a run or a checkpoint.
+        request: the request of the user.
+    """
+    keys = request.typed_keys
+    if "experiment" in keys:
+        return config
+    groups = [
+        group for group in ADOPTED if group in stored and not {group, f"{group}._target_"} & keys
+    ]
+    nodes = {group: with_defaults(deepcopy(stored[group]), group) for group in groups}
+    merged = {**config, **nodes}
+    for override in request.overrides:
+        if values.option_key(override).partition(".")[0] in groups:
+            _merge(merged, config, override)
+    return merged
+
+
+def _with_same_init(config: Node, stored: Node, path: Path) -> Node:
+    """Return the config with the record of a run's initial weights.
+
+    Raises:
+        ConfigError: others were typed.
+    """
+    here, there = config.get("init", {}).get("ckpt"), stored.get("init", {}).get("ckpt")
+    same = here in (None, there) or paths.is_same("init.ckpt", here, there)
+    start = "did not start from other weights" if there is None else f"started from {there}"
+    problem = f"the run {path} {start}; leave it out, or choose another name"
+    require(same, "init", here, problem)
+    rest = {key: node for key, node in config.items() if key != "init"}
+    return {**rest, "init": stored["init"]} if "init" in stored else rest
 
 
 def has_duration(config: Node) -> bool:

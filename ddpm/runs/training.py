@@ -25,6 +25,7 @@ from ddpm.distributed.output import agreed
 from ddpm.errors import Stopped, render, shortened
 from ddpm.outputs import new_folder
 from ddpm.pipeline import check_steps
+from ddpm.runs import initialization
 from ddpm.runs.plan import Plan, plan, warn_of_threads
 from ddpm.runs.previews import Previews
 from ddpm.runs.request import Request
@@ -66,6 +67,7 @@ class Objects(NamedTuple):
     spec: DataSpec
     validation: Validation | None
     data: Split
+    initial: str | None  # description of the weights of init=
 
 
 def train(
@@ -105,12 +107,14 @@ class _Training:
         self.device: devices.Device = device
         self.threads: cpu_threads.Threads = threads
         self.stop, self.warnings, self.out = stop, warnings, Path(request.out)
+        self.initial: Checkpoint | None = None  # of init=
 
     def __call__(self, planned: Plan) -> Outcome:
         """Build all objects, lock the run folder, and train."""
         objects, planned = self._build(planned)
         accelerator = objects.trainer.accelerator
-        path = planned.path or _new_folder(accelerator, self.out, self.request.label)
+        label = initialization.label(self.request, self.initial)
+        path = planned.path or _new_folder(accelerator, self.out, label)
         run = Run(path, Trackers(objects.trainer.options.trackers), self.warnings)
         lock = Lock(run.path)
         try:
@@ -119,11 +123,9 @@ class _Training:
             wait_for_all(accelerator)
             if planned.path is not None and not planned.exists:
                 # Another process may have started the run before this one had the lock.
-                planned = plan(self.request)
-                if planned.exists:
-                    objects, planned = self._build(planned, objects.data)
-                else:
-                    planned = planned.sized(accelerator.device.type)
+                again = plan(self.request)
+                if again.exists:
+                    objects, planned = self._build(again, objects.data)
             return self._train(planned.adapted(objects.trainer), objects, run)
         finally:
             lock.release()
@@ -140,8 +142,9 @@ class _Training:
         )
         device, precision = accelerator.device, accelerator.mixed_precision
         devices.use_fast_kernels(device, precision, deterministic=options.deterministic)
-        planned = planned.sized(device.type)
-        return build(planned, accelerator, self.out, data), planned
+        self.initial = initialization.find(planned, accelerator, self.initial)
+        planned = initialization.started(planned, self.request, self.initial).sized(device.type)
+        return build(planned, accelerator, self.out, data, self.initial), planned
 
     def _train(self, planned: Plan, objects: Objects, run: Run) -> Outcome:
         """Resume, choose what depends on the machine, and train; the folder is locked."""
@@ -167,6 +170,8 @@ class _Training:
         with _events(run, trainer):
             _begin(run, planned, trainer, self._latest(run))
             info_once(accelerator, _summary(trainer, objects.spec, run, planned.chosen))
+            if source is None and objects.initial is not None:
+                info_once(accelerator, objects.initial)
             expected = timing.line()
             if expected:
                 info_once(accelerator, expected)
@@ -246,7 +251,13 @@ class _Training:
         loop.train()
 
 
-def build(planned: Plan, accelerator: Accelerator, out: Path, data: Split | None = None) -> Objects:
+def build(
+    planned: Plan,
+    accelerator: Accelerator,
+    out: Path,
+    data: Split | None = None,
+    initial: Checkpoint | None = None,
+) -> Objects:
     """Return the objects of a planned training.
 
     Args:
@@ -254,6 +265,7 @@ def build(planned: Plan, accelerator: Accelerator, out: Path, data: Split | None
         accelerator: processes, device and precision.
         out: parent folder of all runs.
         data: the data, if they have been read before.
+        initial: checkpoint whose averaged weights the network starts from.
 
     Raises:
         ConfigError: data that cannot be read, or options that do not fit one another.
@@ -269,7 +281,7 @@ def build(planned: Plan, accelerator: Accelerator, out: Path, data: Split | None
     spec = DataSpec.from_dataset(data.train)
     process = instantiate.diffusion(config, spec)
     sampler = instantiate.sampler(config["sampler"])
-    network = instantiate.network(config, spec, process)
+    network, copied = initialization.network(config, spec, process, initial)
     trainer = instantiate.trainer(config, network, process, data.train, accelerator)
     check_steps(sampler, process)
     validation = None
@@ -278,7 +290,7 @@ def build(planned: Plan, accelerator: Accelerator, out: Path, data: Split | None
     if options.evaluate_every:
         validation = Validation(config, spec, data, accelerator, best=options.best, cache=cache)
         validation.check(trainer)
-    return Objects(trainer, sampler, spec, validation, data)
+    return Objects(trainer, sampler, spec, validation, data, copied)
 
 
 def _new_folder(accelerator: Accelerator, out: Path, label: str) -> Path:

@@ -203,9 +203,12 @@ TRAIN = (
     Row("early_stopping patience callbacks", "trainer.best=loss", "the best checkpoint is kept"),
     # Runs
     Row("checkpoint ckpt ckpt_path checkpoint_path resume_checkpoint resume_from load load_path "
-        "resume_from_checkpoint load_checkpoint resume_path model_path restore init_from "
-        "pretrained milestone load_milestone auto_resume", "resume={}", "the folder of a run",
+        "resume_from_checkpoint load_checkpoint resume_path model_path restore "
+        "milestone load_milestone auto_resume", "resume={}", "the folder of a run",
         _LATEST),
+    Row("init_from init_ckpt init_checkpoint pretrained pretrained_model pretrained_path "
+        "pretrained_weights finetune finetune_from fine_tune transfer warm_start", "init={}",
+        "a run or a checkpoint"),
     Row("output_dir outdir out_dir output results_folder log_dir logdir save_dir result_dir "
         "results_dir default_root_dir workdir work_dir logging_dir exp_dir save_path",
         "out={}", "the parent folder of runs"),

@@ -65,6 +65,8 @@ def check_compatible(
             f"{n} ({render(changed[n][0])} there, {render(changed[n][1])} here)" for n in rejected
         ]
         remedy = _remedy(run, named=key == "name", trainer=all(map(_is_overridable, rejected)))
+        if any(name.startswith("data.") for name in rejected):
+            remedy += f"; init={run} without resume= starts a new run from its weights"
         problem = f"was trained with different options: {', '.join(options)}; {remedy}"
         raise ConfigError(key, str(run) if key == "resume" else run.name, problem)
     return changed

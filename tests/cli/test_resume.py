@@ -167,6 +167,8 @@ def test_different_data_are_rejected(command, tiny):
             "ddpm-train: resume=outputs/w: was trained with different options: "
         )
         assert difference in ended.line
+        advice = "; init=outputs/w without resume= starts a new run from its weights"
+        assert ended.line.endswith(advice)
     assert last("outputs/w").step == 2
 
 
