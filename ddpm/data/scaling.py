@@ -16,7 +16,7 @@ class ByteScaling:
 
     def encode(self, raw: torch.Tensor) -> torch.Tensor:
         """Convert uint8 to float32 in -1..1."""
-        return raw.float() / 127.5 - 1
+        return raw.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
         """Convert model space to uint8, rounded and clamped."""
@@ -40,7 +40,7 @@ class RangeScaling:
 
     def encode(self, raw: torch.Tensor) -> torch.Tensor:
         """Convert raw values to float32, ``low`` to -1 and ``high`` to 1."""
-        return (raw.float() - self.low) / (self.high - self.low) * 2 - 1
+        return (raw.float() - self.low).div_(self.high - self.low).mul_(2).sub_(1)
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
         """Convert model space to raw float32."""

@@ -75,7 +75,8 @@ class Sequences(Dataset):
         See :meth:`Dataset.fetch`.
         """
         positions = torch.as_tensor(indices, dtype=torch.int64)
-        return self._values[positions], None if self._labels is None else self._labels[positions]
+        values = self._values.index_select(0, positions)
+        return values, None if self._labels is None else self._labels[positions]
 
     def class_counts(self, indices: Sequence[int] | None = None) -> list[int] | None:
         """Return the number of items per class; None without labels."""

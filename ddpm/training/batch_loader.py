@@ -143,25 +143,31 @@ class BatchLoader:
         return self._load(samples)
 
     def _load(self, samples: int) -> Iterator[Batch]:
-        if self.num_workers:
-            Finalize(None, kill_workers, exitpriority=1)
         receive = _Receiver(self.pin_memory)
+        for fetched in self._fetched(samples):
+            if isinstance(fetched, ConfigError):
+                raise fetched.under("data")
+            yield receive(fetched)
+
+    def _fetched(self, samples: int) -> Iterator[Batch | _SharedBatch | ConfigError]:
+        batches = _MicroBatchSampler(self, samples)
+        if not self.num_workers:
+            fetcher = _BatchFetcher(self.data, None)
+            return map(fetcher.__getitems__, batches)
+        Finalize(None, kill_workers, exitpriority=1)
         loader: DataLoader[Any] = DataLoader(
-            _BatchFetcher(self.data, _SharedBuffers() if self.num_workers else None),
-            batch_sampler=_MicroBatchSampler(self, samples),
-            timeout=_TIMEOUT_SECONDS if self.num_workers else 0,
+            _BatchFetcher(self.data, _SharedBuffers()),
+            batch_sampler=batches,
+            timeout=_TIMEOUT_SECONDS,
             num_workers=self.num_workers,
-            prefetch_factor=_PREFETCH if self.num_workers else None,
-            multiprocessing_context=_START_METHOD if self.num_workers else None,
+            prefetch_factor=_PREFETCH,
+            multiprocessing_context=_START_METHOD,
             worker_init_fn=partial(_init_worker, os.getpid()),
             collate_fn=_unchanged,
             # A loader draws a seed when it starts, which must not come from the global generator.
             generator=torch.Generator(),
         )
-        for fetched in loader:
-            if isinstance(fetched, ConfigError):
-                raise fetched.under("data")
-            yield receive(fetched)
+        return iter(loader)
 
     def first(self, samples: int) -> Batch:
         """Return the first micro-batch from position ``samples`` on.
