@@ -7,7 +7,6 @@ from torch import nn
 from ddpm import generation
 from ddpm.data import SequenceCodec
 from ddpm.diffusion import (
-    ClassifierFreeGuidance,
     Clipping,
     Denoiser,
     GaussianDiffusion,
@@ -16,6 +15,7 @@ from ddpm.diffusion import (
 )
 from ddpm.errors import ConfigError
 from ddpm.generation import interpolate_noise
+from ddpm.guidance.denoisers import ClassifierFreeGuidance
 from ddpm.pipeline import SampleNoise, build_pipeline
 from ddpm.samplers import DDIM, DDPM
 from ddpm.seeding import RandomStream, mix

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from ddpm.diffusion import (
-    ClassifierFreeGuidance,
     Denoiser,
     GaussianDiffusion,
     PredV,
@@ -15,6 +14,7 @@ from ddpm.diffusion import (
     linear,
     sigmoid,
 )
+from ddpm.guidance.denoisers import ClassifierFreeGuidance
 from ddpm.samplers import DDIM
 from tests.oracle import Oracle, normal
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from ddpm.diffusion import (
-    ClassifierFreeGuidance,
     Clipping,
     Denoiser,
     GaussianDiffusion,
@@ -17,6 +16,7 @@ from ddpm.diffusion import (
     cosine,
     linear,
 )
+from ddpm.guidance.denoisers import ClassifierFreeGuidance
 from ddpm.samplers import DDIM, DDPM
 from tests.oracle import Oracle, normal
 

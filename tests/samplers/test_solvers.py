@@ -7,7 +7,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm.diffusion import (
-    ClassifierFreeGuidance,
     Clipping,
     Denoiser,
     GaussianDiffusion,
@@ -18,6 +17,7 @@ from ddpm.diffusion import (
     cosine,
     linear,
 )
+from ddpm.guidance.denoisers import ClassifierFreeGuidance
 from ddpm.samplers import DPMpp, UniPC
 from tests.oracle import Oracle, normal
 from tests.samplers.convergence import ExactDenoiser
