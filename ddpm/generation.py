@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ddpm.diffusion import without_gradients
 from ddpm.errors import require
-from ddpm.pipeline import SampleNoise, SamplingPipeline
+from ddpm.noise import SampleNoise
+from ddpm.pipeline import SamplingPipeline
 from ddpm.samplers import DDIM
 from ddpm.samplers.base import OnStep
 from ddpm.seeding import RandomStream, mix
@@ -153,7 +154,7 @@ def _encode_endpoint(
     """Return x0 and the noise of an endpoint, both (1, C, *spatial) on the device."""
     if isinstance(end, Tensor):
         x0 = pipeline.codec.encode(end.unsqueeze(0).to(pipeline.device))
-        return x0, SampleNoise([seed]).like(x0)
+        return x0, SampleNoise([seed]).draw(tuple(x0.shape[1:])).to(x0.device)
     x_t, labels = _latent_at_step(pipeline, end, t, label)
     with without_gradients(pipeline.denoiser), pipeline.autocast():
         prediction = pipeline.denoiser(x_t, t, conditioning=pipeline.conditioning(labels))

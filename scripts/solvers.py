@@ -34,7 +34,7 @@ from ddpm.console import progress
 from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.files import replacing
 from ddpm.guidance import Guidance
-from ddpm.pipeline import SampleNoise
+from ddpm.noise import SampleNoise
 from ddpm.samplers import Sampler
 from ddpm.seeding import RandomStream, mix
 

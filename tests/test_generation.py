@@ -16,7 +16,8 @@ from ddpm.diffusion import (
 from ddpm.errors import ConfigError
 from ddpm.generation import interpolate_noise
 from ddpm.guidance.denoisers import ClassifierFreeGuidance
-from ddpm.pipeline import SampleNoise, build_pipeline
+from ddpm.noise import SampleNoise
+from ddpm.pipeline import build_pipeline
 from ddpm.samplers import DDIM, DDPM
 from ddpm.seeding import RandomStream, mix
 from tests.oracle import Oracle
@@ -265,11 +266,3 @@ def test_any_integer_is_a_seed():
             pipeline, (seed, 1), t=9, mode="slerp", **{**OPTIONS, "seed": seed}
         )
         assert frames.isfinite().all()
-
-
-def test_each_sample_has_its_own_noise_stream():
-    both = SampleNoise([1, 2])
-    first, second = both.draw((3,)), both.draw((3,))
-    alone = SampleNoise([2])
-    assert torch.equal(alone.draw((3,)), first[1:]) and torch.equal(alone.draw((3,)), second[1:])
-    assert not torch.equal(first, second)

@@ -21,8 +21,9 @@ from ddpm.evaluation.bits_per_dimension import bits_per_dimension
 from ddpm.evaluation.model import EvaluatedModel
 from ddpm.evaluation.partial_results import PartialResults
 from ddpm.evaluation.results import EvaluationResult
-from ddpm.generation import SampleNoise, SamplingPipeline
+from ddpm.generation import SamplingPipeline
 from ddpm.metrics.results import BoundCurve
+from ddpm.noise import SampleNoise
 from ddpm.samplers.grids import respaced_timesteps
 from ddpm.seeding import RandomStream, mix
 from ddpm.training.meter import LOGGED, QUARTERS

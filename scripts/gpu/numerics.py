@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ddpm import diffusion as d
 from ddpm import models
-from ddpm.pipeline import SampleNoise
+from ddpm.noise import SampleNoise
 from ddpm.samplers import DDIM, DDPM
 from scripts.gpu.check import Check, Result, Setting, require
 
@@ -249,6 +249,11 @@ def _perfect(process: d.GaussianDiffusion, mean: float, spread: float) -> Callab
     return model
 
 
+def _drawn_on_cpu(noise: SampleNoise, x: Tensor) -> Tensor:
+    """Return the next noise in the shape of ``x``, which is the same on both devices."""
+    return noise.draw(tuple(x.shape[1:])).to(x.device)
+
+
 def samplers(setting: Setting) -> Result:
     """Compare samples of the same noise, and their mean and spread with those of the data."""
     process = d.GaussianDiffusion(d.cosine(), d.PredX0())
@@ -260,7 +265,7 @@ def samplers(setting: Setting) -> Result:
         for device in ("cpu", setting.device):
             noise = SampleNoise(range(count))
             x = noise.draw((3, 8, 8)).to(device)
-            samples.append(sampler.sample(denoiser, x, randn_like=noise.like))
+            samples.append(sampler.sample(denoiser, x, randn_like=partial(_drawn_on_cpu, noise)))
         far = distance(samples[1], samples[0])
         mean, spread = float(samples[1].mean()), float(samples[1].std())
         what = f"{type(sampler).__name__}: {far:.1e}, mean {mean:.3f}, spread {spread:.3f}"

@@ -5,7 +5,8 @@ import torch
 
 from ddpm import instantiate
 from ddpm.interop.networks import find as system
-from ddpm.pipeline import SampleNoise, build_pipeline
+from ddpm.noise import SampleNoise
+from ddpm.pipeline import build_pipeline
 from ddpm.samplers import DDIM
 from ddpm.training.checkpoint import find
 from tests.interop.originals.walk import ddim, linear, sigmoid

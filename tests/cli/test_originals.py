@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from ddpm import instantiate
-from ddpm.pipeline import SampleNoise, build_pipeline
+from ddpm.noise import SampleNoise
+from ddpm.pipeline import build_pipeline
 from ddpm.samplers import DDIM
 from ddpm.training.checkpoint import find
 from tests.reference_cases import relative_error
