@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -160,5 +159,12 @@ def did_you_mean(word: str, choices: Iterable[str], *, complete: bool = False) -
     """
     ordered = sorted(set(choices))
     every = f" (there are: {', '.join(ordered)})" if ordered else ""
-    near = difflib.get_close_matches(word, ordered, n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?{every if complete else ''}" if near else every
+    near = most_similar(word, ordered)
+    return every if near is None else f"; did you mean '{near}'?{every if complete else ''}"
+
+
+def most_similar(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the choice that is most similar to a word; None below a similarity of ``cutoff``."""
+    import difflib  # --help does without it
+
+    return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)), None)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,6 +83,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
 
 def file_sha256(path: Path) -> str:
     """Return the sha256 sum of a file; raises OSError if it cannot be read."""
+    import hashlib  # --help does without OpenSSL
+
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -138,6 +138,8 @@ def free_space(path: Path) -> str:
     """Return the free space of the file system of ``path`` in words, such as ``1.5 GB free``."""
     while not path.exists() and path != path.parent:
         path = path.parent
+    import shutil  # --help does without its archives
+
     free = shutil.disk_usage(path).free
     return f"{free / 1e9:.1f} GB free" if free >= 1e8 else f"{free / 1e6:.1f} MB free"
 

@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -145,6 +144,8 @@ def _job(
             return sweeps.record_job(config_name, config, starter, work)
         except ConfigError as error:
             if os.environ.get("DDPM_DEBUG"):
+                import traceback
+
                 traceback.print_exc()
             _report(config_name, str(error))
             failures.append(error)
@@ -212,8 +213,10 @@ def _signals_first() -> Iterator[None]:
 
 def _run(config: Any, command: Command) -> float | None:
     """Check the composed options and run the command, in several processes if requested."""
+    from ddpm.checkpoint_paths import check_checkpoint
     from ddpm.cli import workers
     from ddpm.cli.system_errors import converted
+    from ddpm.config.declared import check_types
     from ddpm.config.registry import load_plugins, with_typed_classes
     from ddpm.config.schema import check, typed
     from ddpm.config.text import plain
@@ -221,11 +224,12 @@ def _run(config: Any, command: Command) -> float | None:
     typed_keys = {key for key, _ in invocation.typed_options()}
     options, typed_as = invocation.resolved(values.expanded(plain(config)), typed_keys)
     launch = options.pop("launch", None)
-    if "ckpt" in options:
-        for key in argument_errors.FROM_CHECKPOINT:
-            if key in options:
-                raise ConfigError(key, None, argument_errors.from_checkpoint(key))
+    for key in argument_errors.FROM_CHECKPOINT if "ckpt" in options else ():
+        if key in options:
+            raise ConfigError(key, None, argument_errors.from_checkpoint(key))
     checked = check(options, command, hint=_hint)
+    check_types(checked, typed_keys, typed_as)
+    check_checkpoint(checked)
     if launch is not None:
         count = workers.count(typed(launch, workers.Launch, "launch"), checked["device"])
         if count > 1:

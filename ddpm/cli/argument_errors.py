@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from ddpm import synonyms
 from ddpm.config import values
 from ddpm.config.location import config_dir
-from ddpm.errors import ConfigError, did_you_mean
+from ddpm.errors import ConfigError, did_you_mean, most_similar
 
 NO_CHOICE = "Config group override must be a string"  # text of Hydra's ValueError for data=null
 FROM_CHECKPOINT = ("model", "diffusion", "schedule", "objective", "timesteps", "data", "trainer")
@@ -89,8 +88,8 @@ def _no_choice(path: str, message: str, typed: Mapping[str, str]) -> ConfigError
     plain = group.partition("@")[0]
     names = match[1].split() if match else _choices(plain)
     use = synonyms.choice(plain, name)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    near = most_similar(name, names)
+    hint = f"; did you mean '{near}'?" if near is not None else ""
     if use is not None:
         hint = f"; {use}".replace(f"; use {plain}=", f"; use {group}=")
     elif group == "data" and Path(name).is_dir():
@@ -191,9 +190,9 @@ def advice(config_name: str, key: str, value: str, arguments: Sequence[str]) -> 
     beside = {p.rpartition(".")[2]: p for p in options if p.rpartition(".")[0] == group}
     in_group = group and beside
     word, names = (leaf, beside) if in_group else (key, {path: path for path in options})
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6 if in_group else 0.7)
-    if near:
-        return f"; did you mean '{names[near[0]]}'?"
+    near = most_similar(word, names, 0.6 if in_group else 0.7)
+    if near is not None:
+        return f"; did you mean '{names[near]}'?"
     use = synonyms.near(config_name, key, value, options)
     if use is not None:
         return f"; {use}"

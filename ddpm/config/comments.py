@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +36,6 @@ class Option(NamedTuple):
     comment: str
 
 
-@dataclass
 class ConfigFile:
     """Contents of a config file, as far as users type them.
 
@@ -51,13 +49,14 @@ class ConfigFile:
         is_global: True if the options are those of the root config, as in recipes.
     """
 
-    about: list[str] = field(default_factory=list)
-    groups: list[Option] = field(default_factory=list)
-    optional: list[Option] = field(default_factory=list)
-    selected: dict[str, str] = field(default_factory=dict)
-    bases: list[str] = field(default_factory=list)
-    options: list[Option] = field(default_factory=list)
-    is_global: bool = False
+    def __init__(self) -> None:  # not a dataclass, whose module is slow to import
+        self.about: list[str] = []
+        self.groups: list[Option] = []
+        self.optional: list[Option] = []
+        self.selected: dict[str, str] = {}
+        self.bases: list[str] = []
+        self.options: list[Option] = []
+        self.is_global = False
 
 
 def read(path: Path) -> ConfigFile:

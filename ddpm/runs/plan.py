@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ddpm import instantiate
+from ddpm import checkpoint_paths, instantiate
 from ddpm.config import paths
 from ddpm.config.registry import config_with_defaults
 from ddpm.console import warn
@@ -148,7 +148,7 @@ def plan(request: Request) -> Plan:
     stored = None if path is None else stored_config.read(path)
     if path is None or stored is None:
         if request.resume is not None:
-            run = checkpoint.nearest_run(Path(request.resume))
+            run = checkpoint_paths.nearest_run(Path(request.resume))
             remedy = "leave it out to begin one" if run is None else f"use resume={run}"
             raise ConfigError("resume", request.resume, f"run not found; {remedy}")
         if path is not None:

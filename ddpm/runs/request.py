@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from ddpm import checkpoint_paths
 from ddpm.config import values
-from ddpm.training import checkpoint
 
 Node = dict[str, Any]
 
@@ -56,7 +56,7 @@ class Request:
             ConfigError: ``name`` is not the name of a folder, or is reserved.
         """
         if self.resume is not None:
-            return checkpoint.readable(Path(self.resume).resolve())
+            return checkpoint_paths.readable(Path(self.resume).resolve())
         if self.name is not None:
             values.check_run_name(self.name, self.out)
         return self.job_folder or (None if self.name is None else Path(self.out, self.name))

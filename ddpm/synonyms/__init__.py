@@ -8,11 +8,10 @@ the reason only. Options with the same last part as the typed name need no row.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Sequence
 
-from ddpm.errors import did_you_mean
+from ddpm.errors import did_you_mean, most_similar
 from ddpm.synonyms.choices import CARD, CHOICES, VALUES, Row
 from ddpm.synonyms.options import OTHERS, TRAIN
 
@@ -42,8 +41,8 @@ def option(command: str, key: str, value: str, existing: Collection[str] = ()) -
 def near(command: str, key: str, value: str, existing: Collection[str] = ()) -> str | None:
     """Return the advice for the most similar name in the table; None if none is similar."""
     names = [name for row in OTHERS.get(command, TRAIN) for name in row.names.split()]
-    similar = difflib.get_close_matches(key.lower(), names, n=1, cutoff=0.85)
-    return option(command, similar[0], value, existing) if similar else None
+    similar = most_similar(key.lower(), names, 0.85)
+    return None if similar is None else option(command, similar, value, existing)
 
 
 def choice(group: str, name: str) -> str | None:

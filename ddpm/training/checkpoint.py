@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -29,18 +28,25 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ddpm.checkpoint_paths import (
+    FOLDER,
+    MANIFEST,
+    is_checkpoint,
+    listed,
+    located,
+    no_checkpoint,
+    place,
+)
 from ddpm.config.migration import migrate
 from ddpm.errors import ConfigError
 from ddpm.files import MAX_HEADER_BYTES, file_sha256, free_space, load_tensors, sync
 from ddpm.memory import is_out_of_memory
 
 FORMAT = 1
-FOLDER = "checkpoints"
-MANIFEST, CONFIG, STATE = "manifest.json", "config.json", "state.pt"
+CONFIG, STATE = "config.json", "state.pt"
 EVALUATION = "evaluation.json"
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
 _DATA = ("shape", "num_classes", "class_names", "codec", "class_counts")
-_NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,57 +298,13 @@ def find(path: str, warn: Callable[[str], None]) -> Checkpoint:
     Raises:
         ConfigError: no checkpoint was found, or it is damaged.
     """
-    place = Path(path)
-    if not place.exists():  # also where latest points to a run that was deleted
-        run = nearest_run(place)
-        remedy = "train one first" if run is None else f"use ckpt={run}"
-        raise ConfigError("ckpt", path, f"run or checkpoint not found; {remedy}")
-    if place.is_file():
-        problem = "is a file; use the folder of a run or of a checkpoint (step-00001000)"
-        raise ConfigError("ckpt", path, problem)
-    place = readable(place.resolve())
-    if _NAME.fullmatch(place.name) or (place / MANIFEST).exists():
-        return load(place, whole=False)
-    checkpoint = newest(place, warn, whole=False)
-    if checkpoint is None:
-        raise ConfigError("ckpt", path, "contains no checkpoint; use a run folder of ddpm-train")
+    folder = located(path)
+    if is_checkpoint(folder):
+        return load(folder, whole=False)
+    checkpoint = newest(folder, warn, whole=False)
+    if checkpoint is None:  # deleted meanwhile
+        raise no_checkpoint(path)
     return checkpoint
-
-
-def nearest_run(missing: Path) -> Path | None:
-    """Return the newest run in the parent folder of a missing path, or else in ``outputs``."""
-    for parent in dict.fromkeys((missing.parent, Path("outputs"))):
-        try:
-            folders = [path for path in parent.iterdir() if not path.is_symlink() and listed(path)]
-            if folders:
-                return max(folders, key=lambda path: path.stat().st_mtime)
-        except OSError:  # it does not exist, or is not ours to read
-            continue
-    return None
-
-
-def listed(run: Path) -> list[Path]:
-    """Return the checkpoint folders of a run, newest first, including damaged ones."""
-    parent = run / FOLDER
-    names = (
-        [path for path in parent.iterdir() if _NAME.fullmatch(path.name)] if parent.is_dir() else []
-    )
-    return sorted(names, key=step_of, reverse=True)
-
-
-def place(folder: Path, step: int) -> Path:
-    """Return the path of the checkpoint of a step in ``folder``."""
-    return folder / f"step-{step:08d}"
-
-
-def step_of(folder: Path) -> int:
-    """Return the step in the name of a checkpoint folder."""
-    return int(folder.name.removeprefix("step-"))
-
-
-def readable(place: Path) -> Path:
-    """Return a resolved path relative to the working directory, if it is inside of it."""
-    return place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
 
 
 def read_json(path: Path) -> Any:

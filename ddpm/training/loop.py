@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import broadcast_object_list
 
+from ddpm import checkpoint_paths
 from ddpm.console import duration, note, progress, warn
 from ddpm.distributed.consensus import Agreed, agree
 from ddpm.distributed.stopping import AgreedStopping, GivenUpError, Stopping
@@ -256,7 +257,7 @@ class TrainingLoop:
             with self.run.warn_on_io_error("the list of its samples"):
                 details = f", all in {gradient_check.dump(self.run.path, step, samples)}"
         (details,) = broadcast_object_list([details])  # any process may be the first to report it
-        good = [p for p in checkpoint.listed(self.run.path) if checkpoint.step_of(p) < step]
+        good = [p for p in checkpoint.listed(self.run.path) if checkpoint_paths.step_of(p) < step]
         last = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was written yet"
         skipped = f" after {trainer.skipped} skipped steps" if trainer.skipped else ""
         problem = (

@@ -9,16 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ddpm.checkpoint_paths import FOLDER, listed, step_of
 from ddpm.config.migration import migrate
-from ddpm.training.checkpoint import (
-    CONFIG,
-    EVALUATION,
-    FOLDER,
-    CheckpointMetadata,
-    listed,
-    read_json,
-    step_of,
-)
+from ddpm.training.checkpoint import CONFIG, EVALUATION, CheckpointMetadata, read_json
 
 # Exceptions of reading a damaged file.
 _DAMAGED = (

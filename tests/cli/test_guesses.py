@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from ddpm import synonyms
+from ddpm.checkpoint_paths import nearest_run
 from ddpm.cli import argument_errors
 from ddpm.config.location import config_dir
 from ddpm.config.registry import build, exported, options_of
 from ddpm.config.schema import check, hints_of, typed
 from ddpm.errors import ConfigError
 from ddpm.interop.export import export_model
-from ddpm.training.checkpoint import nearest_run
 
 EPOCHS = (
     "trainer.max_steps=... (optimizer steps: epochs times samples, divided by trainer.batch_size)"

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from ddpm.checkpoint_paths import step_of
 from ddpm.training import checkpoint, due
 from ddpm.training.pace import Pace, SaveTimer
 from tests.training.test_trainer import METADATA, Fit, fit, folder, trainer
@@ -55,7 +56,7 @@ def test_maximum_time_between_checkpoints(tmp_path, clock, minutes, every, expec
     training = trainer(Slow(clock, 20.0), checkpoint_minutes=minutes, **options)
     run = folder(tmp_path / "a")
     fit(training, run, METADATA)
-    assert sorted(checkpoint.step_of(path) for path in checkpoint.listed(run.path)) == expected
+    assert sorted(step_of(path) for path in checkpoint.listed(run.path)) == expected
     plain = trainer(checkpoint_minutes=None, **options)
     fit(plain, folder(tmp_path / "b"), METADATA)
     assert torch.equal(training.network.values(), plain.network.values())
@@ -141,7 +142,7 @@ def test_after_resuming_only_interrupted_previews_are_drawn_again(tmp_path, cloc
         more, again, preview = drawn(run, clock, 1.0, max_steps=55, preview_every=None)
         again.resume(loaded)
         for path in run.samples.iterdir():
-            if checkpoint.step_of(path.with_suffix("")) > step:
+            if step_of(path.with_suffix("")) > step:
                 path.unlink()
         fit(again, run, METADATA, preview)
         assert more == expected

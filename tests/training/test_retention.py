@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ddpm.checkpoint_paths import step_of
 from ddpm.training import checkpoint
 from ddpm.training.retention import best_of, prune
 
@@ -25,7 +26,7 @@ def run(tmp_path):
 
 
 def retained(run):
-    return [checkpoint.step_of(folder) for folder in checkpoint.listed(run)]
+    return [step_of(folder) for folder in checkpoint.listed(run)]
 
 
 @pytest.mark.parametrize(
@@ -69,14 +70,17 @@ def test_best_by_an_evaluated_metric(run, higher, best):
         (run / checkpoint.FOLDER / f"step-{step:08d}" / "evaluation.json").write_text(content)
     for name in ("fid", "fid_9"):
         score = best_of(checkpoint.listed(run), name)
-        assert (checkpoint.step_of(score.folder), score.value) == (best, {3: 1.0, 5: 3.0}[best])
+        assert (step_of(score.folder), score.value) == (
+            best,
+            {3: 1.0, 5: 3.0}[best],
+        )
     assert best_of(checkpoint.listed(run), "kid") is None
     newest = run / checkpoint.FOLDER / "step-00000007" / "evaluation.json"
     row = {"name": "fid_9", "metric": "fid", "value": 2.5, "higher_is_better": higher}
     newest.write_text(json.dumps({"metrics": [row], "measure": {"steps": 9}}))
     assert best_of(checkpoint.listed(run), "fid").value == 2.5  # the only one with these options
     newest.write_text("{")  # damaged: it does not count
-    assert checkpoint.step_of(best_of(checkpoint.listed(run), "fid").folder) == best
+    assert step_of(best_of(checkpoint.listed(run), "fid").folder) == best
 
 
 def test_failed_deletion_does_not_stop_the_others(run, monkeypatch):

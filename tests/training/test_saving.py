@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 
+from ddpm.checkpoint_paths import step_of
 from ddpm.errors import ConfigError
 from ddpm.training import checkpoint, saving
 from ddpm.training.checkpoint import CheckpointMetadata
@@ -63,7 +64,13 @@ def test_next_checkpoint_waits_for_the_previous(saver, tmp_path):
     for step in range(1, 6):
         begin(saver, step)
     assert saver.error(last=True) is None
-    assert [checkpoint.step_of(path) for path in checkpoint.listed(tmp_path)] == [5, 4, 3, 2, 1]
+    assert [step_of(path) for path in checkpoint.listed(tmp_path)] == [
+        5,
+        4,
+        3,
+        2,
+        1,
+    ]
 
 
 def test_third_failure_in_a_row_is_an_error(saver, tmp_path, monkeypatch, warnings):

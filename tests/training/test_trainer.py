@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ddpm.checkpoint_paths import step_of
 from ddpm.data import Dataset, ImageCodec
 from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, PredNoise, cosine
 from ddpm.distributed import devices
@@ -544,7 +545,7 @@ def test_retained_checkpoints(run):
     fit(training, run, METADATA)
     losses = {record["step"]: record["loss"] for record in run.metrics()}
     best = min(losses, key=lambda step: losses[step])
-    steps = {checkpoint.step_of(path) for path in checkpoint.listed(run.path)}
+    steps = {step_of(path) for path in checkpoint.listed(run.path)}
     assert steps == {9, 8, 4, best}
     assert (run.path / "checkpoints/best").resolve().name == f"step-{best:08d}"
     assert checkpoint.find(str(run.path / "checkpoints/best"), pytest.fail).step == best
