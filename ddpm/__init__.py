@@ -28,7 +28,7 @@ def load(
     path: str | Path,
     weights: Literal["ema", "raw"] = "ema",
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Literal["no", "fp16", "bf16"] = "no",
+    precision: Literal["auto", "no", "fp16", "bf16"] = "auto",
     *,
     plugins: Sequence[str] | str = (),
 ) -> TrainedModel:
@@ -39,7 +39,8 @@ def load(
             checkpoint; or ``outputs/latest``.
         weights: ``ema`` for the average, ``raw`` for the weights of the last step.
         device: ``auto`` takes a GPU where there is one.
-        precision: of the network's arithmetic; ``fp16`` requires a GPU.
+        precision: of the network's arithmetic: ``no`` (float32), ``bf16``, or on a GPU ``fp16``;
+            ``auto`` is bf16 on a GPU that supports it, if predictions are close to float32.
         plugins: modules of your own whose classes the run uses.
 
     Raises:

@@ -11,6 +11,7 @@ import torch
 
 from ddpm import instantiate, metrics, samplers
 from ddpm.config import paths
+from ddpm.distributed import devices
 from ddpm.distributed.processes import SingleProcess
 from ddpm.errors import did_you_mean, require
 from ddpm.evaluation.evaluator import Evaluator
@@ -20,6 +21,7 @@ from ddpm.evaluation.reference_data import ReferenceResolver
 from ddpm.evaluation.results import EvaluationResult
 from ddpm.metrics import Extractor
 from ddpm.named_data import ConfiguredData
+from ddpm.pipeline import Autocast
 from ddpm.samplers import Sampler
 from ddpm.training import checkpoint as checkpoints
 from ddpm.training.checkpoint import Checkpoint
@@ -73,6 +75,11 @@ class CheckpointModel(EvaluatedModel, Protocol):
         """Device of the network."""
         ...
 
+    @property
+    def autocast(self) -> Autocast:
+        """Function that returns the context in which the network runs."""
+        ...
+
 
 def evaluate(
     model: CheckpointModel,
@@ -81,7 +88,6 @@ def evaluate(
     sampler: Sampler,
     extractor: str | Extractor,
     cache: str | None,
-    precision: str,
     **options: Any,
 ) -> EvaluationResult:
     """Evaluate a model in this process, with the numbers of ``ddpm-evaluate``.
@@ -92,7 +98,6 @@ def evaluate(
         sampler: draws the samples.
         extractor: of the metrics of samples: a name, see :data:`EXTRACTORS`, or an instance.
         cache: the folder of reference statistics; None = no cache.
-        precision: of the network's arithmetic, for the provenance.
         options: the others of :class:`~ddpm.evaluation.options.EvaluationOptions`.
 
     Raises:
@@ -115,6 +120,7 @@ def evaluate(
         requested, processes, references, shape, extractor=features, sampler=sampler
     )
     evaluator.check_model(model)
+    precision = devices.precision_of(model.autocast, model.device)  # after a check of auto
     provenance = {"ddpm": __version__, "weights": model.weights, "precision": precision}
     if model.checkpoint is not None:
         provenance = checkpoint_provenance(model.checkpoint, model.weights, precision)

@@ -23,34 +23,14 @@ from ddpm.diffusion import (
     class_conditioning,
     without_gradients,
 )
+from ddpm.distributed.devices import default_precision
 from ddpm.errors import ConfigError, require
 from ddpm.guidance import Guidance, as_guidance
+from ddpm.noise import SampleNoise
 from ddpm.samplers import Sampler
 from ddpm.samplers.base import OnStep
 
 Autocast = Callable[[], AbstractContextManager[Any]]
-
-
-class SampleNoise:
-    """Standard normal noise with one random generator per sample.
-
-    The noise of a sample depends on its seed only, not on the batch; it is drawn on the CPU, so
-    that it is the same on every device.
-
-    Args:
-        seeds: (B,), one per sample of the batch.
-    """
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def draw(self, shape: tuple[int, ...]) -> Tensor:
-        """Return the next noise (B, *shape) of each sample, float32 on the CPU."""
-        return torch.stack([torch.randn(shape, generator=g) for g in self.generators])
-
-    def like(self, x: Tensor) -> Tensor:
-        """Return the next noise in the shape of ``x`` (B, ...), float32 on its device."""
-        return self.draw(tuple(x.shape[1:])).to(x.device)
 
 
 class CheckedDenoiser(DenoiserWrapper):
@@ -227,6 +207,7 @@ def placed(network: nn.Module, device: torch.device, rank: int) -> nn.Module:
         rank: number of spatial axes of the data.
     """
     network = network.to(device)
-    if device.type == "cpu" and rank == 2:  # scripts/sampling_speed.py
+    # On a CPU see scripts/sampling_speed.py; tensor cores convolve with channels last.
+    if rank == 2 and (device.type == "cpu" or default_precision(device) == "bf16"):
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore
     return network

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ddpm import generation, instantiate
 from ddpm.arguments import checked
+from ddpm.arithmetic import Arithmetic, PrecisionOption, of_evaluation
 from ddpm.config.registry import load_plugins
 from ddpm.console import warn
 from ddpm.data import Codec
@@ -307,13 +307,12 @@ class TrainedModel:
         """
         from ddpm import model_evaluation
 
+        names = [metrics] if isinstance(metrics, str) else list(metrics)
         return model_evaluation.evaluate(
-            self,
-            [metrics] if isinstance(metrics, str) else list(metrics),
-            sampler=instantiate.sampler(sampler, steps),
-            extractor=extractor,
+            replace(self, autocast=of_evaluation(self.autocast, names)),
+            names,
+            sampler=instantiate.sampler(sampler, steps), extractor=extractor,
             cache=None if cache is None else expand("cache", str(cache)),
-            precision=devices.precision_of(self.autocast, self.device),
             reference=None if reference is None else expand("reference", str(reference)),
             num_samples=num_samples, num_images=num_images, bound_steps=bound_steps,
             classes=as_list(classes), batch_size=batch_size, seed=seed,
@@ -349,7 +348,7 @@ class TrainedModel:
         """
         typed = {} if isinstance(sampler, Mapping) else {"sampler.steps": "steps"}
         with reported_as(typed):
-            return build_pipeline(
+            pipeline = build_pipeline(
                 self.network,
                 self.diffusion,
                 instantiate.sampler(sampler, steps),
@@ -359,6 +358,9 @@ class TrainedModel:
                 num_classes=self.spec.num_classes,
                 autocast=self.autocast,
             )
+        if isinstance(self.autocast, Arithmetic):
+            self.autocast.check(pipeline, None if self.spec.num_classes is None else [0])
+        return pipeline
 
     def _guide(self, path: str) -> Guide:
         """Return the model of a run or a checkpoint as a guide for this one.
@@ -387,7 +389,7 @@ def load(
     path: str | Path,
     weights: Weights = "ema",
     device: devices.Device = "auto",
-    precision: devices.Precision = "no",
+    precision: PrecisionOption = "auto",
     plugins: Sequence[str] | str = (),
 ) -> TrainedModel:
     """Read a model from a run folder or a checkpoint; see :func:`ddpm.load`."""
@@ -395,6 +397,4 @@ def load(
     if plugins:
         load_plugins([plugins] if isinstance(plugins, str) else list(plugins))
     checkpoint = find(expand("path", str(path)), warn)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    autocast = nullcontext if dtype is None else partial(torch.autocast, place.type, dtype)
-    return TrainedModel.from_checkpoint(checkpoint, weights, place, autocast)
+    return TrainedModel.from_checkpoint(checkpoint, weights, place, Arithmetic(place, precision))

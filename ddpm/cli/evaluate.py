@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields
-from typing import Literal
 
 from ddpm.cli import app, invocation
 from ddpm.console import warn
 from ddpm.errors import ConfigError, render, require
 from ddpm.evaluation.options import FIDELITY, LIKELIHOOD, METRICS, EvaluationOptions
+from ddpm.model_arguments import ModelArguments
 
 _OF_SAMPLER = (*FIDELITY, "bpd")
 _USED_BY = {  # metrics that an option has an effect on, if not all
@@ -29,7 +29,7 @@ _USED_BY = {  # metrics that an option has an effect on, if not all
 }
 _MODEL_OPTIONS = (
     "steps", "classes", "sampler", "guidance", "guidance_rescale", "num_images", "bound_steps",
-    "weights", "precision", "seed", "guidance_interval", "guide", "guide_scale",
+    "weights", "precision", "compile", "seed", "guidance_interval", "guide", "guide_scale",
 )  # fmt: skip
 
 
@@ -39,22 +39,18 @@ def main() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(EvaluationOptions):
+class Evaluate(EvaluationOptions, ModelArguments):
     """Options of the command; a call evaluates and returns the first number."""
 
     ckpt: str | None
     samples: str | None
     runs: list[str] | str | None
-    weights: Literal["ema", "raw"]
     cache: str | None
     out: str | None
-    device: Literal["auto", "cpu", "cuda"]
-    threads: int | Literal["auto"]
-    precision: Literal["no", "fp16", "bf16"]
-    plugins: list[str]
 
     def __call__(self) -> float:
         """Evaluate a model, existing images, or several runs."""
+        from ddpm.arithmetic import evaluation_precision
         from ddpm.distributed import devices
         from ddpm.distributed.consensus import wait_for_all
         from ddpm.runs.comparison import Comparison
@@ -67,17 +63,18 @@ class Evaluate(EvaluationOptions):
         names = [each.name for each in fields(EvaluationOptions)]
         options = EvaluationOptions(**{name: getattr(self, name) for name in names})
         self._check_unused_options()
-        job = EvaluationJob(options, self.cache, self.out, self.threads)
+        job = EvaluationJob(options, self.cache, self.out, self.threads, self.compile)
+        precision = evaluation_precision(self.precision, self.metrics)
         if self.runs is not None:
             runs = [self.runs] if isinstance(self.runs, str) else self.runs
-            comparison = Comparison(job, self.weights, self.device, self.precision)
+            comparison = Comparison(job, self.weights, self.device, precision)
             return comparison.compare(runs)
         if self.samples is not None:
-            accelerator = devices.accelerator(self.device, self.precision, key="precision")
+            accelerator = devices.accelerator(self.device, precision, key="precision")
             result = job.evaluate_images(self.samples, accelerator)
         else:
             assert self.ckpt is not None
-            session = Session.load(self.ckpt, self.weights, self.device, self.precision)
+            session = Session.load(self.ckpt, self.weights, self.device, precision)
             accelerator = session.accelerator
             job.use_threads(session)
             _, result = job.evaluate_model(job.evaluator(session), session, self.weights)

@@ -9,6 +9,7 @@ from ddpm.cli import app
 from ddpm.console import info_once, warn_once
 from ddpm.errors import require
 from ddpm.guidance import GuidanceArguments
+from ddpm.model_arguments import ModelArguments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,7 @@ def main() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interpolate(GuidanceArguments):
+class Interpolate(GuidanceArguments, ModelArguments):
     """Options of the command; a call draws the frames and writes them."""
 
     ckpt: str
@@ -35,17 +36,13 @@ class Interpolate(GuidanceArguments):
     batch_size: int
     seed: int
     classes: list[int | str] | int | str | None
-    weights: Literal["ema", "raw"]
     out: str | None
-    device: Literal["auto", "cpu", "cuda"]
-    threads: int | Literal["auto"]
-    precision: Literal["no", "fp16", "bf16"]
-    plugins: list[str]
 
     def __call__(self) -> None:
         """Compute the frames and write them with a strip of all."""
         from ddpm import generation
-        from ddpm.runs.session import Session, sampler_name, trial
+        from ddpm.runs.session import Session, sampler_name
+        from ddpm.runs.tuning import Work, tune
         from ddpm.trajectory import on_step
 
         count, size, mode = self.num_frames, self.batch_size, self.mode
@@ -67,7 +64,8 @@ class Interpolate(GuidanceArguments):
             samples=codec.output_names(formats),
         ) as folder:
             info_once(session.accelerator, f"drawing {count} frames from t={t} into {folder.path}")
-            session.use_threads(self.threads, lambda: trial(pipeline, total, frames_per_call, pair))
+            work = Work(pipeline, total, frames_per_call, pair)
+            tune(session, work, threads=self.threads, compile=self.compile)
             with session.progress(total, "interpolating") as bar:
                 frames = generation.interpolate(
                     pipeline, ends, t=t, num_frames=count, mode=mode, seed=self.seed,

@@ -9,6 +9,7 @@ from ddpm.cli import app
 from ddpm.console import info_once
 from ddpm.errors import require
 from ddpm.guidance import GuidanceArguments
+from ddpm.model_arguments import ModelArguments
 
 
 def main() -> None:
@@ -17,7 +18,7 @@ def main() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(GuidanceArguments):
+class Sample(GuidanceArguments, ModelArguments):
     """Options of the command; a call draws samples and writes them."""
 
     ckpt: str
@@ -27,20 +28,16 @@ class Sample(GuidanceArguments):
     seed: int
     classes: list[int | str] | int | str | None
     condition: str | None
-    weights: Literal["ema", "raw"]
     trajectory: bool
     format: Literal["png", "gif", "npz", "npy"] | None
     out: str | None
-    device: Literal["auto", "cpu", "cuda"]
-    threads: int | Literal["auto"]
-    precision: Literal["no", "fp16", "bf16"]
-    plugins: list[str]
 
     def __call__(self) -> None:
         """Draw samples and write them, each process its share."""
         from ddpm.distributed.sharding import Shard, gather_samples
         from ddpm.generation import generate
-        from ddpm.runs.session import Session, sampler_name, trial
+        from ddpm.runs.session import Session, sampler_name
+        from ddpm.runs.tuning import Work, tune
         from ddpm.sample_files import SampleFiles
         from ddpm.trajectory import GRID, Trajectory, on_step
 
@@ -65,7 +62,8 @@ class Sample(GuidanceArguments):
             film = Trajectory(files.codec, calls) if self.trajectory else None
             shard = Shard(accelerator, count, batch_size, calls=calls, single_items=True)
             size, first = min(batch_size, len(shard.indices)), shard.indices.start
-            session.use_threads(self.threads, lambda: trial(pipeline, shard.calls, size, numbers))
+            work = Work(pipeline, shard.calls, size, numbers)
+            tune(session, work, threads=self.threads, compile=self.compile)
             with session.progress(shard.calls, "sampling") as bar:
                 options = {"classes": numbers, "condition": data, "on_step": on_step(bar, film)}
                 batches = generate(

@@ -51,7 +51,7 @@ def shortage(error: BaseException, options: Options) -> ConfigError:
     if "batch_size" not in options:
         return ConfigError("memory", None, f"{what}; use a machine with more memory, or free some")
     remedies = ["use a smaller batch_size (with the same results)"]
-    if options.get("precision") == "no":
+    if options.get("precision") in (("no",) if on_gpu(error) else ("no", "auto")):
         remedies.append("precision=bf16")
     return ConfigError("batch_size", options["batch_size"], f"{what}; {', or '.join(remedies)}")
 

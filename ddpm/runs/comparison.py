@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from PIL import Image
 
+from ddpm.arithmetic import PrecisionOption
 from ddpm.config.registry import config_with_defaults_if_known
 from ddpm.console import info, info_once, warn
 from ddpm.distributed import devices
@@ -45,7 +46,7 @@ class Comparison:
     job: EvaluationJob
     weights: Weights
     device: devices.Device
-    precision: devices.Precision
+    precision: PrecisionOption
 
     def compare(self, paths: Sequence[str]) -> float:
         """Evaluate and compare runs; return the best value of the first metric.

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from ddpm import instantiate
 from ddpm.console import info, info_once, note, warn, warn_once
-from ddpm.distributed import cpu_threads
+from ddpm.distributed import cpu_threads, devices
 from ddpm.distributed.consensus import wait_for_all
 from ddpm.distributed.output import agreed, check, writing
 from ddpm.errors import Stopped, require
@@ -32,7 +32,13 @@ from ddpm.named_data import ConfiguredData
 from ddpm.outputs import OutputFolder
 from ddpm.report.pages import Report, write_report
 from ddpm.runs.session import Session, sampler_name
-from ddpm.runs.session import trial as call_trial
+from ddpm.runs.tuning import (
+    Compile,
+    Work,
+    choose_compilation,
+    choose_precision,
+    choose_threads,
+)
 from ddpm.training.lock import Lock
 from ddpm.training.run import Run
 from ddpm.version import __version__
@@ -50,12 +56,14 @@ class EvaluationJob:
         cache: the folder of reference statistics; None = no cache.
         out: the output folder; None = a new one.
         threads: see :func:`ddpm.distributed.cpu_threads.use`.
+        compile: see :func:`ddpm.runs.tuning.choose_compilation`.
     """
 
     options: EvaluationOptions
     cache: str | None
     out: str | None
     threads: cpu_threads.Threads
+    compile: Compile = False
 
     def evaluate_images(self, path: str, accelerator: Accelerator) -> EvaluationResult:
         """Evaluate existing images and write the results.
@@ -101,20 +109,21 @@ class EvaluationJob:
 
     def use_threads(self, session: Session) -> None:
         """Set the number of threads, before anything is computed for a checkpoint."""
+        count = self.options.num_samples or MAX_IMAGES
+        choose_threads(session, lambda: self._work(session, count), self.threads)
+
+    def _work(self, session: Session, num_samples: int) -> Work:
+        """Return the network calls of an evaluation that may draw samples."""
         options, spec = self.options, session.model.spec
-
-        def trial() -> cpu_threads.Trial:
-            pipeline = session.model.pipeline(options.sampler, guidance=options.guidance_options)
-            calls, count = pipeline.num_calls(), options.num_samples or MAX_IMAGES
-            if not options.fidelity:
-                calls = options.bound_steps or pipeline.diffusion.num_steps
-                calls = calls if "bpd" in options.metrics else likelihood_metrics.NUM_QUARTERS
-                count = options.num_images
-            batches = -(-count // (options.batch_size * session.accelerator.num_processes))
-            classes = None if spec.num_classes is None else [0]
-            return call_trial(pipeline, batches * calls, min(options.batch_size, count), classes)
-
-        session.use_threads(self.threads, trial)
+        pipeline = session.model.pipeline(options.sampler, guidance=options.guidance_options)
+        calls, count = pipeline.num_calls(), num_samples
+        if not options.fidelity:
+            calls = options.bound_steps or pipeline.diffusion.num_steps
+            calls = calls if "bpd" in options.metrics else likelihood_metrics.NUM_QUARTERS
+            count = options.num_images
+        batches = -(-count // (options.batch_size * session.accelerator.num_processes))
+        classes = None if spec.num_classes is None else [0]
+        return Work(pipeline, batches * calls, min(options.batch_size, count), classes)
 
     def evaluator(self, session: Session) -> Evaluator:
         """Return the evaluator of a checkpoint, with its reference computed.
@@ -133,6 +142,7 @@ class EvaluationJob:
         )
         evaluator.check_model(session.model)
         evaluator.prepare(session.model.spec)
+        choose_precision(session, lambda: self._work(session, _num_samples(evaluator)))
         return evaluator
 
     def evaluate_model(
@@ -153,7 +163,8 @@ class EvaluationJob:
         provenance = self.provenance(session, weights)
         request = self.request(evaluator, session, provenance)
         with self._record(accelerator, source.run / "evaluations", name, request) as record:
-            folder = record.output_folder
+            folder, count = record.output_folder, _num_samples(evaluator)
+            choose_compilation(session, lambda: self._work(session, count), self.compile)
             result = evaluator.evaluate_model(
                 session.model, provenance, estimate=True, record=record
             )
@@ -168,7 +179,7 @@ class EvaluationJob:
 
     def provenance(self, session: Session, weights: Weights) -> dict[str, Any]:
         """Return the provenance that all numbers of a checkpoint share."""
-        precision = session.accelerator.mixed_precision
+        precision = devices.precision_of(session.model.autocast, session.accelerator.device)
         return checkpoint_provenance(session.checkpoint, weights, precision)
 
     def request(
@@ -268,6 +279,11 @@ class EvaluationJob:
             error = "" if metric.error is None else f" +- {metric.error:.4g}"
             info(f"{metric.name:12} {metric.value:.6g}{error}")
         info(f"done: {folder.path} (report.html, evaluation.json)")
+
+
+def _num_samples(evaluator: Evaluator) -> int:
+    """Return the number of samples that an evaluator draws."""
+    return evaluator.fidelity.num_samples if evaluator.options.fidelity else 0
 
 
 @contextmanager

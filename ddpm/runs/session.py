@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,17 +11,16 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm.arithmetic import Arithmetic, PrecisionOption
 from ddpm.console import progress, warn, warn_once
-from ddpm.distributed import cpu_threads, devices
+from ddpm.distributed import devices
 from ddpm.distributed.output import agreed, writing
 from ddpm.errors import Stopped
 from ddpm.outputs import OutputFolder
-from ddpm.pipeline import SamplingPipeline
 from ddpm.signals import raise_pending
 from ddpm.trained import TrainedModel, Weights
 from ddpm.training import checkpoint as checkpoints
 from ddpm.training.checkpoint import Checkpoint
-from ddpm.training.trial import median_seconds
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Session:
 
     @classmethod
     def load(
-        cls, ckpt: str, weights: Weights, device: devices.Device, precision: devices.Precision
+        cls, ckpt: str, weights: Weights, device: devices.Device, precision: PrecisionOption
     ) -> Session:
         """Read the checkpoint that ``ckpt`` names, the same on every process.
 
@@ -49,9 +48,10 @@ class Session:
         """
         accelerator = devices.accelerator(device, precision, key="precision")
         checkpoint = _find(ckpt, accelerator)
-        model = TrainedModel.from_checkpoint(
-            checkpoint, weights, accelerator.device, lambda: accelerator.autocast()
-        )
+        default: Any = accelerator.mixed_precision
+        arithmetic = Arithmetic(accelerator.device, precision, default)
+        model = TrainedModel.from_checkpoint(checkpoint, weights, accelerator.device, arithmetic)
+        devices.use_fast_kernels(accelerator.device, arithmetic.precision, deterministic=False)
         return cls(model, checkpoint, accelerator)
 
     def condition(self, path: str | None) -> Tensor | None:
@@ -64,12 +64,6 @@ class Session:
         if path is not None:
             warn_once(self.accelerator, self.model.codec.file_warnings(path))
         return data
-
-    def use_threads(
-        self, threads: cpu_threads.Threads, trial: Callable[[], cpu_threads.Trial]
-    ) -> None:
-        """Set the number of threads; by default that of the training, which keeps the bits."""
-        cpu_threads.use(threads, self.accelerator, trial=trial, stored=self.checkpoint.metadata)
 
     def progress(self, calls: int, description: str) -> tqdm:
         """Return a progress bar of network calls, shown by the main process."""
@@ -105,25 +99,6 @@ class Session:
             else:
                 note = "no file was written; run the same command again"
             raise Stopped(f"{stopped}; {note}") from stopped
-
-
-def trial(
-    pipeline: SamplingPipeline, calls: int, size: int, classes: Sequence[int] | None
-) -> cpu_threads.Trial:
-    """Return the trial of network calls for the choice of the number of threads.
-
-    Args:
-        pipeline: makes the calls.
-        calls: number of calls of the command.
-        size: samples per call.
-        classes: numbers of the classes, or None.
-    """
-    call = pipeline.benchmark_call(max(size, 1), classes)  # a process may have no samples
-
-    def measure(seconds: float) -> float:
-        return median_seconds(call, pipeline.device, seconds=seconds)
-
-    return cpu_threads.Trial(measure, calls, "network call")
 
 
 def sampler_name(node: Mapping[str, Any]) -> str:

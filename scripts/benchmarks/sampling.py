@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ddpm import samplers
 from ddpm.data import ImageCodec
 from ddpm.diffusion import Clipping, Denoiser, GaussianDiffusion, PredNoise, Schedule
-from ddpm.pipeline import SampleNoise, SamplingPipeline, build_pipeline, placed
+from ddpm.noise import SampleNoise
+from ddpm.pipeline import SamplingPipeline, build_pipeline, placed
 from ddpm.samplers import DDIM, Sampler
 from scripts.benchmarks import peers
 from scripts.benchmarks.improved_network import ImprovedDDIM, ImprovedNetwork
@@ -36,16 +37,22 @@ class Pair:
     Attributes:
         peer: its name.
         theirs: draws a batch.
-        ours: draws a batch.
+        pipeline: draws our batch.
+        network: of the pipeline.
         calls: network calls of the peer's default sampler.
         facts: agreement of the two.
     """
 
     peer: str
     theirs: Sample
-    ours: Sample
+    pipeline: SamplingPipeline
+    network: nn.Module
     calls: int
     facts: str
+
+    def ours(self) -> Tensor:
+        """Draw our batch."""
+        return draw(self.pipeline, noise())
 
 
 def check_samples(theirs: Tensor, ours: Tensor) -> str:
@@ -82,7 +89,7 @@ def improved() -> Pair:
     first, second = peer.sample(x), pipeline.sample(x, SampleNoise([]))
     facts = check_samples(first, second)
     name, calls = "improved-diffusion style", process.num_steps
-    return Pair(name, lambda: peer.sample(x), lambda: draw(pipeline, x), calls, facts)
+    return Pair(name, lambda: peer.sample(x), pipeline, ours, calls, facts)
 
 
 def package() -> Pair:
@@ -93,7 +100,7 @@ def package() -> Pair:
     peers.check_equal(ours, theirs, SIZE)
     options = {"image_size": SIZE, "sampling_timesteps": STEPS, "auto_normalize": False}
     peer = Package(theirs.eval(), **options)
-    sampler, x = DDIM(steps=STEPS, spacing="trailing"), noise()
+    sampler = DDIM(steps=STEPS, spacing="trailing")
     pipeline = our_pipeline(ours, peers.unet_process(), sampler)
 
     def sample() -> Tensor:
@@ -104,7 +111,7 @@ def package() -> Pair:
     torch.manual_seed(0)
     start = torch.randn(BATCH, 3, SIZE, SIZE)
     facts = check_samples(sample(), pipeline.sample(start, SampleNoise([])))
-    return Pair("denoising-diffusion-pytorch", sample, lambda: draw(pipeline, x), 1000, facts)
+    return Pair("denoising-diffusion-pytorch", sample, pipeline, ours, 1000, facts)
 
 
 def diffusers() -> Pair:
@@ -114,7 +121,7 @@ def diffusers() -> Pair:
     ours, theirs = peers.iddpm_network(SIZE, 3), peers.diffusers_network(SIZE)
     peers.check_flops(ours, theirs, SIZE, 0.05)
     peer = DDIMPipeline(unet=theirs.eval(), scheduler=DDIMScheduler(num_train_timesteps=1000))
-    process, x = GaussianDiffusion(diffusers_schedule(), PredNoise()), noise()
+    process = GaussianDiffusion(diffusers_schedule(), PredNoise())
     pipeline = our_pipeline(ours, process, DDIM(steps=STEPS))
 
     def sample() -> Tensor:
@@ -122,7 +129,7 @@ def diffusers() -> Pair:
             return peer(BATCH, num_inference_steps=STEPS, output_type="np").images
 
     facts = "other networks of about equal operations"
-    return Pair("diffusers", sample, lambda: draw(pipeline, x), 1000, facts)
+    return Pair("diffusers", sample, pipeline, ours, 1000, facts)
 
 
 def draw(pipeline: SamplingPipeline, x: Tensor) -> Tensor:
@@ -143,8 +150,8 @@ def sample_eager(rounds: int) -> str:
     assert calls is not None
     for pair in (improved(), package(), diffusers()):
         candidates = [
-            Candidate("theirs", lambda count, work=pair.theirs: _repeat(work, count), 1),
-            Candidate("ours", lambda count, work=pair.ours: _repeat(work, count), 1),
+            Candidate("theirs", lambda count, work=pair.theirs: repeat(work, count), 1),
+            Candidate("ours", lambda count, work=pair.ours: repeat(work, count), 1),
         ]
         seconds = interleave(candidates, rounds, machine)
         speed_up = ratio(seconds["theirs"], seconds["ours"])
@@ -162,7 +169,8 @@ def sample_eager(rounds: int) -> str:
     return "\n\n".join((facts, table(header, rows), f"{peak_line(best)} {machine.verdict()}"))
 
 
-def _repeat(work: Sample, count: int) -> None:
+def repeat(work: Sample, count: int) -> None:
+    """Call a function several times."""
     for _ in range(count):
         work()
 
@@ -194,8 +202,8 @@ def sampler_step(rounds: int) -> str:
             computed = len(mode.names) - mode.reads
             counts.append(f"{computed / PATH:.1f}, {mode.reads / PATH:.1f}")
         candidates = [
-            Candidate("theirs", lambda count, work=theirs: _repeat(work, count), 4),
-            Candidate("ours", lambda count, work=ours: _repeat(work, count), 4),
+            Candidate("theirs", lambda count, work=theirs: repeat(work, count), 4),
+            Candidate("ours", lambda count, work=ours: repeat(work, count), 4),
         ]
         seconds = interleave(candidates, rounds, machine)
         times = [f"{1000 * statistics.median(seconds[n]) / PATH:.3f}" for n in ("theirs", "ours")]

@@ -40,7 +40,11 @@ SUITES = {
     "train_unet": Suite("training", "train_unet", "U-Net of denoising-diffusion-pytorch"),
     "train_diffusers": Suite("training", "train_diffusers", "U-Net and example of diffusers"),
     "sample_eager": Suite("sampling", "sample_eager", "DDIM beside each peer"),
+    "sample_auto": Suite(
+        "sampling_auto", "sample_auto", "the same as shipped, compiled", by_default=False
+    ),
     "sampler_step": Suite("sampling", "sampler_step", "sampler steps without a network"),
+    "noise": Suite("noise", "noise", "noise of stochastic steps beside one torch.randn"),
     "data": Suite("data", "data", "batches from memory and from files"),
     "start": Suite("start", "start", "commands until their first result", most_rounds=5),
     "compile": Suite("training", "compiled", "trainer.compile; takes minutes", by_default=False),

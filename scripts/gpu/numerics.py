@@ -7,18 +7,20 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ddpm import diffusion as d
 from ddpm import models
-from ddpm.noise import SampleNoise
+from ddpm.noise import SampleNoise, counter_normal
 from ddpm.samplers import DDIM, DDPM
+from ddpm.seeding import mix_array
 from scripts.gpu.check import Check, Result, Setting, require
 
 OUTPUT, GRADIENT = 1e-4, 1e-3  # relative error of vectors, float32 with TF32 off
 HALF = {"bf16": 5e-2, "fp16": 2e-2}  # of outputs
-LOSS, SAMPLES = 1e-4, 1e-3
+LOSS, SAMPLES, NOISE = 1e-4, 1e-3, 1e-5
 
 
 class Case(NamedTuple):
@@ -277,6 +279,19 @@ def samplers(setting: Setting) -> Result:
     return Result(f"at most {worst:.1e}; mean {mean:.3f} of 0.3, spread {spread:.3f} of 0.2")
 
 
+def step_noise(setting: Setting) -> Result:
+    """Compare the noise of sampler steps with that of the CPU, and rows of it with others."""
+    keys = mix_array(np.arange(64), 0)
+    host, noise = (counter_normal(keys, IMAGE, place) for place in ("cpu", setting.device))
+    far = distance(noise, host)
+    require(far <= NOISE, f"differs by {far:.1e}")
+    alone = counter_normal(keys[5:6], IMAGE, setting.device)
+    require(bool(torch.equal(alone, noise[5:6])), "a sample depends on its batch")
+    mean, spread = float(noise.mean()), float(noise.std())
+    require(abs(mean) < 0.02 and abs(spread - 1) < 0.02, f"mean {mean:.3f}, spread {spread:.3f}")
+    return Result(f"{far:.1e}; mean {mean:.3f} of 0, spread {spread:.3f} of 1")
+
+
 CHECKS = [
     *(
         Check(
@@ -289,6 +304,7 @@ CHECKS = [
     ),
     Check(1, f"losses and their gradients: as the CPU, within {LOSS:.0e}", losses),
     Check(1, f"samplers: as the CPU, within {SAMPLES:.0e}; mean and spread within 0.03", samplers),
+    Check(1, f"noise of sampler steps: as the CPU, within {NOISE:.0e}", step_noise),
     Check(1, "all networks: the same bits twice under deterministic algorithms", same_bits, 10.0),
     Check(1, "all networks under autocast: bf16 within 5e-2, fp16 within 2e-2", half, 10.0),
     Check(1, f"channels last: as contiguous, within {GRADIENT:.0e}", channels_last, 10.0),

@@ -18,6 +18,7 @@ from ddpm import models
 from ddpm.data import ImageCodec
 from ddpm.data.images import PixelSet
 from ddpm.distributed import devices
+from ddpm.noise import SampleNoise
 from ddpm.training import Trainer
 from ddpm.training.trainer import TrainerOptions
 from scripts.gpu.check import Check, Result, Setting, SkippedError, require
@@ -297,6 +298,26 @@ def sampling(setting: Setting) -> Result:
     return Result(detail, {str(batch): calls for batch, calls in speeds.items()})
 
 
+@torch.inference_mode()
+def step_noise(setting: Setting) -> Result:
+    """Measure the noise of a sampler step, and its ratio to one call of ``torch.randn``."""
+    ratios = {}
+    for batch, side in ((64, 256), (256, 32), (16, 32)):
+        shape, count = (setting.size(batch, 2), 3, side, side), setting.size(50, 1)
+        noise, x = SampleNoise(range(shape[0])), torch.empty(shape, device=setting.device)
+        works: list[Callable[[], Tensor]] = [
+            lambda x=x, noise=noise: noise.like(x),
+            lambda x=x: torch.randn(x.shape, device=x.device),
+        ]
+        spans = []
+        for work in works:
+            work()
+            spans.append(seconds(setting, lambda work=work, n=count: [work() for _ in range(n)]))
+        ratios["x".join(map(str, shape))] = (spans[0] / count, spans[0] / spans[1])
+    texts = [f"{k}: {1000 * s:.3f} ms, {r:.2f} times torch.randn" for k, (s, r) in ratios.items()]
+    return Result(", ".join(texts), {name: ratio for name, (_, ratio) in ratios.items()})
+
+
 CHECKS = [
     Check(3, "measured peak of bf16 matrix products", matmul, 3.0),
     Check(3, f"FLOPs of the CIFAR-10 network: {FLOPS} GFLOP per image within 5 %", flops, 3.0),
@@ -304,6 +325,7 @@ CHECKS = [
     Check(3, "training, batch 32, bf16", partial(training, 32), 12.0),
     Check(3, f"host synchronisations per step: at most {WAITS}", synchronisations, 5.0),
     Check(3, "sampling", sampling, 10.0),
+    Check(3, "noise of a sampler step", step_noise, 2.0),
     Check(3, "improved-diffusion's style, batch 32: ours is faster", partial(beside, 32), 15.0),
     Check(3, "improved-diffusion's style, batch 256: ours is faster", partial(beside, 256), 20.0),
 ]

@@ -131,3 +131,16 @@ def test_a_classifier_guides_an_unconditional_model(command):
             drawn = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2) / 127.5 - 1
         labels = torch.full((100,), digit)
         assert digit_classifier.fraction(torch.jit.load("second.pt"), drawn, labels) >= 0.95
+
+
+def test_a_compiled_network_draws_the_same_samples(command, trained):
+    """Also in a smaller last batch, for which it is not compiled again."""
+    samples, options = {}, ("num_samples=6", "batch_size=4", "format=npz", "steps=4")
+    for compile in ("false", "true"):
+        ended = command(
+            "sample", f"ckpt={trained}", f"compile={compile}", f"out={compile}", *options
+        )
+        assert ended.status == 0, ended.err
+        with np.load(f"{compile}/samples.npz") as file:
+            samples[compile] = file["arr_0"].astype(int)
+    assert np.abs(samples["true"] - samples["false"]).max() <= 1

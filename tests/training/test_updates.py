@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from ddpm.checkpoint_paths import step_of
 from ddpm.errors import ConfigError, Stopped
 from ddpm.signals import StopSignal
 from ddpm.training import checkpoint
@@ -135,7 +136,7 @@ def test_a_checkpoint_waits_for_the_decision(run, delayed, saved):
     """A run resumed before, at or after a skipped step ends with the bits of the whole one."""
     whole = trainer(Overflows({2}), Running(), **OPTIONS, checkpoint_every=saved, keep_last=9)
     fit(whole, run, METADATA)
-    path = next(p for p in checkpoint.listed(run.path) if checkpoint.step_of(p) == saved)
+    path = next(p for p in checkpoint.listed(run.path) if step_of(p) == saved)
     again = trainer(Overflows({2 - saved}), Running(), **OPTIONS)
     again.resume(checkpoint.load(path))
     assert again.num_updates == saved - (saved > 2)
@@ -170,7 +171,7 @@ def test_a_stop_signal_ends_the_run_after_the_next_step(run, delayed):
     loop = TrainingLoop(training, run, METADATA, stop=signal)
     with pytest.raises(Stopped, match="stopped at step 5"):
         loop.train()
-    assert checkpoint.step_of(checkpoint.listed(run.path)[0]) == 5 == training.num_updates
+    assert step_of(checkpoint.listed(run.path)[0]) == 5 == training.num_updates
     assert [record["step"] for record in run.metrics()] == [5]
 
 
@@ -186,7 +187,7 @@ def test_one_checkpoint_is_written_when_the_clock_says_so(run, delayed, monkeypa
     monkeypatch.setattr(loop.save_timer, "is_due", is_due)
     monkeypatch.setattr(loop.save_timer, "restart", lambda: due.update(now=False))
     loop.train()
-    assert sorted(map(checkpoint.step_of, checkpoint.listed(run.path))) == [3, 6]
+    assert sorted(map(step_of, checkpoint.listed(run.path))) == [3, 6]
 
 
 def test_losses_that_are_nan_are_skipped(run, delayed):

@@ -1,0 +1,190 @@
+"""Automatic choices before network calls of a command: threads, precision and compilation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from ddpm.arithmetic import CLOSE, Arithmetic, distance, predictions
+from ddpm.console import info_once
+from ddpm.distributed import cpu_threads, devices
+from ddpm.errors import ConfigError
+from ddpm.memory import is_out_of_memory
+from ddpm.pipeline import SamplingPipeline
+from ddpm.runs.session import Session
+from ddpm.training.trial import median_seconds
+
+Compile = bool | Literal["auto"]
+WORTH_A_TRIAL = cpu_threads.WORTH_A_TRIAL  # calls, below which a trial is too large a part of them
+# Seconds of calls that have to remain: compiling takes about a minute, on a CPU up to three.
+WORTH_COMPILING = {"cpu": 3600.0, "cuda": 600.0}
+_FASTER = 0.95  # a choice has to shorten a call to this fraction
+_SECONDS, _GLANCE = 1.0, 0.1  # per measurement, and per estimate
+
+
+class Work(NamedTuple):
+    """Network calls of this process.
+
+    Attributes:
+        pipeline: makes the calls.
+        calls: their number.
+        size: samples per call.
+        classes: numbers of the classes, or None.
+    """
+
+    pipeline: SamplingPipeline
+    calls: int
+    size: int
+    classes: Sequence[int] | None
+
+    def seconds(self, duration: float = _SECONDS) -> float:
+        """Return the duration of a call, measured for about ``duration`` seconds."""
+        call = self.pipeline.benchmark_call(max(self.size, 1), self.classes)
+        return median_seconds(call, self.pipeline.device, seconds=duration)
+
+    def predictions(self) -> list[Tensor]:
+        """Return predictions of a batch, see :func:`ddpm.arithmetic.predictions`."""
+        return predictions(self.pipeline, max(self.size, 1), self.classes)
+
+
+def tune(session: Session, work: Work, *, threads: cpu_threads.Threads, compile: Compile) -> None:
+    """Choose the number of threads, the precision and the compilation; called on every process.
+
+    Raises:
+        ConfigError: ``compile=True`` on a machine that cannot compile.
+    """
+    choose_threads(session, lambda: work, threads)
+    choose_precision(session, lambda: work)
+    choose_compilation(session, lambda: work, compile)
+
+
+def choose_threads(
+    session: Session, work: Callable[[], Work], threads: cpu_threads.Threads
+) -> None:
+    """Set the number of threads; by default that of the training, which keeps the bits.
+
+    Args:
+        session: the model and its processes.
+        work: returns the work that follows; called only for a trial.
+        threads: see :mod:`ddpm.distributed.cpu_threads`.
+    """
+
+    def trial() -> cpu_threads.Trial:
+        tried = work()
+        return cpu_threads.Trial(tried.seconds, tried.calls, "network call")
+
+    stored = session.checkpoint.metadata
+    cpu_threads.use(threads, session.accelerator, trial=trial, stored=stored)
+
+
+def choose_precision(session: Session, work: Callable[[], Work]) -> None:
+    """Choose the precision if it is automatic: by a trial on a CPU, by a check on a GPU."""
+    arithmetic = session.model.autocast
+    if not isinstance(arithmetic, Arithmetic) or arithmetic.option != "auto":
+        return
+    if arithmetic.device.type != "cpu":
+        _ = work()  # making the pipeline checks it
+        info_once(session.accelerator, f"precision: {arithmetic.precision}")
+    elif _agreed(devices.has_bf16_instructions()):
+        _try_bf16(session, arithmetic, work())
+
+
+def choose_compilation(session: Session, work: Callable[[], Work], compile: Compile) -> None:
+    """Compile the network, if it is requested or ``auto`` and pays back.
+
+    Raises:
+        ConfigError: ``compile=True`` on a machine that cannot compile.
+    """
+    if compile is True:
+        _compile(session.model.network, work())
+    elif compile == "auto":
+        _try_compiling(session, work())
+
+
+def _try_bf16(session: Session, arithmetic: Arithmetic, work: Work) -> None:
+    """Use bf16 on a CPU with instructions for it, if calls are faster and predictions close."""
+    if not _agreed(work.calls >= WORTH_A_TRIAL):
+        return
+    plain, expected = work.seconds(), work.predictions()
+    arithmetic.precision = "bf16"
+    fast, difference = work.seconds(), distance(work.predictions(), expected)
+    use = _agreed(difference <= CLOSE["bf16"] and fast <= _FASTER * plain)
+    arithmetic.precision = "bf16" if use else "no"
+    _report(session, f"precision: {arithmetic.precision}", "bf16", plain, fast, difference)
+
+
+def _try_compiling(session: Session, work: Work) -> None:
+    """Compile the network if enough calls remain, and keep that if it is faster and close."""
+    if not _agreed(work.calls >= WORTH_A_TRIAL):
+        return
+    least = WORTH_COMPILING[work.pipeline.device.type]
+    if not _agreed(work.calls * work.seconds(_GLANCE) >= least):
+        return
+    plain, expected = work.seconds(), work.predictions()
+    network, began = session.model.network, time.perf_counter()
+    try:
+        _compile(network, work)
+        took = time.perf_counter() - began
+        fast, difference = work.seconds(), distance(work.predictions(), expected)
+    except ConfigError as error:
+        info_once(session.accelerator, f"compile: false ({error.problem})")
+        use = False
+    else:
+        arithmetic = session.model.autocast
+        precision = arithmetic.precision if isinstance(arithmetic, Arithmetic) else "no"
+        use = difference <= CLOSE[precision] and fast <= _FASTER * plain
+        choice = f"compile: {str(use).lower()}"
+        _report(session, choice, "compiled", plain, fast, difference, f" after {took:.0f} s")
+    if not _agreed(use):
+        _without_compilation(network)
+
+
+def _compile(network: nn.Module, work: Work) -> None:
+    """Compile the network for the shapes of the work; other shapes run without compilation.
+
+    Raises:
+        ConfigError: (key ``compile``) the machine cannot compile.
+    """
+    torch.compiler.set_stance("default")
+    network.compile(dynamic=False)
+    try:
+        work.predictions()
+    except Exception as error:  # of any kind: a missing compiler, or an unsupported operation
+        _without_compilation(network)
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError("compile", True, f"fails: {reason}", "use compile=false") from error
+    torch.compiler.set_stance("eager_on_recompile")  # a last, smaller batch
+
+
+def _without_compilation(network: nn.Module) -> None:
+    """Undo ``network.compile()``, for which torch has no public method."""
+    network._compiled_call_impl = None
+
+
+def _report(
+    session: Session,
+    choice: str,
+    name: str,
+    plain: float,
+    fast: float,
+    difference: float,
+    note: str = "",
+) -> None:
+    """Print a choice and its reason in one line."""
+    times = f"{cpu_threads.short(fast)} per call{note} against {cpu_threads.short(plain)}"
+    line = f"{choice} ({name}: {times}; predictions differ by {difference:.2g})"
+    info_once(session.accelerator, line)
+
+
+def _agreed(value: bool) -> bool:
+    """Return the value of the main process."""
+    (decision,) = broadcast_object_list([value])
+    assert isinstance(decision, bool)
+    return decision
