@@ -105,6 +105,8 @@ def adopted(config: Node, stored: Node, request: Request) -> Node:
         group for group in ADOPTED if group in stored and not {group, f"{group}._target_"} & keys
     ]
     nodes = {group: with_defaults(deepcopy(stored[group]), group) for group in groups}
+    if "diffusion" in nodes and config["data"].get("class_cond") is False:
+        nodes["diffusion"] |= {"label_dropout": 0.0}  # no labels to drop
     merged = {**config, **nodes}
     for override in request.overrides:
         if values.option_key(override).partition(".")[0] in groups:

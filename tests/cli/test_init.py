@@ -95,13 +95,16 @@ def test_strict_rejects_weights_that_do_not_fit(trained):
 
 
 def test_network_and_process_are_those_of_the_checkpoint_unless_typed():
-    stored = compose("train", ["model=iddpm_unet", "schedule=linear", "objective=pred_noise"])[0]
+    labelled = ("data.class_cond=true", "diffusion.label_dropout=0.1", "diffusion.variance=learned")
+    choices = ("model=iddpm_unet", "schedule=linear", "objective=pred_noise")
+    stored = compose("train", [*choices, *labelled])[0]
     typed = ("objective=pred_x0", "++model.dropout=0.2", "++schedule.num_steps=50")
     config = compose("train", [each.lstrip("+") for each in typed])[0]
     result = adopted(config, stored, Request(config=config, overrides=typed))
     assert result["model"] == {**stored["model"], "dropout": 0.2}
     assert result["schedule"] == {**stored["schedule"], "num_steps": 50}
     assert result["objective"] == config["objective"] and result["trainer"] == config["trainer"]
+    assert result["diffusion"] == {**stored["diffusion"], "label_dropout": 0.0}
     recipe = Request(config=config, overrides=("experiment=digits", *typed))
     assert adopted(config, stored, recipe) == config
     unknown = Request(config=config, overrides=("++model.dim=3",))
