@@ -11,11 +11,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import ddpm
+from ddpm import instantiate
 from ddpm.cli.composition import compose
+from ddpm.data import ImageCodec
+from ddpm.data.spec import DataSpec
 from ddpm.errors import ConfigError
 from ddpm.files import file_sha256
+from ddpm.runs import initialization
+from ddpm.runs.plan import plan
 from ddpm.runs.request import Request
 from ddpm.runs.stored_config import adopted
+from ddpm.training import checkpoint
 
 
 def pictures(folder, size=(10, 9)):
@@ -40,10 +46,9 @@ def test_a_run_starts_from_the_averaged_weights_of_another(command, trained, cap
     assert "init" not in yaml.safe_load(Path(trained, "config.yaml").read_text())
     averaged = Path(trained, "checkpoints/step-00000002/ema.safetensors")
     source, sha256 = load_file(averaged), file_sha256(averaged)
-    options = ("name=b", f"init={trained}", *pictures("pictures"), *STILL)
-    ended = command("train", *options)
-    assert ended.status == 0, ended.err
-    lines = ended.out.splitlines()
+    options = ["name=b", *pictures("pictures"), *STILL]
+    ddpm.train(options, init=trained)
+    lines = capsys.readouterr().out.splitlines()
     (start,) = [n for n, line in enumerate(lines) if line.startswith("init: ")]
     assert lines[start].endswith(f" weights are the averages of {averaged.parent}")
     assert lines[start + 1 : start + 3] == [
@@ -63,7 +68,7 @@ def test_a_run_starts_from_the_averaged_weights_of_another(command, trained, cap
     }
     assert (config["model"]["dim"], config["model"]["pad"]) == (8, True)
     shutil.rmtree(trained)
-    assert "outputs/b is done: 1 steps" in command("train", *options).out
+    assert "outputs/b is done: 1 steps" in command("train", *options, f"init={trained}").out
     ended = command("train", "resume=outputs/b", "trainer.max_steps=2")
     assert ended.status == 0 and "init: " not in ended.out, ended.err
     assert yaml.safe_load(Path("outputs/b/config.yaml").read_text())["init"] == config["init"]
@@ -71,27 +76,35 @@ def test_a_run_starts_from_the_averaged_weights_of_another(command, trained, cap
         (("resume=outputs/b", "init=outputs/a"), "init: starts a new run; use init=outputs/b"),
         (("name=b", "init=outputs/c"), "init=outputs/c: the run outputs/b started from /"),
         (("name=c", "init=outputs/gone"), "init=outputs/gone: run or checkpoint not found"),
-        (("init.strict=true",), "init.strict=true: requires init=, a run or a checkpoint; add it"),
     ):
         ended = command("train", *options)
         assert ended.status == 1 and ended.line.startswith(f"ddpm-train: {line}"), ended.line
     assert not Path("outputs/c").exists()
 
 
-def test_strict_rejects_weights_that_do_not_fit(trained):
-    options = ["name=c", *pictures("pictures", (8, 8)), *STILL]
+def test_weights_that_do_not_fit_are_rejected(trained):
+    source = checkpoint.find(trained, print)
+
+    def built(channels, model=None):
+        spec = DataSpec((channels, 8, 8), None, None, ImageCodec((channels, 8, 8)))
+        config = {**source.config, "init": {"ckpt": trained, "strict": True}}
+        config["model"] = config["model"] if model is None else model
+        return initialization.network(config, spec, instantiate.diffusion(config, spec), source)
+
+    network, text = built(1)
+    assert text is not None and "\n" not in text
+    averaged = source.weights("ema")
+    assert all(torch.equal(value, averaged[name]) for name, value in network.state_dict().items())
     with pytest.raises(ConfigError) as caught:
-        ddpm.train([*options, "init.strict=true"], init=trained)
+        built(3)
     assert str(caught.value) == (
-        "init.strict=true: not all weights fit: new: init_conv, label_emb, final_conv; not used: "
+        "init.strict=true: not all weights fit: new: init_conv, final_conv; not used: "
         "final_conv, init_conv; leave it out to initialize the others"
     )
     with pytest.raises(ConfigError, match="no weights fit the network, SimpleUNet; leave out"):
-        ddpm.train([*options, "model=simple_unet", "model.width=8"], init=trained)
-    assert not Path("outputs/c").exists()
-    same = {"name": "d", "init": {"strict": True}, "trainer": {"max_steps": 1, "batch_size": 4}}
-    model = ddpm.train({**same, "init": {"ckpt": trained, "strict": True}, "threads": 1})
-    assert model.checkpoint.step == 1 and model.checkpoint.config["init"]["strict"]
+        built(1, {"_target_": "ddpm.models.SimpleUNet", "width": 8, "num_heads": 2})
+    with pytest.raises(ConfigError, match=r"^init.strict=true: requires init=, a run or a "):
+        plan(Request(config={"trainer": {}, "init": {"ckpt": None, "strict": True}}))
 
 
 def test_network_and_process_are_those_of_the_checkpoint_unless_typed():
