@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ddpm import hub
 from ddpm.errors import ConfigError
 from ddpm.lifetime import one_of_several
 
@@ -21,10 +22,12 @@ _NAME = re.compile(r"step-(\d{8,})")
 def located(path: str) -> Path:
     """Return the folder of a run or of a checkpoint that a path names; links are followed.
 
+    ``hf://owner/name`` is downloaded into ``outputs/owner--name``.
+
     Raises:
         ConfigError: it does not exist, is a file, or contains no checkpoint.
     """
-    place = Path(path)
+    place = hub.run_folder(path, FOLDER) if path.startswith(hub.PREFIX) else Path(path)
     if not place.exists():  # also where latest points to a run that was deleted
         run = nearest_run(place)
         remedy = "train one first" if run is None else f"use ckpt={run}"

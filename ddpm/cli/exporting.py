@@ -26,13 +26,19 @@ def export(
     weights: Literal["ema", "raw"],
     version: str | None,
     out: str | None,
+    push: str | None,
     plugins: list[str],
 ) -> None:
-    """Write a file, and a JSON file with the arguments that loading it requires; or a folder."""
+    """Write a file, and a JSON file with the arguments that loading it requires; or a folder.
+
+    With ``push`` also upload the model to the Hugging Face hub.
+    """
     from ddpm.console import info, warn
     from ddpm.model_export import OWN_FORMAT, export_files, is_folder
+    from ddpm.publication import check_push, upload
     from ddpm.training import checkpoint
 
+    repository = check_push(push, format)
     source, folder = checkpoint.find(ckpt, warn), is_folder(format)
     own = format == OWN_FORMAT
     suffix = "" if folder else ".safetensors" if own else ".pt"
@@ -43,6 +49,8 @@ def export(
     exported = export_files(source, format, weights, version, target.name)
     _write(target, exported.contents, folder)
     info(f"done: {target} ({exported.note})")
+    if repository is not None:
+        info(f"uploaded: {upload(source, repository, exported.contents if folder else None)}")
 
 
 def _write(target: Path, contents: Mapping[str, bytes | Mapping[str, Any]], folder: bool) -> None:

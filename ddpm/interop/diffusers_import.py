@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ddpm.errors import ConfigError, require
 from ddpm.files import UNREADABLE
+from ddpm.hub import PREFIX, download, repository_of
 from ddpm.interop.diffusers_network import NETWORK, check_class, network_spec
 from ddpm.interop.diffusers_process import process_of
 from ddpm.interop.diffusers_weights import weights_from
 from ddpm.interop.files import read
 from ddpm.interop.foreign_format import NetworkSpec
-from ddpm.interop.hub import download
 from ddpm.interop.imported import ImportedCheckpoint
 from ddpm.interop.process import Node
 from ddpm.interop.unwrap import plain
@@ -68,7 +68,7 @@ def read_folder(file: str, overrides: Mapping[str, Node]) -> ImportedCheckpoint:
     """
     place = Path(file)
     if not place.exists():
-        place = download(file, _PATTERNS)
+        place = download(_repository(file), _PATTERNS, key="file", value=file)
     folder = _parts(place.parent if place.is_file() else place, file)
     config = _json(folder.unet / CONFIG)
     spec = network_spec(config)
@@ -93,6 +93,14 @@ def read_folder(file: str, overrides: Mapping[str, Node]) -> ImportedCheckpoint:
         ignored=(),
         notes=imported.notes,
     )
+
+
+def _repository(file: str) -> str:
+    """Return the repository that a missing path names; ConfigError if it names none."""
+    owner, _, name = file.removeprefix(PREFIX).partition("/")
+    path = not file.startswith(PREFIX) and (not name or "/" in name or Path(owner).exists())
+    require(not path, "file", file, "folder not found")
+    return repository_of("file", f"{PREFIX}{owner}/{name}")
 
 
 def _parts(root: Path, file: str) -> _Folder:

@@ -292,7 +292,8 @@ def find(path: str, warn: Callable[[str], None]) -> Checkpoint:
     """Return the checkpoint at a path; ``state.pt`` is ignored.
 
     Args:
-        path: a run folder, a checkpoint folder, or a link to one, such as ``latest`` or ``best``.
+        path: a run folder, a checkpoint folder, or a link to one, such as ``latest`` or ``best``;
+            or ``hf://owner/name``, which is downloaded into ``outputs/owner--name``.
         warn: see :func:`newest`.
 
     Raises:

@@ -12,6 +12,9 @@ import safetensors.torch
 import torch
 
 from ddpm import instantiate
+from ddpm.errors import ConfigError
+from ddpm.interop.checkpoint_import import read_checkpoint
+from ddpm.interop.diffusers_import import read_folder
 from ddpm.interop.diffusers_network import network_spec
 from ddpm.interop.diffusers_weights import weights_to
 from ddpm.pipeline import build_pipeline
@@ -67,7 +70,7 @@ def same(actual, expected):
     )
 
 
-def test_a_pipeline_is_sampled_trained_and_exported(command, tiny):
+def test_a_pipeline_is_trained_and_exported(command, tiny):
     write_pipeline()
     ended = command("import", "source=diffusers", "file=p", "name=i")
     assert ended.status == 0, ended.err
@@ -75,7 +78,6 @@ def test_a_pipeline_is_sampled_trained_and_exported(command, tiny):
     assert "process: linear, PredNoise, 10 steps, variance fixed_small" in ended.out
     checkpoint = find("outputs/i", print)
     assert checkpoint.step == 0 and same(checkpoint.weights("ema"), weights()[0])
-    assert command("sample", "ckpt=outputs/i", "num_samples=2", "steps=3", "out=s").status == 0
     options = ("data=digits", "trainer.max_steps=2", "trainer.batch_size=4", *tiny[2:4])
     ended = command("train", "resume=outputs/i", *options)
     assert ended.status == 0, ended.err
@@ -89,88 +91,93 @@ def test_a_pipeline_is_sampled_trained_and_exported(command, tiny):
     ]  # fmt: skip
     assert json.loads(Path("e/model_index.json").read_text()).items() >= INDEX.items()
     assert json.loads(Path("e/unet/config.json").read_text()).items() >= UNET.items()
-    ended = command("import", "source=diffusers", "file=e/model_index.json", "name=j")
-    assert ended.status == 0, ended.err
-    assert same(find("outputs/j", print).weights("raw"), find("outputs/i", print).weights("ema"))
+    back = read_folder("e/model_index.json", {})
+    assert same(back.raw, find("outputs/i", print).weights("ema"))
 
     # An export replaces its own files only.
-    assert command("export", "ckpt=outputs/j", "format=diffusers", "out=e").status == 0
     Path("e/unet/config.json").write_text("{}")
-    ended = command("export", "ckpt=outputs/j", "format=diffusers", "out=e")
+    ended = command("export", "ckpt=outputs/i", "format=diffusers", "out=e")
     assert ended.status == 1 and "changed since ddpm-export wrote it" in ended.line
     assert Path("e/unet/config.json").read_text() == "{}"
-    ended = command("export", "ckpt=outputs/j", "format=diffusers", "out=p")
-    assert ended.status == 1 and "not written by ddpm-export" in ended.line
-    ended = command("export", "ckpt=outputs/j", "format=diffusers", "out=p/model_index.json")
-    assert ended.status == 1 and "is a file; set out= to the name of a folder" in ended.line
-    ended = command("export", "ckpt=outputs/j", "format=diffusers", "version=1")
-    assert ended.status == 1 and "version=1: is for other systems; leave it out" in ended.line
 
 
-def test_the_older_layout_and_old_names(command):
+def test_the_older_layout_and_old_names(tmp_path):
     """Everything at the top, as in google/ddpm-cifar10-32, with a pickled file."""
     names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     old = weights()[1]
     for new, name in names.items():
         old = {key.replace(new, name): value.half() for key, value in old.items()}
-    write_json(Path("p/model_index.json"), INDEX)
-    write_json(Path("p/config.json"), {**UNET, "norm_eps": 1e-6, "downsample_padding": 0})
-    write_json(Path("p/scheduler_config.json"), {**SCHEDULER, "variance_type": "fixed_large"})
-    torch.save(old, f"p/{WEIGHTS}.bin")
-    ended = command("import", "source=diffusers", "file=p", "name=i")
-    assert ended.status == 0, ended.err
-    assert "variance fixed_large" in ended.out and "float16 were converted" in ended.out
-    assert "no averaged weights were found" in ended.out
-    model = find("outputs/i", print).config["model"]
-    assert (model["norm_eps"], model["downsample_padding"]) == (1e-6, 0)
+    write_json(tmp_path / "model_index.json", INDEX)
+    write_json(tmp_path / "config.json", {**UNET, "norm_eps": 1e-6, "downsample_padding": 0})
+    scheduler = {**SCHEDULER, "variance_type": "fixed_large"}
+    write_json(tmp_path / "scheduler_config.json", scheduler)
+    torch.save(old, tmp_path / f"{WEIGHTS}.bin")
+    imported = read_folder(str(tmp_path), {})
+    assert imported.process.diffusion["variance"] == "fixed_large"
+    assert (imported.averaged, imported.types, imported.size) == ("raw", ["float16"], (8, 8))
+    options = imported.spec.options
+    assert (options["norm_eps"], options["downsample_padding"]) == (1e-6, 0)
 
 
 @pytest.mark.parametrize("average", [True, False])
-def test_a_checkpoint_of_train_unconditional(command, average):
-    write_network("out/checkpoint-500/unet")
+def test_a_checkpoint_of_train_unconditional(tmp_path, average):
+    folder = tmp_path / "checkpoint-500"
+    write_network(folder / "unet")
     if average:
-        write_network("out/checkpoint-500/unet_ema", "ema", optimization_step=400, decay=0.9999)
-    ended = command("import", "source=diffusers", "file=out/checkpoint-500", "name=i")
-    assert (ended.status, ended.line) == (
-        1,
-        "ddpm-import: schedule: cannot be determined: the folder has no scheduler_config.json; use "
-        "the folder of the whole pipeline, or add schedule=...",
+        write_network(folder / "unet_ema", "ema", optimization_step=400, decay=0.9999)
+    with pytest.raises(ConfigError) as caught:
+        read_folder(str(folder), {})
+    assert str(caught.value) == (
+        "schedule: cannot be determined: the folder has no scheduler_config.json; use the folder "
+        "of the whole pipeline, or add schedule=..."
     )
-    write_json(Path("out/scheduler/scheduler_config.json"), {**SCHEDULER, "clip_sample": False})
-    ended = command("import", "source=diffusers", "file=out/checkpoint-500", "name=i")
-    assert ended.status == 0 and "add sampler.clip=none" in ended.out, ended.err
-    checkpoint = find("outputs/i", print)
-    assert same(checkpoint.weights("raw"), weights()[0])
-    assert same(checkpoint.weights("ema"), weights("ema" if average else "")[0])
-    assert checkpoint.step == (400 if average else 500)
+    scheduler = {**SCHEDULER, "clip_sample": False}
+    write_json(tmp_path / "scheduler/scheduler_config.json", scheduler)
+    imported = read_folder(str(folder), {})
+    assert ["sampler.clip=none" in note for note in imported.notes] == [True]
+    assert same(imported.raw, weights()[0])
+    assert same(imported.ema, weights("ema" if average else "")[0])
+    assert imported.step == (400 if average else 500)
+    assert imported.averaged == ("both" if average else "raw")
     if average:
-        ended = command("import", "source=diffusers", "file=out/checkpoint-500/unet_ema", "size=8")
-        assert ended.status == 1  # its scheduler is two folders above
-        nodes = ("schedule=linear", "objective=pred_noise")
-        folder = "file=out/checkpoint-500/unet_ema"
-        ended = command("import", "source=diffusers", folder, "name=j", *nodes)
-        assert ended.status == 0 and "only averaged weights were found" in ended.out, ended.err
+        nodes = {"schedule": {"_target_": "s"}, "objective": {"_target_": "o"}}
+        imported = read_folder(str(folder / "unet_ema"), nodes)
+        assert imported.averaged == "ema" and imported.process.schedule == nodes["schedule"]
 
 
-def test_folders_that_cannot_be_imported(command, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_name_on_the_hub_without_a_network(command, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    ended = command("import", "source=diffusers", "file=google/ddpm-cifar10-32", "name=i")
+    assert ended.status == 1 and not Path("outputs").exists()
+    start = (
+        "ddpm-import: file=google/ddpm-cifar10-32: cannot be downloaded from the Hugging Face hub"
+    )
+    assert ended.line.startswith(start)
+    assert ended.line.endswith("hf download google/ddpm-cifar10-32 --local-dir ddpm-cifar10-32")
+
+
+def test_folders_that_cannot_be_imported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     write_pipeline()
 
-    def refused(*options):
-        ended = command("import", "source=diffusers", *options, "name=i")
-        assert ended.status == 1 and not Path("outputs").exists()
-        return ended.line.removeprefix("ddpm-import: ")
+    def refused(file="p"):
+        with pytest.raises(ConfigError) as caught:
+            read_folder(file, {})
+        return str(caught.value)
 
-    line = refused("file=google/ddpm-cifar10-32")
-    assert line.startswith("file=google/ddpm-cifar10-32: is not a folder, and cannot be downloaded")
-    assert line.endswith("hf download google/ddpm-cifar10-32 --local-dir ddpm-cifar10-32")
-    assert refused("file=p/none") == "file=p/none: folder not found"
-    assert refused("file=none") == "file=none: folder not found"
+    assert refused("p/none") == "file=p/none: folder not found"
+    assert refused("none") == "file=none: folder not found"
     Path("empty").mkdir()
-    assert refused("file=empty").startswith("file=empty: has no unet/config.json and no config.js")
-    assert "ema=p: is for other systems" in refused("file=p", "ema=p")
-    assert "network.num_heads=1: is for other" in refused("file=p", "network.num_heads=1")
+    assert refused("empty").startswith(
+        "file=empty: has no unet/config.json and no config.json; use"
+    )
+    for options, message in (
+        ({"ema": "p"}, "ema=p: is for other systems"),
+        ({"network": {"num_heads": 1}}, "network.num_heads=1: is for other systems"),
+    ):
+        arguments = {"ema": None, "recipe": None, "version": None, "network": {}, **options}
+        with pytest.raises(ConfigError, match=message):
+            read_checkpoint("diffusers", "p", **arguments)
     for value, message in (
         (
             {"unet": ["diffusers", "UNet1DModel"]},
@@ -179,12 +186,12 @@ def test_folders_that_cannot_be_imported(command, monkeypatch):
         ({"vqvae": ["diffusers", "VQModel"]}, "vqvae: the pipeline has this component beside unet"),
     ):
         write_json(Path("p/model_index.json"), {**INDEX, **value})
-        assert refused("file=p").startswith(message)
+        assert refused().startswith(message)
     write_json(Path("p/model_index.json"), INDEX)
     Path(f"p/unet/{WEIGHTS}.safetensors").unlink()
-    assert f"has no {WEIGHTS}.safetensors or .bin" in refused("file=p")
+    assert f"has no {WEIGHTS}.safetensors or .bin" in refused()
     Path("p/unet/config.json").write_text("[")
-    assert "config.json cannot be read; save or copy the folder again" in refused("file=p")
+    assert "config.json cannot be read; save or copy the folder again" in refused()
 
 
 # With the package itself.
@@ -281,7 +288,8 @@ def test_images_equal_those_of_diffusers_in_both_directions(command, diffusers, 
     back = run("load", settings, diffusers)
     for name in ("out", "ddpm", "ddim"):
         if name in theirs:
-            torch.testing.assert_close(back[name], theirs[name], rtol=0, atol=2e-6)
+            close = 1e-5 if name == "ddpm" else 2e-6  # their tables are float32, ours float64
+            torch.testing.assert_close(back[name], theirs[name], rtol=0, atol=close)
 
 
 # Runs of our own, drawn by diffusers. Heads of one width, as it has, replace the default heads.

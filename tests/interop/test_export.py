@@ -49,3 +49,26 @@ def test_pad_is_not_exported(format):
             format, spec(format, 9, True), {}, "raw",
             diffusion=process, step=0, version=None,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("process", "line"),
+    [
+        (GaussianDiffusion(cosine(num_steps=10), PredV(), rescale_timesteps=True),
+         "diffusion.rescale_timesteps=true: is not supported by the original, whose network "
+         "receives t unscaled"),
+        (GaussianDiffusion(cosine(num_steps=10, zero_terminal_snr=True), PredV()),
+         "schedule.zero_terminal_snr=true: is not supported by the original, which divides by the "
+         "signal of every step"),
+    ],
+)  # fmt: skip
+def test_processes_without_an_equivalent_are_not_exported(process, line):
+    network = spec("denoising-diffusion-pytorch", 8, False)
+    weights = network.build().state_dict()
+    states = {"raw": weights, "ema": weights}
+    with pytest.raises(ConfigError) as caught:
+        export_model(
+            "denoising-diffusion-pytorch", network, states, "raw",
+            diffusion=process, step=0, version=None,
+        )  # fmt: skip
+    assert str(caught.value) == line
