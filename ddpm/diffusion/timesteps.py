@@ -16,6 +16,12 @@ from ddpm.errors import require
 Draws = tuple[Tensor, Tensor | None]
 
 
+def _copied(values: Tensor, device: torch.device) -> Tensor:
+    """Return values of the host on a device, without waiting for a GPU."""
+    pinned = values.pin_memory() if device.type == "cuda" else values
+    return pinned.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class BatchPart:
     """Part of the batch of an optimizer step: a micro-batch of a process.
@@ -67,7 +73,8 @@ class Timesteps(ABC):
         # torch have no deterministic kernel (trainer.deterministic).
         p = self.weights()
         t = torch.multinomial(p, count, replacement=True)
-        return t.to(device), (1 / (self.num_steps * p[t])).float().to(device)
+        weights = (1 / (self.num_steps * p[t])).float()
+        return _copied(t, device), _copied(weights, device)
 
     def update(self, t: Tensor, losses: Tensor) -> None:  # noqa: B027 - most need no losses
         """Use the unweighted losses (B,) at timesteps t (B,) of all processes."""
@@ -103,7 +110,7 @@ class Stratified(Uniform):
         part = BatchPart(0, 1, float(torch.rand(()))) if part is None else part
         strata = torch.arange(count, dtype=torch.float64) * part.count + part.index
         t = self.num_steps * (strata + part.uniform) / (count * part.count)
-        return t.long().clamp(max=self.num_steps - 1).to(device), None
+        return _copied(t.long().clamp(max=self.num_steps - 1), device), None
 
 
 class _NormalTimes(Timesteps):
@@ -132,7 +139,7 @@ class _NormalTimes(Timesteps):
 
     def draw(self, count: int, device: torch.device, part: BatchPart | None = None) -> Draws:
         normal = torch.randn(count, dtype=torch.float64)  # on the CPU: the same on every device
-        return self._times(self._mean + self._std * normal).float().to(device), None
+        return _copied(self._times(self._mean + self._std * normal).float(), device), None
 
 
 class LogitNormal(_NormalTimes):

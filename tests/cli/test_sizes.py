@@ -128,6 +128,8 @@ def test_the_defaults_of_a_cpu_are_printed_stored_and_reused(command, monkeypatc
     config = yaml.safe_load(Path("outputs/a/config.yaml").read_text())
     assert {key: config["model"][key] for key in SMALL} == SMALL
     assert (config["trainer"]["batch_size"], config["trainer"]["lr"]) == (16, 1e-3)
+    arithmetic = [config["trainer"][k] for k in ("precision", "compile", "channels_last")]
+    assert arithmetic == ["no", False, False]
     # Another default, as on another device: a run keeps the one that it began with.
     monkeypatch.setattr(models.UNet, "cpu_defaults", dict.fromkeys(SMALL, 8))
     monkeypatch.setattr("ddpm.training.trainer.default_learning_rate", lambda network: 0.5)
