@@ -44,14 +44,14 @@ class InitOptions:
 
 
 def find(
-    planned: Plan, accelerator: Accelerator, known: Checkpoint | None = None
+    planned: Plan, accelerator: Accelerator, previous: Checkpoint | None = None
 ) -> Checkpoint | None:
     """Return the checkpoint with the initial weights, the same on all processes.
 
     Args:
         planned: the plan of a run.
         accelerator: the processes.
-        known: the result of an earlier call.
+        previous: the result of an earlier call.
 
     Returns:
         The checkpoint; None for a run without initial weights, or one that has a checkpoint.
@@ -63,15 +63,16 @@ def find(
         return None
     if planned.path is not None and checkpoints.listed(planned.path):
         return None
-    if known is not None:
-        return known
+    if previous is not None:
+        return previous
     options = _options(planned.config)
     path = options.checkpoint or options.ckpt
     try:
         folder = agreed(accelerator, lambda: checkpoints.find(path, warn).folder)
         source = checkpoints.load(folder, whole=False)
     except ConfigError as error:
-        raise error.renamed("init", path) from error
+        problem = error.problem.replace("use ckpt=", "use init=")
+        raise error.replaced(problem, error.remedy).renamed("init", path) from error
     changed = options.sha256 not in (None, _sha256(source))
     require(not changed, "init", path, "has other weights than when the run started")
     return source

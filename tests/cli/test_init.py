@@ -75,7 +75,10 @@ def test_a_run_starts_from_the_averaged_weights_of_another(command, trained, cap
     for options, line in (
         (("resume=outputs/b", "init=outputs/a"), "init: starts a new run; use init=outputs/b"),
         (("name=b", "init=outputs/c"), "init=outputs/c: the run outputs/b started from /"),
-        (("name=c", "init=outputs/gone"), "init=outputs/gone: run or checkpoint not found"),
+        (
+            ("name=c", "init=outputs/gone"),
+            "init=outputs/gone: run or checkpoint not found; use init=outputs/b",
+        ),
     ):
         ended = command("train", *options)
         assert ended.status == 1 and ended.line.startswith(f"ddpm-train: {line}"), ended.line
