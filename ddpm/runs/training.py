@@ -201,6 +201,9 @@ class _Training:
         compiles = trainer.options.compile == "auto"
         minutes = trainer.options.max_minutes if planned.timed else None
 
+        if minutes is None and trainer.max_steps < automatic.MIN_STEPS:
+            return planned, objects, seconds
+
         def left(seconds: float) -> float:
             return trainer.max_steps * seconds if minutes is None else 60 * minutes
 

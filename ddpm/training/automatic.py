@@ -20,6 +20,7 @@ from ddpm.training.trial import restored, seconds_per_step
 
 T = TypeVar("T")
 
+MIN_STEPS = 200  # of a run; shorter ones are not even timed
 # Seconds of training that have to remain: a trial takes a small part of them.
 WORTH_BF16 = 60.0
 WORTH_COMPILING = 3600.0  # on a CPU, compiling a network takes minutes
@@ -59,8 +60,8 @@ def try_bf16(trainer: Trainer, left: Left, seconds: float | None = None) -> Trie
         left: see :data:`Left`.
         seconds: duration of a step in float32, if it is known.
     """
-    plain = _measured(trainer, seconds)
-    if not _agreed(left(plain) >= WORTH_BF16):
+    plain = _worthwhile(trainer, left, WORTH_BF16, seconds)
+    if plain is None:
         return None
     kind = trainer.accelerator.device.type
     with torch.autocast(kind, torch.bfloat16, cache_enabled=False):
@@ -77,8 +78,8 @@ def try_compiling(trainer: Trainer, left: Left, seconds: float | None = None) ->
         left: see :data:`Left`.
         seconds: duration of a step, if it is known.
     """
-    plain = _measured(trainer, seconds)
-    if not _agreed(left(plain) >= WORTH_COMPILING):
+    plain = _worthwhile(trainer, left, WORTH_COMPILING, seconds)
+    if plain is None:
         return None
     expected = gradients(trainer)
     trainer.network.compile()
@@ -146,7 +147,11 @@ def distance(gradient: list[Tensor], expected: list[Tensor]) -> float:
     return (difference / norm) ** 0.5 if norm > 0 else difference**0.5
 
 
-def _measured(trainer: Trainer, seconds: float | None) -> float:
+def _worthwhile(trainer: Trainer, left: Left, worth: float, seconds: float | None) -> float | None:
+    """Return the seconds per step, or None if less than ``worth`` seconds of training remain."""
+    one = seconds_per_step(trainer, seconds=0.0) if seconds is None else seconds
+    if not _agreed(left(one) >= worth):
+        return None
     return seconds_per_step(trainer, seconds=_SECONDS) if seconds is None else seconds
 
 

@@ -54,6 +54,7 @@ def test_the_arithmetic_of_a_trial_is_stored_and_repeated(command, tiny, monkeyp
         return Tried(False, 0.1, "compile: false (of a trial)")
 
     monkeypatch.setattr(automatic, "has_bf16_instructions", lambda: True)
+    monkeypatch.setattr(automatic, "MIN_STEPS", 1)
     monkeypatch.setattr(automatic, "try_bf16", try_bf16)
     monkeypatch.setattr(automatic, "try_compiling", try_compiling)
     options = ("name=a", "trainer.compile=auto", *tiny)

@@ -87,7 +87,7 @@ def test_layouts():
 
 def test_bf16_is_used_where_it_is_faster_and_close(training, monkeypatch):
     for seconds, expected in (((1.0, 0.5), True), ((1.0, 0.97), False), ((1.0, 2.0), False)):
-        left = fake_seconds(monkeypatch, *seconds)
+        left = fake_seconds(monkeypatch, 3.0, *seconds)  # of a glance first
         tried = try_bf16(training, lambda _: LONG)
         assert tried.use == expected and left == []
         assert tried.seconds == (min(seconds) if expected else 1.0)
@@ -142,7 +142,7 @@ def compiling(training, monkeypatch, change=0.0):
 def test_compilation_is_used_where_it_pays(training, monkeypatch, seconds, change, left, use):
     """The last run is shorter than compiling takes."""
     monkeypatch.setattr(automatic, "WORTH_COMPILING", -math.inf)
-    fake_seconds(monkeypatch, *seconds)
+    fake_seconds(monkeypatch, 3.0, *seconds)
     compiling(training, monkeypatch, change)
     tried = try_compiling(training, lambda _: left)
     assert tried.use == use == training.compile
@@ -156,7 +156,7 @@ def test_a_network_that_cannot_be_compiled(training, monkeypatch):
         raise RuntimeError("no compiler\nand more")
 
     monkeypatch.setattr(automatic, "WORTH_COMPILING", 0)
-    fake_seconds(monkeypatch, 1.0)
+    fake_seconds(monkeypatch, 1.0, 1.0)
     compiling(training, monkeypatch)
     monkeypatch.setattr(automatic, "distance", lambda *_: fail())
     tried = try_compiling(training, lambda _: LONG)
