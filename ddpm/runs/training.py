@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -22,13 +22,14 @@ from ddpm.data.split import Split
 from ddpm.distributed import cpu_threads, devices
 from ddpm.distributed.consensus import main_first, wait_for_all
 from ddpm.distributed.output import agreed
-from ddpm.errors import Stopped, render, shortened
+from ddpm.errors import Stopped, render
 from ddpm.outputs import new_folder
 from ddpm.pipeline import check_steps
 from ddpm.runs import initialization
 from ddpm.runs.plan import Plan, plan, warn_of_threads
 from ddpm.runs.previews import Previews
 from ddpm.runs.request import Request
+from ddpm.runs.summary import summary
 from ddpm.runs.timing import Timing
 from ddpm.runs.validation import Validation
 from ddpm.samplers import Sampler
@@ -169,7 +170,7 @@ class _Training:
             return _outcome(run, trainer)
         with _events(run, trainer):
             _begin(run, planned, trainer, self._latest(run))
-            info_once(accelerator, _summary(trainer, objects.spec, run, planned.chosen))
+            info_once(accelerator, summary(trainer, objects.spec, run, planned.chosen))
             if source is None and objects.initial is not None:
                 info_once(accelerator, objects.initial)
             expected = timing.line()
@@ -374,26 +375,3 @@ def _events(run: Run, trainer: Trainer) -> Iterator[None]:
         if trainer.accelerator.is_main_process and run.began:
             run.event(ending, trainer.step, **details)
             run.trackers.finish()
-
-
-def _summary(trainer: Trainer, spec: DataSpec, run: Run, chosen: dict[str, Any]) -> str:
-    """Return a summary of the training, several lines."""
-    weights = sum(parameter.numel() for parameter in trainer.network.parameters())
-    classes, names = "", ""
-    if spec.num_classes is not None:
-        classes = f", {spec.num_classes} classes"
-        names = f"classes: {shortened(spec.class_names or range(spec.num_classes))}\n"
-    start = f" from step {trainer.step}" if trainer.step else ""
-    few = len(trainer.data) < trainer.batch_size
-    note = " (fewer than a batch: each batch contains some of them more than once)" if few else ""
-    fit = getattr(trainer.network, "fit", None)
-    adapted = f"model.{fit.note}\n" if fit is not None and fit.note else ""
-    device, world = trainer.accelerator.device.type, trainer.accelerator.num_processes
-    values = ", ".join(f"{key}={render(value)}" for key, value in chosen.items())
-    defaults = f"by default on {device}: {values}\n" if values else ""
-    where = f"{world} processes, each on {device}" if world > 1 else str(device)
-    return (
-        f"training{start} to step {trainer.max_steps} on {where}: "
-        f"{weights:,} parameters, {spec.codec.describe_count(len(trainer.data))}{classes}{note}\n"
-        f"{names}{adapted}{defaults}results go to {run.path}"
-    )

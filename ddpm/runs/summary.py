@@ -1,0 +1,33 @@
+"""First lines of a training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ddpm.data.spec import DataSpec
+from ddpm.errors import render, shortened
+from ddpm.training import Trainer
+from ddpm.training.run import Run
+
+
+def summary(trainer: Trainer, spec: DataSpec, run: Run, chosen: dict[str, Any]) -> str:
+    """Return a summary of the training, several lines."""
+    weights = sum(parameter.numel() for parameter in trainer.network.parameters())
+    classes, names = "", ""
+    if spec.num_classes is not None:
+        classes = f", {spec.num_classes} classes"
+        names = f"classes: {shortened(spec.class_names or range(spec.num_classes))}\n"
+    start = f" from step {trainer.step}" if trainer.step else ""
+    few = len(trainer.data) < trainer.batch_size
+    note = " (fewer than a batch: each batch contains some of them more than once)" if few else ""
+    fit = getattr(trainer.network, "fit", None)
+    adapted = f"model.{fit.note}\n" if fit is not None and fit.note else ""
+    device, world = trainer.accelerator.device.type, trainer.accelerator.num_processes
+    values = ", ".join(f"{key}={render(value)}" for key, value in chosen.items())
+    defaults = f"by default on {device}: {values}\n" if values else ""
+    where = f"{world} processes, each on {device}" if world > 1 else str(device)
+    return (
+        f"training{start} to step {trainer.max_steps} on {where}: "
+        f"{weights:,} parameters, {spec.codec.describe_count(len(trainer.data))}{classes}{note}\n"
+        f"{names}{adapted}{defaults}results go to {run.path}"
+    )
