@@ -74,6 +74,24 @@ def test_each_option_for_diffusers_changes_the_output(option):
     assert relative_error(net(x, t), expected) > 1e-5
 
 
+@pytest.mark.slow
+def test_networks_have_the_published_numbers_of_parameters():
+    google = {
+        "block_out_channels": [128, 256, 256, 256], "attention_head_dim": None,
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    }  # fmt: skip
+    flowers = {
+        "block_out_channels": [128, 128, 256, 256, 512, 512],
+        "down_block_types": [*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4],
+    }
+    for config, expected in ((google, 35_746_307), (flowers, 113_673_219)):
+        with torch.device("meta"):
+            net = network_spec(config).build()
+        assert sum(p.numel() for p in net.parameters()) == expected
+
+
 def test_old_names_of_attention():
     config, weights = stored_network("google")
     old = dict(weights)
