@@ -62,7 +62,7 @@ TRAIN = [
     ("objective._target_=p2.P2", "objective._target_=p2.P2: is not exported by ddpm or by a plugin; add plugins=[p2]"),
     ("sampler._target_=ddpm.samplers.Sampled", "sampler._target_=ddpm.samplers.Sampled: is not exported by ddpm or by a plugin; choose one with sampler=..."),
     ("data=sequence data.path=.", "data.path=.: is a folder; use a file in it"),
-    ("~nothing.x", "nothing.x: unknown option (there are: data, device, diffusion, evaluation, launch, model, name, objective, out, override, plugins, resume, sampler, schedule, seed, threads, timesteps, trainer)"),
+    ("~nothing.x", "nothing.x: unknown option (there are: data, device, diffusion, evaluation, init, launch, model, name, objective, out, override, plugins, resume, sampler, schedule, seed, threads, timesteps, trainer)"),
     ("plugins=[no_such_module]", "plugins=[no_such_module]: cannot import no_such_module (No module named 'no_such_module'); run the command in the folder of no_such_module.py, or add that folder to PYTHONPATH"),
     ("name='a", "name='a: cannot be read; quote values with = , or spaces: 'key=\"the value\"'"),
 ]  # fmt: skip
