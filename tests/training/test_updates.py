@@ -1,7 +1,10 @@
 """Updates that are decided on the device: skipped steps, errors, resumed runs, the scaler."""
 
 import math
+import subprocess
+import sys
 from functools import partialmethod
+from pathlib import Path
 
 import pytest
 import torch
@@ -202,3 +205,41 @@ def test_losses_that_are_nan_are_skipped(run, delayed):
     training = trainer(Nan({1}), **OPTIONS)
     fit(training, run, METADATA)
     assert training.num_updates == 7 and training.network.values().isfinite().all()
+
+
+TWO = """
+import os, sys, types, torch
+from pathlib import Path
+tests = types.ModuleType("tests")  # another package may have that name
+tests.__path__ = [sys.argv[1]]
+sys.modules["tests"] = tests
+from tests.training.test_trainer import METADATA, Overflows, folder, trainer
+from ddpm.training.loop import TrainingLoop
+from ddpm.training.run import Run
+results = []
+for delayed in (False, True):
+    training = trainer(Overflows({2, 3}), lr=0.05, max_steps=8, log_every=100, on_nonfinite="skip")
+    accelerator = training.accelerator
+    if accelerator.is_main_process:
+        training.loss.steps = set()
+        folder(Path(sys.argv[2]) / str(delayed))
+    accelerator.wait_for_everyone()
+    loop = TrainingLoop(training, Run(Path(sys.argv[2]) / str(delayed)), METADATA)
+    loop.updates.delayed = delayed
+    loop.train()
+    results.append((training.network.values(), training.ema.model.values()))
+    assert training.num_updates == 6
+equal = all(torch.equal(a, b) for a, b in zip(*results))
+print("equal" if equal else "different", accelerator.num_processes, flush=True)
+accelerator.wait_for_everyone()
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_processes_skip_a_step_that_overflows_on_one_of_them(tmp_path):
+    (tmp_path / "two.py").write_text(TWO)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    arguments = [str(tmp_path / "two.py"), str(Path(__file__).parents[1]), str(tmp_path)]
+    ended = subprocess.run([*launcher, *arguments], capture_output=True, text=True, timeout=240)
+    assert ended.stdout.splitlines() == ["equal 2"] * 2, ended.stderr
