@@ -181,7 +181,10 @@ def _weight_files(folder: Path) -> list[Path]:
 def _size(config: Mapping[str, Any]) -> tuple[int, ...] | None:
     """Return the height and width of the images; None if the config does not have them."""
     size = config.get("sample_size")
-    return None if size is None else (size, size) if isinstance(size, int) else tuple(size)
+    sizes: list[Any] = size if isinstance(size, list) else [size, size]
+    good = len(sizes) == 2 and all(isinstance(each, int) and each > 0 for each in sizes)
+    require(size is None or good, "unet.sample_size", size, "must be one number or two, above 0")
+    return None if size is None else tuple(sizes)
 
 
 def _step(folder: _Folder) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ddpm.config.schema import check
 from ddpm.errors import ConfigError, did_you_mean, render, require
 from ddpm.interop.foreign_format import Arguments, NetworkSpec
 from ddpm.interop.openai import times
@@ -153,7 +154,7 @@ def _network_spec(arguments: Mapping[str, Any]) -> NetworkSpec:
         (2 ** (len(widths) - 1),) * 2,
         arguments["num_class_embeds"],
         False,
-        options,
+        check(options, IDDPMUNet, "unet"),
     )
 
 

@@ -188,6 +188,8 @@ def test_folders_that_cannot_be_imported(tmp_path, monkeypatch):
         write_json(Path("p/model_index.json"), {**INDEX, **value})
         assert refused().startswith(message)
     write_json(Path("p/model_index.json"), INDEX)
+    write_json(Path("p/unet/config.json"), {**UNET, "sample_size": [8]})
+    assert refused() == "unet.sample_size=[8]: must be one number or two, above 0"
     Path(f"p/unet/{WEIGHTS}.safetensors").unlink()
     assert f"has no {WEIGHTS}.safetensors or .bin" in refused()
     Path("p/unet/config.json").write_text("[")

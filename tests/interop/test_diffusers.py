@@ -239,6 +239,7 @@ REFUSED_NETWORKS = [
     ({"downsample_type": "resnet"}, "unet.down_block_types: some levels are resampled by a conv"),
     ({"freq_shift": 2}, "unet.freq_shift=2: iddpm_unet supports 0 and 1"),
     ({"attention_legacy_order": True}, "unet.attention_legacy_order=true: is not an option of"),
+    ({"layers_per_block": "two"}, "unet.num_res_blocks=two: "),
     ({"block_out_channels": 3}, "unet: its config.json is not that of a UNet2DModel"),
 ]  # fmt: skip
 
