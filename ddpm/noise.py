@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ddpm.seeding import mix_array
 
-_PER_THREAD = 2**18  # numbers below which another thread costs more time than it saves
+# Numbers per thread and per sample, below which another thread costs more time than it saves.
+_PER_THREAD, _PER_SAMPLE = 2**18, 2**14
 _WORD = 2**32 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64
@@ -44,7 +45,7 @@ class SampleNoise:
         noise = torch.empty(len(self.generators), *shape)
         pairs = list(zip(noise.unbind(), self.generators, strict=True))
         threads = min(torch.get_num_threads(), len(pairs), noise.numel() // _PER_THREAD)
-        if threads < 2:
+        if threads < 2 or math.prod(shape) < _PER_SAMPLE:  # threads would wait for the GIL
             _fill(pairs)
             return noise
         with ThreadPoolExecutor(threads - 1) as pool:

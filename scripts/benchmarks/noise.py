@@ -48,6 +48,7 @@ def noise(rounds: int) -> str:
     facts = (
         "Noise of a step, a function of seed, sample and step, relative to one call of "
         "`torch.randn`, which draws the batch in one thread. On a CPU ours has one generator per "
-        "sample; the one by counters is that of GPUs, here on the CPU."
+        "sample, and threads share large samples; the one by counters is that of GPUs, here on the "
+        "CPU."
     )
     return "\n\n".join((facts, table(header, rows), machine.verdict()))
