@@ -44,9 +44,11 @@ def located(path: str) -> Path:
 def check_checkpoint(options: Mapping[str, Any]) -> None:
     """Raise ConfigError if the path ``ckpt`` among the options of a command leads nowhere.
 
-    Processes of a launcher look later and together.
+    Processes of a launcher look later and together, as do commands with another subject as well,
+    which they reject.
     """
-    if options.get("ckpt") is not None and not one_of_several():
+    alone = options.get("samples") is None and options.get("runs") is None
+    if options.get("ckpt") is not None and alone and not one_of_several():
         located(options["ckpt"])
 
 

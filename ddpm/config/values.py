@@ -21,7 +21,10 @@ PATHS = frozenset(
     }
 )
 """Options that name files or folders."""
-TEXT = PATHS | {"name", "version", "recipe", "data.key", "classes", "evaluation.classes"}
+TEXT = PATHS | {
+    *("name", "version", "recipe", "push"),
+    *("data.key", "classes", "evaluation.classes"),
+}
 """Options whose values are text, even if they look like numbers."""
 SEEDS = frozenset({"a", "b"})  # a whole number is the seed of a sample
 RESERVED = {

@@ -11,12 +11,22 @@ import pytest
 OPTIONS = ("metrics=[fid,loss]", "num_samples=8", "num_images=4", "batch_size=4", "steps=2")
 
 
+@pytest.fixture(scope="module")
+def trained_sweep(tmp_path_factory):
+    """Folder to which the first test copies the outputs of its sweep."""
+    return tmp_path_factory.mktemp("sweep") / "outputs"
+
+
 @pytest.fixture
-def sweep(command, tiny):
+def sweep(command, tiny, trained_sweep):
     """Folder of a sweep of two jobs."""
+    if trained_sweep.exists():
+        shutil.copytree(trained_sweep, "outputs", symlinks=True)
+        return "outputs/multirun/s"
     options = ("name=s", "trainer.lr=0.001,0.01", "trainer.max_steps=3", *tiny)
     ended = command("train", "-m", *options)
     assert ended.status == 0, ended.err
+    shutil.copytree("outputs", trained_sweep, symlinks=True)
     return "outputs/multirun/s"
 
 

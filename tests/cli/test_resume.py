@@ -225,7 +225,9 @@ def test_a_checkpoint_of_another_config_in_the_folder_is_rejected(command, tiny)
         assert part in ended.line
 
 
-@pytest.mark.parametrize("resume", ["name=a", "resume=outputs/a"])
+@pytest.mark.parametrize(
+    "resume", ["name=a", pytest.param("resume=outputs/a", marks=pytest.mark.slow)]
+)
 def test_a_new_learning_rate_requires_override_and_is_logged(command, tiny, resume):
     options = ("trainer.max_steps=2", *tiny) if resume.startswith("name") else ()
     assert command("train", "name=a", "trainer.max_steps=2", *tiny).status == 0

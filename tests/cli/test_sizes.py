@@ -170,7 +170,10 @@ class Other(UNet):
 """
 
 
-@pytest.mark.parametrize(("name", "width"), [("Narrow", {"dim": 8}), ("Other", {"base": 8})])
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("Narrow", {"dim": 8}), pytest.param("Other", {"base": 8}, marks=pytest.mark.slow)],
+)
 def test_networks_of_plugins_have_defaults_of_their_own(command, monkeypatch, name, width):
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     pictures(8, 8)

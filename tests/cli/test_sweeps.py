@@ -268,7 +268,9 @@ SPREAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("typed", SPREAD)
+@pytest.mark.parametrize(
+    "typed", [next(iter(SPREAD)), *(pytest.param(t, marks=pytest.mark.slow) for t in [*SPREAD][1:])]
+)
 def test_the_jobs_of_a_sweep_over_a_group(command, monkeypatch, typed):
     started = jobs_of(monkeypatch)
     ended = command("train", "-m", "name=lr", *typed)

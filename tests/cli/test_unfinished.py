@@ -73,7 +73,13 @@ def files(folder):
 @pytest.mark.parametrize(
     ("name", "at", "finished", "again"),
     [
-        ("generate", 2, [], {"generate": 2, "fid": 1, "kid": 1, "bits_per_dimension": 2}),
+        pytest.param(
+            "generate",
+            2,
+            [],
+            {"generate": 2, "fid": 1, "kid": 1, "bits_per_dimension": 2},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "kid",
             1,

@@ -188,8 +188,8 @@ def test_a_disk_without_room_for_a_line_of_the_log(command, reference, small_dis
 def test_weights_that_are_not_finite_are_never_written(command, reference, monkeypatch, which):
     update, calls = EMA.update, []
 
-    def poisoned(self):
-        update(self)
+    def poisoned(self, *buffers):
+        update(self, *buffers)
         calls.append(None)
         if len(calls) == 20:  # after the last step: only writing can detect it
             weights = self._current if which == "raw" else self._averaged
