@@ -67,9 +67,11 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def commit(digits: int) -> str:
-    """Return the hash of the checkout, marked if tracked files have changes."""
+    """Return the hash of the checkout, marked if tracked files other than the tables changed."""
     head = _output(["git", "-C", str(ROOT), "rev-parse", f"--short={digits}", "HEAD"])
-    changed = _output(["git", "-C", str(ROOT), "status", "--porcelain", "-uno"])
+    changed = _output(
+        ["git", "-C", str(ROOT), "status", "--porcelain", "-uno", "--", ".", ":!BENCHMARKS.md"]
+    )
     return (head or "unknown") + (" with changes" if changed else "")
 
 
