@@ -12,13 +12,14 @@ from torch import Tensor
 from ddpm.diffusion import without_gradients
 from ddpm.distributed import devices
 from ddpm.distributed.devices import Precision
+from ddpm.distributed.trials import relative_distance
 from ddpm.evaluation.options import LIKELIHOOD
 from ddpm.noise import SampleNoise
 from ddpm.pipeline import Autocast, SamplingPipeline
 
 PrecisionOption = Precision | Literal["auto"]
 CLOSE: dict[Precision, float] = {"no": 1e-3, "bf16": 0.05, "fp16": 0.05}
-"""Largest accepted distance of predictions, see :func:`distance`."""
+"""Largest accepted relative distance of predictions."""
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -63,7 +64,7 @@ class Arithmetic:
         self._is_checked, chosen = True, self.precision
         half = predictions(pipeline, 2, classes)
         self.precision = "no"
-        if distance(half, predictions(pipeline, 2, classes)) <= CLOSE[chosen]:
+        if relative_distance(half, predictions(pipeline, 2, classes)) <= CLOSE[chosen]:
             self.precision = chosen
 
 
@@ -104,9 +105,3 @@ def predictions(
             previous = pipeline.denoiser(x, t, previous, conditioning).x0
             result.append(schedule.signal_noise(t)[0] * previous)
     return result
-
-
-def distance(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the norm of the difference over the norm of ``expected``; NaN if one is not finite."""
-    a, b = (torch.cat([each.double().flatten() for each in part]) for part in (values, expected))
-    return float((a - b).norm() / b.norm().clamp(min=1e-12))

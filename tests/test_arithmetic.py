@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm.arithmetic import Arithmetic, distance, evaluation_precision, of_evaluation, predictions
+from ddpm.arithmetic import Arithmetic, evaluation_precision, of_evaluation, predictions
 from ddpm.data import SequenceCodec
 from ddpm.diffusion import GaussianDiffusion, PredNoise, cosine
 from ddpm.distributed import devices
+from ddpm.distributed.trials import relative_distance
 from ddpm.pipeline import build_pipeline
 from ddpm.samplers import DDIM
 
@@ -74,10 +75,10 @@ def test_the_first_a_middle_and_the_last_time_of_a_path_are_compared():
 
 def test_the_distance_is_relative_and_not_a_number_if_a_value_is_not_finite():
     ones = [torch.ones(3), torch.ones(2, 2)]
-    assert distance(ones, ones) == 0
-    assert distance([1.1 * each for each in ones], ones) == pytest.approx(0.1)
-    assert math.isnan(distance([torch.full((3,), math.nan), ones[1]], ones))
-    assert not distance([torch.full((3,), math.inf), ones[1]], ones) <= 1e9
+    assert relative_distance(ones, ones) == 0
+    assert relative_distance([1.1 * each for each in ones], ones) == pytest.approx(0.1)
+    assert math.isnan(relative_distance([torch.full((3,), math.nan), ones[1]], ones))
+    assert not relative_distance([torch.full((3,), math.inf), ones[1]], ones) <= 1e9
 
 
 def test_likelihoods_are_evaluated_in_float32_unless_a_precision_is_typed():

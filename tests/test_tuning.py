@@ -45,7 +45,7 @@ def session(monkeypatch):
     monkeypatch.setattr(torch.compiler, "set_stance", lambda stance: stances.append(stance))
     stances = []
     model = SimpleNamespace(network=Network(), autocast=Arithmetic(CPU, "auto"))
-    accelerator = SimpleNamespace(is_main_process=True, device=CPU)
+    accelerator = SimpleNamespace(is_main_process=True, num_processes=1, device=CPU)
     return SimpleNamespace(model=model, accelerator=accelerator, stances=stances)
 
 

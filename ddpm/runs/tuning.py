@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from ddpm.arithmetic import CLOSE, Arithmetic, distance, predictions
+from ddpm.arithmetic import CLOSE, Arithmetic, predictions
 from ddpm.console import info_once
 from ddpm.distributed import cpu_threads, devices
+from ddpm.distributed.main_process import broadcast
+from ddpm.distributed.trials import FASTER, relative_distance, undo_compilation
 from ddpm.errors import ConfigError
 from ddpm.memory import is_out_of_memory
 from ddpm.pipeline import SamplingPipeline
@@ -23,7 +24,6 @@ Compile = bool | Literal["auto"]
 WORTH_A_TRIAL = cpu_threads.WORTH_A_TRIAL  # calls, below which a trial is too large a part of them
 # Seconds of calls that have to remain: compiling takes about a minute, on a CPU up to three.
 WORTH_COMPILING = {"cpu": 3600.0, "cuda": 600.0}
-_FASTER = 0.95  # a choice has to shorten a call to this fraction
 _SECONDS, _GLANCE = 1.0, 0.1  # per measurement, and per estimate
 
 
@@ -90,7 +90,7 @@ def choose_precision(session: Session, work: Callable[[], Work]) -> None:
     if arithmetic.device.type != "cpu":
         _ = work()  # making the pipeline checks it
         info_once(session.accelerator, f"precision: {arithmetic.precision}")
-    elif _agreed(devices.has_bf16_instructions()):
+    elif broadcast(session.accelerator, devices.has_bf16_instructions()):
         _try_bf16(session, arithmetic, work())
 
 
@@ -108,40 +108,40 @@ def choose_compilation(session: Session, work: Callable[[], Work], compile: Comp
 
 def _try_bf16(session: Session, arithmetic: Arithmetic, work: Work) -> None:
     """Use bf16 on a CPU with instructions for it, if calls are faster and predictions close."""
-    if not _agreed(work.calls >= WORTH_A_TRIAL):
+    if not broadcast(session.accelerator, work.calls >= WORTH_A_TRIAL):
         return
     plain, expected = work.seconds(), work.predictions()
     arithmetic.precision = "bf16"
-    fast, difference = work.seconds(), distance(work.predictions(), expected)
-    use = _agreed(difference <= CLOSE["bf16"] and fast <= _FASTER * plain)
+    fast, difference = work.seconds(), relative_distance(work.predictions(), expected)
+    use = broadcast(session.accelerator, difference <= CLOSE["bf16"] and fast <= FASTER * plain)
     arithmetic.precision = "bf16" if use else "no"
     _report(session, f"precision: {arithmetic.precision}", "bf16", plain, fast, difference)
 
 
 def _try_compiling(session: Session, work: Work) -> None:
     """Compile the network if enough calls remain, and keep that if it is faster and close."""
-    if not _agreed(work.calls >= WORTH_A_TRIAL):
+    if not broadcast(session.accelerator, work.calls >= WORTH_A_TRIAL):
         return
     least = WORTH_COMPILING[work.pipeline.device.type]
-    if not _agreed(work.calls * work.seconds(_GLANCE) >= least):
+    if not broadcast(session.accelerator, work.calls * work.seconds(_GLANCE) >= least):
         return
     plain, expected = work.seconds(), work.predictions()
     network, began = session.model.network, time.perf_counter()
     try:
         _compile(network, work)
         took = time.perf_counter() - began
-        fast, difference = work.seconds(), distance(work.predictions(), expected)
+        fast, difference = work.seconds(), relative_distance(work.predictions(), expected)
     except ConfigError as error:
         info_once(session.accelerator, f"compile: false ({error.problem})")
         use = False
     else:
         arithmetic = session.model.autocast
         precision = arithmetic.precision if isinstance(arithmetic, Arithmetic) else "no"
-        use = difference <= CLOSE[precision] and fast <= _FASTER * plain
+        use = difference <= CLOSE[precision] and fast <= FASTER * plain
         choice = f"compile: {str(use).lower()}"
         _report(session, choice, "compiled", plain, fast, difference, f" after {took:.0f} s")
-    if not _agreed(use):
-        _without_compilation(network)
+    if not broadcast(session.accelerator, use):
+        undo_compilation(network)
 
 
 def _compile(network: nn.Module, work: Work) -> None:
@@ -155,17 +155,12 @@ def _compile(network: nn.Module, work: Work) -> None:
     try:
         work.predictions()
     except Exception as error:  # of any kind: a missing compiler, or an unsupported operation
-        _without_compilation(network)
+        undo_compilation(network)
         if is_out_of_memory(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError("compile", True, f"fails: {reason}", "use compile=false") from error
     torch.compiler.set_stance("eager_on_recompile")  # a last, smaller batch
-
-
-def _without_compilation(network: nn.Module) -> None:
-    """Undo ``network.compile()``, for which torch has no public method."""
-    network._compiled_call_impl = None
 
 
 def _report(
@@ -181,10 +176,3 @@ def _report(
     times = f"{cpu_threads.short(fast)} per call{note} against {cpu_threads.short(plain)}"
     line = f"{choice} ({name}: {times}; predictions differ by {difference:.2g})"
     info_once(session.accelerator, line)
-
-
-def _agreed(value: bool) -> bool:
-    """Return the value of the main process."""
-    (decision,) = broadcast_object_list([value])
-    assert isinstance(decision, bool)
-    return decision

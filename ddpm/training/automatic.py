@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeVar, cast
+from typing import Literal, NamedTuple
 
 import torch
-from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddpm.distributed.devices import has_bf16_instructions
+from ddpm.distributed.main_process import broadcast
+from ddpm.distributed.trials import FASTER, relative_distance, undo_compilation
 from ddpm.training.trainer import Trainer
 from ddpm.training.trial import restored, seconds_per_step
-
-T = TypeVar("T")
 
 MIN_STEPS = 200  # of a run; shorter ones are not even timed
 # Seconds of training that have to remain: a trial takes a small part of them.
 WORTH_BF16 = 60.0
 WORTH_COMPILING = 3600.0  # on a CPU, compiling a network takes minutes
 _SECONDS = 1.0  # per measurement
-_FASTER = 0.95  # a choice has to shorten a step to this fraction
-_CLOSE = {"bf16": 0.1, "compile": 1e-3}  # distance of gradients, see distance()
+_CLOSE_IN_HALF, _CLOSE = 0.1, 1e-3  # relative distance of gradients, in half precision or not
 
 # Returns the remaining seconds of training, given the seconds per step.
 Left = Callable[[float], float]
@@ -49,7 +47,7 @@ class Tried(NamedTuple):
 def tries_bf16(trainer: Trainer) -> bool:
     """Return True if only a trial can choose the precision: with ``auto`` on some CPUs."""
     automatic = trainer.options.precision == "auto" and trainer.accelerator.device.type == "cpu"
-    return automatic and has_bf16_instructions()
+    return automatic and broadcast(trainer.accelerator, has_bf16_instructions())
 
 
 def try_bf16(trainer: Trainer, left: Left, seconds: float | None = None) -> Tried | None:
@@ -66,8 +64,9 @@ def try_bf16(trainer: Trainer, left: Left, seconds: float | None = None) -> Trie
     kind = trainer.accelerator.device.type
     with torch.autocast(kind, torch.bfloat16, cache_enabled=False):
         fast, gradient = seconds_per_step(trainer, seconds=_SECONDS), gradients(trainer)
-    difference = distance(gradient, gradients(trainer))
-    return _agreed(_compared("bf16", "float32", plain, fast, difference))
+    difference = relative_distance(gradient, gradients(trainer))
+    tried = _compared("bf16", "float32", plain, fast, difference, _CLOSE_IN_HALF)
+    return broadcast(trainer.accelerator, tried)
 
 
 def try_compiling(trainer: Trainer, left: Left, seconds: float | None = None) -> Tried | None:
@@ -85,7 +84,7 @@ def try_compiling(trainer: Trainer, left: Left, seconds: float | None = None) ->
     trainer.network.compile()
     began = time.perf_counter()
     try:
-        difference = distance(gradients(trainer), expected)
+        difference = relative_distance(gradients(trainer), expected)
         compiling = time.perf_counter() - began
         fast = seconds_per_step(trainer, seconds=_SECONDS)
     except Exception as error:  # of any kind: a missing compiler, or an unsupported operation
@@ -93,10 +92,12 @@ def try_compiling(trainer: Trainer, left: Left, seconds: float | None = None) ->
         tried = Tried(False, plain, f"compile: false (it fails: {reason})")
     else:
         gained = left(plain) * (1 - fast / plain)
-        tried = _compared("compile", "false", plain, fast, difference, (compiling, gained))
-    tried = _agreed(tried)
+        limit = _CLOSE if trainer.accelerator.mixed_precision == "no" else _CLOSE_IN_HALF
+        times = compiling, gained
+        tried = _compared("compile", "false", plain, fast, difference, limit, times)
+    tried = broadcast(trainer.accelerator, tried)
     if not tried.use:
-        _without_compilation(trainer.network)
+        undo_compilation(trainer.network)
     trainer.compile = tried.use
     return tried
 
@@ -107,6 +108,7 @@ def _compared(
     plain: float,
     fast: float,
     difference: float,
+    limit: float,
     compiling: tuple[float, float] | None = None,
 ) -> Tried:
     """Return the comparison of a choice with what it would replace.
@@ -116,10 +118,11 @@ def _compared(
         other: what it would replace.
         plain: seconds per step without the choice.
         fast: seconds per step with it.
-        difference: :func:`distance` of their gradients.
+        difference: relative distance of their gradients.
+        limit: largest accepted difference.
         compiling: seconds that compiling takes, and that it saves in the rest of the run.
     """
-    is_close, is_faster = difference <= _CLOSE[choice], fast <= _FASTER * plain
+    is_close, is_faster = difference <= limit, fast <= FASTER * plain
     pays = compiling is None or compiling[1] > compiling[0]
     use = is_close and is_faster and pays
     option, name = ("precision", "bf16") if choice == "bf16" else ("compile", "true")
@@ -139,27 +142,9 @@ def gradients(trainer: Trainer) -> list[Tensor]:
         return [each for each in trainer.gradient(batch) if each is not None]
 
 
-def distance(gradient: list[Tensor], expected: list[Tensor]) -> float:
-    """Return the norm of the difference over the norm of ``expected``; NaN if one is not finite."""
-    pairs = list(zip(gradient, expected, strict=True))
-    difference = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
-    norm = sum(float(b.double().square().sum()) for _, b in pairs)
-    return (difference / norm) ** 0.5 if norm > 0 else difference**0.5
-
-
 def _worthwhile(trainer: Trainer, left: Left, worth: float, seconds: float | None) -> float | None:
     """Return the seconds per step, or None if less than ``worth`` seconds of training remain."""
     one = seconds_per_step(trainer, seconds=0.0) if seconds is None else seconds
-    if not _agreed(left(one) >= worth):
+    if not broadcast(trainer.accelerator, left(one) >= worth):
         return None
     return seconds_per_step(trainer, seconds=_SECONDS) if seconds is None else seconds
-
-
-def _agreed(value: T) -> T:
-    """Return the value of the main process."""
-    return cast(T, broadcast_object_list([value])[0])
-
-
-def _without_compilation(network: nn.Module) -> None:
-    """Undo ``network.compile()``, for which torch has no public method."""
-    network._compiled_call_impl = None  # pyright: ignore

@@ -9,8 +9,9 @@ from torch import nn
 
 from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, PredNoise, cosine
 from ddpm.distributed import devices
+from ddpm.distributed.trials import relative_distance
 from ddpm.training import automatic
-from ddpm.training.automatic import distance, gradients, try_bf16, try_compiling
+from ddpm.training.automatic import gradients, try_bf16, try_compiling
 from tests.training.test_trainer import trainer
 
 LONG, SHORT = 1e6, 10.0
@@ -98,7 +99,7 @@ def test_bf16_is_used_where_it_is_faster_and_close(training, monkeypatch):
     assert tried.line.startswith(start)
     for difference in (0.2, math.nan):
         fake_seconds(monkeypatch, 0.05)
-        monkeypatch.setattr(automatic, "distance", lambda *_, value=difference: value)
+        monkeypatch.setattr(automatic, "relative_distance", lambda *_, value=difference: value)
         assert not try_bf16(training, lambda _: LONG, 0.1).use
 
 
@@ -114,9 +115,12 @@ def test_the_gradients_of_bf16_are_compared(training):
     with torch.autocast("cpu", torch.bfloat16):
         half = gradients(training)
     assert all(each.grad is None for each in training.network.parameters())
-    assert distance(plain, plain) == 0 and 0 < distance(half, plain) < automatic._CLOSE["bf16"]
-    assert math.isnan(distance([plain[0] * math.nan, *plain[1:]], plain))
-    assert distance([-each for each in plain], plain) == pytest.approx(2)
+    assert (
+        relative_distance(plain, plain) == 0
+        and 0 < relative_distance(half, plain) < automatic._CLOSE_IN_HALF
+    )
+    assert math.isnan(relative_distance([plain[0] * math.nan, *plain[1:]], plain))
+    assert relative_distance([-each for each in plain], plain) == pytest.approx(2)
 
 
 def compiling(training, monkeypatch, change=0.0):
@@ -158,7 +162,7 @@ def test_a_network_that_cannot_be_compiled(training, monkeypatch):
     monkeypatch.setattr(automatic, "WORTH_COMPILING", 0)
     fake_seconds(monkeypatch, 1.0, 1.0)
     compiling(training, monkeypatch)
-    monkeypatch.setattr(automatic, "distance", lambda *_: fail())
+    monkeypatch.setattr(automatic, "relative_distance", lambda *_: fail())
     tried = try_compiling(training, lambda _: LONG)
     assert tried == (False, 1.0, "compile: false (it fails: no compiler)")
     assert training.network._compiled_call_impl is None and training.compile is False
