@@ -9,6 +9,7 @@ from pathlib import Path
 from ddpm.errors import ConfigError, require
 
 PREFIX = "hf://"
+_RECORD = Path(".cache", "huggingface")  # of huggingface_hub, in a folder that it downloaded to
 
 
 def repository_of(key: str, value: str) -> str:
@@ -55,10 +56,14 @@ def run_folder(name: str, checkpoints: str) -> Path:
         checkpoints: name of the folder of checkpoints in a run.
 
     Raises:
-        ConfigError: (key ``ckpt``) the download failed, or the repository is not that of a run.
+        ConfigError: (key ``ckpt``) the download failed, the repository is not that of a run, or
+            the folder has other files.
     """
     repository, index = repository_of("ckpt", name), "model_index.json"
     place = Path("outputs", repository.replace("/", "--"))
+    is_ours = not place.exists() or (place / _RECORD).is_dir()
+    problem = f"{place} has files that were not downloaded; rename it, or use ckpt={place}"
+    require(is_ours, "ckpt", name, problem)
     patterns = (f"{checkpoints}/*", "config.yaml", index)
     download(repository, patterns, key="ckpt", value=name, place=place)
     remedy = "use ddpm-import source=diffusers file=" + repository

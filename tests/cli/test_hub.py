@@ -44,6 +44,7 @@ def hub(tmp_path_factory, monkeypatch):
         if not repository.is_dir():
             raise FileNotFoundError(f"404: {call['repo_id']}")
         place = Path(call["local_dir"] or root / "cache")
+        (place / ".cache/huggingface").mkdir(parents=True, exist_ok=True)
         for path in repository.rglob("*"):
             name = path.relative_to(repository).as_posix()
             requested = any(fnmatch.fnmatch(name, each) for each in call["allow_patterns"])
@@ -116,3 +117,12 @@ def test_a_pipeline_is_uploaded_and_imported(hub, tmp_path, monkeypatch):
         with pytest.raises(ConfigError) as caught:
             check_push(push, format)
         assert str(caught.value).startswith(message)
+
+
+def test_a_folder_of_the_same_name_is_not_overwritten(command, hub):
+    shutil.copytree(STORED, "run")
+    assert command("export", "ckpt=run", "push=hf://me/digits").status == 0
+    shutil.copytree("run", "outputs/me--digits")
+    ended = command("sample", "ckpt=hf://me/digits", "num_samples=1", "steps=1")
+    assert ended.status == 1 and ended.err.count("\n") == 1
+    assert "outputs/me--digits has files that were not downloaded; rename it" in ended.err
