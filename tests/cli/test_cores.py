@@ -240,6 +240,7 @@ def test_a_run_keeps_its_threads(command, tiny, monkeypatch, threads):
     assert "threads: 2 of 8, as in training" in ended.out
 
 
+@pytest.mark.slow
 def test_trials_of_commands_run_their_own_work(command, trained, monkeypatch, threads):
     """The checkpoint's number is more than the machine has, so each command has a trial."""
     monkeypatch.setattr(cpu_threads, "WORTH_A_TRIAL", 1)

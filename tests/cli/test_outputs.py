@@ -178,6 +178,7 @@ def test_latest_is_replaced_only_if_it_is_a_link_to_a_run(command, tiny, kind):
     assert f"warning: {message}" in ended.err.splitlines()
 
 
+@pytest.mark.slow
 def test_a_sweep_does_not_overwrite(command, tiny):
     sweep = ("train", "-m", "name=s", "trainer.max_steps=1", *tiny, "seed=0,1")
     place = "outputs/multirun/s"
@@ -199,6 +200,7 @@ def test_a_sweep_does_not_overwrite(command, tiny):
     assert contents(place)[f"{place}/sweep.png"] == b"mine"
 
 
+@pytest.mark.slow
 def test_the_table_of_a_sweep_of_an_earlier_version_is_replaced(command, tiny):
     sweep = ("train", "-m", "name=s", "trainer.max_steps=1", *tiny, "seed=0")
     assert command(*sweep).status == 0

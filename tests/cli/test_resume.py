@@ -48,8 +48,8 @@ def assert_equal(one, other):
 @pytest.mark.parametrize(
     ("options", "again"),
     [
-        ((), "name=cut"),
         (HARD, "resume=outputs/cut"),
+        pytest.param((), "name=cut", marks=pytest.mark.slow),
         pytest.param((), "resume=outputs/cut", marks=pytest.mark.slow),
         pytest.param(HARD, "name=cut", marks=pytest.mark.slow),
     ],

@@ -141,6 +141,7 @@ def test_the_defaults_of_a_cpu_are_printed_stored_and_reused(command, monkeypatc
     assert ended.status == 1 and "trainer.lr (0.001 there, 0.0001 here)" in ended.line
 
 
+@pytest.mark.slow
 def test_null_uses_the_stored_value(command, tiny):
     pictures(8, 8)
     options = ("name=a", *FOLDER, "trainer.preview_every=0", "device=cpu")

@@ -144,6 +144,7 @@ def test_a_signal_ends_the_sweep(sweep, monkeypatch):
     assert not (NAMED / "2").exists()
 
 
+@pytest.mark.slow
 def test_a_job_stopped_in_another_process_prevents_later_jobs(sweep, monkeypatch):
     failing(monkeypatch, Stopped("stopped by SIGTERM"))
     real, starter = sweeps.record_job, os.getpid() + 1

@@ -76,6 +76,7 @@ def test_evaluations_are_not_part_of_the_duration(measured):
     assert made.line() == "600 steps: about 60 s on this machine, without evaluations"
 
 
+@pytest.mark.slow
 def test_a_run_for_a_duration_keeps_its_number_of_steps(command, tiny, measured):
     options = ("trainer.checkpoint_every=3", *tiny)
     ended = command("train", "name=a", "trainer.max_minutes=0.0108", *options)  # 6.48 steps

@@ -157,6 +157,7 @@ def test_a_named_folder_is_continued_or_restarted_for_another_request(command, t
     assert content("o")["metrics"][0]["seed"] == 1 and ".ddpm-unfinished" not in files("o")
 
 
+@pytest.mark.slow
 def test_a_damaged_part_is_computed_again(command, trained, calls):
     options = (f"ckpt={trained}", *OPTIONS, "out=o")
     assert command("evaluate", *options).status == 0

@@ -91,6 +91,7 @@ def test_the_command_equals_the_evaluation_during_training(command, train):
     assert of_loss["reference"]["part"] == "val" and of_loss["reference"]["num_images"] == 8
 
 
+@pytest.mark.slow
 def test_best_follows_the_metric_through_a_resume(command, train):
     train("a", 4, "trainer.best=fid", "trainer.keep_last=2", "trainer.lr=0.01")
     again = command("train", "resume=outputs/a", "trainer.max_steps=10")
@@ -107,6 +108,7 @@ def test_best_follows_the_metric_through_a_resume(command, train):
     assert last == Run(Path("outputs/a")).last_loss() != numbers[best]["fid_9"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_is_repeated_on_resume(command, train, monkeypatch):
     train("whole", 6, "trainer.best=fid")
     generate, calls = sample_metrics.generate, []
@@ -131,6 +133,7 @@ def test_an_interrupted_evaluation_is_repeated_on_resume(command, train, monkeyp
     assert Path("outputs/cut/checkpoints/step-00000004/evaluation.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_its_last_evaluation_still_owes_it(command, train):
     train("whole", 3)
     train("cut", 3)
@@ -189,6 +192,7 @@ def test_files_of_a_stored_config_are_not_run_unless_the_user_names_them(command
     assert row["metrics"][0]["extractor"]["name"] == "custom"
 
 
+@pytest.mark.slow
 def test_the_held_out_data_do_not_depend_on_the_reference(train):
     train("a", 2)
     train("b", 2, "evaluation.reference=digits")
@@ -207,6 +211,7 @@ def test_trackers_receive_evaluations(tmp_path):
     assert run.has_evaluation(7) and not run.has_evaluation(8)
 
 
+@pytest.mark.slow
 def test_best_compares_evaluations_with_equal_options_only(command, train):
     train("a", 4, "trainer.best=fid")
     options = ("evaluation.sampler.steps=3", "sampler@evaluation.sampler=ddpm")
@@ -220,6 +225,7 @@ def test_best_compares_evaluations_with_equal_options_only(command, train):
     )  # the only one with these options
 
 
+@pytest.mark.slow
 def test_the_table_of_a_sweep_has_the_metrics(command, tiny):
     options = (*tiny, *EVALUATES, "trainer.max_steps=2", "name=s", "seed=0,1")
     ended = command("train", "-m", *options)

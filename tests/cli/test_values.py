@@ -29,6 +29,7 @@ def test_null_and_words_are_unchanged():
         assert values.literal("name", name, sweep=False) == name
 
 
+@pytest.mark.slow
 def test_numeric_names_of_sweeps_runs_and_outputs(command, tiny):
     quick = ("trainer.max_steps=1", *tiny)
     ended = command("train", "-m", "name=1e-3", "out=007", "seed=0,1", *quick)

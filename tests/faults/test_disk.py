@@ -68,7 +68,7 @@ def file_size(limit):
 
 
 # Large enough for the log; the weights (224 kB) or only the optimizer's state (530 kB) are not.
-@pytest.mark.parametrize("limit", [100_000, 300_000])
+@pytest.mark.parametrize("limit", [pytest.param(100_000, marks=pytest.mark.slow), 300_000])
 def test_third_failure_in_a_row_is_an_error(command, reference, limit):
     command("train", *EVERY, "trainer.max_steps=4")
     with file_size(limit):
@@ -141,7 +141,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("room", [0, 1])
+@pytest.mark.parametrize("room", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_small_disk(command, reference, small_disk, room):
     """There is space for two checkpoints, or for one, while two are retained; logging continues."""
     filler = small_disk / "filler"

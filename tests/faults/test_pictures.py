@@ -123,6 +123,7 @@ def test_a_size_that_the_network_cannot_halve(command, imgs):
 # workers
 
 
+@pytest.mark.slow
 def test_killed_worker_ends_the_run_with_an_error(command, tiny, hundred, monkeypatch):
     losses, calls = Trainer._losses, []
 

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import TINY
 
 HANGS = """
@@ -18,6 +20,7 @@ class Hangs(Digits):
 """
 
 
+@pytest.mark.slow
 def test_hanging_worker_ends_the_run(tmp_path):
     Path(tmp_path, "hang.py").write_text(HANGS)
     options = ("plugins=[hang]", "data._target_=hang.Hangs", "trainer.num_workers=1", "name=h")
