@@ -17,18 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ddpm.console import note, progress
-from ddpm.data.image_codec import ImageCodec
-from ddpm.data.images import PixelSet, resize_images, target_size
+from ddpm.data.images import target_size
+from ddpm.data.published import TIMEOUT_SECONDS, PublishedImages, cache_folder
 from ddpm.errors import ConfigError
-from ddpm.files import locked, user_cache
+from ddpm.files import locked
 
 LEGACY_FOLDER = Path("data/cifar10")  # default of earlier versions
 _PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
-TIMEOUT_SECONDS = 30.0
 _CHUNK = 2**18  # bytes
 
 
-class CIFAR10(PixelSet):
+class CIFAR10(PublishedImages):
     """CIFAR-10: 50,000 training or 10,000 test images ``(3, 32, 32)``, uint8 RGB, of 10 classes.
 
     The files are verified by the published MD5 sums.
@@ -59,18 +58,12 @@ class CIFAR10(PixelSet):
         target_size(image_size)
         root = default_folder() if path is None else Path(path)
         images, labels, names = _read(root, split == "train", download)
-        pixels = resize_images(images, image_size)
-        self._set_up(ImageCodec(pixels.shape[1:]), flip=flip)
-        self._set_pixels(pixels)
+        self._set_images(images, image_size, flip=flip)
         if class_cond:
             self._set_labels(labels, names)
-        like_this = partial(CIFAR10, path=str(root), image_size=image_size, class_cond=class_cond)
-        test = partial(like_this, split="test", download=False)
-        self._test = test if split == "train" else None
-
-    def own_split(self) -> CIFAR10 | None:
-        """Return the test images, without flips; None if these are the test images."""
-        return None if self._test is None else self._test()
+        if split == "train":
+            shared = partial(CIFAR10, path=str(root), image_size=image_size, class_cond=class_cond)
+            self._test = partial(shared, split="test", download=False)
 
 
 def default_folder() -> Path:
@@ -82,19 +75,6 @@ def default_folder() -> Path:
     if (LEGACY_FOLDER / _published().base_folder).is_dir():
         return LEGACY_FOLDER
     return cache_folder("cifar10", "CIFAR-10")
-
-
-def cache_folder(name: str, title: str) -> Path:
-    """Return the folder of a data set in the user's cache, which all runs share.
-
-    Raises:
-        ConfigError: (key ``path``) the home directory is unknown.
-    """
-    cache = user_cache()
-    if cache is None:
-        problem = f"the home directory is unknown; set data.path to a folder for {title}"
-        raise ConfigError("path", None, problem)
-    return cache / name
 
 
 def _published() -> Any:

@@ -12,14 +12,13 @@ from typing import Any, Literal
 import torch
 
 from ddpm.console import note
-from ddpm.data.cifar import TIMEOUT_SECONDS, cache_folder
-from ddpm.data.image_codec import ImageCodec
-from ddpm.data.images import PixelSet, resize_images, target_size
+from ddpm.data.images import target_size
+from ddpm.data.published import TIMEOUT_SECONDS, PublishedImages, cache_folder
 from ddpm.errors import ConfigError
 from ddpm.files import locked
 
 
-class MNIST(PixelSet):
+class MNIST(PublishedImages):
     """MNIST: 60,000 training or 10,000 test images ``(1, 28, 28)``, uint8 grey, of 10 classes.
 
     Args:
@@ -46,18 +45,12 @@ class MNIST(PixelSet):
         target_size(image_size)
         root = cache_folder("mnist", "MNIST") if path is None else Path(path)
         images, labels = _read(root, split == "train", download)
-        pixels = resize_images(images.unsqueeze(-1).numpy(), image_size)
-        self._set_up(ImageCodec(pixels.shape[1:]), flip=False)
-        self._set_pixels(pixels)
+        self._set_images(images.unsqueeze(-1).numpy(), image_size)
         if class_cond:
             self._set_labels(labels.tolist(), [str(digit) for digit in range(10)])
-        like_this = partial(MNIST, path=str(root), image_size=image_size, class_cond=class_cond)
-        test = partial(like_this, split="test", download=False)
-        self._test = test if split == "train" else None
-
-    def own_split(self) -> MNIST | None:
-        """Return the test images; None if these are the test images."""
-        return None if self._test is None else self._test()
+        if split == "train":
+            shared = partial(MNIST, path=str(root), image_size=image_size, class_cond=class_cond)
+            self._test = partial(shared, split="test", download=False)
 
 
 def _published() -> Any:
