@@ -25,13 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from ddpm.errors import ConfigError, did_you_mean, require
-from ddpm.files import replacing
-from ddpm.version import __version__
-from scripts.quality import report
-from scripts.quality.runs import Measured, Row, Task, digits, mnist, unpacked
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ddpm.errors import ConfigError, did_you_mean, require  # noqa: E402
+from ddpm.files import replacing  # noqa: E402
+from ddpm.version import __version__  # noqa: E402
+from scripts import typed_options  # noqa: E402
+from scripts.quality import report  # noqa: E402
+from scripts.quality.runs import Measured, Row, Task, digits, mnist, unpacked  # noqa: E402
 
 TASKS = ("digits", "mnist")
 
@@ -54,12 +57,7 @@ def parse(arguments: list[str]) -> Options:
     Raises:
         ConfigError: an unknown option or task, or a missing file of ``compare``.
     """
-    names, values = Options.__dataclass_fields__, {}
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        require(key in names, key, value, f"unknown option{did_you_mean(key, names)}")
-        values[key] = yaml.safe_load(value)
-    options = Options(**values)
+    options = typed_options.parse(Options, arguments)
     for name in options.tasks:
         require(name in TASKS, "tasks", name, f"unknown{did_you_mean(name, TASKS)}")
     problem = "the file does not exist; write it first, without compare"

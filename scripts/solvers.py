@@ -25,18 +25,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
-import ddpm
-from ddpm import samplers
-from ddpm.console import progress
-from ddpm.errors import ConfigError, did_you_mean, require
-from ddpm.files import replacing
-from ddpm.guidance import Guidance
-from ddpm.noise import SampleNoise
-from ddpm.samplers import Sampler
-from ddpm.seeding import RandomStream, mix
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import ddpm  # noqa: E402
+from ddpm import samplers  # noqa: E402
+from ddpm.console import progress  # noqa: E402
+from ddpm.errors import ConfigError, did_you_mean, require  # noqa: E402
+from ddpm.files import replacing  # noqa: E402
+from ddpm.guidance import Guidance  # noqa: E402
+from ddpm.noise import SampleNoise  # noqa: E402
+from ddpm.samplers import Sampler  # noqa: E402
+from ddpm.seeding import RandomStream, mix  # noqa: E402
+from scripts import typed_options  # noqa: E402
 
 STOCHASTIC = ("ddpm", "ddim_eta1")
 VARIANTS: dict[str, tuple[type[Sampler], dict[str, Any]]] = {  # name in the table
@@ -91,13 +94,7 @@ def parse(arguments: list[str]) -> Options:
     Raises:
         ConfigError: an unknown option, or no ``ckpt``.
     """
-    names, values = Options.__dataclass_fields__, {}
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        require(key in names, key, value, f"unknown option{did_you_mean(key, names)}")
-        values[key] = yaml.safe_load(value)
-    require("ckpt" in values, "ckpt", None, "is required: a run or a checkpoint")
-    options = Options(**values)
+    options = typed_options.parse(Options, arguments, {"ckpt": "a run or a checkpoint"})
     for name in options.samplers:
         require(name in VARIANTS, "samplers", name, f"unknown{did_you_mean(name, VARIANTS)}")
     return options
