@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ddpm import diffusion as d
 from ddpm import models
+from ddpm.distributed.trials import relative_distance
 from ddpm.noise import SampleNoise, counter_normal
 from ddpm.samplers import DDIM, DDPM
 from ddpm.seeding import mix_array
@@ -92,8 +93,7 @@ def deterministic() -> Iterator[None]:
 
 def distance(x: Tensor, reference: Tensor) -> float:
     """Return the norm of the difference over the norm of the reference; infinite for NaN."""
-    x, reference = x.detach().double().cpu(), reference.detach().double().cpu()
-    far = float((x - reference).norm() / reference.norm().clamp(min=1e-30))
+    far = relative_distance([x.detach().cpu()], [reference.detach().cpu()])
     return far if far == far else float("inf")
 
 
