@@ -1,17 +1,20 @@
-"""Status of all processes, exchanged once per step, and barriers."""
+"""Status of all processes, exchanged once per step, values of the main one, and barriers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ddpm.distributed.processes import Processes
+
+T = TypeVar("T")
 
 
 class Agreed(NamedTuple):
@@ -89,6 +92,16 @@ def post_status(
         votes = accelerator.reduce(votes, reduction="sum")
         assert isinstance(votes, Tensor)
     return PostedStatus(votes)
+
+
+def broadcast(processes: Processes, value: T) -> T:
+    """Return the value of the main process on every process.
+
+    Args:
+        processes: all of them call this.
+        value: can be pickled; those of other processes than the main one are ignored.
+    """
+    return value if processes.num_processes == 1 else broadcast_object_list([value])[0]
 
 
 def wait_for_all(accelerator: Processes) -> None:

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from ddpm import metrics
+from ddpm.distributed.consensus import broadcast
 from ddpm.distributed.processes import Processes
 from ddpm.distributed.stopping import NEVER, GivenUpError, Stopping
 from ddpm.lifetime import BUSY
@@ -20,16 +21,6 @@ from ddpm.lifetime import BUSY
 _CHUNK = 2**25  # bytes that are sent at once
 _SECONDS = 0.5  # between two exchanges of waiting processes
 T = TypeVar("T")
-
-
-def broadcast(processes: Processes, value: T) -> T:
-    """Return the value of the main process on every process.
-
-    Args:
-        processes: all of them call this.
-        value: can be pickled; those of other processes than the main one are ignored.
-    """
-    return value if processes.num_processes == 1 else broadcast_object_list([value])[0]
 
 
 def to_main(processes: Processes, rows: Tensor) -> Tensor | None:

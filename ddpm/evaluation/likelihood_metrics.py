@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from ddpm.console import progress
 from ddpm.diffusion import DiffusionLoss, class_conditioning
-from ddpm.distributed.main_process import broadcast, to_main
+from ddpm.distributed.consensus import broadcast
+from ddpm.distributed.main_process import to_main
 from ddpm.distributed.processes import Processes
 from ddpm.distributed.sharding import Shard
 from ddpm.distributed.stopping import NEVER, Stopping

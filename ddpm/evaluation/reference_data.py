@@ -18,7 +18,8 @@ from ddpm.data.classes import relabel
 from ddpm.data.decoding import SUFFIXES
 from ddpm.data.samples import find_samples
 from ddpm.data.split import Split
-from ddpm.distributed.main_process import attended, broadcast, on_main
+from ddpm.distributed.consensus import broadcast
+from ddpm.distributed.main_process import attended, on_main
 from ddpm.distributed.processes import Processes
 from ddpm.errors import ConfigError, require
 from ddpm.evaluation.likelihood_metrics import CleanData

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ddpm import metrics
 from ddpm.console import progress
+from ddpm.distributed.consensus import broadcast
 from ddpm.distributed.main_process import (
     attended,
-    broadcast,
     features_to_main,
     moments_to_main,
     on_main,

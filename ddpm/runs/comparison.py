@@ -15,8 +15,7 @@ from ddpm.arithmetic import PrecisionOption
 from ddpm.config.registry import config_with_defaults_if_known
 from ddpm.console import info, info_once, warn
 from ddpm.distributed import devices
-from ddpm.distributed.consensus import wait_for_all
-from ddpm.distributed.main_process import broadcast
+from ddpm.distributed.consensus import broadcast, wait_for_all
 from ddpm.distributed.output import writing
 from ddpm.errors import ConfigError, require
 from ddpm.evaluation import results

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ddpm.arithmetic import CLOSE, Arithmetic, predictions
 from ddpm.console import info_once
 from ddpm.distributed import cpu_threads, devices
-from ddpm.distributed.main_process import broadcast
+from ddpm.distributed.consensus import broadcast
 from ddpm.distributed.trials import FASTER, relative_distance, undo_compilation
 from ddpm.errors import ConfigError
 from ddpm.memory import is_out_of_memory

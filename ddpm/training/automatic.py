@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ddpm.distributed.consensus import broadcast
 from ddpm.distributed.devices import has_bf16_instructions
-from ddpm.distributed.main_process import broadcast
 from ddpm.distributed.trials import FASTER, relative_distance, undo_compilation
 from ddpm.training.trainer import Trainer
 from ddpm.training.trial import restored, seconds_per_step

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddpm import metrics
-from ddpm.distributed import main_process
+from ddpm.distributed import consensus, main_process
 from ddpm.distributed.sharding import Shard
 from ddpm.distributed.stopping import GivenUpError
 from ddpm.evaluation import sample_metrics
@@ -23,7 +23,7 @@ class Group:
         self.boxes = [[] for _ in range(world)]
         self.arrived = threading.Condition()
         monkeypatch.setattr(main_process, "gather_object", self.gather)
-        monkeypatch.setattr(main_process, "broadcast_object_list", self.broadcast)
+        monkeypatch.setattr(consensus, "broadcast_object_list", self.broadcast)
         monkeypatch.setattr(main_process, "dist", SimpleNamespace(send=self.send, recv=self.recv))
 
     def gather(self, parts):
