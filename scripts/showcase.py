@@ -79,7 +79,7 @@ def tasks_of(options: Options) -> list[Task]:
 
 def measure(options: Options) -> dict[str, Any]:
     """Train and measure all tasks; returns the content of ``results.json``."""
-    tasks, began = tasks_of(options), time.monotonic()
+    tasks, began, out = tasks_of(options), time.monotonic(), Path(options.out).resolve()
     total = sum(len(task.variants) * len(task.cells) for task in tasks)
     done: list[Row] = []
 
@@ -92,13 +92,19 @@ def measure(options: Options) -> dict[str, Any]:
 
     contexts = {}
     for task in tasks:
-        measured = Measured(task, Path(options.out).resolve(), show)
+        earlier = [
+            name for name in map(task.folder, task.variants) if (out / task.name / name).exists()
+        ]
+        if earlier:
+            print(f"not trained again, because they are in {out / task.name}: {', '.join(earlier)}")
+        measured = Measured(task, out, show)
         measured.rows()
         contexts[task.name] = measured.context
     return {
         "contexts": contexts,
         "rows": [asdict(row) for row in done],
         "minutes": round((time.monotonic() - began) / 60, 1),
+        "cpu_minutes": round(time.process_time() / 60, 1),
         "versions": {"ddpm": __version__, "torch": torch.__version__},
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
     }
@@ -115,8 +121,8 @@ def write(results: dict[str, Any], folder: Path) -> None:
     text = report.document(
         results["contexts"],
         rows,
-        f"{results['minutes']:.0f} minutes, {machine['threads']} threads of "
-        f"{machine['processor']}, torch {versions['torch']}.",
+        f"{results['minutes']:.0f} minutes, {results['cpu_minutes']:.0f} minutes of CPU time, "
+        f"{machine['threads']} threads of {machine['processor']}, torch {versions['torch']}.",
     )
     for name, content in (
         ("results.json", json.dumps(results, indent=1) + "\n"),

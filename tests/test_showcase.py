@@ -74,7 +74,7 @@ def test_a_lower_accuracy_is_worse():
 
 def test_table_leaves_out_columns_without_values():
     head, _, first = report.table([row(), row(sampler="ddim")]).splitlines()[:3]
-    assert head == ("| sampler | FID | memorised | loss | bits per dimension | seconds |")
+    assert head == ("| sampler | FID | memorised | loss | bits per dimension | CPU seconds |")
     assert first == "| unipc | 4.00 | 0.0% | 0.1000 | 4.00 | 3 |"
 
 

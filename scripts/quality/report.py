@@ -17,7 +17,7 @@ COLUMNS = {
     "memorised": "memorised",
     "val_loss": "loss",
     "bpd": "bits per dimension",
-    "seconds": "seconds",
+    "seconds": "CPU seconds",
 }
 FORMATS = {
     "fid": "{:.2f}", "accuracy": "{:.1%}", "memorised": "{:.1%}", "val_loss": "{:.4f}",
@@ -85,7 +85,7 @@ def document(contexts: dict[str, Any], rows: Rows, machine: str) -> str:
         "floors, not with published numbers. Loss and bits per dimension are those of held-out "
         "images; losses of different objectives or schedules are not comparable. A sample is "
         "memorised if its nearest training image is three times nearer than the second nearest. "
-        "Seconds are those of the samples.\n\n"
+        "CPU seconds are those of all threads for 1,000 samples.\n\n"
     )
     return head + "\n".join(parts)
 
