@@ -107,6 +107,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def set_usual_mode(path: Path) -> None:
+    """Give a file the permissions that open() gives: safetensors makes it private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def check_is_file(path: str) -> None:
     """Raise ConfigError (key ``path``) unless ``path`` is a file; opening a pipe would block."""
     if os.path.isdir(path):

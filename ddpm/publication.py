@@ -63,20 +63,12 @@ def _write_run(source: Checkpoint, folder: Path) -> None:
     """Write a run folder with the checkpoint; training resumes from it with a new optimizer."""
     config = _public(source.config)
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    state = {
-        "step": source.step,
-        "num_updates": 0,
-        "optimizer": None,
-        "ema": {"step": max(source.step, 1_000_000), "initted": 1},
-        "timesteps": None,
-        "scaler": None,
-    }
     checkpoints.save(
         folder / checkpoints.FOLDER,
         replace(source.metadata, config=config),
         raw=source.weights("raw"),
         ema=source.weights("ema"),
-        state=state,
+        state=checkpoints.state_without_training(source.step),
     )
 
 

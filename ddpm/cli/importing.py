@@ -80,7 +80,7 @@ def import_run(
     with appearing(Path(out)) as temporary:
         Run(temporary).create(to_yaml(config))
         weights = {"raw": imported.raw, "ema": imported.ema}
-        state = _training_state(step)
+        state = checkpoint.state_without_training(step)
         checkpoint.save(temporary / checkpoint.FOLDER, metadata, **weights, state=state)
         folder = _publish(temporary, Path(out, run_name), name is None)
     info(f"done: {folder}\nsample it with: ddpm-sample ckpt={folder}")
@@ -95,18 +95,6 @@ def _config(imported: ImportedCheckpoint, data: Node | None) -> Node:
     if data is not None:
         config["data"] = data
     return {"seed": 0, **paths.stored(config_with_defaults(config))}
-
-
-def _training_state(step: int) -> dict[str, Any]:
-    """Return the state of training at a step, with a new optimizer."""
-    return {
-        "step": step,
-        "num_updates": 0,  # the learning rate of a new optimizer warms up
-        "optimizer": None,
-        "ema": {"step": max(step, 1_000_000), "initted": 1},  # past the warm-up
-        "timesteps": None,
-        "scaler": None,
-    }
 
 
 def _data_spec(

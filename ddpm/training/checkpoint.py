@@ -39,7 +39,14 @@ from ddpm.checkpoint_paths import (
 )
 from ddpm.config.migration import migrate
 from ddpm.errors import ConfigError
-from ddpm.files import MAX_HEADER_BYTES, file_sha256, free_space, load_tensors, sync
+from ddpm.files import (
+    MAX_HEADER_BYTES,
+    file_sha256,
+    free_space,
+    load_tensors,
+    set_usual_mode,
+    sync,
+)
 from ddpm.memory import is_out_of_memory
 
 FORMAT = 1
@@ -197,7 +204,7 @@ def save(
         for which, tensors in (("raw", raw), ("ema", ema)):
             flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
             safetensors.torch.save_file(flat, aside / WEIGHTS[which])
-            _usual_mode(aside / WEIGHTS[which])
+            set_usual_mode(aside / WEIGHTS[which])
         torch.save(state, aside / STATE)
         files = {path.name: _fingerprint(path) for path in sorted(aside.iterdir())}
         manifest = {"format": FORMAT, "files": files}
@@ -210,6 +217,18 @@ def save(
         problem = f"cannot be written ({free_space(folder)}): {error}"
         raise ConfigError("out", str(final), problem) from error
     return final
+
+
+def state_without_training(step: int) -> dict[str, Any]:
+    """Return the content of ``state.pt`` for weights of a step, with a new optimizer."""
+    return {
+        "step": step,
+        "num_updates": 0,  # the learning rate of a new optimizer warms up
+        "optimizer": None,
+        "ema": {"step": max(step, 1_000_000), "initted": 1},  # past the warm-up
+        "timesteps": None,
+        "scaler": None,
+    }
 
 
 class NotFiniteError(ConfigError):
@@ -342,10 +361,3 @@ def _put_in_place(aside: Path, final: Path) -> None:
     else:
         aside.rename(final)
     sync(final.parent)
-
-
-def _usual_mode(path: Path) -> None:
-    """Give a file the permissions that open() gives: safetensors makes it private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
