@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ddpm.guidance import Guidance
     from ddpm.trained import Samples, TrainedModel
 
-__all__ = ["Guidance", "Samples", "TrainedModel", "__version__", "load", "train"]
+__all__ = ["Guidance", "Samples", "TrainedModel", "__version__", "average", "load", "train"]
 
 
 def load(
@@ -87,6 +87,43 @@ def train(
         raise KeyboardInterrupt(str(stopped)) from None
     finally:
         torch.set_num_threads(threads)
+
+
+def average(
+    path: str | Path,
+    sigma_rel: float,
+    *,
+    step: int | None = None,
+    max_error: float = 0.1,
+    out: str | Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["auto", "no", "fp16", "bf16"] = "auto",
+    plugins: Sequence[str] | str = (),
+) -> TrainedModel:
+    """Return a model with another average of the weights of a training, as ``ddpm-average`` does.
+
+    The average is written as a run; it is read again if it exists.
+
+    Args:
+        path: a run that was trained with ``trainer.posthoc_ema``, or a checkpoint of it.
+        sigma_rel: length of the average: the standard deviation of its profile, relative to the
+            steps so far, below 0.289.
+        step: step of a snapshot, at which the average ends; None = the last one.
+        max_error: largest difference between the profile and its closest combination of the
+            snapshots, relative to the profile.
+        out: parent folder of the new run; None = ``averages`` of the run.
+        device: see :func:`load`.
+        precision: see :func:`load`.
+        plugins: see :func:`load`.
+
+    Raises:
+        ddpm.errors.ConfigError: no snapshots, or a profile that they do not approximate.
+    """
+    from ddpm import trained
+    from ddpm.runs.averaging import average_runs
+
+    (folder,) = average_runs(path, [sigma_rel], step=step, max_error=max_error, out=out)
+    return trained.load(folder, "ema", device, precision, plugins)
 
 
 def __getattr__(name: str) -> Any:

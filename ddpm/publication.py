@@ -137,6 +137,9 @@ def _training(source: Checkpoint) -> list[str]:
             f"- weights imported from {metadata.came.get('source')} "
             f"({metadata.came.get('file')}); their training data are not recorded"
         )
+    if metadata.average is not None:
+        profile = f"sigma_rel={metadata.average.get('sigma_rel')}"
+        data.append(f"- weights averaged after the training by a power function, {profile}")
     recipe = {
         key: config[key]
         for key in ("data", "model", "schedule", "objective", "diffusion", "timesteps", "trainer")

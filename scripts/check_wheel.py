@@ -24,16 +24,21 @@ COMMANDS = {
     "sample": "sample",
     "interpolate": "interpolate",
     "evaluate": "evaluate",
+    "average": "average",
     "import": "importing",
     "export": "exporting",
 }
 TRAIN = ["name=wheel", "trainer.max_steps=2", "trainer.batch_size=4", "trainer.preview_samples=4"]
-MORE = ["resume=outputs/wheel", "trainer.max_steps=3", "launch.processes=2", "device=cpu"]
+MORE = [
+    *("resume=outputs/wheel", "trainer.max_steps=3", "launch.processes=2", "device=cpu"),
+    "trainer.posthoc_ema=[0.05,0.1]",
+]
 RECIPE = ["experiment=digits", *TRAIN[1:], "name=recipe"]
 SWEEP = ["-m", *TRAIN[1:], "name=sweep", "seed=1,2"]
 SAMPLE = ["ckpt=outputs/wheel", "num_samples=2", "steps=2"]
 INTERPOLATE = ["ckpt=outputs/wheel", "a=1", "b=2", "steps=2"]
 EVALUATE = ["ckpt=outputs/wheel", "extractor=pixels", "num_samples=4", "steps=2"]
+AVERAGE = ["ckpt=outputs/wheel", "sigma_rel=0.1"]
 EXPORT = ["ckpt=outputs/wheel", "format=denoising-diffusion-pytorch", "out=net.pt"]
 IMPORT = [
     *("source=denoising-diffusion-pytorch", "file=net.pt", "size=8", "name=back"),
@@ -105,6 +110,7 @@ def use(programs: Path, folder: Path) -> None:
     run([programs / "ddpm-sample", *SAMPLE], folder)
     run([programs / "ddpm-interpolate", *INTERPOLATE], folder)
     run([programs / "ddpm-evaluate", *EVALUATE], folder)
+    run([programs / "ddpm-average", *AVERAGE], folder)
     run([programs / "ddpm-export", *EXPORT], folder)
     run([programs / "ddpm-import", *IMPORT], folder)
     if not list(folder.glob("outputs/wheel/**/*.png")):

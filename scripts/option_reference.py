@@ -11,7 +11,7 @@ from ddpm.config.comments import ConfigFile, Groups, Option, read
 from ddpm.config.location import config_dir
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
-COMMANDS = ("train", "sample", "interpolate", "evaluate", "import", "export")
+COMMANDS = ("train", "sample", "interpolate", "evaluate", "average", "import", "export")
 INTRODUCTION = """\
 <!-- Written by scripts/option_reference.py from configs/; edit the comments there. -->
 # Options of the commands

@@ -14,7 +14,7 @@ from ddpm.errors import ConfigError, did_you_mean, most_similar
 
 NO_CHOICE = "Config group override must be a string"  # text of Hydra's ValueError for data=null
 FROM_CHECKPOINT = ("model", "diffusion", "schedule", "objective", "timesteps", "data", "trainer")
-COMMANDS = ("train", "sample", "interpolate", "evaluate", "import", "export")
+COMMANDS = ("train", "sample", "interpolate", "evaluate", "average", "import", "export")
 _SWITCHES = ("help", "hydra-help", "version", "resolve", "run", "multirun", "shell-completion")
 _VALUED = ("cfg", "package", "config-path", "config-name", "config-dir", "info")
 _FEW = 12  # options of a group, at most, that a message lists

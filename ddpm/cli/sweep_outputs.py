@@ -23,6 +23,7 @@ _KEYS = {
     "sample": "out",
     "interpolate": "out",
     "evaluate": "out",
+    "average": "out",
     "export": "out",
     "import": "name",
 }

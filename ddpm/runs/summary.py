@@ -6,7 +6,8 @@ from typing import Any
 
 from ddpm.data.spec import DataSpec
 from ddpm.errors import render, shortened
-from ddpm.training import Trainer
+from ddpm.files import free_space
+from ddpm.training import Trainer, snapshots
 from ddpm.training.run import Run
 
 
@@ -29,5 +30,22 @@ def summary(trainer: Trainer, spec: DataSpec, run: Run, chosen: dict[str, Any]) 
     return (
         f"training{start} to step {trainer.max_steps} on {where}: "
         f"{weights:,} parameters, {spec.codec.describe_count(len(trainer.data))}{classes}{note}\n"
-        f"{names}{adapted}{defaults}results go to {run.path}"
+        f"{names}{adapted}{defaults}{_snapshots(trainer, run)}results go to {run.path}"
+    )
+
+
+def _snapshots(trainer: Trainer, run: Run) -> str:
+    """Return a line about the snapshots for ``ddpm-average``; empty without any."""
+    averages, last = trainer.posthoc, trainer.max_steps
+    every = trainer.options.snapshot_interval(last)
+    if not every:
+        return ""
+    count = -(-last // every) - -(-trainer.step // every)
+    size = count * averages.num_bytes / 1e6
+    shown = f"{size:,.1f} MB" if size < 1000 else f"{size / 1000:,.1f} GB"
+    steps = "every step" if every == 1 else f"every {every:,} steps"
+    values = ", ".join(f"{each.sigma_rel:g}" for each in averages.profiles)
+    return (
+        f"post-hoc EMA: {count} snapshots, {steps}, of averages with sigma_rel {values}: {shown} "
+        f"in {run.path / snapshots.FOLDER} ({free_space(run.path)})\n"
     )

@@ -34,7 +34,7 @@ from ddpm.runs.timing import Timing
 from ddpm.runs.validation import Validation
 from ddpm.samplers import Sampler
 from ddpm.signals import StopSignal
-from ddpm.training import Trainer, automatic
+from ddpm.training import Trainer, automatic, snapshots
 from ddpm.training.checkpoint import Checkpoint, CheckpointMetadata, listed
 from ddpm.training.due import missing, scheduled
 from ddpm.training.lock import Lock
@@ -312,6 +312,7 @@ def _begin(run: Run, planned: Plan, trainer: Trainer, latest: Path) -> None:
         run.create(to_yaml(paths.stored(planned.config)), latest)
         run.rewind(trainer.step)
         remove_partial(run.path)
+        snapshots.rewind(run.path, trainer.step)
         run.event(
             "resumed" if trainer.step else "started",
             trainer.step,

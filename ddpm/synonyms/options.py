@@ -54,6 +54,9 @@ TRAIN = (
     Row("ema_rate ema_halflife ema_max_decay ema.decay", "trainer.ema_decay={}"),
     Row("ema use_ema", "trainer.ema_decay={}", "the average is always kept; 0 follows the weights",
         {"true": "0.9999", "false": "0"}),
+    Row("phema use_phema power_ema post_hoc_ema sigma_rel sigma_rels ema_sigma_rel ema_sigma_rels "
+        "ema_stds", "trainer.posthoc_ema=[{}]", "averages for ddpm-average",
+        {"true": "0.05,0.1", "false": ""}),
     # Precision, devices, speed
     Row("amp fp16 use_fp16 half precision mixed_precision autocast amp_dtype dtype",
         "trainer.precision={}", "fp16 needs a GPU, bf16 does not", PRECISION),
@@ -300,6 +303,12 @@ OTHERS: Mapping[str, Sequence[Row]] = {
         Row("n n_samples nsamples num num_fid_samples", "num_samples={}"),
         Row("feature_extractor inception detector", "extractor={}"),
         *DRAW[:-4],
+    ),
+    "average": (
+        Row("checkpoint model_path model checkpoint_path run path file", "ckpt={}"),
+        Row("sigma sigma_rels ema_sigma_rel std ema_std outstd", "sigma_rel={}"),
+        Row("at_step steps max_steps", "step={}"),
+        Row("output output_dir outdir out_dir", "out={}"),
     ),
     "import": (
         Row("ckpt checkpoint model_path checkpoint_path path model weights pt", "file={}"),

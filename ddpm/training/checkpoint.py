@@ -71,6 +71,7 @@ class CheckpointMetadata:
         metrics: metrics that were logged last.
         ddpm: version of ddpm that wrote the checkpoint.
         came: origin of an imported checkpoint.
+        average: provenance of weights that ``ddpm-average`` computed.
     """
 
     config: dict[str, Any]
@@ -83,6 +84,7 @@ class CheckpointMetadata:
     metrics: dict[str, Any] | None = None
     ddpm: str | None = None
     came: dict[str, Any] | None = None
+    average: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``config.json``."""

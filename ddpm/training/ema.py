@@ -133,4 +133,9 @@ class EMA:
 
 def _weights(network: nn.Module) -> list[Tensor]:
     """Return the parameters that have an average, all but integers."""
-    return [p for p in network.parameters() if p.is_floating_point() or p.is_complex()]
+    return [p for p in network.parameters() if has_average(p)]
+
+
+def has_average(parameter: Tensor) -> bool:
+    """Return True unless the values are integers."""
+    return parameter.is_floating_point() or parameter.is_complex()

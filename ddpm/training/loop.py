@@ -34,6 +34,7 @@ from ddpm.training.retention import prune
 from ddpm.training.run import Run
 from ddpm.training.saving import Saver
 from ddpm.training.slowdown import Slowdown
+from ddpm.training.snapshots import SnapshotWriter
 from ddpm.training.step import GradientDecision, StepResult
 from ddpm.training.trainer import Trainer
 from ddpm.training.updates import Updates
@@ -94,6 +95,7 @@ class TrainingLoop:
         self.has_skipped = False  # True once a preview was skipped
         self.saver = Saver(run.path, self._prune, warn)
         self.save_timer = SaveTimer(self.options.checkpoint_minutes)
+        self.snapshots = SnapshotWriter(trainer, run)
         self.meter = Meter(trainer.accelerator, trainer.diffusion.num_steps)
         self.slowdown = self._slowdown()
         self.updates = Updates(trainer, self._decide)
@@ -116,6 +118,7 @@ class TrainingLoop:
             raise self.trainer.loader.worker_error(error) or error from error
         finally:
             self.saver.wait()
+            self.snapshots.wait()
         if self.accelerator.is_main_process:
             with self.run.warn_on_io_error("loss.png"):
                 self.run.plot()
@@ -134,6 +137,7 @@ class TrainingLoop:
         trainer.pace.begin()
         self.save_timer.restart()
         self.pending = self._scheduled() & missing(self.run, trainer.step)
+        self.snapshots.complete()
         self._run_pending()
         with progress(last, "training", "step", initial=done, shown=main) as bar:
             while trainer.step < last and not self.agreed.stop:
@@ -147,6 +151,9 @@ class TrainingLoop:
                 if self._due(self.options.log_every):
                     self._log(float(result.norm))
                     bar.set_postfix_str(self._speed(), refresh=False)
+                if self.snapshots.is_due():
+                    self.snapshots.start()
+                    self._restart_clock()
                 self.pending = self._scheduled()
                 decisive = "evaluation" in self.pending and self._follows_evaluation()
                 if self._due(self.options.checkpoint_every) or self.agreed.save or decisive:
@@ -175,7 +182,7 @@ class TrainingLoop:
         """Return True if anything is due now, equal on every process."""
         logged, saved = self._due(self.options.log_every), self._due(self.options.checkpoint_every)
         shown = scheduled(self.options, self.trainer.step, self.trainer.max_steps)
-        return logged or saved or self.agreed.save or bool(shown)
+        return logged or saved or self.agreed.save or bool(shown) or self.snapshots.is_due()
 
     def _scheduled(self) -> set[Shown]:
         """Return the previews and evaluations that are due at this step."""

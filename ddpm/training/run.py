@@ -25,7 +25,10 @@ from ddpm.streams import plot_text
 from ddpm.training.trackers import Trackers
 
 CONFIG = "config.yaml"
-_FILES = ("metrics.jsonl", "events.jsonl", "loss.png", "samples/step-*", "checkpoints/best")
+_FILES = (
+    "metrics.jsonl", "events.jsonl", "loss.png", "samples/step-*", "checkpoints/best",
+    "snapshots/step-*",
+)  # fmt: skip
 
 
 class Run:

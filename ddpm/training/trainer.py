@@ -41,6 +41,7 @@ from ddpm.training.optimizer import (
 )
 from ddpm.training.options import legacy_defaults
 from ddpm.training.pace import Pace
+from ddpm.training.power_average import PosthocOptions, PowerAverages
 from ddpm.training.saving import CheckpointOptions
 from ddpm.training.step import GradientDecision, StepResult
 from ddpm.training.trackers import TrackerOptions
@@ -54,6 +55,7 @@ class TrainerOptions(
     CheckpointOptions,
     ReportOptions,
     EMAOptions,
+    PosthocOptions,
     OptimizerOptions,
     BatchOptions,
     DurationOptions,
@@ -133,6 +135,7 @@ class Trainer:
         self.network = model.to(accelerator.device).to(memory_format=self.layout)  # pyright: ignore
         decay, warmup, window = options.ema_decay, options.ema_warmup, options.ema_window
         self.ema = EMA(self.network, decay=decay, warmup=warmup, window=window)
+        self.posthoc = PowerAverages(self.network, options.posthoc_ema)
         if self.compile:
             self.network.compile()
         self._adamw = AdamW(
@@ -257,6 +260,7 @@ class Trainer:
         if counts:
             self.ema.update(self._buffers)
             self.num_updates += 1
+            self.posthoc.update(self.num_updates)
         self._buffers = None
         self.skipped = 0 if counts else self.skipped + 1
         self.num_skipped += not counts
@@ -318,6 +322,7 @@ class Trainer:
             "pace": self.pace.state(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state(),
+            "posthoc": self.posthoc.state(),
             "timesteps": self.timesteps.state(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
@@ -349,6 +354,7 @@ class Trainer:
             group.update(options)
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.posthoc.load(state.get("posthoc", []))
         self.timesteps.load(state.get("timesteps", {}))
         self.pace.load(state.get("pace", {}))
         if self.lr_warmup is None:  # max_steps may have changed; the learning rate must not

@@ -120,7 +120,8 @@ def _update(trainer: Trainer, *, seconds: float) -> float:
     def update() -> None:
         nn.utils.clip_grad_norm_(copies, 1.0)
         optimizer.step()
-        torch._foreach_lerp_(average, [each.detach() for each in copies], 0.5)
+        for _ in range(1 + len(trainer.posthoc)):
+            torch._foreach_lerp_(average, [each.detach() for each in copies], 0.5)
 
     device, share = trainer.accelerator.device, sum(each.numel() for each in copies) / total
     return median_seconds(update, device, seconds=seconds) / share

@@ -58,6 +58,8 @@ TRAIN = [
     ("ema_rate=0.999", "trainer.ema_decay=0.999"),
     ("trainer.ema=true", "trainer.ema_decay=0.9999"),
     ("use_ema=false", "trainer.ema_decay=0"),
+    ("phema=true", "trainer.posthoc_ema=[0.05,0.1]"),
+    ("trainer.sigma_rels=[0.05,0.1]", "trainer.posthoc_ema=[0.05,0.1]"),
     ("amp=true", "trainer.precision=fp16"),
     ("trainer.amp=true", "trainer.precision=fp16"),
     ("fp16=true", "trainer.precision=fp16"),
@@ -186,6 +188,9 @@ OTHERS = [
     ("evaluate", "kid=true", "metrics=[kid]"),
     ("sample", "cond=a.npy", "condition=a.npy"),
     ("sample", "experiment=mnist", "ddpm-train experiment=mnist"),
+    ("average", "checkpoint=outputs/a", "ckpt=outputs/a"),
+    ("average", "sigma=0.1", "sigma_rel=0.1"),
+    ("average", "at_step=5000", "step=5000"),
     ("import", "checkpoint=a.pt", "file=a.pt"),
     ("export", "checkpoint=outputs/a", "ckpt=outputs/a"),
 ]
@@ -237,6 +242,7 @@ COMMANDS = {
     "sample": ("sample", "Sample"),
     "interpolate": ("interpolate", "Interpolate"),
     "evaluate": ("evaluate", "Evaluate"),
+    "average": ("average", "average"),
     "import": ("importing", "import_run"),
     "export": ("exporting", "export"),
 }

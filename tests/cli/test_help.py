@@ -21,6 +21,7 @@ GROUPS = {
     "interpolate": ["sampler"],
     "evaluate": ["sampler", "extractor"],
     "import": ["schedule", "timesteps", "objective", "diffusion", "data"],
+    "average": [],
     "export": [],
 }
 FILES = sorted(

@@ -141,6 +141,7 @@ def test_a_run_does_not_begin_in_a_folder_of_other_files(command, tiny):
         ("metrics.jsonl", "metrics.jsonl"),
         ("loss.png", "loss.png"),
         ("samples/step-00000001.png", "samples/step-00000001.png"),
+        ("snapshots/step-00000001.safetensors", "snapshots/step-00000001.safetensors"),
         ("samples", "samples"),
     ):
         folder = f"outputs/{name.partition('.')[0].replace('/', '-')}"

@@ -22,6 +22,7 @@ HARD = (
     "trainer.accumulate=2",
     "trainer.lr_warmup=5",
     "trainer.lr_decay=constant",
+    "trainer.posthoc_ema=[0.05,0.1]",
 )
 
 
@@ -39,6 +40,9 @@ def assert_equal(one, other):
             assert torch.equal(a[name], b[name]), (which, name)
     mine, theirs = one.state(), other.state()
     assert mine["ema"] == theirs["ema"] and mine["num_updates"] == theirs["num_updates"]
+    for a, b in zip(mine["posthoc"], theirs["posthoc"], strict=True):
+        assert all(torch.equal(a["weights"][key], b["weights"][key]) for key in a["weights"])
+        assert a.keys() == b.keys() and a["updates"] == b["updates"] and a["start"] == b["start"]
     for a, b in zip(
         mine["optimizer"]["state"].values(), theirs["optimizer"]["state"].values(), strict=True
     ):
@@ -63,6 +67,11 @@ def test_twenty_steps_are_ten_and_ten(command, tiny, options, again):
     assert "from step 10 to step 20" in ended.out
     assert last("outputs/whole").step == last("outputs/cut").step == 20
     assert_equal(last("outputs/whole"), last("outputs/cut"))
+    written = [
+        {path.name: path.read_bytes() for path in Path("outputs", name).glob("snapshots/*")}
+        for name in ("whole", "cut")
+    ]
+    assert written[0] == written[1] and len(written[0]) == (20 if options else 0)
     whole, cut = (
         [
             {k: v for k, v in json.loads(line).items() if k != "samples_per_second"}

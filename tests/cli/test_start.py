@@ -46,6 +46,8 @@ def test_errors_of_options_and_paths_are_reported_without_torch(tmp_path):
         "interpolate ckpt=file a=1 b=2": "ckpt=file: is a file; use the folder of a run",
         "evaluate ckpt=empty": "ckpt=empty: contains no checkpoint",
         "export ckpt=nowhere format=safetensors": "ckpt=nowhere: run or checkpoint not found",
+        "average ckpt=nowhere sigma_rel=0.1": "ckpt=nowhere: run or checkpoint not found",
+        "average ckpt=nowhere sigma_rel=wide": "sigma_rel=wide: must be",
     }
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()

@@ -511,6 +511,13 @@ def test_random_numbers_of_a_step_depend_on_seed_step_and_micro_step(tmp_path):
         ({"keep_every": 0}, "keep_every=0: must be at least 1"),
         ({"max_skips": 0}, "max_skips=0: must be at least 1"),
         (
+            {"posthoc_ema": (0.05, 0.29)},
+            "posthoc_ema=[0.05,0.29]: must be above 0 and below 0.289, which averages all steps "
+            "equally",
+        ),
+        ({"posthoc_ema": (0.1, 0.1)}, "posthoc_ema=[0.1,0.1]: must be different numbers"),
+        ({"posthoc_every": 0}, "posthoc_every=0: must be at least 1"),
+        (
             {"best": "fid"},
             "best=fid: must be null or one of loss, loss_q0, loss_q1, loss_q2, loss_q3; to follow "
             "another metric, set trainer.evaluate_every",

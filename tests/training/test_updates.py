@@ -31,6 +31,7 @@ _init = Updates.__init__
 OPTIONS = {
     "lr": 0.05, "lr_warmup": 3, "lr_decay": "cosine", "weight_decay": 0.1, "clip_grad_norm": 1.0,
     "on_nonfinite": "skip", "max_skips": 2, "max_steps": 8, "log_every": 100,
+    "posthoc_ema": (0.05, 0.2), "posthoc_every": 8,
 }  # fmt: skip
 
 
@@ -74,8 +75,13 @@ def values(training):
             [training.step, training.num_updates, training.skipped, training.num_skipped]
             + [state["ema"]["step"], training.samples]
         ),
+        **{
+            f"{each['sigma_rel']}.{name}": value
+            for each in state["posthoc"] for name, value in each["weights"].items()
+        },
+        "posthoc": torch.tensor([[each["start"], each["updates"]] for each in state["posthoc"]]),
         "lr": torch.tensor([group["lr"] for group in state["optimizer"]["param_groups"]]),
-    }
+    }  # fmt: skip
 
 
 def assert_equal(training, expected):
@@ -94,6 +100,7 @@ def test_the_bits_are_those_of_steps_that_the_host_skips(tmp_path, monkeypatch, 
         fit(training, folder(tmp_path / str(each)), METADATA)
         results.append(values(training))
         assert training.num_updates == 8 - len(broken) == training.ema.state()["step"]
+        assert {each.updates for each in training.posthoc.profiles} == {8 - len(broken)}
     assert results[0].keys() == results[1].keys()
     for name, value in results[0].items():
         assert torch.equal(value, results[1][name]), name
