@@ -4,11 +4,12 @@ r"""Train on small images and measure samples of every objective, schedule and s
     python scripts/showcase.py tasks=[digits]
     python scripts/showcase.py compare=docs/results.json
 
-The runs are in ``out``; a run that exists is not trained again, so that an interrupted command
-continues. FOLDER has pictures in a folder per digit; a .tar.gz of such a folder is unpacked. The
-results are written to ``docs``: ``results.md``, ``results.json`` and a plot per task. With
-``compare`` they are written to ``out``, and numbers that are worse than the stored ones are
-reported with exit status 1. 90 minutes on 2 cores.
+The runs and their measurements are in ``out``. What exists there is neither trained nor measured
+again, so that an interrupted command continues; remove ``out`` to begin anew. FOLDER has pictures
+in a folder per digit; a .tar.gz of such a folder is unpacked. The results are written to ``docs``:
+``results.md``, ``results.json`` and a plot per task. With ``compare`` they are written to ``out``,
+and numbers that are worse than the stored ones are reported with exit status 1. 90 minutes on 2
+cores.
 
 Options: ``tasks``, ``mnist``, ``out``, ``docs``, ``compare``, ``max_steps`` (of training, for a
 trial).
@@ -92,11 +93,10 @@ def measure(options: Options) -> dict[str, Any]:
 
     contexts = {}
     for task in tasks:
-        earlier = [
-            name for name in map(task.folder, task.variants) if (out / task.name / name).exists()
-        ]
+        folders = map(task.folder, task.variants)
+        earlier = ", ".join(name for name in folders if (out / task.name / name).exists())
         if earlier:
-            print(f"not trained again, because they are in {out / task.name}: {', '.join(earlier)}")
+            print(f"what exists in {out / task.name} is not repeated: {earlier}")
         measured = Measured(task, out, show)
         measured.rows()
         contexts[task.name] = measured.context

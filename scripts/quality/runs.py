@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 import tempfile
 import time
@@ -16,6 +17,7 @@ from torch import Tensor
 import ddpm
 from ddpm.data import Dataset, Digits, Folder
 from ddpm.errors import require
+from ddpm.files import replacing
 from scripts.quality.images import FeatureSpace, codec_bits, labelled_parts, memorised
 
 VAL_FRACTION = 0.2
@@ -51,7 +53,7 @@ class Task:
     variants: dict[str, tuple[str, ...]]
     cells: tuple[Cell, ...]
     num_samples: int = 1000
-    num_images: int = 64
+    num_images: int = 32
     classifier_steps: int = 400
 
     @staticmethod
@@ -170,6 +172,16 @@ class Measured:
         return [row for name in self.task.variants for row in self._run(name)]
 
     def _run(self, name: str) -> list[Row]:
+        """Return the rows of a run, which are stored beside it: a later command reads them."""
+        stored = self.out / self.task.name / f"{self.task.folder(name)}.json"
+        if stored.exists():
+            return [self._shown(Row(**each)) for each in json.loads(stored.read_text())]
+        rows = self._measured(name)
+        with replacing(stored) as aside:
+            aside.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        return rows
+
+    def _measured(self, name: str) -> list[Row]:
         options, task = self.task.variants[name], self.task
         model = ddpm.train(
             [
@@ -201,6 +213,9 @@ class Measured:
             val_loss=numbers["val_loss"],
             bpd=numbers["val_bpd"],
         )  # fmt: skip
+        return self._shown(row)
+
+    def _shown(self, row: Row) -> Row:
         self._on_row(row)
         return row
 
