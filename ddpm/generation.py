@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddpm.diffusion import without_gradients
 from ddpm.errors import require
+from ddpm.inversion import invert
 from ddpm.noise import SampleNoise
 from ddpm.pipeline import SamplingPipeline
 from ddpm.samplers import DDIM
@@ -106,7 +107,7 @@ def interpolate(
         seed: of the noise of data, and of that of a stochastic sampler, the same for all frames.
         batch_size: frames per batch.
         classes: of the endpoints of a conditional model; a frame has that of the nearer one.
-        on_step: see :meth:`Sampler.sample`; for ``ddim`` also :meth:`DDIM.invert`.
+        on_step: see :meth:`Sampler.sample`; for ``ddim`` also :func:`~ddpm.inversion.invert`.
 
     Raises:
         ConfigError: ``ddim`` with a stochastic sampler; a seed with conditioning entries.
@@ -177,7 +178,8 @@ def _invert_endpoint(
     labels = None if label is None else torch.tensor([label])
     conditioning = pipeline.conditioning(labels)
     with pipeline.autocast():
-        x_t = pipeline.sampler.invert(
+        x_t = invert(
+            pipeline.sampler,
             pipeline.denoiser,
             x0,
             start=t,

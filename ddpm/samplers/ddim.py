@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from ddpm.diffusion import Conditioning, DenoiserProtocol, without_gradients
 from ddpm.errors import require
-from ddpm.samplers.base import OnStep, Sampler, SamplingPath, StepContext
-
-
-class Coefficients(NamedTuple):
-    """Factors of a step: ``x_s = signal x0 + noise eps + fresh z`` with new noise z."""
-
-    signal: float
-    noise: float
-    fresh: float
+from ddpm.samplers.base import SamplingPath
+from ddpm.samplers.multistep import Combination, LinearMultistep
 
 
 @dataclass(kw_only=True, eq=False)
-class DDIM(Sampler):
+class DDIM(LinearMultistep):
     """DDIM (Song et al. 2020, arXiv 2010.02502, equation 12), in 1 to T steps.
 
     Args:
@@ -31,6 +19,7 @@ class DDIM(Sampler):
     """
 
     default_steps = 100
+    predicts = "eps"
 
     eta: float = 0.0
 
@@ -39,67 +28,9 @@ class DDIM(Sampler):
         problem = "must be between 0 (deterministic) and 1 (ancestral)"
         require(0 <= self.eta <= 1, "eta", self.eta, problem)
 
-    def coefficients(self, path: SamplingPath) -> list[Coefficients]:
-        result = []
-        for i, (t, s) in enumerate(path.pairs):
-            noise = path.sigmas[i + 1]
-            fresh = self.eta * path.diffusion.posterior_variance(t, s) ** 0.5
-            reused = max(noise**2 - fresh**2, 0.0) ** 0.5  # rounding can make it negative
-            result.append(Coefficients(path.alphas[i + 1], reused, fresh))
-        return result
-
-    def step(self, context: StepContext) -> Tensor:
-        prediction, factors = context.predict(), context.coefficients
-        if context.s < 0:
-            return prediction.x0
-        x = torch.add(factors.signal * prediction.x0, prediction.eps, alpha=factors.noise)
-        return x.add(context.randn_like(x), alpha=factors.fresh) if self.eta > 0 else x
-
-    def invert(
-        self,
-        denoiser: DenoiserProtocol,
-        x: Tensor,
-        *,
-        start: int,
-        conditioning: Conditioning | None = None,
-        refine: int = 3,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """Return the x at ``start`` from which deterministic sampling yields the given ``x``.
-
-        The result has the shape of ``x``. The steps are inverted one by one. The noise at a step's
-        upper end is unknown: it is first predicted at the lower end (Song et al. 2020, section
-        4.3), then ``refine`` times from the current estimate of the upper end. This fixed-point
-        iteration converges to the exact inverse of the step, except for self-conditioned networks,
-        whose sampling depends on their earlier predictions.
-
-        Args:
-            denoiser: with clipping a step has many inverses, of which one is returned; a network
-                that predicts the noise needs clipping, because its unclipped x0 diverges near T.
-            x: (B, C, *spatial) clean data in model space.
-            start: timestep of the result.
-            conditioning: of the batch; None for an unconditional network.
-            refine: network calls per step beyond the first.
-            on_step: called after each network call with (finished calls, all calls, current x).
-        """
-        diffusion, clean, done = denoiser.diffusion, x, 0
-        schedule, mask = diffusion.schedule, diffusion.conditioning_mask
-        pairs = SamplingPath(diffusion, self.timesteps(schedule, start=start)).pairs[::-1]
-        with without_gradients(denoiser):
-            for t, s in pairs:
-                (a_t, s_t), (a_s, s_s) = schedule.signal_noise(t), schedule.signal_noise(s)
-                guess, at = (x, s) if s >= 0 else (mask.apply(a_t * x, clean), t)
-                for _ in range(refine + 1):
-                    x0, eps, _ = denoiser(guess, at, conditioning=conditioning)
-                    # x = a_s x0 + s_s eps determines one of the two from the other. Keep the
-                    # predicted one that is less sensitive to the guess, so that the iteration
-                    # converges.
-                    if a_s * a_t < s_s * s_t:
-                        eps = (x - a_s * x0) / s_s
-                    else:
-                        x0 = (x - s_s * eps) / a_s
-                    guess, at, done = mask.apply(a_t * x0 + s_t * eps, clean), t, done + 1
-                    if on_step is not None:
-                        on_step(done, len(pairs) * (refine + 1), guess)
-                x = guess
-        return x
+    def combination(self, path: SamplingPath, index: int) -> Combination:
+        t, s = path.pairs[index]
+        fresh = self.eta * path.diffusion.posterior_variance(t, s) ** 0.5
+        # Rounding can make the difference negative.
+        reused = max(path.sigmas[index + 1] ** 2 - fresh**2, 0.0) ** 0.5
+        return Combination(0.0, (reused,) if s >= 0 else (), fresh, x0=path.alphas[index + 1])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ddpm import diffusion as d
 from ddpm import models
 from ddpm.distributed.trials import relative_distance
+from ddpm.inversion import invert
 from ddpm.noise import SampleNoise, counter_normal
 from ddpm.samplers import DDIM, DDPM
 from ddpm.seeding import mix_array
@@ -274,7 +275,7 @@ def samplers(setting: Setting) -> Result:
         good = far <= SAMPLES and abs(mean - 0.3) < 0.03 and abs(spread - 0.2) < 0.03
         require(good, what)
         worst = max(worst, far)
-    back = DDIM(steps=50).invert(denoiser, samples[1], start=999)
+    back = invert(DDIM(steps=50), denoiser, samples[1], start=999)
     require(bool(back.isfinite().all()), "the inversion is not finite")
     return Result(f"at most {worst:.1e}; mean {mean:.3f} of 0.3, spread {spread:.3f} of 0.2")
 

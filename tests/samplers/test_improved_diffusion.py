@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ddpm.diffusion import Clipping, Denoiser
+from ddpm.inversion import invert
 from ddpm.samplers import DDIM, DDPM
 from tests.diffusion.iddpm_cases import NAMES, iddpm_case
 from tests.reference_cases import relative_error
@@ -66,7 +67,7 @@ def test_ddim_backwards(name):
             continue
         sampler = OneStep()
         sampler.times = (after, t)
-        out = sampler.invert(denoiser, x_t, start=after, refine=0)
+        out = invert(sampler, denoiser, x_t, start=after, refine=0)
         out = out + float32_noise(case, after) * eps
         assert relative_error(out[0], expected) < 1e-5, row
 

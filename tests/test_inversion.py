@@ -15,6 +15,7 @@ from ddpm.diffusion import (
     sigmoid,
 )
 from ddpm.guidance.denoisers import ClassifierFreeGuidance
+from ddpm.inversion import invert
 from ddpm.samplers import DDIM
 from tests.oracle import Oracle, normal
 
@@ -42,7 +43,7 @@ def round_trip(oracle, sampler, start, refine, objective="pred_v"):
     """Return the largest error of x0 after inversion and sampling."""
     denoiser, _ = oracle.denoiser(objective)
     x0 = data(oracle)
-    noise = sampler.invert(denoiser, x0, start=start, refine=refine)
+    noise = invert(sampler, denoiser, x0, start=start, refine=refine)
     back = sampler.sample(denoiser, noise, randn_like=normal(0), start=start)
     return (back - x0).abs().max().item()
 
@@ -80,7 +81,7 @@ def test_without_refinement_it_is_the_inversion_of_song_et_al():
     denoiser, times = oracle.denoiser("pred_v")
     sampler = DDIM(steps=20)
     x = data(oracle)
-    ours = sampler.invert(denoiser, x, start=600, refine=0)
+    ours = invert(sampler, denoiser, x, start=600, refine=0)
     ascending = sampler.timesteps(oracle.schedule, start=600)[-2::-1]
     assert times == [ascending[0], *ascending[:-1]]
     a, s = oracle.schedule.signal_noise(ascending[0])
@@ -96,7 +97,7 @@ def test_many_steps_converge_to_the_flow():
     oracle = Oracle(linear(num_steps=T), (2, 8))
     denoiser, _ = oracle.denoiser("pred_v")
     x0 = data(oracle)
-    noise = DDIM(steps=T).invert(denoiser, x0, start=T - 1)
+    noise = invert(DDIM(steps=T), denoiser, x0, start=T - 1)
     exact = oracle.flow(x0, -1, T - 1)
     # At step 0 the walk answers E[x0 | x_0], a little narrower than the flow.
     torch.testing.assert_close(noise, exact, rtol=0, atol=0.03)
@@ -107,7 +108,8 @@ def test_calls_are_counted_and_the_last_guess_is_the_result():
     oracle = Oracle(cosine(num_steps=T), (1, 4))
     denoiser, times = oracle.denoiser("pred_v")
     calls = []
-    out = DDIM(steps=5).invert(
+    out = invert(
+        DDIM(steps=5),
         denoiser,
         data(oracle),
         start=700,
@@ -134,7 +136,7 @@ def test_inversion_with_labels_and_guidance():
     x0 = 0.5 * normal(2)(torch.empty(2, 1, 6))
     y, swapped = (class_conditioning(torch.tensor(labels), 5) for labels in ([1, 4], [4, 1]))
     sampler = DDIM(steps=20)
-    noise = sampler.invert(denoiser, x0, start=800, conditioning=y, refine=12)
+    noise = invert(sampler, denoiser, x0, start=800, conditioning=y, refine=12)
     assert seen == [[1, 4, 5, 5]] * (20 * 13)
     back = sampler.sample(denoiser, noise, randn_like=normal(0), start=800, conditioning=y)
     torch.testing.assert_close(back, x0, rtol=0, atol=1e-4)
@@ -154,7 +156,7 @@ def test_conditioning_entries_stay_clean_during_inversion(steps):
         return 0.3 * torch.sin(x_t[:, 1:] + x_t[:, :1])
 
     denoiser = Denoiser(network, process)
-    noise = DDIM(steps=steps).invert(denoiser, x0, start=800, refine=12)
+    noise = invert(DDIM(steps=steps), denoiser, x0, start=800, refine=12)
     back = DDIM(steps=steps).sample(denoiser, noise, randn_like=normal(0), start=800, condition=x0)
     assert all(torch.equal(each, x0[:, :1]) for each in seen)
     assert torch.equal(noise[:, :1], x0[:, :1])
