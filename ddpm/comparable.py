@@ -90,7 +90,7 @@ def _node(config: Mapping[str, Any], group: str) -> Any:
     if group != "timesteps":
         return node
     target = node.get("_target_") if isinstance(node, Mapping) else None
-    return node if _name(target) in DENSITIES else {"_target_": "ddpm.diffusion.Uniform"}
+    return node if _name(target) in DENSITIES else {"_target_": "ddpm.training.Uniform"}
 
 
 def _loss(config: Mapping[str, Any]) -> Any:

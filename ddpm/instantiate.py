@@ -219,7 +219,7 @@ def trainer(
     accelerator: object,
 ) -> Trainer:
     """Return the trainer of a config."""
-    node = config.get("timesteps", {"_target_": "ddpm.diffusion.Uniform"})  # older runs have none
+    node = config.get("timesteps", {"_target_": "ddpm.training.Uniform"})  # older runs have none
     timesteps = build(node, "timesteps", process.schedule)
     runtime = (model, process, data, accelerator, config["seed"], timesteps)
     return build(config["trainer"], "trainer", *runtime)

@@ -22,10 +22,10 @@ from torch import Tensor
 from ddpm import instantiate
 from ddpm.console import progress
 from ddpm.data import Digits
-from ddpm.diffusion import Clipping, Denoiser, DiffusionLoss, LossSecondMoment, Timesteps, Uniform
+from ddpm.diffusion import Clipping, Denoiser, DiffusionLoss
 from ddpm.diffusion.process import Variance
 from ddpm.evaluation.bits_per_dimension import bits_per_dimension
-from ddpm.training import checkpoint
+from ddpm.training import LossSecondMoment, Timesteps, Uniform, checkpoint
 
 # The first, whose variance is not learned, is measured with both fixed variances.
 RUNS: tuple[tuple[str, Variance | None], ...] = (

@@ -37,10 +37,10 @@ def changed(**options):
     ("options", "expected"),
     [
         ({}, {}),
-        ({"timesteps": {"_target_": "ddpm.diffusion.LossSecondMoment", "history_per_term": 10}}, {}),
-        ({"timesteps": {"_target_": "ddpm.diffusion.Stratified"}}, {}),
+        ({"timesteps": {"_target_": "ddpm.training.LossSecondMoment", "history_per_term": 10}}, {}),
+        ({"timesteps": {"_target_": "ddpm.training.Stratified"}}, {}),
         (
-            {"timesteps": {"_target_": "ddpm.diffusion.LogitNormal", "mean": 0.0, "std": 1.0}},
+            {"timesteps": {"_target_": "ddpm.training.LogitNormal", "mean": 0.0, "std": 1.0}},
             {"timesteps": ["uniform", "logit_normal"]},
         ),
         ({"objective__target": "ddpm.diffusion.PredNoise"}, {"objective": ["pred_v", "pred_noise"]}),

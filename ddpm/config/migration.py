@@ -7,6 +7,9 @@ from typing import Any
 
 RENAMED_PACKAGES = {"ddpm.fidelity": "ddpm.metrics"}
 """Packages of ``_target_`` in earlier versions, with their name in this one."""
+_TIMESTEPS = ("LogNormal", "LogitNormal", "LossSecondMoment", "Stratified", "Uniform")
+RENAMED_TARGETS = {f"ddpm.diffusion.{name}": f"ddpm.training.{name}" for name in _TIMESTEPS}
+"""Classes that are in another package than in earlier versions."""
 
 
 def migrate(value: Any) -> Any:
@@ -22,5 +25,6 @@ def migrate(value: Any) -> Any:
     target = result.get("_target_")
     if isinstance(target, str):
         package, dot, name = target.rpartition(".")
-        result["_target_"] = f"{RENAMED_PACKAGES.get(package, package)}{dot}{name}"
+        renamed = f"{RENAMED_PACKAGES.get(package, package)}{dot}{name}"
+        result["_target_"] = RENAMED_TARGETS.get(target, renamed)
     return result

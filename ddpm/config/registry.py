@@ -29,7 +29,7 @@ PACKAGES = {
     "schedule": "ddpm.diffusion",
     "objective": "ddpm.diffusion",
     "diffusion": "ddpm.diffusion",
-    "timesteps": "ddpm.diffusion",
+    "timesteps": "ddpm.training",
     "sampler": "ddpm.samplers",
     "trainer": "ddpm.training",
     "extractor": "ddpm.metrics",  # one of its classes runs a file

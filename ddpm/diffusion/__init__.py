@@ -23,15 +23,6 @@ from ddpm.diffusion.objective import EDM, Objective, PredFlow, PredNoise, PredV,
 from ddpm.diffusion.process import GaussianDiffusion
 from ddpm.diffusion.schedule import Schedule
 from ddpm.diffusion.schedules import cosine, edm, linear, rectified, sigmoid, table
-from ddpm.diffusion.timesteps import (
-    BatchPart,
-    LogitNormal,
-    LogNormal,
-    LossSecondMoment,
-    Stratified,
-    Timesteps,
-    Uniform,
-)
 
 __all__ = [
     "Schedule", "cosine", "edm", "linear", "rectified", "sigmoid", "table",
@@ -39,8 +30,6 @@ __all__ = [
     "ConditioningMask", "GaussianDiffusion",
     "DiffusionLoss", "LossOptions",
     "bound_term", "discretised_log_likelihood", "normal_kl", "prior_term",
-    "BatchPart", "LogNormal", "LogitNormal", "LossSecondMoment", "Stratified", "Timesteps",
-    "Uniform",
     "Clip", "Clipping", "Conditioning", "Denoiser", "DenoiserProtocol", "DenoiserWrapper",
     "Prediction", "class_conditioning", "without_gradients",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpm.diffusion import GaussianDiffusion, PredNoise, PredV, PredX0, Schedule, cosine, linear
 from ddpm.diffusion.schedules import MAX_BETA, betas_from_alpha_bar
 from ddpm.errors import ConfigError, require
-from ddpm.interop.process import Node, Process, node, objective
+from ddpm.interop.process import Node, Process, node, objective, timesteps
 
 _STEPS = 1000
 _OBJECTIVES = {
@@ -84,7 +84,7 @@ def process_of(
             overrides["schedule"] if "schedule" in overrides else schedule_of(config),
             overrides["objective"] if "objective" in overrides else _objective(config),
             overrides["diffusion"] if "diffusion" in overrides else _variance(config, learned),
-            overrides.get("timesteps", node("Uniform")),
+            overrides.get("timesteps", timesteps("Uniform")),
         )
     except (TypeError, ValueError) as error:
         problem = "its scheduler_config.json has a value of a wrong type"

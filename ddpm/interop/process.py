@@ -29,7 +29,7 @@ class Process:
     schedule: Node
     objective: Node
     diffusion: Node = field(default_factory=lambda: node("GaussianDiffusion"))
-    timesteps: Node = field(default_factory=lambda: node("Uniform"))
+    timesteps: Node = field(default_factory=lambda: timesteps("Uniform"))
 
     def nodes(self) -> dict[str, Node]:
         """Return the nodes by their keys in a config."""
@@ -44,6 +44,11 @@ class Process:
 def node(target: str, **options: Any) -> Node:
     """Return the config node of a class or function of ``ddpm.diffusion``."""
     return {"_target_": f"ddpm.diffusion.{target}", **options}
+
+
+def timesteps(name: str) -> Node:
+    """Return the node of a distribution of timesteps, a class of ``ddpm.training``."""
+    return {"_target_": f"ddpm.training.{name}"}
 
 
 _OBJECTIVES = {"pred_noise": "PredNoise", "pred_x0": "PredX0", "pred_v": "PredV"}
@@ -117,10 +122,9 @@ def openai(flags: Mapping[str, Any]) -> Process:
         vlb_weight=weight,
         rescale_timesteps=flags["rescale_timesteps"],
     )
-    timesteps = "LossSecondMoment" if flags["loss"] == "vlb" else "Uniform"
     return Process(
         node(flags["schedule"], num_steps=steps),
         objective(flags["objective"]),
         diffusion,
-        node(timesteps),
+        timesteps("LossSecondMoment" if flags["loss"] == "vlb" else "Uniform"),
     )

@@ -11,14 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddpm.data import Dataset
-from ddpm.diffusion import (
-    BatchPart,
-    DiffusionLoss,
-    GaussianDiffusion,
-    Timesteps,
-    Uniform,
-    class_conditioning,
-)
+from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, class_conditioning
 from ddpm.errors import require
 from ddpm.memory import is_out_of_memory
 from ddpm.seeding import RandomStream, mix
@@ -44,6 +37,7 @@ from ddpm.training.pace import Pace
 from ddpm.training.power_average import PosthocOptions, PowerAverages
 from ddpm.training.saving import CheckpointOptions
 from ddpm.training.step import GradientDecision, StepResult
+from ddpm.training.timesteps import BatchPart, Timesteps, Uniform
 from ddpm.training.trackers import TrackerOptions
 
 

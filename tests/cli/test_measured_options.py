@@ -24,7 +24,7 @@ def test_the_number_is_stored_and_used_by_all_commands(command, tiny):
     (checkpoint,) = (run / "checkpoints").iterdir()
     config = json.loads((checkpoint / "config.json").read_text())["config"]
     assert config["objective"]["sigma_data"] == std
-    assert config["timesteps"]["_target_"] == "ddpm.diffusion.LogNormal"
+    assert config["timesteps"]["_target_"] == "ddpm.training.LogNormal"
     model = ddpm.load(run)
     assert model.denoiser.diffusion.objective.sigma_data == std
     assert model.sample(2, steps=2).data.shape == (2, 1, 8, 8)

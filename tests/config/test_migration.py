@@ -1,6 +1,10 @@
 """Stored configs of earlier versions."""
 
+import pytest
+
+from ddpm import training
 from ddpm.config.migration import migrate
+from ddpm.config.registry import build
 
 
 def test_renamed_packages_are_replaced_at_any_depth():
@@ -23,3 +27,15 @@ def test_renamed_packages_are_replaced_at_any_depth():
 def test_names_with_a_common_prefix_are_not_changed():
     node = {"_target_": "ddpm.fidelity_of_mine.Pixels"}
     assert migrate(node) == node
+
+
+@pytest.mark.parametrize(
+    "name", ["LogNormal", "LogitNormal", "LossSecondMoment", "Stratified", "Uniform"]
+)
+def test_timesteps_of_earlier_versions_are_built(name):
+    """They were in ``ddpm.diffusion``, and are in ``ddpm.training``."""
+    schedule = {"_target_": "ddpm.diffusion.cosine", "num_steps": 10}
+    config = migrate({"timesteps": {"_target_": f"ddpm.diffusion.{name}"}, "schedule": schedule})
+    assert config["schedule"] == schedule and migrate(config) == config
+    built = build(config["timesteps"], "timesteps", build(config["schedule"], "schedule"))
+    assert type(built) is getattr(training, name)

@@ -10,18 +10,10 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm.diffusion import (
-    DiffusionLoss,
-    GaussianDiffusion,
-    LogitNormal,
-    LogNormal,
-    PredNoise,
-    Stratified,
-    Uniform,
-    cosine,
-)
+from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, PredNoise, cosine
 from ddpm.distributed.consensus import Agreed, PostedStatus
 from ddpm.models import IDDPMUNet
+from ddpm.training import LogitNormal, LogNormal, Stratified, Uniform
 from ddpm.training.loop import TrainingLoop
 from ddpm.training.meter import Meter
 from ddpm.training.run import Run

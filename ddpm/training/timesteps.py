@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm.diffusion.schedule import Schedule
+from ddpm.diffusion import Schedule
 from ddpm.errors import require
 
 Draws = tuple[Tensor, Tensor | None]

@@ -6,18 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.diffusion import (
+from ddpm.diffusion import cosine, edm, rectified
+from ddpm.errors import ConfigError
+from ddpm.training import (
     BatchPart,
     LogitNormal,
     LogNormal,
     LossSecondMoment,
     Stratified,
     Uniform,
-    cosine,
-    edm,
-    rectified,
 )
-from ddpm.errors import ConfigError
 from tests.reference_cases import load_case
 
 CPU = torch.device("cpu")
