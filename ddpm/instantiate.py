@@ -20,6 +20,7 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import ConfigError, did_you_mean, require
 from ddpm.memory import is_out_of_memory
 from ddpm.metrics import Auto, Extractor
+from ddpm.models.labels import num_labels
 from ddpm.models.sizes import Fit
 from ddpm.samplers import Sampler
 from ddpm.samplers.grids import Steps
@@ -103,10 +104,15 @@ def measured_as(config: Config, stored: Config) -> dict[str, Any]:
 
 def _measured_options(config: Config) -> tuple[str, ...]:
     """Return the options of the objective that :func:`measured` may replace."""
-    node = config["objective"]
+    return getattr(_target(config, "objective"), "measured", ())
+
+
+def _target(config: Config, group: str) -> object:
+    """Return the class of a config group; None for a node for which :func:`build` has an error."""
+    node = config[group]
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-        return ()  # build raises the error
-    return getattr(exported(node["_target_"], "objective._target_"), "measured", ())
+        return None
+    return exported(node["_target_"], f"{group}._target_")
 
 
 def dataset(config: Config) -> Dataset:
@@ -154,13 +160,14 @@ def diffusion(config: Config, spec: DataSpec) -> GaussianDiffusion:
 def network(config: Config, spec: DataSpec, process: GaussianDiffusion) -> nn.Module:
     """Return the network of a config, with channels, size and classes of the data and the process.
 
-    A process with label dropout adds one class that stands for "no class". The initial weights
-    are a function of the config's seed, the same on every process.
+    With label dropout the labels include one for "no class", unless the network has a null
+    embedding of its own. The initial weights are a function of the config's seed, the same on every
+    process.
     """
     channels, *size = spec.shape
     classes = spec.num_classes
     if classes is not None and process.loss_options.drops_labels:
-        classes += 1
+        classes = num_labels(_target(config, "model"), classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(config["seed"], RandomStream.INITIAL_WEIGHTS))
         return build(

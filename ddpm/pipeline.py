@@ -26,6 +26,7 @@ from ddpm.diffusion import (
 from ddpm.distributed.devices import default_precision
 from ddpm.errors import ConfigError, require
 from ddpm.guidance import Guidance, as_guidance
+from ddpm.models.labels import null_label
 from ddpm.noise import SampleNoise
 from ddpm.samplers import Sampler
 from ddpm.samplers.base import OnStep
@@ -69,7 +70,7 @@ class SamplingPipeline:
         codec: converts from model space to raw data.
         device: of the network.
         autocast: returns the context in which the network runs.
-        null_label: the class number that means "no class"; None for a network without.
+        null_label: the network's label for "no class"; None without label dropout.
     """
 
     denoiser: DenoiserProtocol
@@ -158,21 +159,23 @@ def build_pipeline(
         codec: of the data.
         device: of the network.
         guidance: scale of classifier-free guidance, 1 = off, or all options of guidance.
-        num_classes: of a class-conditional network.
+        num_classes: number of classes of the data, for a class-conditional network.
         autocast: returns the context for half precision.
 
     Raises:
         ConfigError: steps that the process lacks, or guidance of a network that was not trained
-            for it.
+            for it, or that does not have a ``null_label``.
     """
     check_steps(sampler, diffusion)
-    null = num_classes if diffusion.loss_options.drops_labels else None
+    guidance, null = as_guidance(guidance), None
+    if num_classes is not None and diffusion.loss_options.drops_labels:
+        null = null_label(network, num_classes, required=guidance.scale != 1)
     clipping = {
         "clip": sampler.clip,
         "bounds": codec.bounds,
         "dynamic_quantile": sampler.dynamic_quantile,
     }
-    guided = as_guidance(guidance).wrap(
+    guided = guidance.wrap(
         Denoiser(network.eval(), diffusion),
         has_classes=num_classes is not None,
         has_null=null is not None,

@@ -16,8 +16,8 @@ class Conditioning(dict[str, Tensor]):
 
     Args:
         values: tensors (B, ...) by name. ``y`` has class numbers, (B,) int64.
-        null: value of each name that selects the network's null embedding; for ``y`` a class
-            number. Empty for a network without.
+        null: value of each name that selects the network's null embedding; for ``y`` it is the
+            ``null_label`` of the network. Empty for a network without.
     """
 
     def __init__(
@@ -61,7 +61,8 @@ class Conditioning(dict[str, Tensor]):
 def class_conditioning(labels: Tensor | None, null: int | None = None) -> Conditioning:
     """Return the conditioning by class numbers (B,) int64; empty for None.
 
-    ``null`` is the class number that means "no class", for a network with one.
+    ``null`` is the label that stands for "no class", the ``null_label`` of the network; None for a
+    network that is called with every label.
     """
     if labels is None:
         return Conditioning()

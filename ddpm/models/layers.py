@@ -296,6 +296,12 @@ class Network(nn.Module):
     """Options that earlier versions lacked, with the values that reproduce their behaviour."""
     cpu_defaults: ClassVar[Mapping[str, Any]] = {}
     """Values of a smaller network, used if training starts on a CPU and the first is null."""
+    null_label: int | None = None
+    """Label ``y`` that stands for "no class" in a network that is trained with dropped labels.
+
+    By default it is the last of ``num_classes`` labels, which then include one for it. A subclass
+    that sets a number, such as -1, has a null embedding beside those of ``num_classes`` labels.
+    """
 
     def __init__(
         self,
@@ -310,6 +316,8 @@ class Network(nn.Module):
         self.fit = Fit() if fit is None else fit
         self.channels, self.out_channels = channels, out_channels
         self.num_classes, self.self_condition = num_classes, self_condition
+        if type(self).null_label is None and num_classes is not None:
+            self.null_label = num_classes - 1
         self.factors = factors
         self.in_channels = channels * (2 if self_condition else 1)
 

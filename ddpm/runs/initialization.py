@@ -147,8 +147,8 @@ def _load(network: nn.Module, source: Checkpoint, spec: DataSpec, config: Node) 
 def class_rows(old: DataSpec, new: DataSpec) -> dict[int, int]:
     """Return the numbers of classes: those of new data to those of old data.
 
-    Classes are equal if their names are, or, where names are unknown, their numbers. The class
-    after the last one, which stands for "no class", is included.
+    Classes are equal if their names are, or, where names are unknown, their numbers. The label
+    after the last class, by default the network's for "no class", is included.
     """
     if old.num_classes is None or new.num_classes is None:
         return {}

@@ -54,7 +54,9 @@ def copy_weights(
     for name, tensor in state.items():
         other = weights.get(name)
         if name in tables and other is not None and other.shape[1:] == tensor.shape[1:]:
-            pairs = [(here, there) for here, there in rows.items() if there < len(other)]
+            # One of the two may lack the row of "no class".
+            in_both = (pair for pair in rows.items() if pair[0] < len(tensor))
+            pairs = [(here, there) for here, there in in_both if there < len(other)]
             for here, there in pairs:
                 tensor[here].copy_(other[there])
             number += sum(tensor[here].numel() for here, _ in pairs)

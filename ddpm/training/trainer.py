@@ -14,6 +14,7 @@ from ddpm.data import Dataset
 from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, class_conditioning
 from ddpm.errors import require
 from ddpm.memory import is_out_of_memory
+from ddpm.models.labels import null_label
 from ddpm.seeding import RandomStream, mix
 from ddpm.training.batch_loader import Batch, BatchLoader, BatchOptions
 from ddpm.training.budget import DurationOptions
@@ -84,6 +85,9 @@ class Trainer:
         seed: seed of all random numbers.
         timesteps: distribution of the timesteps t; None = uniform.
         options: see :class:`TrainerOptions`; those of the loop are for :class:`TrainingLoop`.
+
+    Raises:
+        ConfigError: label dropout with a network that does not have a ``null_label``.
     """
 
     Options = TrainerOptions
@@ -101,7 +105,9 @@ class Trainer:
     ) -> None:
         self.options = options = TrainerOptions() if options is None else options
         self.diffusion, self.data, self.accelerator, self.seed = diffusion, data, accelerator, seed
-        self.loss = DiffusionLoss(diffusion)
+        self.loss, self.null_label = DiffusionLoss(diffusion), None
+        if self.loss.options.drops_labels and data.num_classes is not None:
+            self.null_label = null_label(model, data.num_classes)
         self.timesteps = Uniform(diffusion.schedule) if timesteps is None else timesteps
         self.max_steps, self.lr_warmup = options.max_steps, options.lr_warmup
         self.lr = default_learning_rate(model) if options.lr is None else options.lr
@@ -287,7 +293,7 @@ class Trainer:
         _seed(mix(self.seed, RandomStream.TRAIN_STEP, *at, accelerator.process_index), device)
         t, weights = self.timesteps.draw(len(x0), device, self._part(micro))
         noise = self.loss.sample_noise(x0)
-        conditioning = self.loss.drop(class_conditioning(labels, self.data.num_classes))
+        conditioning = self.loss.drop(class_conditioning(labels, self.null_label))
         estimator = self.network if self.conditions_itself(micro) else None
         model = self.model if model is None else model
         return self.loss(model, x0, t, noise, estimator, conditioning), t, weights

@@ -49,6 +49,13 @@ def test_what_does_not_fit_stays_new():
     assert result.num_copied == result.num_values - new
 
 
+def test_the_row_of_no_class_may_be_missing_in_either_network():
+    rows = {n: n for n in range(5)}
+    for here, there in ((4, 5), (5, 4)):
+        result = copy_weights(unet(0, classes=here), unet(1, classes=there).state_dict(), rows)
+        assert result.rows == {"label_emb.weight": (4, here)}
+
+
 def test_levels_and_kinds_of_networks_may_differ():
     result = copy_weights(unet(1, dim_mults=(1, 2, 4)), unet(0).state_dict(), {})
     assert "downs.0.0.block1.proj.weight" in result.copied and result.new and result.unused
