@@ -45,11 +45,16 @@ def check_checkpoint(options: Mapping[str, Any]) -> None:
     """Raise ConfigError if the path ``ckpt`` among the options of a command leads nowhere.
 
     Processes of a launcher look later and together, as do commands with another subject as well,
-    which they reject.
+    which they reject. Of a repository only the name is checked: it is downloaded when it is read.
     """
+    path = options.get("ckpt")
     alone = options.get("samples") is None and options.get("runs") is None
-    if options.get("ckpt") is not None and alone and not one_of_several():
-        located(options["ckpt"])
+    if path is None or not alone or one_of_several():
+        return
+    if path.startswith(hub.PREFIX):
+        hub.repository_of("ckpt", path)
+    else:
+        located(path)
 
 
 def no_checkpoint(path: str) -> ConfigError:
