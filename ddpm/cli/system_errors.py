@@ -10,6 +10,7 @@ from ddpm.memory import is_out_of_memory, on_gpu, requested
 
 Options = Mapping[str, Any]
 T = TypeVar("T")
+_HIGHER = "a higher trainer.accumulate (the same batch in smaller parts)"
 
 
 def converted(work: Callable[[], T], options: Options) -> T:
@@ -62,13 +63,7 @@ def _of_training(what: str, options: Options) -> ConfigError:
 
     trainer, model = options["trainer"], options["model"]
     resumed = options.get("resume") is not None  # the options are those of the run
-    remedies = []
-    samples = trainer["batch_size"] // world_size()  # per step and process
-    parts = None if resumed else _more_parts(samples, trainer["accumulate"])
-    if resumed:
-        remedies.append("a higher trainer.accumulate (the same batch in smaller parts)")
-    elif parts is not None:
-        remedies.append(f"trainer.accumulate={parts} (the same batch in smaller parts)")
+    remedies = [_HIGHER] if resumed else _smaller_parts(trainer, world_size(), "GPU" in what)
     if resumed or trainer["precision"] in (("no",) if "GPU" in what else ("no", "auto")):
         remedies.append("trainer.precision=bf16")
     if model.get("use_checkpoint") is False:
@@ -79,7 +74,17 @@ def _of_training(what: str, options: Options) -> ConfigError:
     return ConfigError("trainer.batch_size", None if resumed else trainer["batch_size"], problem)
 
 
-def _more_parts(samples: int, accumulate: int) -> int | None:
-    """Return the next number of micro-batches that divides the samples, or None."""
+def _smaller_parts(trainer: Options, world: int, gpu: bool) -> list[str]:
+    """Return the remedy of smaller micro-batches; none if they have one item each."""
+    batch_size, accumulate = trainer["batch_size"], trainer["accumulate"]
+    automatic = "trainer.accumulate=auto (the same batch in parts that fit)"
+    if accumulate == "auto" or (batch_size is None and not gpu):
+        return [_HIGHER]
+    if batch_size is None:
+        return [automatic]
+    samples = batch_size // world  # per step and process
     larger = range(2 * accumulate, samples + 1)
-    return next((parts for parts in larger if samples % parts == 0), None)
+    parts = next((each for each in larger if samples % each == 0), None)
+    if parts is None:
+        return []
+    return [automatic if gpu else f"trainer.accumulate={parts} (the same batch in smaller parts)"]

@@ -68,7 +68,7 @@ class Plan:
         objective, before = self._measured(training), self.config["trainer"]
         trainer = {**before, **{name: getattr(training, name) for name in stored_config.DERIVED}}
         automatic = [k for k in stored_config.DERIVED if stored_config.is_automatic(before.get(k))]
-        plain = {"precision": "no", "compile": False, "channels_last": False}
+        plain = {"accumulate": 1, "precision": "no", "compile": False, "channels_last": False}
         null = {f"trainer.{k}": trainer[k] for k in automatic if trainer[k] != plain.get(k)}
         config = {**self.config, "model": model, "trainer": trainer}
         config["objective"] = {**config["objective"], **objective}

@@ -86,12 +86,13 @@ class Previews:
         stopping: Stopping,
     ) -> Tensor:
         """Return the raw samples of all processes."""
-        accelerator, size, calls = self.accelerator, trainer.batch_size, pipeline.num_calls()
+        # Of the size of a micro-batch, whose activations for the gradient need more memory.
+        accelerator, size = self.accelerator, trainer.loader.micro_batch_size
         shard = Shard(
             accelerator,
             trainer.options.preview_samples,
             size,
-            calls=calls,
+            calls=pipeline.num_calls(),
             stopping=stopping,
             single_items=True,
             check_at_end=True,

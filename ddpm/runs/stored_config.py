@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from copy import deepcopy
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -21,7 +22,9 @@ from ddpm.training.run import CONFIG
 Node = dict[str, Any]
 ADOPTED = ("model", "schedule", "objective", "diffusion", "timesteps")  # groups, with init=
 # Options of the trainer that get a value when a run begins, where they are null or auto.
-DERIVED = ("batch_size", "lr", "precision", "compile", "channels_last")
+DERIVED = ("batch_size", "accumulate", "lr", "precision", "compile", "channels_last")
+# Those of them that are tried again when they are typed with override=true.
+RETRIABLE = ("accumulate",)
 
 
 def read(path: Path) -> Node | None:
@@ -83,7 +86,8 @@ def requested(request: Request, stored: Node, path: Path) -> Node:
         config = _with_run_defaults(_with_axes(config, stored), stored, request)
         config = paths.repeated(config, located)
         config = _with_same_init(config, located, path)
-    config = with_numbers(config, stored)
+    typed = {name for name in RETRIABLE if f"trainer.{name}" in request.typed_keys}
+    config = with_numbers(config, stored, except_for=typed if request.override else set())
     _check_duration(config, stored)
     return config
 
@@ -139,11 +143,18 @@ def is_automatic(value: Any) -> bool:
     return value in (None, "auto")
 
 
-def with_numbers(config: Node, stored: Node) -> Node:
-    """Return the config with the run's values for options that get one when a run begins."""
+def with_numbers(config: Node, stored: Node, *, except_for: Set[str] = frozenset()) -> Node:
+    """Return the config with the run's values for options that get one when a run begins.
+
+    Args:
+        config: of the request.
+        stored: of the run.
+        except_for: options of the trainer that get a new value.
+    """
     config = instantiate.measured_as(config, stored)
     trainer, there = config["trainer"], stored.get("trainer", {})
-    numbers = {k: there[k] for k in DERIVED if k in there and is_automatic(trainer.get(k))}
+    derived = [name for name in DERIVED if name not in except_for and name in there]
+    numbers = {k: there[k] for k in derived if is_automatic(trainer.get(k))}
     model = instantiate.sized(config["model"], stored=stored["model"])
     if stored["model"].get("_target_") == model.get("_target_"):
         model = {**stored["model"], **model}  # the model of a plugin may lack some options

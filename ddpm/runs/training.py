@@ -34,7 +34,7 @@ from ddpm.runs.timing import Timing
 from ddpm.runs.validation import Validation
 from ddpm.samplers import Sampler
 from ddpm.signals import StopSignal
-from ddpm.training import Trainer, automatic, snapshots
+from ddpm.training import Trainer, accumulation, automatic, snapshots
 from ddpm.training.checkpoint import Checkpoint, CheckpointMetadata, listed
 from ddpm.training.due import missing, scheduled
 from ddpm.training.lock import Lock
@@ -138,7 +138,7 @@ class _Training:
             self.device,
             options.precision,
             key="trainer.precision",
-            accumulate=options.accumulate,
+            accumulate=options.first_accumulate,
             deterministic=options.deterministic,
         )
         device, precision = accelerator.device, accelerator.mixed_precision
@@ -154,6 +154,9 @@ class _Training:
         if source is not None:
             trainer.resume(source)
         began = time.monotonic()
+        if trainer.options.accumulate == "auto":  # before other trials, which use this memory
+            info_once(accelerator, accumulation.choose(trainer))
+            planned = planned.adapted(trainer)
         choice = _choose_threads(self.threads, trainer, source)
         if source is None:
             planned, objects, seconds = self._choose_arithmetic(planned, objects, choice.seconds)

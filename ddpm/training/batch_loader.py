@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from multiprocessing.util import Finalize
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,21 +41,29 @@ class BatchOptions(Options):
     Attributes:
         batch_size: samples per optimizer step, over all processes and micro-batches; None = 128, on
             a CPU 16.
-        accumulate: gradient accumulation steps; more of them use less memory.
+        accumulate: gradient accumulation steps; more of them use less memory. ``auto`` is the
+            smallest number that fits into the memory of the GPU; see
+            :mod:`ddpm.training.accumulation`.
         num_workers: processes that load data ahead; None = 0 for data in memory, else 2.
     """
 
     batch_size: int | None = option(None, legacy=128)
-    accumulate: int = 1
+    accumulate: int | Literal["auto"] = 1
     num_workers: int | None = option(None, free=True)
 
     def _validate(self) -> None:
         good = self.batch_size is None or self.batch_size >= 1
         require(good, "batch_size", self.batch_size, "must be at least 1")
-        require(self.accumulate >= 1, "accumulate", self.accumulate, "must be at least 1")
+        good = self.accumulate == "auto" or self.accumulate >= 1
+        require(good, "accumulate", self.accumulate, "must be auto, or at least 1")
         good = self.num_workers is None or self.num_workers >= 0
         problem = "must be at least 0; null = chosen for the data"
         require(good, "num_workers", self.num_workers, problem)
+
+    @property
+    def first_accumulate(self) -> int:
+        """Gradient accumulation steps of a trainer before a trial chooses them."""
+        return 1 if self.accumulate == "auto" else self.accumulate
 
 
 class ShuffledIndex:
@@ -187,6 +195,28 @@ class BatchLoader:
                 raise self.worker_error(error) or error from error
         return self._started[1]
 
+    def repeated(self, samples: int, count: int) -> Batch:
+        """Return the item at position ``samples``, ``count`` times; this process reads it.
+
+        Raises:
+            ConfigError: data cannot be read.
+        """
+        ((index, key),) = self.order.items(samples, 1)
+        try:
+            raw, labels = self.data.fetch([index], [key])
+        except ConfigError as error:
+            raise error.under("data") from error
+        return raw.expand(count, *raw.shape[1:]), None if labels is None else labels.expand(count)
+
+    def divide(self, accumulate: int) -> None:
+        """Set the gradient accumulation steps of the batches that are loaded from now on."""
+        self.accumulate, self._started = accumulate, None
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Samples per micro-batch of a process."""
+        return self.batch_size // (self.accumulate * self.world)
+
     def worker_error(self, error: RuntimeError) -> ConfigError | None:
         """Return the user's error for an error of torch about a dead worker; None for other errors.
 
@@ -204,7 +234,7 @@ class BatchLoader:
     def plan(self, samples: int) -> list[list[Item]]:
         """Return the micro-batches of this process in the batch from position ``samples`` on."""
         items = self.order.items(samples, self.batch_size)
-        size = self.batch_size // (self.accumulate * self.world)
+        size = self.micro_batch_size
         starts = ((micro * self.world + self.rank) * size for micro in range(self.accumulate))
         return [items[start : start + size] for start in starts]
 

@@ -75,7 +75,7 @@ class Trainer:
         samples: number of samples in these steps, the position in the stream of the data.
         num_updates: number of steps without skipped ones, for the learning rate and the average.
         skipped, num_skipped: number of latest consecutive skipped steps, and of all skipped steps.
-        precision, compile, channels_last: the options, with values for automatic ones.
+        accumulate, precision, compile, channels_last: the options, with values for automatic ones.
 
     Args:
         model: the network without wrappers, on the CPU.
@@ -111,7 +111,8 @@ class Trainer:
         self.timesteps = Uniform(diffusion.schedule) if timesteps is None else timesteps
         self.max_steps, self.lr_warmup = options.max_steps, options.lr_warmup
         self.lr = default_learning_rate(model) if options.lr is None else options.lr
-        self.accumulate, self.batch_size = options.accumulate, self._batch_size()
+        self.accumulate = options.first_accumulate
+        self.batch_size = self._batch_size()
         self.step = self.samples = self.num_updates = 0
         self.skipped = self.num_skipped = 0
         self.pace = Pace()
@@ -152,7 +153,7 @@ class Trainer:
 
     def _batch_size(self) -> int:
         """Return the samples per optimizer step, a multiple of processes times micro-batches."""
-        size, accumulate = self.options.batch_size, self.options.accumulate
+        size, accumulate = self.options.batch_size, self.accumulate
         processes = self.accelerator.num_processes
         parts = accumulate * processes
         if size is None:
@@ -160,6 +161,14 @@ class Trainer:
         problem = f"must be a multiple of {parts} (accumulate {accumulate} x {processes} processes)"
         require(size % parts == 0, "batch_size", size, problem)
         return size
+
+    def divide_batch(self, accumulate: int) -> None:
+        """Set the gradient accumulation steps; their product with the processes divides the batch.
+
+        The order of the data is the same for any number.
+        """
+        self.accumulate = self.accelerator.gradient_accumulation_steps = accumulate
+        self.loader.divide(accumulate)
 
     def learning_rate(self, update: int) -> float:
         """Return the learning rate of optimizer update ``update`` (from 0)."""

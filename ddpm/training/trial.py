@@ -34,10 +34,10 @@ def seconds_per_step(trainer: Trainer, *, seconds: float = 1.0) -> float:
         seconds: approximate duration of the measurement. The first pass is a warm-up that is not
             counted, unless it alone takes longer than this.
     """
-    batch, micros = trainer.loader.first(trainer.samples), [0]
+    batch, micros = trainer.loader.first(trainer.samples), [micro_of_most_work(trainer)]
     reads, device = trainer.loader.num_workers == 0, trainer.accelerator.device
     if trainer.diffusion.self_condition:  # in half of the micro-batches, which take longer
-        micros = [_micro(trainer, True), _micro(trainer, False)]
+        micros.append(_micro(trainer, False))
 
     def gradients() -> None:
         for micro in micros:
@@ -46,6 +46,11 @@ def seconds_per_step(trainer: Trainer, *, seconds: float = 1.0) -> float:
     with restored(trainer):
         one = median_seconds(gradients, device, seconds=seconds) / len(micros)
         return one * trainer.accumulate + _update(trainer, seconds=seconds / 4)
+
+
+def micro_of_most_work(trainer: Trainer) -> int:
+    """Return the index of a micro-batch of this step with the most operations and memory."""
+    return _micro(trainer, True) if trainer.diffusion.self_condition else 0
 
 
 def _micro(trainer: Trainer, conditioned: bool) -> int:

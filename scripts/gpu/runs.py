@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -169,6 +170,37 @@ def out_of_memory(setting: Setting) -> Result:
     return Result(errors[0])
 
 
+def accumulation(setting: Setting) -> Result:
+    """Train with ``accumulate=auto`` in little memory, then resume; require one trial."""
+    _fresh(setting, "divided")
+    batch_size = setting.size(16384, 16)
+    options = ["name=divided", *tiny(setting), "trainer.accumulate=auto"]
+    options += [f"trainer.batch_size={batch_size}", "trainer.preview_every=0"]
+    occupied = _occupied(setting)
+    printed = run(setting, "train", *options, "trainer.max_steps=2")
+    again = run(setting, "train", *options, "trainer.max_steps=3")
+    del occupied
+    lines = [line for line in printed.splitlines() if line.startswith("accumulate: ")]
+    require(len(lines) == 1, f"printed {lines}")
+    numbers = [int(number) for number in re.findall(r"\d+", lines[0])]
+    if setting.device == "cuda":  # 8 (a micro-batch of 2048 items fits ..., one of 4096 does not)
+        steps, size, larger = numbers
+        require(steps > 1 and steps * size == batch_size and larger == 2 * size, lines[0])
+    stored = (setting.folder / "outputs" / "divided" / "config.yaml").read_text(encoding="utf-8")
+    require(f"  accumulate: {numbers[0]}\n" in stored, "the run does not store the choice")
+    require("from step 2" in again and "accumulate: " not in again, "the resumed run tried again")
+    return Result(lines[0])
+
+
+def _occupied(setting: Setting) -> torch.Tensor:
+    """Return a tensor that leaves little memory on the GPU: for a process, its margin and 2 GiB."""
+    if setting.device == "cpu":
+        return torch.empty(0)
+    free, total = torch.cuda.mem_get_info()
+    size = max(free - total // 20 - 3 * 2**30, 0)
+    return torch.empty(size, dtype=torch.uint8, device="cuda")
+
+
 def _run_program(setting: Setting, program: str, options: list[str]) -> str:
     """Run a program that ends with status 1, and return what it printed."""
     done = subprocess.run(
@@ -199,6 +231,7 @@ KILLS = [
 ]
 OPTIONS = [
     Check(5, "out of memory: one line with the remedy", out_of_memory, 15.0),
+    Check(5, "trainer.accumulate=auto: divides a batch that does not fit", accumulation, 25.0),
     Check(5, "launch.processes=2: training and sampling", processes, 30.0, limit=180.0),
     Check(5, "use_checkpoint: the same gradient, less memory", checkpointing, 5.0),
     Check(

@@ -95,11 +95,13 @@ def test_training_from_python(monkeypatch, tmp_path, tiny, error, line):
     ("accumulate", "precision", "model", "remedies"),
     [
         (8, "bf16", {}, "a smaller trainer.batch_size"),
-        (4, "bf16", {"use_checkpoint": True}, "trainer.accumulate=8 (the same batch in smaller "
-         "parts), or a smaller trainer.batch_size"),
-        (1, "no", {"use_checkpoint": False}, "trainer.accumulate=2 (the same batch in smaller "
-         "parts), trainer.precision=bf16, model.use_checkpoint=true (a new run), or a smaller "
+        (4, "bf16", {"use_checkpoint": True}, "trainer.accumulate=auto (the same batch in parts "
+         "that fit), or a smaller trainer.batch_size"),
+        (1, "no", {"use_checkpoint": False}, "trainer.accumulate=auto (the same batch in parts "
+         "that fit), trainer.precision=bf16, model.use_checkpoint=true (a new run), or a smaller "
          "trainer.batch_size"),
+        ("auto", "bf16", {}, "a higher trainer.accumulate (the same batch in smaller parts), or a "
+         "smaller trainer.batch_size"),
     ],
 )  # fmt: skip
 def test_only_effective_remedies_are_suggested(accumulate, precision, model, remedies):
@@ -119,6 +121,19 @@ def test_suggested_micro_batches_divide_the_batch(monkeypatch, batch, accumulate
     message = str(shortage(MemoryError(), {"trainer": trainer, "model": {}}))
     assert ("trainer.accumulate" in message) == (parts is not None)
     assert parts is None or f"set trainer.accumulate={parts} (" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (MemoryError(), "a higher trainer.accumulate (the same batch in smaller parts)"),
+        (torch.OutOfMemoryError(GPU), "trainer.accumulate=auto (the same batch in parts that fit)"),
+    ],
+)
+def test_the_default_batch_size_has_a_remedy(error, remedy):
+    trainer = {"batch_size": None, "accumulate": 1, "precision": "bf16"}
+    message = str(shortage(error, {"trainer": trainer, "model": {}}))
+    assert f"; set {remedy}, or a smaller trainer.batch_size{BEGUN}" in message
 
 
 def test_the_remedy_works_and_a_checkpoint_is_not_called_damaged(command, tiny, monkeypatch):

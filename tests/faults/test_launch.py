@@ -10,9 +10,10 @@ import torch
 from accelerate import debug_launcher
 from PIL import Image
 
-from ddpm.training import checkpoint
+from ddpm.training import accumulation, checkpoint
 from tests.cli.conftest import TINY
 from tests.faults.processes import Shell, assert_as, reference, shell
+from tests.training.test_accumulation import short_of_memory
 from tests.training.test_trainer import METADATA, Fit, fit, folder, trainer
 
 __all__ = ["reference", "shell"]
@@ -165,15 +166,20 @@ def five_steps(place, accumulate):
     """Train five steps with a deterministic loss, and save the state of each process."""
     options = {"batch_size": 16, "max_steps": 5, "lr": 1e-2, "lr_warmup": 3}
     training = trainer(Fit(), accumulate=accumulate, log_every=1, **options)
+    if accumulate == "auto":  # memory for 4 items on one process, and for 2 on the other
+        sizes = short_of_memory(training, 4 >> training.accelerator.process_index)
+        line = "(a micro-batch of 2 items fits into the GPU's memory, one of 4 does not)"
+        assert accumulation.choose(training, tries=True) == f"accumulate: 4 {line}"
+        assert sizes == [8, 4, 2]
     run = folder(Path(place))
     fit(training, run, METADATA)
     # Two processes warm up DDP with a discarded step before the first one.
-    seen = [call["x0"] for call in training.loss.calls[-5 * accumulate :]]
+    seen = [call["x0"] for call in training.loss.calls[-5 * training.accumulate :]]
     state = {"values": training.network.values(), "ema": training.ema.model.values(), "x0": seen}
     torch.save(state, Path(place, f"rank-{training.accelerator.process_index}.pt"))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize("accumulate", [1, "auto"])
 def test_the_batch_of_two_processes_is_that_of_one(tmp_path, accumulate):
     five_steps(tmp_path / "one", 1)
     debug_launcher(five_steps, (str(tmp_path / "two"), accumulate), num_processes=2)

@@ -79,9 +79,9 @@ class Net(nn.Module):
 
 def trainer(loss=None, net=None, data=None, seed=0, **options):
     options = {"lr_warmup": 0, "batch_size": 8, "max_steps": 4, "clip_grad_norm": None, **options}
-    accumulate = options.get("accumulate", 1)
-    made = devices.accelerator("cpu", "no", key="precision", accumulate=accumulate)
     loss, options = loss or Fit(), TrainerOptions(**options)
+    accumulate = options.first_accumulate
+    made = devices.accelerator("cpu", "no", key="precision", accumulate=accumulate)
     parts = net or Net(), loss.diffusion, data or Points()
     training = Trainer(*parts, made, seed, options=options)
     training.loss = loss
