@@ -66,16 +66,22 @@ def outputs(net):
     return {"x": x, "t": t, "out": net.eval()(x, t, labels).sample, **extra}
 
 
-def samples(folder, calls):
-    """Return x_T and images in 0..1 of both pipelines of a folder, (B, C, *spatial).
+def samples(folder, calls, alpha_bar=None):
+    """Return images in 0..1 of both pipelines of a folder, (B, C, *spatial).
 
-    DDIM gets the option with which clipping changes the noise as well, as in other systems.
+    DDIM gets the option with which clipping changes the noise as well, as in other systems. With a
+    table of alpha-bar there are also images of DDPM that computes with it in float64.
     """
     result = {}
     ddpm = DDPMPipeline.from_pretrained(folder)
     learned = ddpm.unet.config.out_channels != ddpm.unet.config.in_channels
     options = {"batch_size": BATCH, "output_type": "np"}
-    pipelines = {"ddpm": (ddpm, ddpm.scheduler.config.num_train_timesteps, {})}
+    all_steps = ddpm.scheduler.config.num_train_timesteps
+    pipelines = {"ddpm": (ddpm, all_steps, {})}
+    if alpha_bar is not None:
+        exact = DDPMPipeline.from_pretrained(folder)
+        exact.scheduler.alphas_cumprod = torch.tensor(alpha_bar, dtype=torch.float64)
+        pipelines["exact_ddpm"] = exact, all_steps, {}
     if not learned and ddpm.scheduler.config.beta_schedule != "sigmoid":  # DDIM has neither
         ddim = DDIMPipeline.from_pretrained(folder)
         pipelines["ddim"] = ddim, calls, {"use_clipped_model_output": True}
@@ -106,7 +112,7 @@ def load(settings, folder):
     pipeline = DDPMPipeline.from_pretrained(folder / "exported")
     result = outputs(pipeline.unet)
     if "y" not in result:
-        result |= samples(folder / "exported", settings["calls"])
+        result |= samples(folder / "exported", settings["calls"], settings["alpha_bar"])
     return {**result, "alpha_bar": pipeline.scheduler.alphas_cumprod}
 
 
