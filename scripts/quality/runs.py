@@ -93,7 +93,6 @@ def digits(max_steps: int | None = None) -> Task:
         for objective in names
         for schedule in ("linear", "cosine")
     }
-    variants["pred_v, sigmoid"] = ("objective=pred_v", "schedule=sigmoid")
     variants["pred_flow, rectified"] = ("objective=pred_flow",)
     variants["edm, edm"] = ("objective=edm",)
     cells = Cell("ddpm", 100), Cell("ddim", 20), Cell("unipc", 10), Cell("unipc", 20)
