@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ddpm.arithmetic import Arithmetic
+from ddpm.distributed import trials
 from ddpm.errors import ConfigError
 from ddpm.runs import tuning
 
@@ -94,7 +95,11 @@ def test_nothing_is_tried_on_other_processors_and_beside_typed_options(session, 
         ({}, True, "compile: true (compiled: 5.0 s per call after 0 s against 10.0 s; predictions"),
         ({"seconds": (10.0, 9.9)}, False, "compile: false (compiled: 9.9 s"),
         ({"values": (1.0, 1.01)}, False, "compile: false (compiled: 5.0 s"),
-        ({"values": (1.0, RuntimeError("no g++\n..."))}, False, "compile: false (fails: no g++)"),
+        (
+            {"values": (1.0, RuntimeError("no g++\n..."))},
+            False,
+            "compile: false (it fails: no g++)",
+        ),
         ({"calls": 359}, False, None),
         ({"calls": 50, "seconds": (1000.0, 1.0)}, False, None),
     ],
@@ -107,6 +112,15 @@ def test_a_network_is_compiled_where_it_pays_back(session, capsys, options, chos
     assert out.startswith(line) if line else out == ""
     if chosen:  # a smaller last batch runs without compilation
         assert session.stances == ["default", "eager_on_recompile"]
+
+
+def test_no_process_compiles_if_one_of_them_cannot(session, capsys, monkeypatch):
+    session.model.autocast = Arithmetic(CPU, "no")
+    failures = [None, trials.Failure("it takes more than 5 min")]
+    monkeypatch.setattr(trials, "gather", lambda *_: failures)
+    tune(session, Work(lambda: compiled(session)), "auto")
+    assert not compiled(session)
+    assert capsys.readouterr().out == "compile: false (it takes more than 5 min)\n"
 
 
 def test_compilation_on_request_is_not_measured_and_fails_in_one_line(session):

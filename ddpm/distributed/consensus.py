@@ -1,4 +1,4 @@
-"""Status of all processes, exchanged once per step, values of the main one, and barriers."""
+"""Status of all processes, exchanged once per step, values of one or all of them, and barriers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from ddpm.distributed.processes import Processes
@@ -102,6 +102,16 @@ def broadcast(processes: Processes, value: T) -> T:
         value: can be pickled; those of other processes than the main one are ignored.
     """
     return value if processes.num_processes == 1 else broadcast_object_list([value])[0]
+
+
+def gather(processes: Processes, value: T) -> list[T]:
+    """Return the values of all processes, in their order, on every process.
+
+    Args:
+        processes: all of them call this.
+        value: can be pickled.
+    """
+    return [value] if processes.num_processes == 1 else gather_object([value])
 
 
 def wait_for_all(accelerator: Processes) -> None:

@@ -12,17 +12,19 @@ from typing import Literal, NamedTuple, Protocol
 
 import psutil
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from ddpm.console import info_once
+from ddpm.distributed.consensus import broadcast
+from ddpm.distributed.processes import Processes
 from ddpm.errors import require
 from ddpm.lifetime import THREADS_SHARED
 
 Threads = int | Literal["auto"]
 VARIABLE = "OMP_NUM_THREADS"
 WORTH_A_TRIAL = 100  # units of work, below which a trial is too large a part of it
-TRIAL_SECONDS = 1.0  # per number of threads
+TRIAL_SECONDS = 1.0  # per number of threads, at most
+_UNITS = 3, 10  # that are measured per number of threads: at least, and at most
+_SHARE = 0.004  # of the work that is measured between these
 _FASTER = 0.9  # more threads have to be: they wait for one another once other processes are busy
 _MOST = 1024  # a system has a limit, at which OpenMP ends the process
 _GLANCE_SECONDS = 0.2
@@ -59,19 +61,26 @@ class Trial:
     """Work to be tried with several numbers of threads.
 
     Attributes:
-        measure: returns the duration of a unit, measured for about so many seconds.
-        count: units that the command is going to do.
+        measure: returns the duration of a unit, measured for about so many seconds, and at most so
+            many units.
+        count: units that the command is going to do; infinity for work that fills a given time.
         unit: their name.
     """
 
-    measure: Callable[[float], float]
-    count: int
+    measure: Callable[[float, int], float]
+    count: float
     unit: str
+
+    @property
+    def units(self) -> int:
+        """Number of units to measure per number of threads, a small part of the work."""
+        least, most = _UNITS
+        return int(min(max(_SHARE * self.count, least), most))
 
 
 def use(
     threads: Threads,
-    accelerator: Accelerator,
+    accelerator: Processes,
     *,
     trial: Callable[[], Trial],
     stored: StoredThreads | None = None,
@@ -115,14 +124,13 @@ def is_given() -> bool:
 
 
 def _automatic(
-    accelerator: Accelerator,
+    accelerator: Processes,
     most: int,
     trial: Callable[[], Trial],
     metadata: StoredThreads | None,
 ) -> Choice:
     """Return the stored number, or that of a trial; the same on every process."""
-    (most,) = broadcast_object_list([most])
-    assert isinstance(most, int)
+    most = broadcast(accelerator, most)
     stored = None if metadata is None else metadata.threads
     if metadata is not None and isinstance(stored, int) and 1 <= stored <= most:
         alone = stored == 1 or not _others_are_busy(accelerator)
@@ -136,7 +144,7 @@ def _automatic(
     return _tried(tried, most, accelerator) if tried.count >= WORTH_A_TRIAL else Choice(most)
 
 
-def _tried(trial: Trial, most: int, accelerator: Accelerator) -> Choice:
+def _tried(trial: Trial, most: int, accelerator: Processes) -> Choice:
     """Try several numbers of threads, and say what came of it.
 
     More threads than before are not tried where other processes leave no core to them: each of
@@ -148,21 +156,18 @@ def _tried(trial: Trial, most: int, accelerator: Accelerator) -> Choice:
         if threads > max(measured, default=threads) and load.is_full:
             continue
         torch.set_num_threads(threads)
-        seconds, load = _measured(trial)
-        # One process decides for all: its numbers are theirs.
-        seconds, load = broadcast_object_list([seconds, load])
-        assert isinstance(seconds, float) and isinstance(load, Load)
-        measured[threads] = seconds
+        measured[threads], load = _measured(trial, accelerator)
     best = fastest(measured)
     busy = load.is_busy and accelerator.num_processes == 1  # else they are our own
     info_once(accelerator, described(measured, most, trial.unit, busy=busy))
     return Choice(best, measured[best])
 
 
-def _measured(trial: Trial) -> tuple[float, Load]:
+def _measured(trial: Trial, processes: Processes) -> tuple[float, Load]:
+    """Return the duration of a unit, and the load; one process decides for all."""
     with watching() as load:
-        seconds = trial.measure(TRIAL_SECONDS)
-    return seconds, load()
+        seconds = trial.measure(TRIAL_SECONDS, trial.units)
+    return broadcast(processes, (seconds, load()))
 
 
 def candidates(most: int) -> list[int]:
@@ -239,7 +244,7 @@ def watching() -> Iterator[Callable[[], Load]]:
     yield load
 
 
-def _others_are_busy(accelerator: Accelerator) -> bool:
+def _others_are_busy(accelerator: Processes) -> bool:
     """Return whether other processes than those of this command are busy."""
     with watching() as load:
         time.sleep(_GLANCE_SECONDS)

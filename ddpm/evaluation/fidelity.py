@@ -104,8 +104,11 @@ class FidelityMetrics:
         device, size = self.processes.device, min(self.options.batch_size, self.num_samples)
         batch = torch.zeros(size, *self.images.shape, dtype=torch.uint8, device=device)
 
-        def measure(seconds: float) -> float:
-            return median_seconds(lambda: self.extractor.outputs(batch), device, seconds=seconds)
+        def extract() -> object:
+            return self.extractor.outputs(batch)
+
+        def measure(seconds: float, passes: int) -> float:
+            return median_seconds(extract, device, seconds=seconds, passes=passes)
 
         batches = -(-self.num_samples // (size * self.processes.num_processes))
         return Trial(measure, batches, "batch")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ddpm.training import Trainer
 
 _MIN_STEPS = 200  # for fewer steps a trial would take a noticeable part of the run
-_SHARE = 0.015  # maximum share of a run for the trial of its estimate
-_SECONDS = 5.0  # maximum duration of this trial
+_SHARE = 0.005  # maximum share of a run for the trial of its estimate
+_SECONDS = 1.0  # maximum duration of this trial
 LOOP = 1.08  # duration of a step in the loop over that in a trial, see BENCHMARKS.md
 _PLAN_SHARE = 0.05  # share of trainer.max_minutes for the trial that determines the number of steps
 

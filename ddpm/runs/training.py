@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Iterator
@@ -335,12 +336,14 @@ def _choose_threads(
 ) -> cpu_threads.Choice:
     """Set the number of threads; warn if it differs from that of the checkpoint."""
 
-    def measure(seconds: float) -> float:
+    def measure(seconds: float, steps: int) -> float:
         with in_eager_mode(trainer):  # else each number of threads would be compiled
-            return seconds_per_step(trainer, seconds=seconds)
+            return seconds_per_step(trainer, seconds=seconds, passes=steps)
 
     def trial() -> cpu_threads.Trial:
-        return cpu_threads.Trial(measure, trainer.max_steps - trainer.step, "step")
+        timed = source is None and trainer.options.max_minutes is not None
+        steps = math.inf if timed else trainer.max_steps - trainer.step
+        return cpu_threads.Trial(measure, steps, "step")
 
     metadata = None if source is None else source.metadata
     choice = cpu_threads.use(threads, trainer.accelerator, trial=trial, stored=metadata)

@@ -13,12 +13,19 @@ from ddpm.arithmetic import CLOSE, Arithmetic, predictions
 from ddpm.console import info_once
 from ddpm.distributed import cpu_threads, devices
 from ddpm.distributed.consensus import broadcast
-from ddpm.distributed.trials import FASTER, relative_distance, undo_compilation
+from ddpm.distributed.trials import (
+    FASTER,
+    Failure,
+    attempt,
+    first_line,
+    relative_distance,
+    undo_compilation,
+)
 from ddpm.errors import ConfigError
 from ddpm.memory import is_out_of_memory
 from ddpm.pipeline import SamplingPipeline
 from ddpm.runs.session import Session
-from ddpm.training.trial import median_seconds
+from ddpm.training.trial import MAX_PASSES, median_seconds
 
 Compile = bool | Literal["auto"]
 WORTH_A_TRIAL = cpu_threads.WORTH_A_TRIAL  # calls, below which a trial is too large a part of them
@@ -42,10 +49,10 @@ class Work(NamedTuple):
     size: int
     classes: Sequence[int] | None
 
-    def seconds(self, duration: float = _SECONDS) -> float:
-        """Return the duration of a call, measured for about ``duration`` seconds."""
+    def seconds(self, duration: float = _SECONDS, calls: int = MAX_PASSES) -> float:
+        """Return the duration of a call, see :func:`ddpm.training.trial.median_seconds`."""
         call = self.pipeline.benchmark_call(max(self.size, 1), self.classes)
-        return median_seconds(call, self.pipeline.device, seconds=duration)
+        return median_seconds(call, self.pipeline.device, seconds=duration, passes=calls)
 
     def predictions(self) -> list[Tensor]:
         """Return predictions of a batch, see :func:`ddpm.arithmetic.predictions`."""
@@ -100,10 +107,18 @@ def choose_compilation(session: Session, work: Callable[[], Work], compile: Comp
     Raises:
         ConfigError: ``compile=True`` on a machine that cannot compile.
     """
-    if compile is True:
-        _compile(session.model.network, work())
-    elif compile == "auto":
+    network = session.model.network
+    if compile == "auto":
         _try_compiling(session, work())
+    elif compile:
+        try:
+            _compile(network, work())
+        except Exception as error:  # of any kind: a missing compiler, or an unsupported operation
+            undo_compilation(network)
+            if is_out_of_memory(error):
+                raise
+            problem = f"fails: {first_line(error)}"
+            raise ConfigError("compile", True, problem, "use compile=false") from error
 
 
 def _try_bf16(session: Session, arithmetic: Arithmetic, work: Work) -> None:
@@ -126,15 +141,20 @@ def _try_compiling(session: Session, work: Work) -> None:
     if not broadcast(session.accelerator, work.calls * work.seconds(_GLANCE) >= least):
         return
     plain, expected = work.seconds(), work.predictions()
-    network, began = session.model.network, time.perf_counter()
-    try:
+    network = session.model.network
+
+    def trial() -> tuple[float, float, float]:
+        began = time.perf_counter()
         _compile(network, work)
         took = time.perf_counter() - began
-        fast, difference = work.seconds(), relative_distance(work.predictions(), expected)
-    except ConfigError as error:
-        info_once(session.accelerator, f"compile: false ({error.problem})")
-        use = False
+        return took, work.seconds(), relative_distance(work.predictions(), expected)
+
+    result = attempt(session.accelerator, trial)
+    use = False
+    if isinstance(result, Failure):
+        info_once(session.accelerator, f"compile: false ({result.reason})")
     else:
+        took, fast, difference = result
         arithmetic = session.model.autocast
         precision = arithmetic.precision if isinstance(arithmetic, Arithmetic) else "no"
         use = difference <= CLOSE[precision] and fast <= FASTER * plain
@@ -145,21 +165,10 @@ def _try_compiling(session: Session, work: Work) -> None:
 
 
 def _compile(network: nn.Module, work: Work) -> None:
-    """Compile the network for the shapes of the work; other shapes run without compilation.
-
-    Raises:
-        ConfigError: (key ``compile``) the machine cannot compile.
-    """
+    """Compile the network for the shapes of the work; other shapes run without compilation."""
     torch.compiler.set_stance("default")
     network.compile(dynamic=False)
-    try:
-        work.predictions()
-    except Exception as error:  # of any kind: a missing compiler, or an unsupported operation
-        undo_compilation(network)
-        if is_out_of_memory(error):
-            raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError("compile", True, f"fails: {reason}", "use compile=false") from error
+    work.predictions()
     torch.compiler.set_stance("eager_on_recompile")  # a last, smaller batch
 
 

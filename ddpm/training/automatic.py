@@ -15,7 +15,13 @@ from torch import Tensor
 
 from ddpm.distributed.consensus import broadcast
 from ddpm.distributed.devices import has_bf16_instructions
-from ddpm.distributed.trials import FASTER, relative_distance, undo_compilation
+from ddpm.distributed.trials import (
+    FASTER,
+    Failure,
+    attempt,
+    relative_distance,
+    undo_compilation,
+)
 from ddpm.training.trainer import Trainer
 from ddpm.training.trial import restored, seconds_per_step
 
@@ -72,6 +78,8 @@ def try_bf16(trainer: Trainer, left: Left, seconds: float | None = None) -> Trie
 def try_compiling(trainer: Trainer, left: Left, seconds: float | None = None) -> Tried | None:
     """Compile the network of a trainer if that shortens the run; None for one that is too short.
 
+    It is compiled on all processes or on none, see :func:`ddpm.distributed.trials.attempt`.
+
     Args:
         trainer: a trainer without compilation before its first step.
         left: see :data:`Left`.
@@ -81,16 +89,19 @@ def try_compiling(trainer: Trainer, left: Left, seconds: float | None = None) ->
     if plain is None:
         return None
     expected = gradients(trainer)
-    trainer.network.compile()
-    began = time.perf_counter()
-    try:
+
+    def trial() -> tuple[float, float, float]:
+        began = time.perf_counter()
+        trainer.network.compile()
         difference = relative_distance(gradients(trainer), expected)
         compiling = time.perf_counter() - began
-        fast = seconds_per_step(trainer, seconds=_SECONDS)
-    except Exception as error:  # of any kind: a missing compiler, or an unsupported operation
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        tried = Tried(False, plain, f"compile: false (it fails: {reason})")
+        return compiling, seconds_per_step(trainer, seconds=_SECONDS), difference
+
+    result = attempt(trainer.accelerator, trial)
+    if isinstance(result, Failure):
+        tried = Tried(False, plain, f"compile: false ({result.reason})")
     else:
+        compiling, fast, difference = result
         gained = left(plain) * (1 - fast / plain)
         limit = _CLOSE if trainer.accelerator.mixed_precision == "no" else _CLOSE_IN_HALF
         times = compiling, gained

@@ -19,7 +19,7 @@ MAX_PASSES = 10  # that are counted
 _MAX_COPIED = 4_000_000  # parameters: too many for caches, and little memory
 
 
-def seconds_per_step(trainer: Trainer, *, seconds: float = 1.0) -> float:
+def seconds_per_step(trainer: Trainer, *, seconds: float = 1.0, passes: int = MAX_PASSES) -> float:
     """Return the seconds per optimizer step, the median of a few passes on a real batch.
 
     The duration includes the forward and backward passes of all micro-batches, reading the data
@@ -33,6 +33,7 @@ def seconds_per_step(trainer: Trainer, *, seconds: float = 1.0) -> float:
         trainer: a trainer before its first step, or between two steps.
         seconds: approximate duration of the measurement. The first pass is a warm-up that is not
             counted, unless it alone takes longer than this.
+        passes: largest number of passes that are counted.
     """
     batch, micros = trainer.loader.first(trainer.samples), [micro_of_most_work(trainer)]
     reads, device = trainer.loader.num_workers == 0, trainer.accelerator.device
@@ -44,8 +45,8 @@ def seconds_per_step(trainer: Trainer, *, seconds: float = 1.0) -> float:
             trainer.gradient(trainer.loader.first(trainer.samples) if reads else batch, micro)
 
     with restored(trainer):
-        one = median_seconds(gradients, device, seconds=seconds) / len(micros)
-        return one * trainer.accumulate + _update(trainer, seconds=seconds / 4)
+        one = median_seconds(gradients, device, seconds=seconds, passes=passes) / len(micros)
+        return one * trainer.accumulate + _update(trainer, seconds / 4, passes)
 
 
 def micro_of_most_work(trainer: Trainer) -> int:
@@ -68,7 +69,9 @@ def in_eager_mode(trainer: Trainer) -> Iterator[None]:
         yield
 
 
-def median_seconds(work: Callable[[], object], device: torch.device, *, seconds: float) -> float:
+def median_seconds(
+    work: Callable[[], object], device: torch.device, *, seconds: float, passes: int = MAX_PASSES
+) -> float:
     """Return the median duration of a function in seconds.
 
     See :func:`seconds_per_step` for the first pass.
@@ -77,9 +80,10 @@ def median_seconds(work: Callable[[], object], device: torch.device, *, seconds:
         work: the function to repeat.
         device: a GPU is synchronized before and after each call.
         seconds: approximate duration of the measurement.
+        passes: largest number of calls that are counted.
     """
     durations: list[float] = []
-    while len(durations) <= MAX_PASSES and (not durations or sum(durations) < seconds):
+    while len(durations) <= passes and (not durations or sum(durations) < seconds):
         _synchronize(device)
         began = time.perf_counter()
         work()
@@ -106,7 +110,7 @@ def restored(trainer: Trainer) -> Iterator[None]:
             network.train(training)
 
 
-def _update(trainer: Trainer, *, seconds: float) -> float:
+def _update(trainer: Trainer, seconds: float, passes: int) -> float:
     """Return the duration of clipping, optimizer and average in seconds, on copies of the weights.
 
     For a large network only a part is copied, and the duration is scaled to all parameters.
@@ -129,4 +133,4 @@ def _update(trainer: Trainer, *, seconds: float) -> float:
             torch._foreach_lerp_(average, [each.detach() for each in copies], 0.5)
 
     device, share = trainer.accelerator.device, sum(each.numel() for each in copies) / total
-    return median_seconds(update, device, seconds=seconds) / share
+    return median_seconds(update, device, seconds=seconds, passes=passes) / share

@@ -1,5 +1,6 @@
 """The number of threads: precedence of its sources, trials, and resumed runs."""
 
+import math
 import os
 from types import SimpleNamespace
 
@@ -40,12 +41,9 @@ def trial(monkeypatch, threads):
     """Return a function: ``trial({1: 0.1, 2: 0.3}, load)`` fakes these seconds per step."""
 
     def make(seconds, load=QUIET, count=cpu_threads.WORTH_A_TRIAL):
-        monkeypatch.setattr(
-            cpu_threads,
-            "_measured",
-            lambda trial: (float(trial.measure(cpu_threads.TRIAL_SECONDS)), load),
-        )
-        return lambda: Trial(lambda _: seconds[threads[-1]], count, "step")
+        measured = lambda trial, _: (float(trial.measure(1.0, 3)), load)  # noqa: E731
+        monkeypatch.setattr(cpu_threads, "_measured", measured)
+        return lambda: Trial(lambda *_: seconds[threads[-1]], count, "step")
 
     return make
 
@@ -168,17 +166,24 @@ def test_numbers_out_of_range_are_rejected(threads, number):
     assert threads == []
 
 
-def test_the_main_process_decides_for_all(monkeypatch, threads, trial):
+@pytest.mark.parametrize(
+    ("count", "units"), [(100, 3), (1000, 4), (2499, 9), (2500, 10), (math.inf, 10)]
+)
+def test_a_trial_is_a_small_part_of_the_work(threads, count, units):
+    measured = []
+    measure = lambda *limits: measured.append(limits) or 0.1  # noqa: E731
+    assert use("auto", CPU, trial=lambda: Trial(measure, count, "step")) == Choice(1, 0.1)
+    assert measured == [(cpu_threads.TRIAL_SECONDS, units)] * 3
+
+
+def test_the_main_process_decides_for_all(monkeypatch, threads):
     """The measurements of the main process replace those of this process."""
-    sent = iter([[4], [1.0, QUIET], [0.5, QUIET], [2.0, QUIET]])
-
-    def broadcast(values):
-        values[:] = next(sent)
-        return values
-
-    monkeypatch.setattr(cpu_threads, "broadcast_object_list", broadcast)
+    sent = iter([4, (0.01, QUIET), (0.005, QUIET), (0.02, QUIET)])
+    monkeypatch.setattr(cpu_threads, "broadcast", lambda processes, value: next(sent))
     monkeypatch.setattr(cpu_threads, "machine", lambda: 64)  # of this one
-    assert use("auto", CPU, trial=trial({1: 1.0, 2: 9.0, 4: 9.0})) == Choice(4, 0.5)
+    trial = Trial(lambda *_: 9.0, 1000, "step")
+    assert use("auto", CPU, trial=lambda: trial) == Choice(4, 0.005)
+    assert next(sent, None) is None
 
 
 def test_the_load_of_others_excludes_this_process(monkeypatch):
@@ -220,7 +225,7 @@ def test_a_run_keeps_its_threads(command, tiny, monkeypatch, threads):
 
     monkeypatch.setattr(cpu_threads, "WORTH_A_TRIAL", 2)
     seconds = {1: 1.0, 2: 0.5, 4: 0.4}
-    measured = lambda trial: (seconds[threads[-1]], QUIET)  # noqa: E731
+    measured = lambda *_: (seconds[threads[-1]], QUIET)  # noqa: E731
     monkeypatch.setattr(cpu_threads, "_measured", measured)
     options = ("name=a", *tiny)
     ended = command("train", "trainer.max_steps=2", *options)
@@ -248,9 +253,9 @@ def test_trials_of_commands_run_their_own_work(command, trained, monkeypatch, th
     assert ended.status == 0, ended.err
     units = []
 
-    def measured(trial):
+    def measured(trial, _):
         units.append((trial.unit, trial.count))
-        assert trial.measure(0.0) > 0
+        assert trial.measure(0.0, 1) > 0
         return {1: 1.0, 2: 1.0, 4: 1.0}[threads[-1]], QUIET
 
     monkeypatch.setattr(cpu_threads, "_measured", measured)

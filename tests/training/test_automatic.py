@@ -1,6 +1,7 @@
 """Choice of precision and compilation: trials, their conditions, and their reasons."""
 
 import math
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from torch import nn
 
 from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, PredNoise, cosine
-from ddpm.distributed import devices
-from ddpm.distributed.trials import relative_distance
+from ddpm.distributed import devices, trials
+from ddpm.distributed.trials import attempt, relative_distance
 from ddpm.training import automatic
 from ddpm.training.automatic import gradients, try_bf16, try_compiling
 from tests.training.test_trainer import trainer
@@ -166,3 +167,25 @@ def test_a_network_that_cannot_be_compiled(training, monkeypatch):
     tried = try_compiling(training, lambda _: LONG)
     assert tried == (False, 1.0, "compile: false (it fails: no compiler)")
     assert training.network._compiled_call_impl is None and training.compile is False
+
+
+@pytest.mark.parametrize("reason", ["it fails: no g++ there", "it takes more than 5 min"])
+def test_no_process_compiles_if_one_of_them_cannot(training, monkeypatch, reason):
+    """The others would wait for it in the first step."""
+    monkeypatch.setattr(automatic, "WORTH_COMPILING", 0)
+    fake_seconds(monkeypatch, 1.0, 1.0, 0.5)
+    compiling(training, monkeypatch)
+    monkeypatch.setattr(trials, "gather", lambda _, own: [own, trials.Failure(reason)])
+    tried = try_compiling(training, lambda _: LONG)
+    assert tried == (False, 1.0, f"compile: false ({reason})")
+    assert training.network._compiled_call_impl is None and training.compile is False
+
+
+def test_compiling_has_a_time_limit(training, monkeypatch):
+    monkeypatch.setattr(automatic, "WORTH_COMPILING", 0)
+    monkeypatch.setattr(attempt, "__defaults__", (0.02,))
+    fake_seconds(monkeypatch, 1.0, 1.0)
+    network = training.network
+    monkeypatch.setattr(network, "compile", lambda: time.sleep(60))
+    tried = try_compiling(training, lambda _: LONG)
+    assert tried.line == "compile: false (it takes more than 0 s)"

@@ -56,6 +56,9 @@ def test_median_of_those_after_the_first(clock, taken, seconds, median, calls):
     work = durations(clock, *taken)
     assert median_seconds(work, CPU, seconds=seconds) == median
     assert clock.now == sum(taken[:calls])
+    clock.now = 0.0
+    few = median_seconds(durations(clock, *taken), CPU, seconds=seconds, passes=1)
+    assert (few, clock.now) == (taken[min(calls, 2) - 1], sum(taken[: min(calls, 2)]))
 
 
 class Noisy(nn.Module):
