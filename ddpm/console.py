@@ -10,9 +10,10 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 NOTICE = 25
 """Level of messages on the error stream that are not warnings."""
@@ -20,7 +21,7 @@ logger = logging.getLogger("ddpm")
 
 
 class _ConsoleHandler(logging.Handler):
-    """Writes records through tqdm, to the streams of the moment.
+    """Writes records above the bars of tqdm, to the streams of the moment.
 
     ``tqdm.contrib.logging`` has a handler of this kind for a single stream.
     """
@@ -30,7 +31,12 @@ class _ConsoleHandler(logging.Handler):
         try:
             stream = sys.stdout if record.levelno <= logging.INFO else sys.stderr
             level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-            tqdm.write(f"{level}{self.format(record)}", file=stream)
+            line = f"{level}{self.format(record)}"
+            bars = sys.modules.get("tqdm")  # short commands do without its import
+            if bars is None:
+                stream.write(f"{line}\n")
+            else:
+                bars.tqdm.write(line, file=stream)
             stream.flush()
         except Exception:
             self.handleError(record)
@@ -61,23 +67,6 @@ def _configure() -> None:
 _configure()
 
 
-class _Bar(tqdm):
-    """A bar that messages neither erase nor draw before its delay has passed."""
-
-    def clear(self, *args: Any, **kwargs: Any) -> None:
-        """Erase the bar from the screen."""
-        if self._is_visible():
-            super().clear(*args, **kwargs)
-
-    def refresh(self, *args: Any, **kwargs: Any) -> None:
-        """Draw the bar."""
-        if self._is_visible():
-            super().refresh(*args, **kwargs)
-
-    def _is_visible(self) -> bool:
-        return not self.disable and self.last_print_t >= self.start_t + self.delay
-
-
 def progress(
     total: int, what: str, unit: str, *, initial: int = 0, shown: bool = True, leave: bool = True
 ) -> tqdm:
@@ -94,9 +83,11 @@ def progress(
         shown: False for no bar, as on all processes but the main one.
         leave: False to remove the bar at its end.
     """
+    from ddpm.bar import Bar
+
     terminal = sys.stderr.isatty() or "ipykernel" in sys.modules
     seconds = 0.5 if terminal else 10.0
-    return _Bar(
+    return Bar(
         total=total,
         initial=initial,
         desc=what,

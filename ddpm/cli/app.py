@@ -57,13 +57,13 @@ def main(config_name: str, command: Callable[[], Command]) -> None:
 def _compose(config_name: str, command: Callable[[], Command]) -> None:
     """Let Hydra compose the config, or the configs of a sweep, and run the command."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    import hydra
+    typed = _read_arguments(config_name)
+    import hydra  # after the errors that are found without it
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from ddpm.cli import sweeps
 
-    typed = _read_arguments(config_name)
     failures: list[BaseException] = []
     status = 0
     try:
@@ -113,6 +113,7 @@ def _read_arguments(config_name: str) -> list[str]:
     """
     try:
         argument_errors.check_arguments(config_name, sys.argv[1:])
+        argument_errors.check_names(config_name, sys.argv[1:])
         typed = [readable(argument, sys.argv[1:]) for argument in sys.argv[1:]]
         with _signals_first():
             sys.argv[1:] = _prepared(config_name, typed)
@@ -170,12 +171,7 @@ def readable(argument: str, arguments: list[str]) -> str:
     if value:
         sweep = invocation.starts_sweep(arguments)
         value = values.literal(key.lstrip("+"), value, sweep=sweep)
-    if key.startswith("network."):  # arguments of another system's constructor
-        key = f"++{key}"
-    plain = "." in key and "@" not in key and key[0].isalpha()
-    group = key.partition(".")[0]
-    others = ("resume=", "init", f"{group}._target_=")
-    if plain and any(a.startswith(others) for a in arguments):
+    if argument_errors.is_addition(key, arguments):
         key = f"++{key}"
     return f"{key}={value}"
 
@@ -220,6 +216,7 @@ def _run(config: Any, command: Command) -> float | None:
     from ddpm.config.registry import load_plugins, with_typed_classes
     from ddpm.config.schema import check, typed
     from ddpm.config.text import plain
+    from ddpm.memory import import_torch
 
     typed_keys = {key for key, _ in invocation.typed_options()}
     options, typed_as = invocation.resolved(values.expanded(plain(config)), typed_keys)
@@ -238,6 +235,7 @@ def _run(config: Any, command: Command) -> float | None:
     checked |= with_typed_classes(checked, {*typed_as, *typed_keys})
 
     def work() -> float | None:
+        import_torch()
         with reported_as(typed_as):
             result = command(**checked)
             return result() if isinstance(command, type) else result

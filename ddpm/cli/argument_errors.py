@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ddpm import synonyms
 from ddpm.config import values
+from ddpm.config.comments import Groups, read
 from ddpm.config.location import config_dir
 from ddpm.errors import ConfigError, did_you_mean, most_similar
 
@@ -116,6 +116,44 @@ def check_arguments(config_name: str, arguments: Sequence[str]) -> None:
         elif "=" not in argument and argument[:1] != "~" and not _takes_value(previous):
             raise _bare(config_name, argument)
         previous = argument
+
+
+def check_names(config_name: str, arguments: Sequence[str]) -> None:
+    """Check that options exist, before Hydra is imported, which takes longer than this.
+
+    Arguments that may change which options exist, such as flags, additions and choices of the
+    user's folders, are left to Hydra.
+
+    Args:
+        config_name: name of the command.
+        arguments: that passed :func:`check_arguments`.
+
+    Raises:
+        ConfigError: for the first option that does not exist.
+    """
+    pairs = [argument.partition("=")[::2] for argument in arguments]
+    groups = Groups()
+    if not all(re.fullmatch(r"[a-z]\w*(\.\w+)*", key) for key, _ in pairs):
+        return
+    if any(groups.choices(key) and value not in groups.choices(key) for key, value in pairs):
+        return
+    options = set(_options(config_name, arguments))
+    for key, value in pairs:
+        left = groups.choices(key) or key.startswith("hydra.") or is_addition(key, arguments)
+        if key not in options and not left:
+            raise ConfigError(key, value, _unknown(config_name, key, value, arguments))
+
+
+def is_addition(key: str, arguments: Sequence[str]) -> bool:
+    """Return True for an option that the config files need not have.
+
+    These are arguments of another system's constructor, and options of config groups beside
+    ``resume``, ``init`` and the ``_target_`` of the group, which have choices of their own.
+    """
+    group, dot, _ = key.partition(".")
+    others = ("resume=", "init", f"{group}._target_=")
+    plain = bool(dot) and "@" not in key and key[0].isalpha()
+    return key.startswith("network.") or (plain and any(a.startswith(others) for a in arguments))
 
 
 def _is_hydra_flag(argument: str) -> bool:
@@ -260,33 +298,13 @@ def _groups(config_name: str) -> list[str]:
 
 
 def _options(config_name: str, arguments: Sequence[str]) -> list[str]:
-    """Return the options that exist with the typed choices; empty if these are invalid."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
+    """Return the options that exist with the typed choices; with any choice of a group in a sweep.
 
-    place = config_dir()
-    groups = [a for a in arguments if (place / a.split("=", 1)[0]).is_dir()]
-    single = [a for a in groups if "," not in a]
-    swept = [f"{a.partition('=')[0]}={choice}" for a in groups if a not in single
-             for choice in a.partition("=")[2].split(",")]  # fmt: skip
-    GlobalHydra.instance().clear()
-    options: list[str] = []
-    try:
-        with initialize_config_dir(config_dir=str(place), version_base="1.3"):
-            for choice in [[one] for one in swept] or [[]]:
-                options += _paths(compose(config_name, overrides=[*single, *choice]))
-    except Exception:  # the error itself matters more than a suggestion
-        return []
-    return options
-
-
-def _paths(config: Any, prefix: str = "") -> list[str]:
-    """Return all dotted paths of a config."""
-    paths = []
-    for key in config:
-        path = f"{prefix}{key}"
-        paths.append(path)
-        node = config._get_node(key)
-        if node is not None and hasattr(node, "keys") and not node._is_none():
-            paths.extend(_paths(node, f"{path}."))
-    return paths
+    They are read from the files: Hydra takes longer to import than the rest of a message.
+    """
+    root, groups = read(config_dir() / f"{config_name}.yaml"), Groups()
+    typed = dict(each.split("=", 1) for each in arguments if "=" in each)
+    swept = [(key, value) for key, value in typed.items() if "," in value and groups.choices(key)]
+    alternatives = [{**typed, key: each} for key, value in swept for each in value.split(",")]
+    options = [key for each in alternatives or [typed] for key in groups.keys(root, each)]
+    return list(dict.fromkeys(options))

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm.cli import app
 from ddpm.config import paths, values
-from ddpm.config.registry import config_with_defaults, node
-from ddpm.config.text import to_yaml
 from ddpm.errors import ConfigError, render, require
 
 if TYPE_CHECKING:
@@ -47,6 +45,7 @@ def import_run(
     data: Node | None = None,
 ) -> None:
     """Read a checkpoint of another system, print its properties, and write a run with it."""
+    from ddpm.config.text import to_yaml
     from ddpm.console import info
     from ddpm.interop.checkpoint_import import read_checkpoint
     from ddpm.training import checkpoint
@@ -88,6 +87,8 @@ def import_run(
 
 def _config(imported: ImportedCheckpoint, data: Node | None) -> Node:
     """Return the config of the run."""
+    from ddpm.config.registry import config_with_defaults, node
+
     config: Node = {
         "model": node(imported.spec.target, imported.spec.options),
         **imported.process.nodes(),

@@ -89,11 +89,7 @@ def _lines(option: Option) -> list[str]:
 
 def _suited(root: ConfigFile, groups: Groups, chosen: Mapping[str, str]) -> str:
     """Return the defaults that suit the chosen data and network, and replace those above."""
-    changed = []
-    for group, name, _ in root.optional:
-        choice = re.sub(r"\$\{(\w+)\}", lambda match: chosen.get(match[1], ""), name)
-        options = groups.read(group, choice).options
-        changed += [f"{key}={default}" for key, default, _ in options if default]
+    changed = [f"{key}={default}" for key, default, _ in groups.suited(root, chosen) if default]
     if not changed:
         return ""
     lines = textwrap.wrap(" ".join(changed), WIDTH, initial_indent="  ", subsequent_indent="  ")

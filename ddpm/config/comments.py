@@ -46,6 +46,7 @@ class ConfigFile:
         selected: choices of other groups that this file makes unless they are typed, by group.
         bases: names of the files of the same group that this one extends.
         options: in the order of the file.
+        has_target: True if the file names a class, the option ``_target_``.
         is_global: True if the options are those of the root config, as in recipes.
     """
 
@@ -56,7 +57,7 @@ class ConfigFile:
         self.selected: dict[str, str] = {}
         self.bases: list[str] = []
         self.options: list[Option] = []
-        self.is_global = False
+        self.has_target = self.is_global = False
 
 
 def read(path: Path) -> ConfigFile:
@@ -76,6 +77,7 @@ def read(path: Path) -> ConfigFile:
             comment = (match["comment"] or "").strip()
             if key == "_target_":
                 result.about += [comment] if comment else []
+                result.has_target |= indent == 0
             elif names[0] not in ("hydra", "defaults"):
                 result.options += _options(".".join(names), value, comment)
     return result
@@ -145,6 +147,46 @@ class Groups:
             fixed |= selected.keys()
         return chosen
 
+    def suited(self, root: ConfigFile, chosen: Mapping[str, str]) -> list[Option]:
+        """Return the options with other defaults that suit the chosen data and network."""
+        names = {
+            group: re.sub(r"\$\{(\w+)\}", lambda match: chosen.get(match[1], ""), name)
+            for group, name, _ in root.optional
+        }
+        files = (self.read(group, name) for group, name in names.items())
+        return [option for file in files for option in file.options]
+
+    def keys(self, root: ConfigFile, typed: Mapping[str, str]) -> list[str]:
+        """Return the dotted names of all options of a root config, and of their sections.
+
+        These are the names that Hydra's composition has, except those of Hydra itself.
+
+        Args:
+            root: the root config.
+            typed: values of the typed options, by key.
+        """
+        chosen = self.chosen(root, typed)
+        names = []
+        for group, choice in chosen.items():
+            names += self._keys(group, group, choice, typed)
+        names += [option.key for option in (*self.suited(root, chosen), *root.options)]
+        parts = [name.split(".") for name in names]
+        sections = [".".join(each[:end]) for each in parts for end in range(1, len(each) + 1)]
+        return list(dict.fromkeys(sections))
+
+    def _keys(self, group: str, place: str, choice: str, typed: Mapping[str, str]) -> Iterator[str]:
+        """Yield the names of the options that a choice of a group adds at a place of the config."""
+        file = self.read(group, choice)
+        prefix = "" if file.is_global else f"{place}."
+        if file.has_target:
+            yield f"{prefix}_target_"
+        for inner, default, _ in file.groups:
+            name, _, target = inner.strip("/").partition("@")
+            inside = f"{prefix}{target}"
+            yield from self._keys(name, inside, typed.get(f"{name}@{inside}", default), typed)
+        for option in file.options:
+            yield f"{prefix}{option.key}"
+
     def added(self) -> list[str]:
         """Return the groups that the bundled folder does not have."""
         paths = [path for each in self.folders[1:] if each.is_dir() for path in each.iterdir()]
@@ -161,6 +203,7 @@ class Groups:
         for base in result.bases:
             other = self.read(group, base) if base != choice else ConfigFile()
             result.groups = other.groups + result.groups
+            result.has_target |= other.has_target
             result.options = _merged(other.options, result.options)
         return result
 

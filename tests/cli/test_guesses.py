@@ -260,18 +260,6 @@ def composed(command, choices):
         return OmegaConf.to_container(compose(command, overrides=list(choices)))
 
 
-@pytest.fixture(autouse=True)
-def once(monkeypatch):
-    """Cache the composition of configs for all tests."""
-
-    def options(command, arguments):
-        groups = argument_errors._groups(command)
-        choices = tuple(each for each in arguments if each.partition("=")[0] in groups)
-        return [*paths(composed(command, choices))]
-
-    monkeypatch.setattr(argument_errors, "_options", options)
-
-
 def paths(node, prefix=""):
     for key, value in node.items():
         yield f"{prefix}{key}"
