@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,9 @@ Draws = tuple[Tensor, Tensor | None]
 
 
 def _copied(values: Tensor, device: torch.device) -> Tensor:
-    """Return values of the host on a device, without waiting for a GPU."""
-    pinned = values.pin_memory() if device.type == "cuda" else values
+    """Return values on a device, without waiting for a GPU."""
+    on_host = values.device.type == "cpu"
+    pinned = values.pin_memory() if on_host and device.type == "cuda" else values
     return pinned.to(device, non_blocking=True)
 
 
@@ -54,7 +54,10 @@ class Timesteps(ABC):
 
     @abstractmethod
     def weights(self) -> Tensor:
-        """Return the probability of each timestep, (T,) float64; real times are rounded."""
+        """Return the probability of each timestep, (T,) float64; real times are rounded.
+
+        It is on the device of the losses where it depends on them, else on the CPU.
+        """
 
     def draw(self, count: int, device: torch.device, part: BatchPart | None = None) -> Draws:
         """Sample timesteps with torch's global generator.
@@ -69,10 +72,12 @@ class Timesteps(ABC):
             Timesteps (count,) int64, or real times (count,) float32, and importance weights
             ``1 / (T p)`` (count,) float32, None if all are 1.
         """
-        # On the CPU: multinomial on a GPU needs a cumulative sum, for which several versions of
-        # torch have no deterministic kernel (trainer.deterministic).
         p = self.weights()
-        t = torch.multinomial(p, count, replacement=True)
+        uniform = _copied(torch.rand(count, dtype=torch.float64), p.device)
+        # Whole numbers: their sum is the same in any order, so that GPUs have a deterministic
+        # kernel for the cumulative sum, and the timesteps do not depend on the device.
+        ends = (p * 2**52).round().long().cumsum(0)
+        t = torch.searchsorted(ends, (uniform * ends[-1]).ceil().long())
         weights = (1 / (self.num_steps * p[t])).float()
         return _copied(t, device), _copied(weights, device)
 
@@ -191,7 +196,7 @@ class LossSecondMoment(Timesteps):
 
     Importance sampling for the variational bound, whose terms differ by orders of magnitude
     (Nichol & Dhariwal 2021, section 3.3). It is uniform until the history of every timestep is
-    full. The state is the histories and the number of losses in each.
+    full. The state is the histories and the number of losses in each; it is never changed in place.
 
     Args:
         history_per_term: number of stored losses per timestep.
@@ -214,32 +219,47 @@ class LossSecondMoment(Timesteps):
     def weights(self) -> Tensor:
         share = 1 / self.num_steps
         moment = (self._history**2).mean(dim=1).sqrt()
-        if bool((self._counts < self.history_per_term).any()) or float(moment.sum()) == 0:
-            return torch.full((self.num_steps,), share, dtype=torch.float64)
-        return moment / moment.sum() * (1 - self.uniform_prob) + self.uniform_prob * share
+        total, is_full = moment.sum(), self._counts.min() == self.history_per_term
+        weights = moment / total * (1 - self.uniform_prob) + self.uniform_prob * share
+        return torch.where(is_full & (total > 0), weights, share)
+
+    def draw(self, count: int, device: torch.device, part: BatchPart | None = None) -> Draws:
+        self._move(device)
+        return super().draw(count, device, part)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Append losses (B,) at timesteps t (B,) to the histories, which drop their oldest.
 
-        Losses that are not finite, the result of overflow in half precision, are ignored.
+        Losses that are not finite, the result of overflow in half precision, are ignored. The host
+        reads nothing.
         """
-        for step, loss in zip(t.tolist(), losses.tolist(), strict=True):
-            if not math.isfinite(loss):
-                continue
-            count = int(self._counts[step])
-            if count == self.history_per_term:
-                self._history[step] = self._history[step].roll(-1)
-                count -= 1
-            self._history[step, count] = loss
-            self._counts[step] = count + 1
+        self._move(losses.device)
+        size, device = self.history_per_term, losses.device
+        t = torch.where(losses.isfinite(), t, self.num_steps)  # behind the last one: ignored
+        order = t.argsort(stable=True)
+        t, losses = t[order], losses[order].double()
+        rows = torch.arange(self.num_steps, device=device)
+        first, end = torch.searchsorted(t, rows), torch.searchsorted(t, rows, right=True)
+        before, after = self._counts, self._counts + end - first
+        # Places of the new history in the old one, which the new losses continue.
+        places = torch.arange(size, device=device) + (after - size).clamp(min=0)[:, None]
+        old = self._history.gather(1, places.clamp(max=size - 1))
+        new = losses[(first - before)[:, None].add(places).clamp(0, len(losses) - 1)]
+        is_old, is_used = places < before[:, None], places < after[:, None]
+        self._history = torch.where(is_old, old, torch.where(is_used, new, 0.0))
+        self._counts = after.clamp(max=size)
+
+    def _move(self, device: torch.device) -> None:
+        """Keep the state on a device: that of the losses."""
+        self._history, self._counts = self._history.to(device), self._counts.to(device)
 
     def state(self) -> dict[str, Any]:
-        return {"history": self._history.clone(), "counts": self._counts.clone()}
+        return {"history": self._history.cpu(), "counts": self._counts.cpu()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore the state; raise ValueError if it is that of another T or history length."""
         if state["history"].shape != self._history.shape:
             shapes = tuple(state["history"].shape), tuple(self._history.shape)
             raise ValueError(f"the history has shape {shapes[0]}; expected {shapes[1]}")
-        self._history.copy_(state["history"])
-        self._counts.copy_(state["counts"])
+        self._history = torch.empty_like(self._history).copy_(state["history"])
+        self._counts = torch.empty_like(self._counts).copy_(state["counts"])

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, PredNoise, cosine
 from ddpm.distributed.consensus import Agreed, PostedStatus
 from ddpm.models import IDDPMUNet
-from ddpm.training import LogitNormal, LogNormal, Stratified, Uniform
+from ddpm.training import LogitNormal, LogNormal, LossSecondMoment, Stratified, Uniform
 from ddpm.training.loop import TrainingLoop
 from ddpm.training.meter import Meter
 from ddpm.training.run import Run
@@ -105,7 +105,9 @@ class Copies(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("timesteps", [Uniform, Stratified, LogitNormal, LogNormal])
+@pytest.mark.parametrize(
+    "timesteps", [Uniform, Stratified, LogitNormal, LogNormal, LossSecondMoment]
+)
 def test_the_host_does_not_wait_for_the_device(tmp_path, monkeypatch, timesteps):
     """Meta tensors have no values: reading one is an error.
 

@@ -210,23 +210,47 @@ def test_invalid_options_are_rejected(options, line):
     assert str(caught.value) == line
 
 
-def test_timesteps_are_sampled_on_the_cpu():
-    """Sampling on a GPU uses a cumulative sum, for which some have no deterministic kernel."""
+@pytest.mark.parametrize("count", [2, 16, 300])
+def test_draws_are_those_of_multinomial(count):
+    """The cumulative sum is that of whole numbers, on which the order has no effect."""
+    sampler = filled((torch.rand(1000, dtype=torch.float64) ** 4).tolist())
+    for seed in range(20):
+        torch.manual_seed(seed)
+        t, _ = sampler.draw(count, CPU)
+        after = torch.rand(())
+        torch.manual_seed(seed)
+        assert torch.equal(t, torch.multinomial(sampler.weights(), count, replacement=True))
+        assert torch.equal(after, torch.rand(()))
+
+
+def test_histories_are_those_of_a_loop():
+    """Timesteps occur up to six times in a batch, and histories have one to four losses."""
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 2, 4):
+        sampler = LossSecondMoment(cosine(num_steps=5), history_per_term=size)
+        expected = [[] for _ in range(5)]
+        for count in (1, 3, 7, 30, 2, 12):
+            t = torch.randint(0, 5, (count,), generator=generator)
+            losses = torch.rand(count, generator=generator)
+            losses[torch.rand(count, generator=generator) < 0.2] = math.nan
+            sampler.update(t, losses)
+            for step, loss in zip(t.tolist(), losses.tolist(), strict=True):
+                if math.isfinite(loss):
+                    expected[step] = [*expected[step], loss][-size:]
+            padded = [each + [0.0] * (size - len(each)) for each in expected]
+            assert sampler.state()["history"].tolist() == padded
+            assert sampler.state()["counts"].tolist() == [len(each) for each in expected]
+
+
+def test_the_state_is_on_the_device_of_the_losses():
+    """Meta tensors have no values: reading one is an error."""
     sampler, meta = filled([1.0, 2.0, 3.0, 4.0]), torch.device("meta")
-    torch.manual_seed(3)
     expected, weights = sampler.draw(6, CPU)
-    drawn, multinomial = [], torch.multinomial
-
-    def draw(p, *args, **kwargs):
-        drawn.append(multinomial(p, *args, **kwargs))
-        return drawn[0]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "multinomial", draw)
-        torch.manual_seed(3)
+    for _ in range(2):
         t, w = sampler.draw(6, meta)
-    assert t.is_meta and w.is_meta and (t.dtype, w.dtype) == (expected.dtype, weights.dtype)
-    assert torch.equal(drawn[0], expected)
+        assert t.is_meta and w.is_meta and (t.dtype, w.dtype) == (expected.dtype, weights.dtype)
+        sampler.update(t, torch.ones(6, device=meta))
+    assert sampler.weights().is_meta
 
 
 def parts_of(sampler, count, world, micro, uniform):
