@@ -29,23 +29,23 @@ def export(
     push: str | None,
     plugins: list[str],
 ) -> None:
-    """Write a file, and a JSON file with the arguments that loading it requires; or a folder.
+    """Write a file, a file with a JSON file of the arguments of its network, or a folder.
 
     With ``push`` also upload the model to the Hugging Face hub.
     """
     from ddpm.console import info, warn
-    from ddpm.model_export import OWN_FORMAT, export_files, is_folder
+    from ddpm.model_export import default_name, export_files, file_names, is_folder, is_program
     from ddpm.publication import check_push, upload
     from ddpm.training import checkpoint
 
     repository = check_push(push, format)
     source, folder = checkpoint.find(ckpt, warn), is_folder(format)
-    own = format == OWN_FORMAT
-    suffix = "" if folder else ".safetensors" if own else ".pt"
-    parts = ["" if own else format, version or "", "raw" * (weights == "raw")]
-    label = "".join(f"-{part}" for part in parts if part)
-    default = source.run / "exported" / f"step-{source.step:08d}{label}{suffix}"
+    default = source.run / "exported" / default_name(source.step, format, weights, version)
     target = Path(default if out is None else out)
+    if not folder:
+        _output(target, folder).check(file_names(format, target.name))
+    if is_program(format):
+        info("tracing and checking the network, which may take a minute")
     exported = export_files(source, format, weights, version, target.name)
     _write(target, exported.contents, folder)
     info(f"done: {target} ({exported.note})")
@@ -73,14 +73,9 @@ def _write(target: Path, contents: Mapping[str, bytes | Mapping[str, Any]], fold
             write(output.aside / name, content)
 
 
-@contextmanager
-def _output_folder(target: Path, names: list[str], folder: bool) -> Iterator[OutputFolder]:
-    """Yield an output folder, whose files are moved into place at the end.
-
-    Raises:
-        ConfigError: the folder cannot be written, or has such a file that is not an export.
-    """
-    from ddpm.outputs import OutputFolder, unwritable
+def _output(target: Path, folder: bool) -> OutputFolder:
+    """Return the folder to write to; raise ConfigError if the target is of the other kind."""
+    from ddpm.outputs import OutputFolder
 
     if folder:
         problem = "is a file; set out= to the name of a folder"
@@ -88,8 +83,19 @@ def _output_folder(target: Path, names: list[str], folder: bool) -> Iterator[Out
     else:
         problem = "is a folder; set out= to the name of a file"
         require(not target.is_dir(), "out", str(target), problem)
-    place = target if folder else target.parent
-    output = OutputFolder(place, "export", shown=str(target))
+    return OutputFolder(target if folder else target.parent, "export", shown=str(target))
+
+
+@contextmanager
+def _output_folder(target: Path, names: list[str], folder: bool) -> Iterator[OutputFolder]:
+    """Yield an output folder, whose files are moved into place at the end.
+
+    Raises:
+        ConfigError: the folder cannot be written, or has such a file that is not an export.
+    """
+    from ddpm.outputs import unwritable
+
+    output = _output(target, folder)
     try:
         with output.naming():
             output.check(names)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ddpm.data.class_rows import Rows
 from ddpm.data.gifs import write_frames
+from ddpm.data.scaling import Scaling
 from ddpm.errors import ConfigError, did_you_mean
 from ddpm.files import replacing
 
@@ -88,6 +89,11 @@ class Codec(ABC):
         Returns:
             Raw data ``(B, *shape)`` on the same device.
         """
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """Map of raw values to model space, if it is linear and the same for all entries."""
+        return None
 
     @abstractmethod
     def state(self) -> dict[str, Any]:

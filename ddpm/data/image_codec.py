@@ -16,7 +16,7 @@ from ddpm.data.codec import Codec, check_limits, checked_shape
 from ddpm.data.decoding import read_pixels, suppress_pillow_warnings
 from ddpm.data.depth import Levels, file_range_warnings
 from ddpm.data.pictures import grid
-from ddpm.data.scaling import ByteScaling, IntegerScaling
+from ddpm.data.scaling import ByteScaling, IntegerScaling, Scaling
 from ddpm.errors import ConfigError, require
 from ddpm.files import replacing
 
@@ -52,6 +52,11 @@ class ImageCodec(Codec):
             require(self.shape[0] == 1, "shape", self.shape, problem)
             self.levels = Levels.from_range(16, low, high)
             self._scaling = IntegerScaling(float(low), float(high))
+
+    @property
+    def scaling(self) -> Scaling:
+        """Map of raw values to model space."""
+        return self._scaling
 
     def encode(self, raw: torch.Tensor) -> torch.Tensor:
         """Convert raw ``(B, C, H, W)`` to float32 in -1..1."""

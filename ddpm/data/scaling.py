@@ -1,8 +1,13 @@
-"""Scaling of raw values to model space, -1..1, and back."""
+"""Scaling of raw values to model space, -1..1, and back.
+
+Each class maps ``low``..``high`` linearly to -1..1. Raw values are whole numbers if ``whole``;
+decoding then rounds them, and clamps them to the range.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +18,10 @@ from ddpm.errors import ConfigError
 @dataclass(frozen=True)
 class ByteScaling:
     """Scaling of uint8 0..255 to -1..1."""
+
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float] = 255.0
+    whole: ClassVar[bool] = True
 
     def encode(self, raw: torch.Tensor) -> torch.Tensor:
         """Convert uint8 to float32 in -1..1."""
@@ -33,6 +42,7 @@ class RangeScaling:
 
     low: float
     high: float
+    whole: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not -np.inf < self.low < self.high < np.inf:
@@ -55,6 +65,11 @@ class IntegerScaling(RangeScaling):
         ConfigError: (key ``low``) the range is empty or infinite.
     """
 
+    whole: ClassVar[bool] = True
+
     def decode(self, x: torch.Tensor) -> torch.Tensor:
         """Convert model space to the nearest whole numbers, clamped to the range."""
         return super().decode(x).round().clamp(self.low, self.high)
+
+
+Scaling = ByteScaling | RangeScaling

@@ -14,7 +14,7 @@ from ddpm.data.arrays import read_arrays
 from ddpm.data.class_rows import Rows
 from ddpm.data.codec import Codec, checked_shape
 from ddpm.data.pictures import plots
-from ddpm.data.scaling import RangeScaling
+from ddpm.data.scaling import RangeScaling, Scaling
 from ddpm.errors import ConfigError, require
 
 Axes = Literal["NCL", "NLC"]
@@ -46,6 +46,11 @@ class SequenceCodec(Codec):
         self._channels_last = axes == "NLC"
         self.low, self.high = float(low), float(high)
         self._scaling = RangeScaling(self.low, self.high)
+
+    @property
+    def scaling(self) -> Scaling:
+        """Map of raw values to model space."""
+        return self._scaling
 
     def encode(self, raw: torch.Tensor) -> torch.Tensor:
         """Convert raw ``(B, C, L)`` to float32, ``low`` to -1 and ``high`` to 1."""

@@ -22,7 +22,7 @@ from ddpm.data.files import find_files
 from ddpm.data.gifs import Rate, frame_durations, write_frames
 from ddpm.data.pictures import as_image, grid, visible
 from ddpm.data.samples import find_samples
-from ddpm.data.scaling import ByteScaling, RangeScaling
+from ddpm.data.scaling import ByteScaling, RangeScaling, Scaling
 from ddpm.data.video_arrays import check_array_suffix
 from ddpm.data.video_sources import VIDEO_FILES, VideoFile
 from ddpm.errors import ConfigError, require
@@ -126,6 +126,11 @@ class VideoCodec(Codec):
         self.condition = condition
         self.condition_mask = condition.mask(self.shape)
         self.condition_channels = condition.channels
+
+    @property
+    def scaling(self) -> Scaling:
+        """Map of raw values to model space."""
+        return self._scaling
 
     def encode(self, raw: torch.Tensor) -> torch.Tensor:
         """Convert raw ``(B, C, F, H, W)`` to float32: 0..255, or ``low``..``high``, to -1..1."""

@@ -130,10 +130,14 @@ class Denoiser:
         if diffusion.self_condition:
             inputs["x_self_cond"] = torch.zeros_like(x_t) if previous_x0 is None else previous_x0
         if diffusion.objective.preconditions:
-            a, s = diffusion.schedule.scales(t, x_t)
+            a, s = self.scales(t, x_t)
             network_input = diffusion.objective.scale_input(x_t, a, s)
             network_input = diffusion.conditioning_mask.apply(network_input, x_t)
         return self.model(network_input, self.network_time(t, x_t), **inputs).to(x_t.dtype)
+
+    def scales(self, t: Tensor | float, like: Tensor | None = None) -> tuple[Any, Any]:
+        """Return alpha and sigma at t, see :meth:`Schedule.scales`."""
+        return self.diffusion.schedule.scales(t, like)
 
     def network_time(self, t: Tensor | float, x_t: Tensor) -> Tensor:
         """Return the time input of the network, (B,).
@@ -150,7 +154,7 @@ class Denoiser:
         elif not isinstance(t, Tensor) and float(t).is_integer():
             time = int(t)
         if diffusion.objective.preconditions:
-            time = diffusion.objective.network_time(time, *diffusion.schedule.scales(t))
+            time = diffusion.objective.network_time(time, *self.scales(t))
         if isinstance(time, Tensor):
             return time
         dtype = torch.int64 if isinstance(time, int) else torch.float32
@@ -163,7 +167,7 @@ class Denoiser:
         """
         diffusion, mask = self.diffusion, self.diffusion.conditioning_mask
         output, variance_output = diffusion.split_output(output)
-        a, s = diffusion.schedule.scales(t, x_t)
+        a, s = self.scales(t, x_t)
         generated = diffusion.objective.x0(mask.select_generated(x_t), output, a, s)
         x0 = mask.apply(mask.merge(generated, x_t), x_t)
         return Prediction(x0, x_t, a, s, variance_output)

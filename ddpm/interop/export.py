@@ -18,6 +18,7 @@ from ddpm.interop.diffusers_process import scheduler_config
 from ddpm.interop.diffusers_weights import weights_from, weights_to
 from ddpm.interop.foreign_format import Export, ForeignFormat, NetworkSpec, Weights, bind, load
 from ddpm.interop.networks import DIFFUSERS, SOURCES
+from ddpm.interop.programs import SUFFIXES
 
 _VERSION = {"_diffusers_version": "0.42.1"}  # whose results the tests compare with
 
@@ -59,7 +60,7 @@ def export_model(
     Raises:
         ConfigError: the system has no equivalent network; names the option it lacks.
     """
-    formats = ["safetensors", *SOURCES, DIFFUSERS]
+    formats = ["safetensors", *SOURCES, DIFFUSERS, *SUFFIXES]
     problem = f"is unknown{did_you_mean(format, formats, complete=True)}"
     require(format in SOURCES, "format", format, problem)
     spec = _exportable(spec, diffusion)
@@ -113,7 +114,7 @@ def _exportable(spec: NetworkSpec, diffusion: GaussianDiffusion) -> NetworkSpec:
     """Return a network without the options that other systems lack; ConfigError if one is used."""
     problem = (
         "the network pads its data, whose size is not divisible by 2 at each level, which other "
-        "systems do not support; use format=safetensors"
+        "systems do not support; use format=safetensors, torch-export or onnx"
     )
     require(not spec.options.get("pad"), "model.pad", True, problem)
     kind = type(diffusion.objective)
@@ -121,7 +122,7 @@ def _exportable(spec: NetworkSpec, diffusion: GaussianDiffusion) -> NetworkSpec:
     plain &= kind.network_time is Objective.network_time
     problem = (
         "changes the input or the time of the network, which other systems do not support; use "
-        "format=safetensors"
+        "format=safetensors, torch-export or onnx"
     )
     require(plain, "objective", kind.__name__, problem)
     options = {key: value for key, value in spec.options.items() if key != "pad"}

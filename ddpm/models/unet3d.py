@@ -175,7 +175,7 @@ class UNet3D(Network):
         h = self.init_conv(self.prepare(x, y, x_self_cond))
         embedding = self._embed(t, y, x.dtype)
         if self.cond_dim is not None or cond is not None or null_cond is not None:
-            condition = self._condition(len(x), cond, null_cond)
+            condition = self._condition(x.shape[0], cond, null_cond)
             embedding = torch.cat((embedding, condition.to(embedding.dtype)), dim=1)
         axis = self._axis(x, focus_present_mask)
         unfocused = FrameAxis(axis.angles, axis.bias, None)

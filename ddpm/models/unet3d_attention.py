@@ -155,7 +155,7 @@ class TemporalAttention(Attention):
         weights = torch.softmax(at_least_float32(scores) + at_least_float32(axis.bias), dim=-1)
         out = weights.to(v.dtype) @ v
         if axis.focus is not None:
-            pixels = axis.focus.repeat_interleave(len(q) // len(x))
+            pixels = axis.focus.repeat_interleave(q.shape[0] // x.shape[0])
             out = torch.where(pixels[:, None, None, None], v, out)
         return x + self.merge(out).reshape(rows.shape).permute(0, 4, 3, 1, 2)
 
@@ -186,4 +186,4 @@ class SpatialLinearAttention(nn.Module):
         frames = self.norm(x).transpose(1, 2).flatten(0, 1)
         q, k, v = self.to_qkv(frames).flatten(2).unflatten(1, (3, self.heads, -1)).unbind(1)
         out = linear_attend(q, k, v).flatten(1, 2).unflatten(-1, x.shape[3:])
-        return x + self.to_out(out).unflatten(0, (len(x), -1)).transpose(1, 2)
+        return x + self.to_out(out).unflatten(0, (-1, x.shape[2])).transpose(1, 2)

@@ -167,7 +167,7 @@ class SelfAttention(nn.Module):
         """Return the keys and values with the learned ones in front, along axis ``dim``."""
         if self.mem_kv is None:
             return k, v
-        memory = self.mem_kv.to(k.dtype)[:, None].expand(-1, len(k), -1, -1, -1)
+        memory = self.mem_kv.to(k.dtype)[:, None].expand(-1, k.shape[0], -1, -1, -1)
         return torch.cat((memory[0], k), dim=dim), torch.cat((memory[1], v), dim=dim)
 
 

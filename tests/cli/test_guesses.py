@@ -472,9 +472,9 @@ def test_the_nearest_run_of_a_missing_one(tmp_path, monkeypatch):
 
 def test_formats_are_listed_once():
     with pytest.raises(ConfigError) as raised:
-        export_model("onnx", None, {}, "ema", diffusion=None, step=0, version=None)
+        export_model("tflite", None, {}, "ema", diffusion=None, step=0, version=None)
     line = str(raised.value)
-    assert line.startswith("format=onnx: is unknown (there are: ")
+    assert line.startswith("format=tflite: is unknown (there are: ")
     assert line.count("there are") == line.count("safetensors") == line.count("diffphycon") == 1
 
 

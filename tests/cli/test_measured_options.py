@@ -38,7 +38,7 @@ def test_the_number_is_stored_and_used_by_all_commands(command, tiny):
     assert exported.status == 1
     assert exported.line == (
         "ddpm-export: objective=EDM: changes the input or the time of the network, which other "
-        "systems do not support; use format=safetensors"
+        "systems do not support; use format=safetensors, torch-export or onnx"
     )
 
 

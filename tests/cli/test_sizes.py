@@ -58,7 +58,8 @@ def test_padded_networks_sample_and_are_not_exported_to_systems_that_do_not_pad(
     ended = command("export", "ckpt=outputs/a", "format=simple-unet")
     assert ended.line == (
         "ddpm-export: model.pad=true: the network pads its data, whose size is not divisible by "
-        "2 at each level, which other systems do not support; use format=safetensors"
+        "2 at each level, which other systems do not support; use format=safetensors, "
+        "torch-export or onnx"
     )
 
 
