@@ -103,8 +103,8 @@ def measure(options: Options) -> dict[str, Any]:
     return {
         "contexts": contexts,
         "rows": [asdict(row) for row in done],
-        "minutes": round((time.monotonic() - began) / 60, 1),
-        "cpu_minutes": round(time.process_time() / 60, 1),
+        "time": f"{(time.monotonic() - began) / 60:.0f} minutes, {time.process_time() / 60:.0f} of "
+        "CPU time",
         "versions": {"ddpm": __version__, "torch": torch.__version__},
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
     }
@@ -121,8 +121,8 @@ def write(results: dict[str, Any], folder: Path) -> None:
     text = report.document(
         results["contexts"],
         rows,
-        f"{results['minutes']:.0f} minutes, {results['cpu_minutes']:.0f} minutes of CPU time, "
-        f"{machine['threads']} threads of {machine['processor']}, torch {versions['torch']}.",
+        f"{results['time']}, {machine['threads']} threads of {machine['processor']}, torch "
+        f"{versions['torch']}.",
     )
     for name, content in (
         ("results.json", json.dumps(results, indent=1) + "\n"),

@@ -57,10 +57,11 @@ def section(name: str, context: dict[str, Any], rows: Rows) -> str:
         f"{codec} {'not installed' if value is None else f'{value:.2f}'}"
         for codec, value in context["codecs"].items()
     )
+    varied = " objective=... schedule=..." if len({row["run"] for row in rows}) > 1 else ""
     return (
         f"## {name}\n\n"
         f"{context['num_training']} images for training, {context['num_held_out']} held out. Each "
-        f"run: `ddpm-train {' '.join(context['options'])} objective=... schedule=...`.\n\n"
+        f"run: `ddpm-train {' '.join(context['options'])}{varied}`.\n\n"
         f"- Floors of FID: {floors}. The extractor is a classifier of the other half of the "
         f"training images, {context['classifier_accuracy']:.1%} right on held-out images, weights "
         f"sha256 {context['classifier_sha256'][:12]}.\n"
@@ -108,10 +109,14 @@ def plot(rows: Rows, floors: dict[str, float], path: Path) -> None:
         left.bar(places, heights, 0.8 / len(cells), label=f"{cell[0]} {cell[1]}{guided}")
     for style, (what, value) in zip(("--", ":"), floors.items(), strict=False):
         left.axhline(value, color="black", linestyle=style, linewidth=1, label=what)
-    left.set(ylabel="FID", yscale="log")
-    left.legend(fontsize=7)
-    right.barh(runs, [next(r["bpd"] for r in rows if r["run"] == run) for run in runs])
-    right.set(xlabel="bits per dimension")
+    left.set(ylabel="FID", ylim=(0, None))
+    figure.legend(loc="outside upper center", ncols=len(cells) + len(floors), fontsize=7)
+    bits = right.barh(runs, [next(r["bpd"] for r in rows if r["run"] == run) for run in runs])
+    right.bar_label(bits, fmt="%.2f", fontsize=7)
+    right.set(xlabel="bits per dimension", xscale="log")
+    right.xaxis.set_major_formatter("{x:g}")
+    right.xaxis.set_minor_formatter("")
+    right.margins(x=0.2)
     left.set_xticks(range(len(runs)), [run.replace(", ", "\n") for run in runs], fontsize=7)
     right.tick_params(axis="y", labelsize=7)
     with replacing(path) as aside:
