@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from ddpm import checkpoint_paths, instantiate
 from ddpm.config import paths
@@ -16,6 +15,7 @@ from ddpm.console import warn
 from ddpm.data.classes import relabel
 from ddpm.data.spec import DataSpec
 from ddpm.data.split import Split
+from ddpm.distributed.consensus import broadcast
 from ddpm.errors import ConfigError, require
 from ddpm.runs import stored_config
 from ddpm.runs.request import Request
@@ -110,10 +110,9 @@ class Plan:
             return None
         assert self.path is not None
         newest = checkpoint.newest(self.path, warn) if accelerator.is_main_process else None
-        (folder,) = broadcast_object_list([None if newest is None else newest.folder])
+        folder = broadcast(accelerator, None if newest is None else newest.folder)
         if folder is None:
             return None
-        assert isinstance(folder, Path)
         if newest is None:
             newest = checkpoint.load(folder)
         self._check_data(newest, spec.state(), num_samples)

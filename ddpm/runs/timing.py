@@ -7,8 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from accelerate.utils import broadcast_object_list, gather_object
-
+from ddpm.distributed.consensus import broadcast, gather
 from ddpm.training.budget import Estimate, preview_steps
 from ddpm.training.pace import PREVIEW_SHARE
 from ddpm.training.trial import seconds_per_step
@@ -65,8 +64,7 @@ class Timing:
         self._planned = True
         estimate = self._estimate(_PLAN_SHARE * 60 * minutes)
         left = 60 * minutes - (time.monotonic() - self._began)
-        (steps,) = broadcast_object_list([estimate.steps(left)])
-        assert isinstance(steps, int)
+        steps = broadcast(training.accelerator, estimate.steps(left))
         training.max_steps = training.step + steps
         trainer = {**planned.config["trainer"], "max_steps": training.max_steps}
         return replace(planned, config={**planned.config, "trainer": trainer})
@@ -98,4 +96,6 @@ class Timing:
 
     def _measured(self, seconds: float) -> float:
         """Return the seconds per step of the slowest process."""
-        return max(gather_object([seconds_per_step(self.training, seconds=seconds)]))
+        return max(
+            gather(self.training.accelerator, seconds_per_step(self.training, seconds=seconds))
+        )

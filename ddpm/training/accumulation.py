@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
+from ddpm.distributed.consensus import gather
 from ddpm.errors import ConfigError
 from ddpm.memory import is_out_of_memory
 from ddpm.training.trainer import Trainer
@@ -41,7 +41,7 @@ def choose(trainer: Trainer, *, tries: bool | None = None) -> str:
         size, rest = divmod(items, accumulate)
         if rest:
             continue
-        if all(gather_object([_fits(trainer, size, accumulate)])):
+        if all(gather(trainer.accelerator, _fits(trainer, size, accumulate))):
             trainer.divide_batch(accumulate)
             return _described(accumulate, size, larger)
         larger = size

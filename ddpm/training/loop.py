@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import broadcast_object_list
 
 from ddpm import checkpoint_paths
 from ddpm.console import duration, note, progress, warn
-from ddpm.distributed.consensus import Agreed, agree
+from ddpm.distributed.consensus import Agreed, agree, broadcast
 from ddpm.distributed.stopping import AgreedStopping, GivenUpError, Stopping
 from ddpm.errors import ConfigError, Stopped
 from ddpm.signals import StopSignal
@@ -201,7 +200,7 @@ class TrainingLoop:
         trainer, pace = self.trainer, self.trainer.pace
         if self.options.preview_every is not None or trainer.step == trainer.max_steps:
             return False
-        (allowed,) = broadcast_object_list([pace.allows_preview(trainer.step)])
+        allowed = broadcast(self.accelerator, pace.allows_preview(trainer.step))
         if not allowed and not self.has_skipped and self.accelerator.is_main_process:
             note(
                 f"preview of step {trainer.step} skipped, as others may be: it would take about "
@@ -263,7 +262,7 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             with self.run.warn_on_io_error("the list of its samples"):
                 details = f", all in {gradient_check.dump(self.run.path, step, samples)}"
-        (details,) = broadcast_object_list([details])  # any process may be the first to report it
+        details = broadcast(self.accelerator, details)  # any process may be the first to report it
         good = [p for p in checkpoint.listed(self.run.path) if checkpoint_paths.step_of(p) < step]
         last = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was written yet"
         skipped = f" after {trainer.skipped} skipped steps" if trainer.skipped else ""

@@ -168,7 +168,7 @@ def test_values(value):
 
 def test_the_answer_of_another_process_counts(monkeypatch):
     answers = iter([[True, False], [True, True]])
-    monkeypatch.setattr(accumulation, "gather_object", lambda _: next(answers))
+    monkeypatch.setattr(accumulation, "gather", lambda *_: next(answers))
     training = trainer(accumulate="auto")
     accumulation.choose(training, tries=True)
     assert training.accumulate == 2
