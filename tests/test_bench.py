@@ -1,11 +1,15 @@
 """Benchmark, without a clock: tables in a file, order, statistics and the command line."""
 
 import re
+from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
 from scripts import bench
-from scripts.benchmarks import suites, tables, timing
+from scripts.benchmarks import networks, suites, tables, timing
 
 
 def test_a_table_replaces_the_one_between_its_markers():
@@ -122,3 +126,40 @@ def test_ratios_compare_equal_precisions_and_the_defaults():
     seconds |= {"peer, bf16": [1.0], "ours, bf16": [0.5]}
     rows = {name: ratio.median for name, ratio in training.ratios("peer", seconds)}
     assert rows["same precision, bf16"] == 2.0 and rows["its fp32 against our bf16"] == 4.0
+
+
+class Convolution(nn.Conv2d):
+    """Network of one convolution, or one in the style of diffusers, which wraps its output."""
+
+    wraps = False
+
+    def forward(self, x, t):
+        output = super().forward(x) * (1 + t.reshape(-1, 1, 1, 1))
+        return SimpleNamespace(sample=output) if self.wraps else output
+
+
+def test_equal_networks_are_compared_by_outputs_and_operations():
+    torch.manual_seed(0)
+    ours = Convolution(3, 3, 3, padding=1)
+    theirs = deepcopy(ours)
+    theirs.wraps = True
+    pair = networks.compared(ours, theirs, 8, tolerance=0.0)
+    # A product and a sum per weight and pixel, forward and for the gradient of the weights.
+    assert pair.difference == 0 and pair.operations == 2 * 2 * (3 * 3 * 9) * 8**2
+    assert "84 parameters, 0.00 GFLOP per image and step" in pair.facts
+    assert pair.ours.training and pair.ours.weight.grad is None
+
+
+def test_other_outputs_or_operations_are_an_error():
+    torch.manual_seed(0)
+    ours, theirs = Convolution(3, 3, 1), Convolution(3, 3, 3, padding=1)
+    with torch.no_grad():
+        theirs.weight.zero_()[:, :, 1, 1] = ours.weight[:, :, 0, 0]
+        theirs.bias.copy_(ours.bias)
+    with pytest.raises(RuntimeError, match="2,304 operations per image against 20,736"):
+        networks.compared(ours, theirs, 8, tolerance=7.9)
+    assert networks.compared(ours, theirs, 8, tolerance=8.1).difference < 1e-6
+    with torch.no_grad():
+        theirs.weight *= 1.0001
+    with pytest.raises(RuntimeError, match="the outputs of the networks differ by"):
+        networks.compared(ours, theirs, 8, tolerance=8.1)

@@ -1,4 +1,4 @@
-"""Training loops of the peers and ours, on networks with equal weights.
+"""Training loops of the peers and ours.
 
 That of denoising-diffusion-pytorch is the package's own ``Trainer``. That of diffusers follows the
 facts of its ``train_unconditional`` example, whose data loading needs another package. The package
@@ -18,12 +18,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm import diffusion as d
-from ddpm import models
 from ddpm.data import Dataset
 from ddpm.distributed import devices
 from ddpm.training import Trainer
@@ -36,70 +33,9 @@ MANY = 10**7  # steps that no benchmark reaches
 Take = Callable[[int], None]
 
 
-def randomized(network: nn.Module) -> nn.Module:
-    """Draw the parameters that are zero, without which outputs are equal; return the network."""
-    torch.manual_seed(0)
-    for parameter in network.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
-    return network
-
-
-def iddpm_network(size: int, out_channels: int = 6) -> nn.Module:
-    """Return our IDDPM U-Net with 32 channels at levels (1, 2, 2)."""
-    options = {"model_channels": 32, "channel_mult": (1, 2, 2), "attention_resolutions": (2, 4)}
-    return randomized(models.IDDPMUNet(3, out_channels, (size, size), **options))  # pyright: ignore
-
-
-def unet(size: int) -> nn.Module:
-    """Return our U-Net in the form of denoising-diffusion-pytorch 2.3."""
-    options = {"dim": 32, "dim_mults": (1, 2, 4), "block_norm": "rms", "num_mem_kv": 4}
-    return models.UNet(3, 3, (size, size), **options)  # pyright: ignore
-
-
 def unet_process() -> d.GaussianDiffusion:
     """Return the default process of denoising-diffusion-pytorch."""
     return d.GaussianDiffusion(d.sigmoid(num_steps=1000), d.PredV())
-
-
-def check_equal(ours: nn.Module, theirs: nn.Module, size: int) -> float:
-    """Copy our weights into another network; return the largest difference of the outputs.
-
-    Raises:
-        RuntimeError: other parameters, or outputs that differ by more than 1e-5 of their scale.
-    """
-    theirs.load_state_dict(ours.state_dict())
-    x, t = torch.randn(2, 3, size, size), torch.tensor([3, 700])
-    with torch.no_grad():
-        first, second = ours.eval()(x, t), theirs.eval()(x, t)
-    ours.train()
-    theirs.train()
-    difference = float((first - second).abs().max() / first.abs().max())
-    if difference > 1e-5 or not first.std() > 1e-3:
-        raise RuntimeError(f"the outputs of the networks differ by {difference:.1e}")
-    return difference
-
-
-def flops(network: nn.Module, size: int) -> float:
-    """Return the operations of a training step per image, by torch's counter."""
-    x, t = torch.randn(2, 3, size, size), torch.tensor([3, 700])
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        output = network(x, t)
-        (output if isinstance(output, Tensor) else output.sample).sum().backward()
-    network.zero_grad(set_to_none=True)
-    return counter.get_total_flops() / len(x)
-
-
-def check_flops(ours: nn.Module, theirs: nn.Module, size: int, tolerance: float) -> float:
-    """Return the operations of our training step per image.
-
-    Raises:
-        RuntimeError: the other network's differ by more than a fraction ``tolerance``.
-    """
-    first, second = flops(ours, size), flops(theirs, size)
-    if abs(second / first - 1) > tolerance:
-        raise RuntimeError(f"{first / 1e9:.3f} GFLOP against {second / 1e9:.3f} GFLOP per image")
-    return first
 
 
 def our_loop(
@@ -145,13 +81,6 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def package_network(size: int) -> nn.Module:
-    """Return denoising-diffusion-pytorch's U-Net."""
-    from denoising_diffusion_pytorch import Unet  # pyright: ignore
-
-    return Unet(dim=32, dim_mults=(1, 2, 4))
-
-
 def package_loop(network: nn.Module, images: Path, size: int, batch: int, bf16: bool) -> Take:
     """Return denoising-diffusion-pytorch's Trainer, without samples and checkpoints."""
     from denoising_diffusion_pytorch import GaussianDiffusion  # pyright: ignore
@@ -177,18 +106,6 @@ def package_loop(network: nn.Module, images: Path, size: int, batch: int, bf16: 
             trainer.train()
 
     return take
-
-
-def diffusers_network(size: int) -> nn.Module:
-    """Return diffusers' U-Net with about the operations of our IDDPM U-Net."""
-    from diffusers import UNet2DModel  # pyright: ignore
-
-    return UNet2DModel(
-        sample_size=size,
-        block_out_channels=(32, 64, 64),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    )
 
 
 class DiffusersLoop:

@@ -9,16 +9,12 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
-
-from torch import nn
 
 from ddpm.data import Folder
 from ddpm.diffusion import GaussianDiffusion, PredNoise, linear
 from ddpm.training.trainer import TrainerOptions
-from scripts.benchmarks import peers
+from scripts.benchmarks import networks, peers
 from scripts.benchmarks.images import Memory, write_images
-from scripts.benchmarks.improved_network import ImprovedNetwork
 from scripts.benchmarks.tables import table
 from scripts.benchmarks.timing import (
     Candidate,
@@ -153,83 +149,74 @@ def train_small(rounds: int) -> str:
 
 
 def _improved(size: int, batch: int, steps: int, rounds: int) -> str:
-    ours, theirs, process = peers.iddpm_network(size), ImprovedNetwork(), iddpm_process()
-    difference = peers.check_equal(ours, theirs, size)
-    operations = peers.check_flops(ours, theirs, size, 0.005)
+    pair, process = networks.improved(size), iddpm_process()
     data, loops = Memory(1024, size), []
     for name in PRECISIONS:
-        copy = deepcopy(theirs)
+        copy = deepcopy(pair.theirs)
         take = peers.improved_loop(copy, process, data, batch, name == "bf16")
         loops.append(Loop("improved-diffusion style", name, take))
     for name, precision in PRECISIONS.items():
-        take = peers.our_loop(deepcopy(ours), process, data, precision, batch_size=batch)
+        take = peers.our_loop(deepcopy(pair.ours), process, data, precision, batch_size=batch)
         loops.append(Loop(OURS, name, take))
     facts = (
         f"IDDPM U-Net, 32 channels at levels (1, 2, 2), {size}x{size}, batch {batch}, hybrid loss: "
-        f"{_parameters(ours)}, {_gflops(operations)}. Both networks have equal weights, outputs "
-        f"that differ by at most {difference:.1e} of their maximum, and the same operations. The "
-        "peer is a stand-in for the package, with its batches in memory."
+        f"{pair.facts} The peer is a stand-in for the package, with its batches in memory."
     )
-    return measure(loops, Work(operations, batch, steps, facts), rounds)
+    return measure(loops, Work(pair.operations, batch, steps, facts), rounds)
 
 
 def train_unet(rounds: int) -> str:
     """Return the tables of training beside denoising-diffusion-pytorch's Trainer."""
     size, batch = 32, 16
-    ours, theirs = peers.unet(size), peers.package_network(size)
-    difference = peers.check_equal(ours, theirs, size)
-    operations = peers.check_flops(ours, theirs, size, 0.01)
+    pair = networks.package(size)
     facts = (
         f"U-Net of that package, dim 32 at levels (1, 2, 4), {size}x{size}, batch {batch}, from a "
-        f"folder of PNG files: {_parameters(ours)}, {_gflops(operations)}. Both networks have "
-        f"equal weights, outputs that differ by at most {difference:.1e} of their maximum, and "
-        "the same operations. The peer is the package's own Trainer, with its data workers; it "
-        "averages the weights every 10 steps, ours in each."
+        f"folder of PNG files: {pair.facts} The peer is the package's own Trainer, with its data "
+        "workers; it averages the weights every 10 steps, ours in each."
     )
     with tempfile.TemporaryDirectory() as folder:
         images = write_images(Path(folder) / "images", 2048, size, "png")
         data, loops = Folder(path=str(images), flip=True), []
         for name in PRECISIONS:
-            take = peers.package_loop(deepcopy(theirs), images, size, batch, name == "bf16")
+            take = peers.package_loop(deepcopy(pair.theirs), images, size, batch, name == "bf16")
             loops.append(Loop("denoising-diffusion-pytorch", name, take))
         for name, precision in PRECISIONS.items():
-            process, net = peers.unet_process(), deepcopy(ours)
+            process, net = peers.unet_process(), deepcopy(pair.ours)
             take = peers.our_loop(net, process, data, precision, batch_size=batch)
             loops.append(Loop(OURS, name, take))
-        return measure(loops, Work(operations, batch, 2, facts), rounds)
+        return measure(loops, Work(pair.operations, batch, 2, facts), rounds)
 
 
 def train_diffusers(rounds: int) -> str:
     """Return the tables of training beside diffusers' U-Net and its example's loop."""
     size, batch = 32, 16
-    ours, theirs = peers.iddpm_network(size, 3), peers.diffusers_network(size)
-    operations = peers.check_flops(ours, theirs, size, 0.05)
+    pair = networks.diffusers(size)
     facts = (
-        f"Our IDDPM U-Net, 32 channels at levels (1, 2, 2), and `UNet2DModel` (32, 64, 64), other "
-        f"networks of about equal operations, predicting the noise, {size}x{size}, batch {batch}, "
-        f"from a folder of PNG files: {_parameters(ours)} and {_parameters(theirs)}, "
-        f"{_gflops(operations)} and {_gflops(peers.flops(theirs, size))}. The loop of the peer is "
-        "written after its example for unconditional training; averaging is off there by default."
+        "`UNet2DModel` of 32, 64 and 64 channels with attention at the lower two levels, its other "
+        "options at their defaults, and our `iddpm_unet` imported from it, predicting the noise, "
+        f"{size}x{size}, batch {batch}, from a folder of PNG files: {pair.facts} The loop of the "
+        "peer is written after its example for unconditional training; averaging is off there by "
+        "default."
     )
     variants = [("fp32", True, ""), ("fp32", False, "without average"), ("bf16", True, "")]
     with tempfile.TemporaryDirectory() as folder:
         images = write_images(Path(folder) / "images", 2048, size, "png")
         data, loops = Folder(path=str(images), flip=True), []
         for name, ema, note in variants:
-            loop = peers.DiffusersLoop(deepcopy(theirs), images, batch, name == "bf16", ema)
+            loop = peers.DiffusersLoop(deepcopy(pair.theirs), images, batch, name == "bf16", ema)
             loops.append(Loop("diffusers", name, loop.take, note))
         for name, precision in PRECISIONS.items():
-            process, net = GaussianDiffusion(linear(num_steps=1000), PredNoise()), deepcopy(ours)
-            take = peers.our_loop(net, process, data, precision, batch_size=batch)
+            process = GaussianDiffusion(linear(num_steps=1000), PredNoise())
+            take = peers.our_loop(deepcopy(pair.ours), process, data, precision, batch_size=batch)
             loops.append(Loop(OURS, name, take))
-        work = Work(operations, batch, 2, facts)
+        work = Work(pair.operations, batch, 2, facts)
         return measure(loops, work, rounds, "fp32, without average")
 
 
 def compiled(rounds: int) -> str:
     """Return the tables of ``trainer.compile``, with the steps after which it pays."""
     size, batch, machine, rows = 32, 16, Machine(), []
-    data, process, network = Memory(1024, size), iddpm_process(), peers.iddpm_network(size)
+    data, process, network = Memory(1024, size), iddpm_process(), networks.iddpm_unet(size)
     best, seconds = peaks(), {}
     for name, precision in PRECISIONS.items():
         if name == "bf16" and not has_fast_bf16(best):
@@ -260,12 +247,3 @@ def compiled(rounds: int) -> str:
     return "\n\n".join(
         (facts, table([*header, "pays after steps"], rows), f"{_omission(best)}{machine.verdict()}")
     )
-
-
-def _parameters(network: object) -> str:
-    count = sum(p.numel() for p in cast("nn.Module", network).parameters())
-    return f"{count:,} parameters"
-
-
-def _gflops(operations: float) -> str:
-    return f"{operations / 1e9:.2f} GFLOP per image and step"

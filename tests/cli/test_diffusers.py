@@ -341,3 +341,19 @@ def test_own_runs_are_drawn_by_diffusers(command, diffusers, case):
     assert ("unet(x, t, class_labels)" in ended.out) == (case == "classes")
     assert ("DDPM and DPM-Solver" in ended.out) == (case == "iddpm")
     check_equal(run("load", settings_of("outputs/r"), diffusers), "outputs/r")
+
+
+@pytest.mark.slow
+def test_the_benchmark_compares_equal_networks_and_samples(diffusers):
+    """Both raise an error if the network or its samples are not those of diffusers."""
+    code = (
+        f"import sys; sys.path.append({str(diffusers)!r}); import torch; torch.set_num_threads(1); "
+        "from scripts.benchmarks import networks, sampling; "
+        "print(networks.diffusers(32).facts, sampling.diffusers().facts, sep='\\n')"
+    )
+    root = Path(__file__).parents[2]
+    ended = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    pair, samples = ended.stdout.splitlines()
+    assert pair.startswith("1,708,163 parameters, 2.5") and "the same operations" in pair
+    assert samples.startswith("equal weights and operations, samples of equal noise differ by")
