@@ -29,7 +29,8 @@ from scripts.benchmarks.tables import replaced  # noqa: E402
 def arguments(command_line: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("suite", nargs="*", help="default: all but 'compile' and 'sample_auto'")
+    by_name = ", ".join(name for name, suite in SUITES.items() if not suite.by_default)
+    parser.add_argument("suite", nargs="*", help=f"default: all but {by_name}")
     parser.add_argument("--rounds", type=int, default=9, help="per suite")
     parser.add_argument("--suites", action="store_true", help="list the suites and exit")
     parser.add_argument(

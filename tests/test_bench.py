@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from scripts import bench
-from scripts.benchmarks import networks, suites, tables, timing
+from scripts.benchmarks import commands, demo, networks, suites, tables, timing
 
 
 def test_a_table_replaces_the_one_between_its_markers():
@@ -106,7 +106,8 @@ def test_an_unknown_suite_is_rejected(capsys):
 
 
 def test_slow_suites_run_by_name_only():
-    assert not {"compile", "sample_auto"} & set(suites.selected([]))
+    slow = {"compile", "demo", "sample_auto"}
+    assert set(suites.selected([])) == set(suites.SUITES) - slow
     assert len(suites.selected([])) == 9
     assert suites.selected(["compile"]) == ["compile"]
 
@@ -163,3 +164,30 @@ def test_other_outputs_or_operations_are_an_error():
         theirs.weight *= 1.0001
     with pytest.raises(RuntimeError, match="the outputs of the networks differ by"):
         networks.compared(ours, theirs, 8, tolerance=8.1)
+
+
+def test_the_speed_of_the_demo_is_that_of_all_steps():
+    records = [
+        {"samples": 100, "samples_per_second": 50},
+        {"samples": 400, "samples_per_second": 100},
+    ]
+    assert demo.speed_of(records) == pytest.approx(400 / (2 + 3))
+
+
+def test_a_command_is_timed_and_its_status_is_checked(tmp_path):
+    assert 0 < commands.seconds_of(commands.TRAIN, ["--help"], tmp_path) < 60
+    with pytest.raises(RuntimeError, match=r"trainer\.max_step"):
+        commands.seconds_of(commands.TRAIN, ["trainer.max_step=5"], tmp_path)
+
+
+def test_the_table_of_the_demo_has_a_row_per_round(monkeypatch):
+    results = iter(
+        demo.Demo(seconds, steps=1000, images=64000, speed=speed, fid=fid)
+        for seconds, speed, fid in ((98.04, 801.4, 0.05243), (50.0, 1600.0, 0.0541))
+    )
+    monkeypatch.setattr(demo, "measured", lambda _: next(results))
+    monkeypatch.setattr(commands, "seconds_of", lambda *_: 1.0)
+    monkeypatch.setattr(timing.Machine, "probe", lambda machine: machine.shares.append(1.0))
+    text = demo.demo(2)
+    assert "| 1 | 98.0 | 801 | 0.0524 |\n| 2 | 50.0 | 1600 | 0.0541 |" in text
+    assert "1,000 steps, 64,000 images" in text

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.benchmarks import commands
+from scripts.benchmarks.commands import SAMPLE, TRAIN
 from scripts.benchmarks.tables import table
 from scripts.benchmarks.timing import Machine
-from scripts.gpu.machine import ROOT
 
-TRAIN, SAMPLE = "ddpm.cli.train", "ddpm.cli.sample"
 COMMANDS = {
     "`ddpm-train --help`": (TRAIN, ["--help"], 0),
     "an unknown option: `trainer.max_step=5`": (TRAIN, ["trainer.max_step=5"], 1),
@@ -27,34 +25,14 @@ FIRST_STEP = "first training step of the digits: `ddpm-train`"
 TIMEOUT = 300.0
 
 
-def _environment() -> dict[str, str]:
-    """Return the environment of a user: with this version of ddpm, whose bytecode is cached."""
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    return environment
-
-
-def _command(module: str, arguments: Sequence[str]) -> list[str]:
-    """Return the command line of a command, which imports it as its console script does."""
-    code = f"import sys; from {module} import main; sys.exit(main())"
-    return [sys.executable, "-c", code, *arguments]
-
-
-def seconds_of(module: str, arguments: list[str], status: int) -> float:
-    """Return the duration of a command in seconds.
+def seconds_of(module: str, arguments: Sequence[str], status: int) -> float:
+    """Return the duration of a command in an empty folder in seconds.
 
     Raises:
         RuntimeError: another exit status.
     """
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        command = _command(module, arguments)
-        ended = subprocess.run(command, cwd=folder, env=_environment(), capture_output=True)
-        seconds = time.perf_counter() - began
-    if ended.returncode != status:
-        raise RuntimeError(f"{' '.join(command)}: {ended.stderr.decode()[-2000:]}")
-    return seconds
+        return commands.seconds_of(module, arguments, Path(folder), status)
 
 
 def seconds_to_first_step() -> float:
@@ -68,9 +46,9 @@ def seconds_to_first_step() -> float:
         arguments = ["name=run", "trainer.log_every=1", "device=cpu"]
         began = time.perf_counter()
         process = subprocess.Popen(
-            _command(TRAIN, arguments),
+            commands.command_line(TRAIN, arguments),
             cwd=folder,
-            env=_environment(),
+            env=commands.environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
