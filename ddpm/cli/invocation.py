@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm.config import values
+from ddpm.config.migration import migrate
 from ddpm.errors import render, require
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def resolved(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the options of a command without aliases, such as ``steps`` for ``sampler.steps``.
 
-    The second result maps the option of each alias that has a value to the name of the alias.
+    Classes have their current names: a YAML of the user may have those of an earlier version. The
+    second result maps the option of each alias that has a value to the name of the alias.
 
     Args:
         options: composed options.
@@ -43,7 +45,7 @@ def resolved(
     Raises:
         ConfigError: an alias and its option were typed with different values.
     """
-    result, names = dict(options), {}
+    result, names = migrate(options), {}
     for alias, (group, name) in _ALIASES.items():
         value, key = result.pop(alias, None), f"{group}.{name}"
         if value is not None:

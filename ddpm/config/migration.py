@@ -1,4 +1,8 @@
-"""Migration of stored configs to the names of this version."""
+"""Migration of configs of earlier versions to the names of this version.
+
+It is applied wherever a config enters: to the stored config of a run or a checkpoint when it is
+read, and to the config that a command composes from the user's files and arguments.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ RENAMED_TARGETS = {f"ddpm.diffusion.{name}": f"ddpm.training.{name}" for name in
 
 
 def migrate(value: Any) -> Any:
-    """Return a stored config, or a part of it, in which every ``_target_`` has its current name.
+    """Return a config, or a part of it, in which every ``_target_`` has its current name.
 
     Other values are returned as they are; applying it twice changes nothing.
     """
