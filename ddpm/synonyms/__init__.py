@@ -2,8 +2,9 @@
 
 Each row has the names, lower case with underscores; the options; a reason; and translations of
 values. In the options ``{}`` is the typed value, ``...`` is for the user to fill in, and ``|``
-separates alternatives, of which the first whose options exist is used. A row without options gives
-the reason only. Options with the same last part as the typed name need no row.
+separates alternatives, of which the first whose options exist is used. A translation with ``=``
+replaces the options. A row without options gives the reason only. Options with the same last part
+as the typed name need no row.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Collection, Sequence
 
 from ddpm.errors import did_you_mean, most_similar
 from ddpm.synonyms.choices import CARD, CHOICES, VALUES, Row
-from ddpm.synonyms.options import OTHERS, TRAIN
+from ddpm.synonyms.options import TRAIN
+from ddpm.synonyms.other_options import OTHERS
 
 # Groups under whose names users look for options of the trainer.
 _TRAINING = re.compile(r"(trainer|training|train|optimizer|optim|opt|args|hparams|params)\.")
@@ -87,7 +89,10 @@ def _advice(row: Row, typed: str, existing: Collection[str]) -> str:
     """Return the advice of a row for a value."""
     if not row.use:
         return row.why
+    why = f" ({row.why})" if row.why else ""
     meant = row.values.get(typed.lower(), typed) or "..."
+    if "=" in row.values.get(typed.lower(), ""):
+        return f"use {meant}{why}"
     if row.use.endswith("[{}]") and meant.startswith("["):
         meant = meant[1:-1]
     filled = [each.replace("{}", meant) for each in row.use.split("|")]
@@ -103,7 +108,6 @@ def _advice(row: Row, typed: str, existing: Collection[str]) -> str:
         better = choice(group, name)
         if better is not None:
             return better
-    why = f" ({row.why})" if row.why else ""
     return f"use {' '.join(parts)}{why}"
 
 

@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """Names of other tools, and the options to use instead; see :mod:`ddpm.synonyms`."""
+    """Names of other tools, and the options to use instead; see :mod:`ddpm.synonyms`.
+
+    A translation in ``values`` that contains ``=`` replaces the options.
+    """
 
     names: str
     use: str
@@ -25,6 +28,9 @@ DEVICE = {
     **dict.fromkeys(("gpu", "nvidia", "true"), "cuda"),
     **dict.fromkeys(("mps", "tpu", "xpu", "false"), "cpu"),
 }
+BF16 = {"true": "bf16", "false": "no"}
+DDIM = {"true": "ddim", "false": "ddpm"}
+ALL = {"-1": "auto", "all": "auto", "true": "auto", "ddp": "auto", "cuda": "auto"}
 FOLDER = "data=folder data.path=..."
 ARRAY = "data=sequence data.path=... model=unet1d"
 VIDEO = "data=video data.path=... model=unet3d"
@@ -68,9 +74,14 @@ CHOICES: Mapping[str, Sequence[Row]] = {
             _FULL),
     ),
     "schedule": (
-        Row("scaled_linear quad quadratic linear_beta_schedule linear_schedule", "schedule=linear"),
-        Row("squaredcos_cap_v2 cos squaredcos cosine_beta_schedule karras exponential vp "
-            "cosine_schedule laplace", "schedule=cosine"),
+        Row("linear_beta_schedule linear_schedule vp", "schedule=linear"),
+        Row("scaled_linear quad quadratic", "schedule=linear",
+            "with other betas: those of scaled_linear come with ddpm-import source=diffusers"),
+        Row("squaredcos_cap_v2 cos squaredcos cosine_beta_schedule cosine_schedule",
+            "schedule=cosine"),
+        Row("laplace", "schedule=cosine",
+            "that of laplace comes with ddpm-import source=diffusers"),
+        Row("karras exponential ve", "schedule=edm"),
         Row("sigmoid_beta_schedule", "schedule=sigmoid"),
         Row("flow rectified_flow flow_matching flowmatch flow_match_euler", "schedule=rectified"),
     ),
@@ -88,7 +99,7 @@ CHOICES: Mapping[str, Sequence[Row]] = {
     "diffusion": (
         Row("gaussian gaussiandiffusion gaussian_diffusion simple default", "diffusion=ddpm"),
         Row("improved improved_diffusion learned_sigma hybrid guided_diffusion", "diffusion=iddpm"),
-        Row("vlb kl", "diffusion=iddpm_vlb"),
+        Row("vlb kl rescaled_kl", "diffusion=iddpm_vlb"),
     ),
     "timesteps": (
         Row("importance importance_sampling second_moment loss_second_moment_resampler loss",

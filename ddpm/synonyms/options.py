@@ -1,20 +1,17 @@
-"""Names of options that users of other tools type, by command."""
+"""Names of options of ``ddpm-train`` that users of other tools type."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from ddpm.synonyms.choices import CARD, DEVICE, PRECISION, Row
+from ddpm.synonyms.choices import ALL, BF16, CARD, DDIM, DEVICE, PRECISION, Row
 
 _ON = {"1": "true", "yes": "true", "on": "true", "0": "false", "no": "false", "off": "false"}
-_BF16 = {"true": "bf16", "false": "no"}
-_DDIM = {"true": "ddim", "false": "ddpm"}
+_UNSET = {"-1": "null"}
 _X0 = {"true": "pred_x0", "false": "pred_noise"}
-_ALL = {"-1": "auto", "all": "auto", "true": "auto", "ddp": "auto", "cuda": "auto"}
 _LATEST = {"true": "outputs/latest", "latest": "outputs/latest", "auto": "outputs/latest"}
 _EPOCHS = "optimizer steps: epochs times samples, divided by trainer.batch_size"
 _CHANNELS = "model.dim={}|model.model_channels={}|model.width={}"
-_LEVELS = "model.dim_mults={}|model.channel_mult={}"
+_LEVELS = "model.dim_mults=[{}]|model.channel_mult=[{}]"
+_NO_COUNTERPART = "it has no counterpart; leave it out"
 
 TRAIN = (
     # Length and batch
@@ -25,7 +22,8 @@ TRAIN = (
         "training_steps train_iters", "trainer.max_steps={}", "optimizer steps"),
     Row("max_time minutes time_limit max_duration time_budget max_hours hours train_minutes",
         "trainer.max_minutes=...", "steps are estimated from a few timed ones"),
-    Row("lr_anneal_steps", "trainer.max_steps={} trainer.lr_decay=cosine"),
+    Row("lr_anneal_steps", "trainer.max_steps={} trainer.lr_decay=cosine", "",
+        {"0": "trainer.max_steps=..."}),
     Row("kimg total_kimg duration total_images", "trainer.max_steps=...",
         "optimizer steps: images divided by trainer.batch_size"),
     Row("bs batch batchsize train_batch_size per_device_train_batch_size global_batch_size "
@@ -33,6 +31,7 @@ TRAIN = (
         "of one optimizer step, over all processes"),
     Row("microbatch micro_batch_size", "trainer.accumulate=...",
         "the number of micro-batches per batch"),
+    Row("split_batches", "", "trainer.batch_size is that of an optimizer step, over all processes"),
     Row("gradient_accumulation_steps gradient_accumulation gradient_accumulate_every grad_accum "
         "accumulate_grad_batches accum_iter accumulation_steps grad_accum_steps",
         "trainer.accumulate={}", "trainer.batch_size is the batch of all micro-batches"),
@@ -49,23 +48,34 @@ TRAIN = (
     Row("wd adam_weight_decay", "trainer.weight_decay={}"),
     Row("betas adam_beta1 beta1", "trainer.adam_betas=[...,0.999]"),
     Row("adam_beta2 beta2", "trainer.adam_betas=[0.9,...]"),
+    Row("adam_epsilon adam_eps", "", "the epsilon of AdamW is 1e-8; leave it out"),
     Row("grad_clip clip_grad max_grad_norm gradient_clip_val gradient_clipping grad_clip_norm "
         "clip_norm clip_grad_value", "trainer.clip_grad_norm={}"),
-    Row("ema_rate ema_halflife ema_max_decay ema.decay", "trainer.ema_decay={}"),
-    Row("ema use_ema", "trainer.ema_decay={}", "the average is always kept; 0 follows the weights",
-        {"true": "0.9999", "false": "0"}),
+    Row("ema_rate ema_max_decay ema.decay", "trainer.ema_decay={}",
+        "one decay; trainer.posthoc_ema keeps several averages"),
+    Row("ema_halflife", "trainer.ema_decay=...", "0.5^(trainer.batch_size / images per half-life)"),
+    Row("ema use_ema", "trainer.ema_decay={}",
+        "the weights are always averaged; 0 follows the weights", {"true": "0.9999", "false": "0"}),
+    Row("ema_inv_gamma ema_power", "trainer.ema_warmup=true", "inverse gamma 1, power 2/3"),
+    Row("ema_update_every update_ema_every", "trainer.ema_decay=...",
+        "the average is updated at each step: for every n steps, the n-th root of their decay"),
     Row("phema use_phema power_ema post_hoc_ema sigma_rel sigma_rels ema_sigma_rel ema_sigma_rels "
         "ema_stds", "trainer.posthoc_ema=[{}]", "averages for ddpm-average",
         {"true": "0.05,0.1", "false": ""}),
     # Precision, devices, speed
     Row("amp fp16 use_fp16 half precision mixed_precision autocast amp_dtype dtype",
         "trainer.precision={}", "fp16 needs a GPU, bf16 does not", PRECISION),
-    Row("bf16 use_bf16 bfloat16", "trainer.precision={}", "", _BF16),
+    Row("bf16 use_bf16 bfloat16", "trainer.precision={}", "", BF16),
+    Row("fp16_scale_growth fp16_scale_window loss_scale initial_log_loss_scale", "",
+        "the loss scale of fp16 adapts itself; leave it out"),
+    Row("enable_xformers_memory_efficient_attention xformers flash_attn use_flash_attn "
+        "enable_flash_attention", "", "attention uses the fused kernels of torch; leave it out"),
     Row("gpus n_gpus num_gpus devices ngpu n_gpu nproc_per_node num_processes nproc world_size "
-        "strategy", "launch.processes={}", "", _ALL),
+        "strategy", "launch.processes={}", "", ALL),
     Row("gpu gpu_id gpu_ids device_id device_ids cuda use_cuda cuda_visible_devices",
         "device=cuda", CARD),
     Row("cpu use_cpu no_cuda", "device=cpu"),
+    Row("local_rank node_rank", "", "launch.processes=, torchrun and accelerate launch set it"),
     Row("accelerator", "device={}", "", DEVICE),
     Row("workers n_workers nworkers num_data_workers dataloader_num_workers loader_workers",
         "trainer.num_workers={}"),
@@ -89,6 +99,11 @@ TRAIN = (
     Row("save_total_limit save_top_k checkpoints_total_limit max_checkpoints keep_checkpoints",
         "trainer.keep_last={}"),
     Row("calculate_fid fid eval_fid", "trainer.evaluate_every=5000 evaluation.metrics=[fid]"),
+    Row("num_fid_samples fid_samples", "evaluation.num_samples={}"),
+    Row("save_best_and_latest_only save_best", "trainer.evaluate_every=5000 trainer.best=fid",
+        "trainer.keep_last is the number of others"),
+    Row("push_to_hub hub_token hub_model_id hub_private_repo", "",
+        "ddpm-export push=hf://owner/name uploads a trained run"),
     Row("wandb use_wandb wandb_project", "trainer.trackers=[wandb]"),
     Row("tensorboard use_tensorboard tb", "trainer.trackers=[tensorboard]"),
     Row("report_to log_with logger tracker", "trainer.trackers=[{}]"),
@@ -101,6 +116,14 @@ TRAIN = (
         "data.image_dir data.paths data.file", "data=folder data.path={}"),
     Row("resolution size img_size imgsize im_size imagesize image_resolution data.resolution "
         "data.size data.img_size model.image_size model.size", "data.image_size={}"),
+    Row("center_crop", "data.image_size=...",
+        "scales pictures to cover the size, and crops the centre"),
+    Row("convert_image_to", "data.color={}|data=folder data.path=... data.color={}", "",
+        {"l": "grey", "rgb": "rgb", "rgba": "rgb"}),
+    Row("preserve_input_precision", "data.bits={}|data=folder data.path=... data.bits={}",
+        "16 keeps all levels of 16-bit grey", {"true": "16", "false": "8"}),
+    Row("auto_normalize", "", "the data are always scaled to -1..1; leave it out"),
+    Row("cache_dir", "", "the environment variable DDPM_CACHE names the folder of the caches"),
     Row("random_flip horizontal_flip augment_horizontal_flip random_horizontal_flip hflip xflip "
         "mirror augment data.augment data.random_flip data.hflip data.horizontal_flip",
         "data.flip={}|data=folder data.path=... data.flip={}", "", _ON),
@@ -122,6 +145,8 @@ TRAIN = (
     # Network
     Row("arch architecture network net backbone model_name model_type model.name model.type unet",
         "model={}"),
+    Row("model_config_name_or_path", "",
+        "model= chooses the network; ddpm-import source=diffusers reads one of diffusers"),
     Row("base_dim hidden_size num_channels n_channels base_channels model_dim ngf nf ch "
         "model.hidden_size model.base_channels model.num_channels model.hidden_dim model.ch "
         "model.width model.model_channels model.dim", _CHANNELS, "channels of the first level"),
@@ -136,17 +161,22 @@ TRAIN = (
         "model.num_attention_heads", "model.attn_heads={}|model.num_heads={}"),
     Row("attention_head_dim head_dim dim_head model.attention_head_dim model.head_dim "
         "model.num_head_channels", "model.attn_dim_head={}|model.num_head_channels={}"),
-    Row("attn_resolutions attention_res model.attn_resolutions",
-        "model=iddpm_unet model.attention_resolutions={}"),
+    Row("num_head_channels", "model=iddpm_unet model.num_head_channels={}", "", _UNSET),
+    Row("num_heads_upsample", "model=iddpm_unet model.num_heads_upsample={}", "", _UNSET),
+    Row("attn_resolutions attention_res attention_resolutions model.attn_resolutions",
+        "model=iddpm_unet model.attention_resolutions=[{}]",
+        "downsampling rates: 16x16 of 64x64 is 4"),
     Row("p_dropout drop_rate model.drop_rate", "model.dropout={}|model=unet model.dropout={}"),
     # Diffusion
     Row("t timesteps num_timesteps n_timesteps num_train_timesteps num_diffusion_timesteps "
         "diffusion_steps diffusion_timesteps noise_steps diffusion.timesteps diffusion.num_steps "
         "diffusion.steps diffusion.num_timesteps model.timesteps diffusion.t schedule.timesteps "
-        "schedule.steps", "schedule.num_steps={}", "T of the process"),
+        "schedule.steps ddpm_num_steps", "schedule.num_steps={}", "T of the process"),
     Row("noise_schedule beta_schedule schedule_name noise_scheduler diffusion.schedule "
         "diffusion.beta_schedule diffusion.noise_schedule schedule.name schedule.type "
-        "model.beta_schedule", "schedule={}"),
+        "model.beta_schedule ddpm_beta_schedule", "schedule={}"),
+    Row("schedule_fn_kwargs", "schedule=sigmoid schedule.start=...",
+        "the arguments of a schedule are options of its group"),
     Row("linear_start beta_1 schedule.beta_min schedule.beta_start",
         "schedule=linear schedule.beta_start={}"),
     Row("linear_end beta_t schedule.beta_max schedule.beta_end",
@@ -161,14 +191,21 @@ TRAIN = (
         {"true": "pred_v", "false": "pred_noise"}),
     Row("loss_type loss_fn criterion diffusion.loss_type trainer.loss model.loss_type",
         "objective.loss={}", "",
-        {"mse": "l2", "mae": "l1", "smooth_l1": "huber", "rescaled_mse": "l2"}),
+        {"mse": "l2", "mae": "l1", "smooth_l1": "huber", "rescaled_mse": "l2",
+         "hybrid": "diffusion=iddpm",
+         **dict.fromkeys(("kl", "rescaled_kl", "vlb"), "diffusion=iddpm_vlb")}),
     Row("snr_gamma min_snr min_snr_loss_weight gamma", "objective.min_snr_gamma={}", "",
         {"true": "5", "false": "null"}),
+    Row("p2_loss_weight_gamma p2_loss_weight_k p2_gamma p2_k", "objective.min_snr_gamma=5",
+        "docs/extending.md has P2 weighting as an objective of your own"),
     Row("learn_sigma learned_variance learned_sigma learn_variance diffusion.learn_sigma "
         "model.learn_sigma", "diffusion={}", "", {"true": "iddpm", "false": "ddpm"}),
     Row("sigma_small", "diffusion.variance={}", "",
         {"true": "fixed_small", "false": "fixed_large"}),
     Row("use_kl", "diffusion={}", "", {"true": "iddpm_vlb", "false": "ddpm"}),
+    Row("rescale_learned_sigmas", "diffusion=iddpm",
+        "diffusion.vlb_weight=0.001 weights the bound by T / 1000, 1 / T by 1",
+        {"false": "diffusion=iddpm diffusion.vlb_weight=..."}),
     Row("schedule_sampler", "timesteps={}", "for diffusion=iddpm_vlb"),
     Row("weighting_scheme", "timesteps={}"),
     Row("logit_mean", "timesteps=logit_normal timesteps.mean={}"),
@@ -180,7 +217,7 @@ TRAIN = (
     Row("cond_drop_prob class_dropout_prob uncond_prob p_uncond cfg_dropout label_drop_prob "
         "model.cond_drop_prob class_dropout", "data.class_cond=true diffusion.label_dropout={}"),
     Row("self_cond", "diffusion.self_condition={}", "", _ON),
-    Row("noise_offset", "diffusion.offset_noise={}"),
+    Row("noise_offset offset_noise_strength", "diffusion.offset_noise={}"),
     Row("zero_snr zero_terminal rescale_betas_zero_snr enforce_zero_terminal_snr",
         "schedule.zero_terminal_snr={}", "", _ON),
     # Previews
@@ -188,7 +225,7 @@ TRAIN = (
         "num_sampling_steps timestep_respacing sampler.num_steps sampler.num_inference_steps "
         "sampler.timesteps", "sampler.steps={}",
         "network calls of the previews; ddpm-sample has steps="),
-    Row("use_ddim ddim", "sampler={}", "of the previews", _DDIM),
+    Row("use_ddim ddim", "sampler={}", "of the previews", DDIM),
     Row("prompt text caption text_encoder latent vae latent_diffusion lora unet_lora", "",
         "models here are trained on the data themselves, with class labels as condition at most"),
     Row("scheduler sampling_method sampler_name", "sampler={}", "of the previews"),
@@ -218,108 +255,10 @@ TRAIN = (
     Row("run_name exp_name experiment_name exp expname project project_name run",
         "name={}"),
     Row("fast_dev_run", "trainer.max_steps=2", "optimizer steps"),
-    Row("verbose progress_bar show_progress steps_per_execution", "",
-        "it has no counterpart; leave it out"),
+    Row("verbose progress_bar show_progress steps_per_execution immiscible inception_block_idx", "",
+        _NO_COUNTERPART),
     Row("overwrite force overwrite_output_dir", "",
         "no run is overwritten; give another name=, or continue one with resume="),
     Row("config config_file yaml", "",
         "no file of options is read; type them, or continue a run with resume="),
 )  # fmt: skip
-
-DRAW = (
-    Row("checkpoint checkpoint_path ckpt_path model_path model run resume resume_checkpoint load "
-        "load_path model_dir weights_path path pretrained_model_name_or_path network_pkl",
-        "ckpt={}"),
-    Row("num_inference_steps sampling_timesteps ddim_steps sampling_steps num_sampling_steps "
-        "sample_steps num_steps n_steps timesteps num_timesteps timestep_respacing nfe t "
-        "diffusion_steps inference_steps sampler.num_inference_steps sampler.num_steps "
-        "trainer.max_steps", "steps={}", "network calls"),
-    Row("guidance_scale cfg_scale cfg cond_scale guidance_strength classifier_free_guidance scale "
-        "w", "guidance={}"),
-    Row("classifier_scale", "guide_scale={}"),
-    Row("classifier classifier_path guide_model", "guide={}"),
-    Row("cfg_interval guidance_range", "guidance_interval={}"),
-    Row("rescale cfg_rescale", "guidance_rescale={}"),
-    Row("use_ddim ddim", "sampler={}", "", _DDIM),
-    Row("scheduler sampling_method solver sampler_name method sampler.name sampler.type",
-        "sampler={}"),
-    Row("ddim_eta ddim_sampling_eta eta sampler.eta", "sampler=ddim sampler.eta={}"),
-    Row("clip_denoised clip_sample", "sampler.clip={}", "",
-        {"true": "static", "false": "none"}),
-    Row("label labels class class_label class_labels class_id class_idx y", "classes=[{}]"),
-    Row("bs batch batchsize eval_batch_size per_device_eval_batch_size trainer.batch_size",
-        "batch_size={}"),
-    Row("use_ema ema", "weights={}", "", {"true": "ema", "false": "raw"}),
-    Row("amp fp16 use_fp16 half mixed_precision autocast dtype trainer.precision", "precision={}",
-        "fp16 needs a GPU, bf16 does not", PRECISION),
-    Row("bf16 use_bf16", "precision={}", "", _BF16),
-    Row("gpus n_gpus num_gpus devices nproc_per_node num_processes", "launch.processes={}", "",
-        _ALL),
-    Row("gpu gpu_id device_id cuda use_cuda", "device=cuda", CARD),
-    Row("cpu use_cpu no_cuda", "device=cpu"),
-    Row("output output_dir outdir out_dir save_dir results_folder sample_dir save_path logdir "
-        "output_path", "out={}"),
-    Row("manual_seed random_seed seeds generator", "seed=...",
-        "of the first sample and all others"),
-    Row("image_size resolution size img_size data.image_size height width", "",
-        "the size comes from the checkpoint; leave it out"),
-    Row("class_cond num_classes learn_sigma noise_schedule num_channels num_res_blocks "
-        "channel_mult beta_schedule objective prediction_type", "",
-        "it comes from the checkpoint; leave it out"),
-    Row("init_image image init_img", "", "ddpm-interpolate a=... b=... starts from pictures"),
-    Row("prompt negative_prompt text caption", "",
-        "no network here is given text; classes= chooses classes"),
-)  # fmt: skip
-
-OTHERS: Mapping[str, Sequence[Row]] = {
-    "sample": (
-        Row("n num n_samples nsamples num_images num_sample samples count num_images_per_prompt "
-            "trainer.preview_samples", "num_samples={}"),
-        Row("file_type type image_format save_format", "format={}"),
-        Row("cond given conditioning", "condition={}", "a file that holds what is given"),
-        Row("gif save_trajectory save_intermediates progress return_all_timesteps",
-            "trajectory=true"),
-        *DRAW,
-    ),
-    "interpolate": (
-        Row("n num num_samples frames n_frames steps_between n_interp num_interp num_steps lam",
-            "num_frames={}"),
-        Row("image1 img1 x1 start from source image_a img_a first", "a={}"),
-        Row("image2 img2 x2 end to target image_b img_b last second", "b={}"),
-        Row("timestep noise_level t_start strength noising_step", "t={}"),
-        *DRAW,
-    ),
-    "evaluate": (
-        Row("metric", "metrics=[{}]"),
-        Row("fid", "metrics=[fid]"),
-        Row("kid", "metrics=[kid]"),
-        Row("is isc inception_score", "metrics=[isc]"),
-        Row("prc precision_recall", "metrics=[prc]"),
-        Row("nll bits_per_dim", "metrics=[bpd]"),
-        Row("real ref ref_batch ref_path reference_path dataset data data_path dataset_path "
-            "data_dir data.path stats dataset_name fid_stats", "reference={}"),
-        Row("images sample_path samples_dir sample_dir fake generated sample_batch",
-            "samples={}"),
-        Row("n n_samples nsamples num num_fid_samples", "num_samples={}"),
-        Row("feature_extractor inception detector", "extractor={}"),
-        *DRAW[:-4],
-    ),
-    "average": (
-        Row("checkpoint model_path model checkpoint_path run path file", "ckpt={}"),
-        Row("sigma sigma_rels ema_sigma_rel std ema_std outstd", "sigma_rel={}"),
-        Row("at_step steps max_steps", "step={}"),
-        Row("output output_dir outdir out_dir", "out={}"),
-    ),
-    "import": (
-        Row("ckpt checkpoint model_path checkpoint_path path model weights pt", "file={}"),
-        Row("from format library framework type kind", "source={}"),
-        Row("image_size resolution img_size", "size={}"),
-        Row("output output_dir outdir out_dir", "out={}"),
-    ),
-    "export": (
-        Row("checkpoint model_path model checkpoint_path run path file", "ckpt={}"),
-        Row("to target library type", "format={}"),
-        Row("output output_path file_name filename", "out={}"),
-        Row("use_ema ema", "weights={}", "", {"true": "ema", "false": "raw"}),
-    ),
-}  # fmt: skip

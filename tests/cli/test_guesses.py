@@ -22,6 +22,10 @@ from ddpm.interop.export import export_model
 EPOCHS = (
     "trainer.max_steps=... (optimizer steps: epochs times samples, divided by trainer.batch_size)"
 )
+SCALED = (
+    "schedule=linear (with other betas: those of scaled_linear come with ddpm-import "
+    "source=diffusers)"
+)
 TRAIN = [
     # (typed, suggestion)
     ("epochs=10", EPOCHS),
@@ -44,6 +48,7 @@ TRAIN = [
     ("data.batch_size=4", "trainer.batch_size=4"),
     ("per_device_train_batch_size=4", "trainer.batch_size=4"),
     ("microbatch=4", "trainer.accumulate=..."),
+    ("lr_anneal_steps=0", "trainer.max_steps=..."),
     ("trainer.gradient_accumulation_steps=2", "trainer.accumulate=2"),
     ("gradient_accumulate_every=2", "trainer.accumulate=2"),
     ("lr=1e-4", "trainer.lr=1e-4"),
@@ -56,6 +61,10 @@ TRAIN = [
     ("max_grad_norm=1", "trainer.clip_grad_norm=1"),
     ("gradient_clip_val=0.5", "trainer.clip_grad_norm=0.5"),
     ("ema_rate=0.999", "trainer.ema_decay=0.999"),
+    ("ema_halflife=500", "trainer.ema_decay=..."),
+    ("ema_power=0.75", "trainer.ema_warmup=true"),
+    ("ema_update_every=10", "trainer.ema_decay=..."),
+    ("use_ema=true", "trainer.ema_decay=0.9999"),
     ("trainer.ema=true", "trainer.ema_decay=0.9999"),
     ("use_ema=false", "trainer.ema_decay=0"),
     ("phema=true", "trainer.posthoc_ema=[0.05,0.1]"),
@@ -89,6 +98,8 @@ TRAIN = [
     ("eval_every=100", "trainer.evaluate_every=100"),
     ("save_top_k=2", "trainer.keep_last=2"),
     ("calculate_fid=true", "trainer.evaluate_every=5000 evaluation.metrics=[fid]"),
+    ("num_fid_samples=50000", "evaluation.num_samples=50000"),
+    ("save_best_and_latest_only=true", "trainer.evaluate_every=5000 trainer.best=fid"),
     ("wandb=true", "trainer.trackers=[wandb]"),
     ("report_to=tensorboard", "trainer.trackers=[tensorboard]"),
     ("dataset=cifar10", "data=cifar"),
@@ -100,6 +111,10 @@ TRAIN = [
     ("data_dir=pictures", "data=folder data.path=pictures"),
     ("data=folder data.dir=pictures", "data.path=pictures"),
     ("image_size=64", "data.image_size=64"),
+    ("center_crop=true", "data.image_size=..."),
+    ("convert_image_to=L", "data=folder data.path=... data.color=grey"),
+    ("data=folder convert_image_to=RGB", "data.color=rgb"),
+    ("preserve_input_precision=true", "data=folder data.path=... data.bits=16"),
     ("resolution=64", "data.image_size=64"),
     ("data.resolution=64", "data.image_size=64"),
     ("data=folder random_flip=true", "data.flip=true"),
@@ -111,6 +126,10 @@ TRAIN = [
     ("model.num_layers=4", "model.dim_mults=[1,2,4]"),
     ("model=iddpm_unet model.num_layers=4", "model.channel_mult=[1,2,4]"),
     ("channel_mult=[1,2]", "model.dim_mults=[1,2]"),
+    ("model=iddpm_unet channel_mults=1,2", "model.channel_mult=[1,2]"),
+    ("attention_resolutions=2,4", "model=iddpm_unet model.attention_resolutions=[2,4]"),
+    ("num_heads_upsample=-1", "model=iddpm_unet model.num_heads_upsample=null"),
+    ("num_head_channels=64", "model=iddpm_unet model.num_head_channels=64"),
     ("num_channels=64", "model.dim=64"),
     ("model=iddpm_unet num_channels=64", "model.model_channels=64"),
     ("model=simple_unet model.hidden_size=64", "model.width=64"),
@@ -122,11 +141,21 @@ TRAIN = [
     ("diffusion_steps=100", "schedule.num_steps=100"),
     ("noise_schedule=cosine", "schedule=cosine"),
     ("beta_schedule=squaredcos_cap_v2", "schedule=cosine"),
+    ("beta_schedule=scaled_linear", SCALED),
+    ("ddpm_beta_schedule=linear", "schedule=linear"),
+    ("ddpm_num_steps=100", "schedule.num_steps=100"),
+    ("schedule_fn_kwargs=a", "schedule=sigmoid schedule.start=..."),
     ("schedule.beta_start=1e-4", "schedule=linear schedule.beta_start=1e-4"),
     ("prediction_type=v_prediction", "objective=pred_v"),
     ("prediction_type=epsilon", "objective=pred_noise"),
     ("predict_xstart=true", "objective=pred_x0"),
     ("loss_type=mse", "objective.loss=l2"),
+    ("loss_type=rescaled_mse", "objective.loss=l2"),
+    ("loss_type=rescaled_kl", "diffusion=iddpm_vlb"),
+    ("use_kl=true", "diffusion=iddpm_vlb"),
+    ("rescale_learned_sigmas=true", "diffusion=iddpm"),
+    ("rescale_learned_sigmas=false", "diffusion=iddpm diffusion.vlb_weight=..."),
+    ("p2_loss_weight_gamma=0.5", "objective.min_snr_gamma=5"),
     ("snr_gamma=5", "objective.min_snr_gamma=5"),
     ("learn_sigma=true", "diffusion=iddpm"),
     ("schedule_sampler=loss-second-moment", "timesteps=loss_second_moment"),
@@ -151,6 +180,7 @@ TRAIN = [
     ("num_epoch=10", EPOCHS),
     ("sampler.guidance_scale=3", "data.class_cond=true diffusion.label_dropout=0.1"),
     ("noise_offset=0.1", "diffusion.offset_noise=0.1"),
+    ("offset_noise_strength=0.1", "diffusion.offset_noise=0.1"),
     ("rescale_betas_zero_snr=true", "schedule.zero_terminal_snr=true"),
     ("num_frames=8", "data=video data.frames=8"),
     ("split=test", "data=cifar data.split=test"),
@@ -169,6 +199,8 @@ OTHERS = [
     ("sample", "scheduler=euler", "sampler=ddim"),
     ("sample", "eta=0.5", "sampler=ddim sampler.eta=0.5"),
     ("sample", "sampler.eta=0.5", "sampler=ddim sampler.eta=0.5"),
+    ("sample", "sigma_small=true", "sampler=ddpm sampler.variance=fixed_small"),
+    ("sample", "classifier_path=a.pt", "guide=..."),
     ("sample", "class=3", "classes=[3]"),
     ("sample", "labels=[3,7]", "classes=[3,7]"),
     ("sample", "checkpoint=outputs/a", "ckpt=outputs/a"),
@@ -209,7 +241,9 @@ CHOICES = [
     ("sampler=euler", "sampler=ddim (Euler's method is DDIM)"),
     ("sampler=euler_a", "sampler=ddpm"),
     ("sampler@evaluation.sampler=plms", "sampler@evaluation.sampler=ipndm"),
-    ("schedule=scaled_linear", "schedule=linear"),
+    ("schedule=scaled_linear", SCALED),
+    ("schedule=karras", "schedule=edm"),
+    ("schedule=vp", "schedule=linear"),
     ("objective=eps", "objective=pred_noise"),
     ("objective=v_prediction", "objective=pred_v"),
     ("diffusion=gaussian", "diffusion=ddpm"),
@@ -407,6 +441,10 @@ def test_numbers_in_place_of_choices(command, typed, answer):
     [
         ("sample", "image_size=64", "unknown option; the size comes from the checkpoint; leave it out"),
         ("sample", "class_cond=true", "unknown option; it comes from the checkpoint; leave it out"),
+        ("sample", "attention_resolutions=16,8", "unknown option; it comes from the checkpoint; leave it out"),
+        ("sample", "classifier_depth=2", "unknown option; guide=module:function builds its own classifier; leave it out"),
+        ("train", "model_config_name_or_path=a", "unknown option; model= chooses the network; ddpm-import source=diffusers reads one of diffusers"),
+        ("train", "push_to_hub=true", "unknown option; ddpm-export push=hf://owner/name uploads a trained run"),
         ("sample", "model.dim=64", "the model comes from the checkpoint; leave it out"),
         ("train", "optimizer=adam", "unknown option; the optimizer is AdamW; its options are trainer.lr, trainer.adam_betas and trainer.weight_decay"),
         ("train", "verbose=1", "unknown option; it has no counterpart; leave it out"),
@@ -435,7 +473,8 @@ def test_names_are_unique_in_a_table():
 def test_rows_name_options_that_exist(command, rows):
     """Check the options of all rows, also of those without a test above."""
     for row in rows:
-        for use in row.use.split("|") if row.use else ():
+        replaced = [value for value in row.values.values() if "=" in value]
+        for use in [*(row.use.split("|") if row.use else ()), *replaced]:
             words = use.split()
             groups = argument_errors._groups(command)
             choices = tuple(w for w in words if w.partition("=")[0] in groups and "{}" not in w)
@@ -443,7 +482,7 @@ def test_rows_name_options_that_exist(command, rows):
             for word in words:
                 key = word.partition("=")[0]
                 made = fitting if key.startswith("model.") else fitting[:1]
-                if key == "data.flip" and not choices:
+                if key in ("data.flip", "data.color", "data.bits") and not choices:
                     made = [("data=folder",)]
                 assert any(key in set(paths(composed(command, one))) for one in made), row
 
