@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.errors import render, require
+from ddpm.models.embeddings import SinusoidalEmbedding
 from ddpm.models.iddpm_blocks import (
     NUM_GROUPS,
     IDDPMUNetBuilder,
@@ -25,7 +26,6 @@ from ddpm.models.iddpm_blocks import (
 )
 from ddpm.models.layers import (
     Network,
-    SinusoidalEmbedding,
     check_dropout,
     check_positive,
     conv_nd,
@@ -74,7 +74,7 @@ class IDDPMUNet(Network):
         norm_eps: number added to the variance in each GroupNorm.
         flip_sin_to_cos: the time embedding has the cosines before the sines.
         freq_shift: 1 makes the last frequency of the time embedding exactly 1/10000; see
-            :class:`~ddpm.models.layers.SinusoidalEmbedding`.
+            :class:`~ddpm.models.embeddings.SinusoidalEmbedding`.
         downsample_padding: zeros on both sides of each axis before a strided convolution; 0 = one
             zero at the end of each axis only, as in the original DDPM (Ho 2020).
 
@@ -219,7 +219,7 @@ class IDDPMUNet(Network):
     ) -> Tensor:
         """Apply all but the output layers; store the outputs of the blocks in ``features``."""
         h = self.prepare(x, y, x_self_cond)
-        embedding = self.time_embed(self.timestep(t).to(x.dtype))
+        embedding = self.time_embed(self.timestep(t, x.dtype))
         if y is not None:
             embedding = embedding + self.label_emb(y)
         skips: list[Tensor] = []

@@ -1,7 +1,7 @@
-"""Layers that the networks share: convolutions of any rank, norms, embeddings, attention.
+"""Layers that the networks share: convolutions of any rank, norms, attention.
 
-Shapes are ``(B, C, *spatial)`` with one, two or three spatial axes. Normalisation, softmax and
-timestep embedding use float32 or better under any autocast.
+Shapes are ``(B, C, *spatial)`` with one, two or three spatial axes. Normalisation and softmax use
+float32 or better under any autocast.
 """
 
 from __future__ import annotations
@@ -169,64 +169,6 @@ def variance_eps(dtype: torch.dtype) -> float:
     It is 1e-5, or 1e-3 for types with fewer bits than float32.
     """
     return 1e-5 if torch.promote_types(dtype, torch.float32) == dtype else 1e-3
-
-
-class SinusoidalEmbedding(nn.Module):
-    """Sines and cosines of the timestep at geometric frequencies (Vaswani 2017, 3.5).
-
-    The frequencies are ``max_period ** -(i / n)`` for i = 0..dim//2-1. Two conventions exist:
-    OpenAI's code has n = dim//2 and the cosines first, denoising-diffusion-pytorch has
-    n = dim//2 - 1 (``reach_end``: the last frequency is exactly ``1 / max_period``) and the sines
-    first. An odd ``dim`` is padded with a zero.
-    """
-
-    frequencies: Tensor
-
-    def __init__(
-        self, dim: int, *, max_period: float = 10000, cos_first: bool, reach_end: bool
-    ) -> None:
-        super().__init__()
-        self.dim, self.max_period = dim, max_period
-        self.cos_first, self.reach_end = cos_first, reach_end
-        # Not persistent: the state dicts of the original implementations do not contain it.
-        self.register_buffer("frequencies", self._compute(), persistent=False)
-
-    def _compute(self) -> Tensor:
-        half = self.dim // 2
-        steps = torch.arange(half, dtype=torch.float64) / (half - 1 if self.reach_end else half)
-        return torch.exp(-math.log(self.max_period) * steps).float()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SinusoidalEmbedding:
-        """Apply device moves, but remain in float32 when the network is cast to another type."""
-        super()._apply(fn, recurse)
-        if self.frequencies.dtype != torch.float32:
-            self.frequencies = self._compute().to(self.frequencies.device)
-        return self
-
-    def forward(self, t: Tensor) -> Tensor:
-        """Return float32 embeddings ``(B, dim)`` of timesteps ``(B,)``, integer or real."""
-        angles = t.float()[:, None] * self.frequencies[None]
-        sin, cos = angles.sin(), angles.cos()
-        embedding = torch.cat((cos, sin) if self.cos_first else (sin, cos), dim=1)
-        return F.pad(embedding, (0, 1)) if self.dim % 2 else embedding
-
-
-class FourierEmbedding(nn.Module):
-    """The timestep, and its sines and cosines at ``dim // 2`` random frequencies.
-
-    The frequencies ``weights`` are drawn from N(0, 1), and trained if ``learned`` (Tancik 2020,
-    "Fourier Features"; the timestep features of v-diffusion).
-    """
-
-    def __init__(self, dim: int, *, learned: bool) -> None:
-        super().__init__()
-        self.weights = nn.Parameter(torch.randn(dim // 2), requires_grad=learned)
-
-    def forward(self, t: Tensor) -> Tensor:
-        """Return float32 embeddings ``(B, 1 + dim)`` of timesteps ``(B,)``, integer or real."""
-        t = t.float()[:, None]
-        angles = t * self.weights.float()[None] * (2 * math.pi)
-        return torch.cat((t, angles.sin(), angles.cos()), dim=1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

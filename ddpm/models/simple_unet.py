@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm.errors import ConfigError, require
+from ddpm.models.embeddings import SinusoidalEmbedding
 from ddpm.models.layers import (
     GroupNorm,
     Network,
-    SinusoidalEmbedding,
     attend,
     check_positive,
     norm_operands,
@@ -212,7 +212,7 @@ class SimpleUNet(Network):
             ValueError: see :meth:`~ddpm.models.layers.Network.prepare`.
         """
         h = self.inc(self.prepare(x, y, x_self_cond))
-        emb = self.time(t)
+        emb = self.time(t, x.dtype)
         if y is not None:
             emb = emb + self.label_emb(y)
         skips = []

@@ -13,13 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.errors import require
-from ddpm.models.layers import (
-    FourierEmbedding,
-    Network,
-    SinusoidalEmbedding,
-    check_positive,
-    conv_nd,
-)
+from ddpm.models.embeddings import FourierEmbedding, SinusoidalEmbedding
+from ddpm.models.layers import Network, check_positive, conv_nd
 from ddpm.models.sizes import Fit, describe_size, fit_levels
 from ddpm.models.unet_blocks import AttnNorm, UNetBuilder
 
@@ -199,7 +194,7 @@ class UNet(Network):
     def _embed(self, t: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Return the embedding ``(B, E)`` of the timesteps and, if any, the labels."""
         embedding, *layers = self.time_mlp
-        h = embedding(t).to(dtype)
+        h = embedding(t, dtype)
         for layer in layers:
             h = layer(h)
         return h if y is None else h + self.label_emb(y)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.errors import require
-from ddpm.models.layers import Network, SinusoidalEmbedding, check_positive
+from ddpm.models.embeddings import SinusoidalEmbedding
+from ddpm.models.layers import Network, check_positive
 from ddpm.models.sizes import describe_size, fit_levels
 from ddpm.models.unet import DIM_MULTS
 from ddpm.models.unet3d_attention import FrameAxis, RelativePositionBias, Rotary
@@ -241,7 +242,7 @@ class UNet3D(Network):
     def _embed(self, t: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Return the embedding ``(B, 4 * dim)`` of the timesteps and, if any, the labels."""
         embedding, *layers = self.time_mlp
-        h = embedding(t).to(dtype)
+        h = embedding(t, dtype)
         for layer in layers:
             h = layer(h)
         return h if y is None else h + self.label_emb(y)

@@ -6,13 +6,13 @@ Inputs and outputs are ``(B, C, F, H, W)``, F frames of H x W pixels; residuals 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ddpm.models.embeddings import Float32Module
 from ddpm.models.layers import at_least_float32, attend, linear_attend, standardize_channels
 
 SPATIAL_DIM_HEAD = 32
@@ -60,28 +60,18 @@ def _bucket(lag: Tensor) -> Tensor:
     return torch.where(distance < exact, distance, far) + half * (lag < 0)
 
 
-class Rotary(nn.Module):
+class Rotary(Float32Module):
     """Angles of rotary position embedding (Su 2021, "RoFormer", 3.2.2).
 
     Pair i of the first ``dim`` features rotates by ``10000 ** -(2 i / dim)`` radians per frame. As
     in the original, ``freqs`` is a parameter that is never trained. It is not stored in state
-    dicts, and remains in float32 when the network is cast to another type.
+    dicts.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.dim = dim
-        self.freqs = nn.Parameter(self._compute(), requires_grad=False)
-
-    def _compute(self) -> Tensor:
-        powers = torch.arange(0, self.dim, 2)[: self.dim // 2].float() / self.dim
-        return 1.0 / (10000**powers)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
-        super()._apply(fn, recurse)
-        if self.freqs.dtype != torch.float32:
-            self.freqs.data = self._compute().to(self.freqs.device)
-        return self
+        powers = torch.arange(0, dim, 2)[: dim // 2].float() / dim
+        self.freqs = nn.Parameter(1.0 / (10000**powers), requires_grad=False)
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Store nothing; the frequencies are constants."""
@@ -90,9 +80,9 @@ class Rotary(nn.Module):
         """Load nothing; the frequencies are constants."""
 
     def forward(self, num_frames: int) -> Tensor:
-        """Return float32 angles ``(num_frames, dim // 2)``, in radians."""
+        """Return angles ``(num_frames, dim // 2)``, in radians, in float32 or better."""
         at = torch.arange(num_frames, device=self.freqs.device)
-        return at[:, None].float() * self.freqs
+        return at[:, None].to(self.freqs.dtype) * self.freqs
 
 
 def _rotate(x: Tensor, angles: Tensor) -> Tensor:
@@ -109,7 +99,7 @@ class FrameAxis:
     """Positions of the frames, for temporal attention.
 
     Attributes:
-        angles: angles of the rotary embedding, ``(F, R)`` in float32.
+        angles: angles of the rotary embedding, ``(F, R)`` in float32 or better.
         bias: relative position bias, ``(heads, F, F)``.
         focus: bool ``(B,)``, true for samples in which each frame attends only to itself; None for
             no such samples.

@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from ddpm.errors import ConfigError
+from ddpm.models.embeddings import FourierEmbedding, SinusoidalEmbedding
 from ddpm.models.layers import (
-    FourierEmbedding,
     GroupNorm,
     RMSNorm,
-    SinusoidalEmbedding,
     attend,
     avg_pool_nd,
     check_dropout,
@@ -63,24 +62,51 @@ def test_sinusoidal_embedding_matches_its_formula(dim, cos_first, reach_end):
     times = [0.0, 3.0, 977.5]
     n = dim // 2 - reach_end
     expected = torch.tensor([reference_embedding(t, dim, n, cos_first) for t in times])
-    torch.testing.assert_close(embed(torch.tensor(times)), expected, atol=2e-5, rtol=0)
+    actual = embed(torch.tensor(times), torch.float32)
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=0)
 
 
 def test_sinusoidal_embedding_accepts_integer_timesteps():
     embed = SinusoidalEmbedding(8, cos_first=True, reach_end=False)
     t = torch.tensor([0, 999])
-    assert torch.equal(embed(t), embed(t.double()))
+    assert torch.equal(embed(t, torch.float32), embed(t.double(), torch.float32))
 
 
-@pytest.mark.parametrize("dtype", [*HALF_TYPES, torch.float64])
-def test_sinusoidal_embedding_remains_in_float32(dtype):
-    embed = SinusoidalEmbedding(32, cos_first=False, reach_end=True)
-    t = torch.tensor([998.25])
-    expected = embed(t)
+EMBEDDINGS = [
+    lambda: SinusoidalEmbedding(32, cos_first=False, reach_end=True),
+    lambda: FourierEmbedding(32, learned=True),
+]
+
+
+@pytest.mark.parametrize("make", EMBEDDINGS)
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+def test_embeddings_remain_in_float32_in_half_precision(make, dtype):
+    embed, t = make(), torch.tensor([998.25])
+    expected = embed(t, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(embed.to(dtype)(t), expected)
-    assert embed(t).dtype == torch.float32
-    assert not embed.state_dict()
+        assert torch.equal(embed.to(dtype)(t, torch.float32), expected)
+    assert torch.equal(embed(t, dtype), expected.to(dtype))
+    assert torch.equal(embed.double().float()(t, torch.float32), expected)
+
+
+@pytest.mark.parametrize("make", EMBEDDINGS)
+def test_embeddings_in_float64_are_computed_in_float64(make):
+    embed, t = make().double(), torch.tensor([998.25], dtype=torch.float64)
+    (frequencies,) = [*embed.parameters(), *embed.buffers()]
+    assert frequencies.dtype == torch.float64
+    scale = 2 * math.pi if isinstance(embed, FourierEmbedding) else 1
+    sines = [math.sin(998.25 * f * scale) for f in frequencies.tolist()]
+    actual = embed(t, torch.float64)[0, -32:-16]
+    torch.testing.assert_close(actual, torch.tensor(sines, dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+def test_the_gradient_of_an_embedding_keeps_its_type():
+    embed = FourierEmbedding(4, learned=True)
+    embed(torch.tensor([0.5]), torch.float32).sum().backward()
+    embed.bfloat16()(torch.tensor([0.5]), torch.bfloat16).sum().backward()
+    assert embed.weights.dtype == embed.weights.grad.dtype == torch.float32
+    assert set(embed.state_dict()) == {"weights"}
+    assert not SinusoidalEmbedding(4, cos_first=True, reach_end=False).state_dict()
 
 
 @pytest.mark.parametrize("learned", [True, False])
@@ -90,7 +116,8 @@ def test_fourier_embedding_matches_its_formula(learned):
     with torch.no_grad():
         embed.weights.copy_(torch.tensor([0.5, -0.25]))
     expected = [[0.5, math.sin(math.pi / 2), math.sin(-math.pi / 4), 0.0, math.cos(math.pi / 4)]]
-    torch.testing.assert_close(embed(torch.tensor([0.5])), torch.tensor(expected))
+    actual = embed(torch.tensor([0.5]), torch.float32)
+    torch.testing.assert_close(actual, torch.tensor(expected))
 
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)

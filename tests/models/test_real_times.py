@@ -3,45 +3,13 @@
 import pytest
 import torch
 
-from ddpm.models import IDDPMUNet, SimpleUNet, UNet, UNet3D
+from tests.models.small_networks import LEARNED, NETWORKS, make
 from tests.reference_cases import relative_error
-
-NETWORKS = {
-    "unet": lambda: UNet(1, 1, (8, 8), None, False, dim=8, dim_mults=(1, 2)),
-    "learned": lambda: UNet(
-        1, 1, (8, 8), None, False, dim=8, dim_mults=(1, 2), learned_sinusoidal_cond=True
-    ),
-    "fourier": lambda: UNet(
-        1, 1, (8, 8), None, False, dim=8, dim_mults=(1, 2), random_fourier_features=True
-    ),
-    "unet1d": lambda: UNet(1, 1, (16,), None, False, dims=1, dim=8, dim_mults=(1, 2)),
-    "iddpm_unet": lambda: IDDPMUNet(
-        1,
-        1,
-        (8, 8),
-        None,
-        False,
-        model_channels=32,
-        channel_mult=(1, 2),
-        num_res_blocks=1,
-        attention_resolutions=(2,),
-    ),
-    "unet3d": lambda: UNet3D(1, 1, (4, 8, 8), None, False, dim=8, dim_mults=(1, 2)),
-    "simple_unet": lambda: SimpleUNet(1, 1, (8, 8), None, False),
-}
-SIZES = {"unet1d": (16,), "unet3d": (4, 8, 8)}
-
-
-LEARNED = ("learned", "fourier")  # their frequencies turn by whole periods from step to step
 
 
 def outputs(name, *times):
     """Return the outputs of a network at times of the whole batch."""
-    torch.manual_seed(0)
-    network = NETWORKS[name]().eval()
-    for parameter in network.parameters():  # some networks begin with layers of zeros
-        parameter.add_(0.02 * torch.randn_like(parameter))
-    x = torch.randn(2, 1, *SIZES.get(name, (8, 8)))
+    network, x = make(name)
     return [network(x, torch.full((2,), t)) for t in times]
 
 
