@@ -54,7 +54,7 @@ def bound_term(
     x0: Tensor,
     t: Tensor,
     s: Tensor | None = None,
-    after: Tensor | None = None,
+    above: Tensor | None = None,
 ) -> Tensor:
     """Return the term of timestep t of the bound, (B,) in bits per dimension.
 
@@ -65,7 +65,7 @@ def bound_term(
         prediction: from x_t, which is x0 with the noise of t.
         x0: (B, C, *spatial) clean data in -1..1.
         t: (B,) timesteps.
-        s, after: (B,) next lower and higher ones on the sampling grid; default t - 1 and t + 1.
+        s, above: (B,) next lower and higher ones on the sampling grid; default t - 1 and t + 1.
     """
     s = t - 1 if s is None else s
     mask = diffusion.conditioning_mask
@@ -73,8 +73,8 @@ def bound_term(
         mask.select_generated(diffusion.posterior(clean, prediction.x_t, t, s)[0])
         for clean in (x0, prediction.x0)
     )
-    true_log = diffusion.log_variance(None, t, s, after, like=true_mean, kind="fixed_small")
-    log = diffusion.log_variance(prediction.variance_output, t, s, after, like=true_mean)
+    true_log = diffusion.log_variance(None, t, s, above, like=true_mean, kind="fixed_small")
+    log = diffusion.log_variance(prediction.variance_output, t, s, above, like=true_mean)
     kl = normal_kl(true_mean, true_log, mean, log)
     clean = mask.select_generated(x0)
     decoder = -discretised_log_likelihood(clean, mean, 0.5 * log, diffusion.bin_width)

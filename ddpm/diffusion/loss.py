@@ -78,8 +78,7 @@ class DiffusionLoss:
         denoiser = Denoiser(model, diffusion)
 
         def bound(output: Tensor) -> Tensor:
-            prediction = denoiser.interpret(output, x_t, t)
-            return bound_term(diffusion, prediction, x0, t)
+            return bound_term(diffusion, denoiser.interpret(output, x_t, t), x0, t)
 
         output = denoiser.output(x_t, t, previous, conditioning)
         if kind == "vlb":

@@ -27,9 +27,7 @@ OnStep = Callable[[int, int, Tensor], None]
 
 
 class SamplingPath:
-    """Times of a sampling path, and the coefficients of the process there, as floats.
-
-    Its length is N, the number of steps.
+    """Times of a path of N steps, its length, and the process's coefficients there, as floats.
 
     Attributes:
         diffusion, schedule: the process and its noise schedule.
@@ -137,10 +135,7 @@ class Sampler(ABC):
         return sampling_times(schedule, steps, self.spacing, start=start, stop=stop)
 
     def num_calls(self, num_steps: int, clean: bool = True) -> int:
-        """Return the number of network calls of a path, which may end with ``clean`` data.
-
-        By default it is one per step.
-        """
+        """Return the number of network calls of a path, which may end with ``clean`` data."""
         return num_steps
 
     def coefficients(self, path: SamplingPath) -> Sequence[Any]:

@@ -31,6 +31,5 @@ class DDIM(LinearMultistep):
     def combination(self, path: SamplingPath, index: int) -> Combination:
         t, s = path.pairs[index]
         fresh = self.eta * path.diffusion.posterior_variance(t, s) ** 0.5
-        # Rounding can make the difference negative.
-        reused = max(path.sigmas[index + 1] ** 2 - fresh**2, 0.0) ** 0.5
+        reused = max(path.sigmas[index + 1] ** 2 - fresh**2, 0.0) ** 0.5  # not below 0 by rounding
         return Combination(0.0, (reused,) if s >= 0 else (), fresh, x0=path.alphas[index + 1])

@@ -43,8 +43,7 @@ class DPMpp(LinearMultistep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        good = self.order < 3 or not self.sde
-        require(good, "order", self.order, "must be 1 or 2 with sde=true")
+        require(self.order < 3 or not self.sde, "order", self.order, "must be 1 or 2 with sde=true")
 
     def combination(self, path: SamplingPath, index: int) -> Combination:
         sigma_t, sigma_s = path.sigmas[index : index + 2]

@@ -21,8 +21,8 @@ LOWEST_LOG_SNR = -10.2
 It is twice the limit -5.1 of DPM-Solver's half log-SNR: x_t is then noise but for 0.6 %, whereas
 the cosine schedule spends equal distances of log-SNR down to -20 on its last 4 of 1,000 timesteps.
 """
-RHO = 7
-"""Exponent of ``karras`` (Karras et al. 2022, equation 5)."""
+KARRAS_EXPONENT = 7
+"""Exponent of ``karras``, the rho of Karras et al. 2022, equation 5."""
 
 
 def sampling_times(
@@ -32,7 +32,7 @@ def sampling_times(
 
     The path has the requested number of steps, or fewer if ``start`` and ``stop`` are closer.
     ``ddim50`` and sections visit their timesteps within this range. From T-1, which is pure noise,
-    these and ``leading`` start at the highest of theirs.
+    these and ``leading`` start at the highest of theirs, and :func:`_times_by_noise` may, too.
 
     Args:
         schedule: of the process.
@@ -40,62 +40,73 @@ def sampling_times(
         start: first time, a timestep.
         stop: last time, a timestep, or -1 for clean data.
     """
-    total, available = schedule.num_steps, start - stop
+    available, from_noise = start - stop, start == schedule.num_steps - 1
     if available <= 0:
         return [start]
     if isinstance(steps, (str, tuple)):
-        nodes = [t for t in respaced_timesteps(total, steps) if stop < t <= start]
-        if start < total - 1 or not nodes:
-            nodes = [*(t for t in nodes if t < start), start]
-        return [*reversed(nodes), stop]
-    steps = min(steps or available, available)
+        visited = respaced_timesteps(schedule.num_steps, steps)
+        times = [t for t in reversed(visited) if stop < t <= start]
+        if times and from_noise:
+            return [*times, stop]
+        return [start, *(t for t in times if t < start), stop]
+    count = min(steps or available, available)
     if spacing == "leading":
-        stride = available // steps
-        first = (steps - 1) * stride if stop < 0 and start == total - 1 else start
-        return [*(first - i * stride for i in range(steps)), stop]
+        stride = available // count
+        first = (count - 1) * stride if from_noise and stop < 0 else start
+        return [*(first - i * stride for i in range(count)), stop]
     if spacing == "trailing" and stop < 0:
-        return [*((i * (start + 1)) // steps - 1 for i in range(steps, 0, -1)), -1]
+        return [*((i * (start + 1)) // count - 1 for i in range(count, 0, -1)), -1]
     # The step to clean data is apart: the others end at timestep 0.
-    lowest, count, clean = (stop, steps + 1, []) if stop >= 0 else (0, steps, [-1])
+    lowest, count, clean = (0, count, [-1]) if stop < 0 else (stop, count + 1, [])
     if spacing in ("log_snr", "karras"):
-        ascending = _by_noise(schedule, count, spacing, start, lowest)
+        ascending = _times_by_noise(schedule, lowest, start, count, spacing)
     else:
         ascending = spaced_timesteps(lowest, start, count, spacing)
     return [*reversed(ascending), *clean]
 
 
-def _by_noise(
-    schedule: Schedule, count: int, spacing: Spacing, start: int, stop: int
+def _times_by_noise(
+    schedule: Schedule, first: int, last: int, count: int, spacing: Spacing
 ) -> list[float]:
-    """Return ``count`` real times from ``stop`` up to ``start``, by their level of noise."""
+    """Return ``count`` real times, ascending from ``first`` to ``last``, spaced by their noise.
+
+    They are equidistant in the measure of :func:`_spaced_log_snrs` where the log-SNR is above
+    ``LOWEST_LOG_SNR``. Below it, x_t is almost pure noise, and the only time is ``last``; for T-1
+    not even that, because pure noise stands for x_t at ``LOWEST_LOG_SNR`` unless T-1 has no signal.
+    """
     if count == 1:
-        return [start]
-    high, low = schedule.log_snr(stop), schedule.log_snr(start)
-    if high <= LOWEST_LOG_SNR and math.isinf(low):
-        return [stop + (start - stop) * i / (count - 1) for i in range(count)]
-    if not low < LOWEST_LOG_SNR < high:
-        levels = _levels(high, low, count, spacing)
-        return [stop, *map(schedule.time, levels[1:-1]), start]
-    if start == schedule.num_steps - 1 and not schedule.zero_terminal_snr:
-        levels = _levels(high, LOWEST_LOG_SNR, count, spacing)
-        return [stop, *map(schedule.time, levels[1:])]
-    levels = _levels(high, LOWEST_LOG_SNR, count - 1, spacing)
-    return [stop, *map(schedule.time, levels[1:]), start]
+        return [last]
+    high, low = schedule.log_snr(first), schedule.log_snr(last)
+    if low < LOWEST_LOG_SNR < high:
+        pure_noise = last == schedule.num_steps - 1 and not schedule.zero_terminal_snr
+        ends = [] if pure_noise else [last]
+        log_snrs = _spaced_log_snrs(high, LOWEST_LOG_SNR, count - len(ends), spacing)
+        return [first, *map(schedule.time, log_snrs[1:]), *ends]
+    if math.isinf(low):  # all times are below it, and the last one has no signal
+        return [first + (last - first) * i / (count - 1) for i in range(count)]
+    log_snrs = _spaced_log_snrs(high, low, count, spacing)
+    return [first, *map(schedule.time, log_snrs[1:-1]), last]
 
 
-def _levels(high: float, low: float, count: int, spacing: Spacing) -> list[float]:
-    """Return ``count`` values of the log-SNR from ``high`` down to ``low``; one is ``high``."""
+def _spaced_log_snrs(high: float, low: float, count: int, spacing: Spacing) -> list[float]:
+    """Return ``count`` values of the log-SNR from ``high`` down to ``low``; one is ``high``.
+
+    ``log_snr`` has equal distances. ``karras`` has equal distances in ``(sigma / alpha)^(1/7)``,
+    which is ``exp(-log_snr / 14)`` (Karras et al. 2022, equation 5).
+    """
     parts = [i / max(count - 1, 1) for i in range(count)]
     if spacing == "log_snr":
         return [high + (low - high) * part for part in parts]
-    first, last = (math.exp(-level / (2 * RHO)) for level in (high, low))  # sigma^(1 / rho)
-    return [-2 * RHO * math.log(first + (last - first) * part) for part in parts]
+    scale = 2 * KARRAS_EXPONENT
+    first, last = math.exp(-high / scale), math.exp(-low / scale)
+    return [-scale * math.log(first + (last - first) * part) for part in parts]
 
 
 def spaced_timesteps(first: int, last: int, count: int, spacing: Spacing) -> list[int]:
     """Return ``count`` distinct timesteps, ascending from ``first`` to ``last`` inclusive.
 
-    A single one is ``last``. Requires ``count <= last - first + 1``.
+    For ``quadratic`` they are ``first + c i^2`` (Song et al. 2020, appendix D.2), rounded down, or
+    up where they would not be distinct; else evenly spaced. A single one is ``last``.
     """
     if count == 1:
         return [last]

@@ -23,12 +23,12 @@ class IPNDM(LinearMultistep):
     A step is that of DDIM with a combination of the latest noise predictions. The first steps have
     lower order.
 
-    The Adams-Bashforth weights of the paper, such as 3/2 and -1/2, are those of equal steps in
-    ``rho = sigma / alpha``, for which alone they have their order. For other smooth spacings it is
-    at most 2, because the weights ignore that the steps differ; for those of the actual steps in
-    rho (``variable``) it holds for every path. In 6 to 20 steps from noise to data, however, whose
-    lengths in rho differ a thousandfold, the noise is closer to a polynomial in the position on the
-    path, and the published weights have half the error or less on most paths.
+    The Adams-Bashforth weights of the paper, such as 3/2 and -1/2, are those of equal steps in the
+    noise level ``sigma / alpha``, for which alone they have their order. For other smooth spacings
+    it is at most 2, because the weights ignore that the steps differ; for those of the actual steps
+    (``variable``) it holds for every path. In 6 to 20 steps from noise to data, however, whose
+    lengths differ a thousandfold, the noise is closer to a polynomial in the position on the path,
+    and the published weights have half the error or less on most paths.
 
     Args:
         steps: network calls; null = 20. See :class:`Sampler`.
@@ -50,10 +50,10 @@ class IPNDM(LinearMultistep):
         if self.weights == "fixed":
             nodes = [-float(k) for k in range(order)]
         else:
-            rhos = [math.exp(-level) for level in path.lambdas[: index + 2]]
-            now, step = rhos[index], rhos[index + 1] - rhos[index]
-            finite = [rhos[index - k] for k in range(order) if math.isfinite(rhos[index - k])]
-            nodes = [(rho - now) / step for rho in finite] or [0.0]
+            levels = [math.exp(-value) for value in path.lambdas[: index + 2]]
+            now, step = levels[index], levels[index + 1] - levels[index]
+            finite = [levels[index - k] for k in range(order) if math.isfinite(levels[index - k])]
+            nodes = [(level - now) / step for level in finite] or [0.0]
         _, *older = integration_weights(nodes, [1 / (k + 1) for k in range(len(nodes))])
         change = path.sigmas[index + 1] - path.alphas[index + 1] * math.exp(-path.lambdas[index])
         return noise_combination(path, index, [change * weight for weight in older])

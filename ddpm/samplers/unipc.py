@@ -84,8 +84,7 @@ class UniPC(LinearMultistep):
     def combination(self, path: SamplingPath, index: int, correct: bool = False) -> Combination:
         """Return the factors for x_s from x_t in step ``index``.
 
-        The predictions of the predictor begin with that at t, those of the corrector with that at
-        s.
+        The first prediction is that at t for the predictor, that at s for the corrector.
         """
         lambdas, (sigma_t, sigma_s) = path.lambdas, path.sigmas[index : index + 2]
         h = lambdas[index + 1] - lambdas[index]
