@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ddpm.data.decoding import Header, Pixels
 from ddpm.data.files import parallel_for
-from ddpm.data.headers import RECORD_BYTES, HeaderTable, pack, unpack
+from ddpm.data.headers import RECORD_BYTES, HeaderTable, pack, true_ranges, unpack
 from ddpm.data.item_file import ItemFile
 
 _BLOCK_BYTES = 2**20  # per call of a thread
@@ -53,15 +53,13 @@ class DecodedItems:
             self._file.write(index, pack(header) + pixels.tobytes())
         return header, pixels
 
-    def read_all(
-        self, count: int, headers: HeaderTable, pixels: Pixels | None, description: str
-    ) -> None:
+    def read_all(self, count: int, headers: HeaderTable, pixels: Pixels, description: str) -> None:
         """Read items 0 to ``count - 1`` on several threads.
 
         Args:
             count: number of items.
             headers: receives the headers.
-            pixels: receives the pixels, ``(count, *shape)``; None = not needed.
+            pixels: receives the pixels, ``(count, *shape)``.
             description: text of the progress bar.
 
         Raises:
@@ -73,12 +71,11 @@ class DecodedItems:
             index = missing[place]
             header, values = self.read(index)
             headers.add(index, header)
-            if pixels is not None:
-                pixels[index] = values
+            pixels[index] = values
 
         parallel_for(len(missing), read, description)
 
-    def _read_stored(self, count: int, headers: HeaderTable, pixels: Pixels | None) -> list[int]:
+    def _read_stored(self, count: int, headers: HeaderTable, pixels: Pixels) -> list[int]:
         """Read the items that the file has; return the positions of the others."""
         file = self._file
         if file is None:
@@ -90,17 +87,10 @@ class DecodedItems:
             start, stop = block * size, min((block + 1) * size, count)
             contents, valid = file.read_block(start, stop)
             missing[start:stop] = ~valid
-            for first, last in _ranges(valid):
+            for first, last in true_ranges(valid):
                 headers.add_packed(start + first, contents[first:last, :RECORD_BYTES])
-                if pixels is not None:
-                    values = contents[first:last, RECORD_BYTES:].view(self._dtype)
-                    pixels[start + first : start + last] = values.reshape(-1, *self._shape)
+                values = contents[first:last, RECORD_BYTES:].view(self._dtype)
+                pixels[start + first : start + last] = values.reshape(-1, *self._shape)
 
         parallel_for(-(-count // size), read, "reading the disk cache")
         return np.flatnonzero(missing).tolist()
-
-
-def _ranges(valid: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Return the ranges (start, stop) of consecutive true values."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], valid, [False]]).astype(np.int8)))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

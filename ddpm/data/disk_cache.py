@@ -15,23 +15,27 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import PIL
 from PIL import features
 
 from ddpm.data import decoding, depth
 from ddpm.data.files import parallel_for
+from ddpm.data.header_file import FILE_STATE, HeaderFile
 from ddpm.data.item_file import ForeignFileError, ItemFile, is_item_file
 from ddpm.errors import Advice, ConfigError
 from ddpm.files import expand, user_cache
 from ddpm.version import __version__
 
+T = TypeVar("T")
 SIZE_VARIABLE = "DDPM_CACHE_GB"
 MIN_BYTES = 16 * 2**20
 """Space on the disk that a data set must take to be cached by default; decoding takes about 1 s."""
@@ -85,10 +89,20 @@ class FileStates:
         return int(np.maximum(self.sizes, _BLOCK_BYTES).sum())
 
     @property
-    def are_settled(self) -> bool:
-        """True if a later change of a file would change its size or its modification time."""
+    def settled(self) -> npt.NDArray[np.bool_]:
+        """True for files of which a later change would change the size or the modification time."""
         ages = np.abs(time.time_ns() - self.times_ns)
-        return bool((self.sizes >= 0).all() and ages.min(initial=_RECENT_NS) >= _RECENT_NS)
+        return (self.sizes >= 0) & (ages >= _RECENT_NS)
+
+    def packed(self) -> npt.NDArray[np.void]:
+        """Return the state of each file as :data:`FILE_STATE`; sizes are -1 unless settled."""
+        names = [file.encode("utf-8", "surrogateescape") for file in self.files]
+        hashes = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
+        states = np.empty(len(self.files), FILE_STATE)
+        states["name"] = np.frombuffer(hashes, "<u8")
+        states["size"] = np.where(self.settled, self.sizes, -1)
+        states["time_ns"] = self.times_ns
+        return states
 
     def digest(self) -> str:
         """Return a hash of names, sizes and times, and of the contents of a few files."""
@@ -106,44 +120,47 @@ class DiskCache:
 
     Args:
         folder: folder of the cache.
-        digest: see :meth:`FileStates.digest`.
+        states: the files of the data set.
         limit_bytes: limit of the size of the folder.
 
     Attributes:
         warnings: reasons why files cannot be used.
     """
 
-    def __init__(self, folder: Path, digest: str, limit_bytes: int) -> None:
+    def __init__(self, folder: Path, states: FileStates, limit_bytes: int) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
-        self._digest, self._in_use = digest, set[Path]()
+        self._states, self._in_use = states, set[Path]()
         self._failed = mmap.mmap(-1, 1)
         self.warnings: tuple[str, ...] = ()
 
     @classmethod
-    def choose(cls, option: bool | str | None, states: FileStates) -> DiskCache | None:
+    def choose(cls, option: bool | str | None, root: str, files: Sequence[str]) -> DiskCache | None:
         """Return the cache of a data set, None without one.
 
         Args:
             option: None = if the files are large enough, see :data:`MIN_BYTES`; False = no cache;
                 True = always, or always in this folder.
-            states: the files of the data set.
+            root: path of the folder of the data set.
+            files: paths relative to ``root``.
 
         Raises:
             ConfigError: an invalid folder or limit.
         """
-        if option is False or (option is None and states.disk_bytes < MIN_BYTES):
+        if option is False:
             return None
-        root = Path(expand("disk_cache", option)) if isinstance(option, str) else user_cache()
-        if root is None or not states.are_settled:
+        states = FileStates.scan(root, files)
+        if option is None and states.disk_bytes < MIN_BYTES:
             return None
-        try:
-            digest = states.digest()
-        except OSError:  # decoding reports it
+        parent = Path(expand("disk_cache", option)) if isinstance(option, str) else user_cache()
+        if parent is None:
             return None
-        return cls(root.absolute() / "decoded", digest, _limit_bytes())
+        return cls(parent.absolute() / "decoded", states, _limit_bytes())
 
     def open(self, parts: Sequence[object], count: int, content_bytes: int) -> ItemFile | None:
-        """Open a file of the cache, or create it.
+        """Open a file of decoded items, or create it.
+
+        It is found again by a data set of the same files, also in another folder. Files that
+        changed a moment ago are not stored.
 
         Args:
             parts: options that its items depend on, beside the files of the data set.
@@ -153,13 +170,43 @@ class DiskCache:
         Returns:
             The file, or None if it cannot be used, with the reason in :attr:`warnings`.
         """
-        fields = (self._digest, _decoder_versions(), *parts, count, content_bytes)
-        key = hashlib.sha256(repr(fields).encode()).hexdigest()
-        path, size = self.folder / f"{key}.items", ItemFile.size(count, content_bytes)
+        if not self._states.settled.all():
+            return None
+        try:
+            digest = self._states.digest()
+        except OSError:  # decoding reports it
+            return None
+        path, key = self._name(digest, _decoder_versions(), *parts, count, content_bytes)
+        size = ItemFile.size(count, content_bytes)
+        return self._opened(
+            path, size, lambda: ItemFile(path, key, count, content_bytes, failed=self._failed)
+        )
+
+    def open_headers(self, *parts: object) -> HeaderFile | None:
+        """Open the file of the headers of the files of this folder.
+
+        Args:
+            parts: versions of the code that reads the headers, beside that of pictures.
+
+        Returns:
+            The file, or None if it cannot be used, with the reason in :attr:`warnings`.
+        """
+        root, states = os.path.realpath(self._states.root), self._states.packed()
+        path, key = self._name("headers", root, _decoder_versions(), *parts)
+        size = HeaderFile.size(len(states))
+        return self._opened(path, size, lambda: HeaderFile(path, key, states, failed=self._failed))
+
+    def _name(self, *parts: object) -> tuple[Path, str]:
+        """Return the path and the key of the file of some data."""
+        key = hashlib.sha256(repr(parts).encode()).hexdigest()
+        return self.folder / f"{key}.items", key
+
+    def _opened(self, path: Path, size: int, function: Callable[[], T]) -> T | None:
+        """Return the file that a function opens, None if it cannot be used."""
         try:
             self._in_use.add(path)
             if path.exists() or self._make_room(size):
-                return ItemFile(path, key, count, content_bytes, failed=self._failed)
+                return function()
         except ForeignFileError as error:
             self._warn(str(error))
         except OSError as error:

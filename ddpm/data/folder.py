@@ -17,10 +17,11 @@ from ddpm.data.decoding import (
     read_pixels,
     suppress_pillow_warnings,
 )
-from ddpm.data.depth import MAX_RANGE_SAMPLES, Bits, Levels, reject_range
-from ddpm.data.disk_cache import DiskCache, FileStates
+from ddpm.data.depth import Bits, Levels, reject_range
+from ddpm.data.disk_cache import DiskCache
 from ddpm.data.files import find_files, folder_classes
-from ddpm.data.headers import RECORD_BYTES, HeaderTable
+from ddpm.data.header_index import HeaderIndex
+from ddpm.data.headers import HeaderTable
 from ddpm.data.image_codec import ImageCodec
 from ddpm.data.images import PixelSet, target_size
 from ddpm.data.samples import find_samples
@@ -108,7 +109,8 @@ class Folder(PixelSet):
                 self.warnings += warnings
             numel = len(self._files) * shape[0] * shape[1] * shape[2]
             fits = numel * self._dtype.itemsize <= cache_mb * 2**20
-            self._read_all(self._open_cache(disk_cache), keep=fits)
+            cache = DiskCache.choose(disk_cache, self._root, self._files)
+            self._read_all(cache, keep=fits)
             self.warnings += self._headers.warnings(self._root, self._levels)
             if self._requires_16_bit and not self._headers.deep():
                 reject_range(low, high)
@@ -134,14 +136,6 @@ class Folder(PixelSet):
         size, fast = (height, width), self._fast_jpeg
         return read_pixels(self._absolute(index), channels, size, self._levels, fast_jpeg=fast)
 
-    def _read_header(self, index: int) -> tuple[Header, Pixels]:
-        return read_header(self._absolute(index)), np.empty(0, np.uint8)
-
-    def _open_cache(self, option: bool | str | None) -> DiskCache | None:
-        if option is False:
-            return None
-        return DiskCache.choose(option, FileStates.scan(self._root, self._files))
-
     def _read_all(self, cache: DiskCache | None, *, keep: bool) -> None:
         """Read the pixels of all pictures into memory, or their headers only.
 
@@ -150,10 +144,10 @@ class Folder(PixelSet):
             keep: read the pixels.
         """
         count, dtype = len(self), np.float32 if self._levels.bits == 16 else np.uint8
-        index = file = None
+        header_file = file = None
         if cache is not None:
             options = ("pixels", self.shape, self._levels, self._fast_jpeg)
-            index = None if keep else cache.open(("headers",), count, RECORD_BYTES)
+            header_file = None if keep else cache.open_headers()
             file = cache.open(options, count, DecodedItems.content_bytes(self.shape, dtype))
             self.warnings += cache.warnings
         self._items = DecodedItems(self._decode, self.shape, dtype, file)
@@ -164,12 +158,6 @@ class Folder(PixelSet):
             self._set_pixels(pixels)
             self._items = DecodedItems(self._decode, self.shape, dtype)  # closes the file
         else:
-            headers = DecodedItems(self._read_header, (0,), np.uint8, index)
-            headers.read_all(count, self._headers, None, _WORK)
-            self._sample_range()
-
-    def _sample_range(self) -> None:
-        """Decode some of the 16-bit pictures to measure their range."""
-        deep = self._headers.deep()
-        for at in deep[:: -(-len(deep) // MAX_RANGE_SAMPLES) or 1]:
-            self._headers.add(at, self._items.read(at)[0])
+            index = HeaderIndex(self._root, self._files, read_header, header_file)
+            index.read_all(self._headers, _WORK)
+            index.measure_ranges(self._headers, self._levels, lambda at: self._items.read(at)[0])

@@ -1,8 +1,10 @@
-"""Headers of many picture files in one array."""
+"""Headers of many files of pictures and videos in arrays."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +12,7 @@ import numpy.typing as npt
 from ddpm.data.decoding import Header, check_consistent
 from ddpm.data.depth import Levels, depth_warnings, range_warnings
 
-_RECORD = np.dtype(
+RECORD = np.dtype(
     [
         ("height", "<u4"),
         ("width", "<u4"),
@@ -22,22 +24,80 @@ _RECORD = np.dtype(
         ("high", "<u2"),
     ]
 )
-RECORD_BYTES: int = _RECORD.itemsize
+"""Packed header of a file without the times of its frames."""
+RECORD_BYTES: int = RECORD.itemsize
 
 
 def pack(header: Header) -> bytes:
-    """Return the header of a picture as :data:`RECORD_BYTES` bytes."""
+    """Return a header without the times of its frames as :data:`RECORD_BYTES` bytes."""
     low, high = header.value_range or (0, 0)
     sizes, flags = header[:2], (header.grey, header.bits, header.deep_colour)
     fields = (*sizes, *flags, header.value_range is not None, low, high)
-    return np.array(fields, _RECORD).tobytes()
+    return np.array(fields, RECORD).tobytes()
 
 
-def unpack(data: bytes | memoryview) -> Header:
-    """Return the header of :func:`pack`."""
-    height, width, grey, bits, deep, has_range, *limits = np.frombuffer(data, _RECORD)[0].item()
+def unpack(data: bytes | memoryview, times: bytes = b"") -> Header:
+    """Return the header of :func:`pack` and :func:`pack_times`."""
+    height, width, grey, bits, deep, has_range, *limits = np.frombuffer(data, RECORD)[0].item()
     value_range = (limits[0], limits[1]) if has_range else None
-    return Header(height, width, grey, bits=bits, deep_colour=deep, value_range=value_range)
+    header = Header(height, width, grey, bits=bits, deep_colour=deep, value_range=value_range)
+    return header._replace(**_unpack_times(times)) if times else header
+
+
+def pack_times(header: Header) -> bytes:
+    """Return the durations and the timestamps of the frames of a header; b"" without any."""
+    if not header.durations_ms:
+        return b""
+    durations = np.asarray(header.durations_ms, "<f8")
+    steps = np.diff(np.asarray(header.timestamps, "<i8"), prepend=0)  # equal ones compress well
+    count = len(durations).to_bytes(4, "little")
+    return zlib.compress(count + durations.tobytes() + steps.astype("<i8").tobytes())
+
+
+def _unpack_times(data: bytes) -> dict[str, tuple[float, ...]]:
+    content = zlib.decompress(data)
+    count = int.from_bytes(content[:4], "little")
+    durations = np.frombuffer(content, "<f8", count, offset=4)
+    timestamps = np.frombuffer(content, "<i8", offset=4 + durations.nbytes).cumsum()
+    return {"durations_ms": tuple(durations.tolist()), "timestamps": tuple(timestamps.tolist())}
+
+
+@dataclass
+class PackedHeaders:
+    """Headers of some of the N files of a data set.
+
+    Attributes:
+        valid: ``(N,)``, true for files whose header is here.
+        records: ``(N,)`` of :data:`RECORD`.
+        times: :func:`pack_times` of those files that have any, by their positions.
+    """
+
+    valid: npt.NDArray[np.bool_]
+    records: npt.NDArray[np.void]
+    times: dict[int, bytes]
+
+    @classmethod
+    def empty(cls, count: int) -> PackedHeaders:
+        """Return no header of ``count`` files."""
+        return cls(np.zeros(count, bool), np.zeros(count, RECORD), {})
+
+    def get(self, index: int) -> Header:
+        """Return the header of a file, which must be here."""
+        return unpack(self.records[index].tobytes(), self.times.get(index, b""))
+
+    def put(self, index: int, header: Header) -> None:
+        """Add or replace the header of a file."""
+        self.records[index] = np.frombuffer(pack(header), RECORD)[0]
+        self.valid[index] = True
+        times = pack_times(header)
+        if times:
+            self.times[index] = times
+
+
+def true_ranges(values: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return the ranges (start, stop) of consecutive true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], values, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 class HeaderTable:
@@ -66,7 +126,7 @@ class HeaderTable:
 
     def allocate(self) -> None:
         """Make memory for all headers, until :meth:`free`."""
-        record = np.frombuffer(pack(self._first), _RECORD)
+        record = np.frombuffer(pack(self._first), RECORD)
         self._records = np.repeat(record, len(self._files))
 
     def free(self) -> None:
@@ -78,11 +138,11 @@ class HeaderTable:
         first, other = (self._files[0], self._first), (self._files[index], header)
         check_consistent(first, other, **self._tolerances)
         if self._records is not None:
-            self._records[index] = np.frombuffer(pack(header), _RECORD)[0]
+            self._records[index] = np.frombuffer(pack(header), RECORD)[0]
 
     def add_packed(self, start: int, data: npt.NDArray[np.uint8]) -> None:
         """Store the headers ``(N, RECORD_BYTES)`` of consecutive files; see :meth:`add`."""
-        records = np.ascontiguousarray(data).view(_RECORD)[:, 0]
+        records = np.ascontiguousarray(data).view(RECORD)[:, 0]
         different = np.zeros(len(records), dtype=bool)
         exceptions = ("any_size", "height"), ("any_size", "width"), ("any_color", "grey")
         for tolerance, field in (*exceptions, ("any_bits", "bits")):

@@ -14,6 +14,8 @@ import secrets
 import struct
 import weakref
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +115,7 @@ class ItemFile:
             if os.pwrite(self._descriptor, slot, self._offset(index)) < len(slot):
                 raise OSError("no space left on device")
         except OSError as error:
-            if not self._failed[0]:
-                self._failed[0] = 1
-                reason = error.strerror or error
-                folder = self.path.parent
-                warn(f"{folder}: decoded data cannot be stored ({reason}); continuing without")
+            report_failure(self.path, error, self._failed)
 
     def _offset(self, index: int) -> int:
         return _HEADER_BYTES + index * self._slot_bytes
@@ -154,9 +152,32 @@ class ItemFile:
                 os.close(descriptor)
                 raise
             os.close(descriptor)
-            if start and not start.startswith(MARKER):
-                raise ForeignFileError(f"{self.path} belongs to another program; move it away")
+            reject_foreign(self.path, start)
             self.path.unlink(missing_ok=True)
+
+
+def reject_foreign(path: Path, start: bytes) -> None:
+    """Raise ForeignFileError if a file that begins with ``start`` belongs to another program."""
+    if start and not start.startswith(MARKER):
+        raise ForeignFileError(f"{path} belongs to another program; move it away")
+
+
+def report_failure(path: Path, error: OSError, failed: mmap.mmap) -> None:
+    """Warn that a file cannot be written, once for all files that share ``failed``."""
+    if not failed[0]:
+        failed[0] = 1
+        reason = error.strerror or error
+        warn(f"{path.parent}: decoded data cannot be stored ({reason}); continuing without")
+
+
+@contextmanager
+def temporary_name(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` for a new file, which is removed if it still has that name."""
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield aside
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _opened(path: Path) -> tuple[int, bool]:
@@ -173,8 +194,7 @@ def _opened(path: Path) -> tuple[int, bool]:
 def _create(path: Path, header: bytes, size: int) -> None:
     """Create a sparse file without items, unless another process creates it first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with temporary_name(path) as aside:
         with aside.open("xb") as file:
             file.write(header)
             file.truncate(size)
@@ -186,8 +206,6 @@ def _create(path: Path, header: bytes, size: int) -> None:
             pass
         except OSError:  # a file system without hard links
             os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _reopened(path: Path, key: str, count: int, content_bytes: int) -> ItemFile | None:

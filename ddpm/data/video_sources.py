@@ -11,28 +11,25 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ddpm.data import gifs, video_containers
 from ddpm.data.decoding import (
     SUFFIXES,
     Header,
-    check_consistent,
     read_gif_frames,
     read_gif_header,
     read_header,
     read_pixels,
 )
-from ddpm.data.depth import (
-    MAX_RANGE_SAMPLES,
-    Bits,
-    Levels,
-    depth_warnings,
-    range_warnings,
-    reject_range,
-)
-from ddpm.data.files import find_files, folder_classes, parallel_for
+from ddpm.data.depth import Bits, Levels, reject_range
+from ddpm.data.disk_cache import DiskCache, code_version
+from ddpm.data.files import find_files, folder_classes
 from ddpm.data.gifs import MAX_FRAMES, Rate, timeline
+from ddpm.data.header_index import HeaderIndex
+from ddpm.data.headers import HeaderTable
 from ddpm.data.video_containers import (
     CONTAINERS,
     MAX_CONTAINER_FRAMES,
+    pyav_version,
     read_container_frames,
     read_container_header,
 )
@@ -187,11 +184,51 @@ def _natural_key(name: str) -> tuple[list[int | str], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
-class VideoFiles:
+@dataclass(frozen=True)
+class VideoListing:
     """Video files, and folders that directly contain pictures, in a folder at any depth.
 
-    Args:
+    Attributes:
         root: path of the folder.
+        videos: names of the pictures of each video in their natural order, empty for a file, by the
+            path of the video relative to ``root``.
+        warnings: see :attr:`ddpm.data.Dataset.warnings`.
+    """
+
+    root: str
+    videos: dict[str, tuple[str, ...]]
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def scan(cls, root: str) -> VideoListing:
+        """Return the videos in a folder; raise ConfigError (key ``path``) if none are found."""
+        videos: dict[str, list[str]] = {}
+        listing = find_files(root, (*VIDEO_FILES, *SUFFIXES), "videos")
+        for file in listing.files:
+            folder, name = os.path.split(file)
+            if file.lower().endswith(VIDEO_FILES):
+                videos[file] = []
+            else:
+                videos.setdefault(folder or ".", []).append(name)
+        ordered = {name: tuple(sorted(each, key=_natural_key)) for name, each in videos.items()}
+        return cls(root, ordered, listing.warnings)
+
+    @property
+    def files(self) -> list[str]:
+        """Paths of all files, relative to the folder; those of a video are consecutive."""
+        return [
+            frame if name == "." else os.path.join(name, frame) if frame else name
+            for name, frames in self.videos.items()
+            for frame in frames or ("",)
+        ]
+
+
+class VideoFiles:
+    """Videos in a folder.
+
+    Args:
+        listing: the videos.
+        cache: disk cache, which has the headers of files that have not changed; None = without.
         image_size: (height, width) to cover and crop to; None = the size that all share.
         color: "rgb", "grey", or "auto" for that which all share.
         fps: frame rate of video files; see :func:`ddpm.data.gifs.timeline`.
@@ -205,14 +242,13 @@ class VideoFiles:
 
     limits: tuple[float, float] | None = None
     """See :attr:`VideoSource.limits`."""
-    root: str
-    """Path of the folder."""
     has_varying_durations: bool
     """Whether some file has frames of different durations."""
 
     def __init__(
         self,
-        root: str,
+        listing: VideoListing,
+        cache: DiskCache | None,
         image_size: tuple[int, int] | None,
         color: str,
         fps: Rate,
@@ -220,82 +256,54 @@ class VideoFiles:
         low: float | None,
         high: float | None,
     ) -> None:
-        self.root = root
-        videos: dict[str, list[str]] = {}
-        listing = find_files(self.root, (*VIDEO_FILES, *SUFFIXES), "videos")
-        self.warnings = listing.warnings
-        for file in listing.files:
-            folder, name = os.path.split(file)
-            if file.lower().endswith(VIDEO_FILES):
-                videos[file] = []
-            else:
-                videos.setdefault(folder or ".", []).append(name)
-        self._names = list(videos)
+        self._root, self.warnings, files = listing.root, listing.warnings, listing.files
+        self._names = list(listing.videos)
         self._videos = [
-            VideoFile(os.path.join(self.root, name), tuple(sorted(frames, key=_natural_key)))
-            for name, frames in videos.items()
+            VideoFile(os.path.join(self._root, name), frames)
+            for name, frames in listing.videos.items()
         ]
-        first = _read_header(self._videos[0].files[0])
+        code = code_version(gifs, video_containers)
+        header_file = None if cache is None else cache.open_headers(code, pyav_version())
+        headers = HeaderIndex(self._root, files, _read_header, header_file)
+        first = headers.read(0)
         grey = first.grey if color == "auto" else color == "grey"
         self.levels = Levels.choose(bits, low, high, grey, first.bits)
-        headers = self._headers(
+        table = HeaderTable(
+            files,
+            first,
             any_size=image_size is not None,
             any_color=color != "auto",
             any_bits=bits != "auto" or not grey,
         )
+        table.allocate()
+        headers.read_all(table, "reading headers")
         if self.levels.bits == 16:
             self.limits = self.levels.low, self.levels.high
-        self._add_depth_warnings(headers)
-        if not any(header.bits == 16 for video in headers for header in video):
+        headers.measure_ranges(
+            table,
+            self.levels,
+            lambda at: read_pixels(os.path.join(self._root, files[at]), 1, levels=self.levels)[0],
+        )
+        self.warnings += table.warnings(self._root, self.levels)
+        if not table.deep():
             reject_range(low, high)
         self.channels, self.size = 1 if grey else 3, image_size or first[:2]
-        self.has_varying_durations = any(len(set(each[0].durations_ms)) > 1 for each in headers)
-        timed = [at for at, header in enumerate(headers) if header[0].durations_ms]
-        problem = "only applies to GIF, mp4, webm and mov files, but none were found; omit it"
-        require(fps is None or bool(timed), "fps", fps, problem)
-        for at in timed:
-            header = headers[at][0]
-            self._videos[at] = self._videos[at].with_timeline(header, fps, self._names[at])
+        self._set_timelines(headers, fps)
         self.lengths = [video.length() for video in self._videos]
 
-    @property
-    def files(self) -> list[str]:
-        """Paths of all files, relative to the folder."""
-        files = [file for video in self._videos for file in video.files]
-        return [os.path.relpath(file, self.root) for file in files]
-
-    def _headers(self, *, any_size: bool, any_color: bool, any_bits: bool) -> list[list[Header]]:
-        """Return the headers of each video's files; raise ConfigError if they are inconsistent."""
-        files = [file for video in self._videos for file in video.files]
-        headers = [_read_header(files[0])] * len(files)
-        first = os.path.relpath(files[0], self.root), headers[0]
-
-        def read(index: int) -> None:
-            headers[index] = _read_header(files[index])
-            other = os.path.relpath(files[index], self.root), headers[index]
-            check_consistent(
-                first, other, any_size=any_size, any_color=any_color, any_bits=any_bits
-            )
-
-        parallel_for(len(files), read, "reading headers")
-        remaining = iter(headers)
-        return [[next(remaining) for _ in video.files] for video in self._videos]
-
-    def _add_depth_warnings(self, headers: list[list[Header]]) -> None:
-        """Add warnings about the bit depths of all pictures, and the ranges of some."""
-        pictures = [header for video in headers for header in video]
-        deep = [
-            file
-            for video, each in zip(self._videos, headers, strict=True)
-            for file, header in zip(video.files, each, strict=True)
-            if header.bits == 16
-        ]
-        counts = len(pictures), len(deep), sum(header.deep_colour for header in pictures)
-        self.warnings += depth_warnings(self.root, *counts, self.levels)
-        step = -(-len(deep) // MAX_RANGE_SAMPLES) or 1
-        sampled = [read_pixels(file, 1, levels=self.levels)[0] for file in deep[::step]]
-        ranges = [header.value_range for header in sampled]
-        self.warnings += range_warnings(self.root, ranges, self.levels)
+    def _set_timelines(self, headers: HeaderIndex, fps: Rate) -> None:
+        """Set the timelines of the video files."""
+        self.has_varying_durations, position, timed = False, 0, False
+        for at, video in enumerate(self._videos):
+            if not video.frames:
+                header = headers.read(position)
+                if header.durations_ms:
+                    timed = True
+                    self.has_varying_durations |= len(set(header.durations_ms)) > 1
+                    self._videos[at] = video.with_timeline(header, fps, self._names[at])
+            position += len(video.frames) or 1
+        problem = "only applies to GIF, mp4, webm and mov files, but none were found; omit it"
+        require(fps is None or timed, "fps", fps, problem)
 
     def name(self, video: int) -> str:
         """Return the path of the file or the folder, relative to the root."""
@@ -303,7 +311,7 @@ class VideoFiles:
 
     def labels(self) -> tuple[list[int], list[str]]:
         """Return the class of each video, the first folder of its path, and the class names."""
-        labels, names, warnings = folder_classes(self._names, self.root)
+        labels, names, warnings = folder_classes(self._names, self._root)
         self.warnings += warnings
         return labels, names
 

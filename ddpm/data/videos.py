@@ -12,7 +12,7 @@ import torch
 from ddpm.data import gifs, video_containers, video_sources
 from ddpm.data.decoding import SUFFIXES, suppress_pillow_warnings
 from ddpm.data.depth import Bits
-from ddpm.data.disk_cache import DiskCache, FileStates, code_version
+from ddpm.data.disk_cache import DiskCache, code_version
 from ddpm.data.files import parallel_for
 from ddpm.data.images import PixelSet, target_size
 from ddpm.data.item_file import ItemFile
@@ -20,7 +20,7 @@ from ddpm.data.samples import find_samples
 from ddpm.data.video_arrays import Order, VideoArray, check_array_suffix
 from ddpm.data.video_codec import Condition, VideoCodec
 from ddpm.data.video_containers import pyav_version
-from ddpm.data.video_sources import VIDEO_FILES, VideoFiles, VideoSource
+from ddpm.data.video_sources import VIDEO_FILES, VideoFiles, VideoListing, VideoSource
 from ddpm.errors import ConfigError, require
 
 _NO_CONDITION = Condition()
@@ -92,7 +92,7 @@ class Videos(PixelSet):
         if isinstance(fps, int | float):
             require(0 < fps < math.inf, "fps", fps, "must be positive and finite, such as 20")
         size = target_size(image_size)
-        rate, levels = fps, False
+        rate, levels, cache = fps, False, None
         prefer_pictures = (color, bits, fps) != ("auto", "auto", None)  # their options are set
         samples = _find_samples(path, prefer_pictures)
         if samples != path and not os.path.isdir(samples):
@@ -101,16 +101,15 @@ class Videos(PixelSet):
         with suppress_pillow_warnings():
             if os.path.isdir(path):
                 _reject_options("arrays", key=key, order=order)
-                source = VideoFiles(path, size, color, fps, bits, low, high)
+                listing = VideoListing.scan(path)
+                cache = DiskCache.choose(disk_cache, path, listing.files)
+                source = VideoFiles(listing, cache, size, color, fps, bits, low, high)
                 levels = source.levels.bits == 16
                 varying = source.has_varying_durations
                 rate = "shortest" if fps is None and varying else fps
             else:
                 check_array_suffix(path, "a folder of videos")
-                options = {"color": color, "bits": bits, "fps": fps}
-                legacy = self.legacy_defaults.items()  # in configs of earlier versions
-                chosen = {k: v for k, v in options.items() if v != "auto" and (k, v) not in legacy}
-                _reject_options("pictures", **chosen)
+                self._reject_picture_options(color=color, bits=bits, fps=fps)
                 source = VideoArray(path, key, order, class_cond, size, low, high)
             self._source: VideoSource | None = source
             self._file: ItemFile | None = None
@@ -123,25 +122,26 @@ class Videos(PixelSet):
                 self._set_labels([labels[video] for video, _ in self._clips], names)
             self.warnings = source.warnings
             self._dtype = torch.uint8 if source.limits is None else torch.float32
-            self._open_cache(source, disk_cache, (fps, frames, stride))
+            if cache is not None and isinstance(source, VideoFiles):
+                self._open_file(cache, (source.levels, fps, frames, stride))
             self._keep(source, cache_mb)
 
     def __len__(self) -> int:
         return len(self._clips)
 
-    def _open_cache(
-        self, source: VideoSource, option: bool | str | None, options: tuple[object, ...]
-    ) -> None:
-        """Open the file of decoded clips in the disk cache, if there is to be one."""
-        if option is False or not isinstance(source, VideoFiles):
-            return
-        cache = DiskCache.choose(option, FileStates.scan(source.root, source.files))
-        if cache is not None:
-            code = code_version(gifs, video_containers, video_sources)
-            parts = ("clips", self.shape, source.levels, *options, code, pyav_version())
-            clip_bytes = math.prod(self.shape) * self._dtype.itemsize
-            self._file = cache.open(parts, len(self), clip_bytes)
-            self.warnings += cache.warnings
+    def _reject_picture_options(self, **options: object) -> None:
+        """Raise ConfigError for options that do not apply to arrays."""
+        legacy = self.legacy_defaults.items()  # in configs of earlier versions
+        chosen = {k: v for k, v in options.items() if v != "auto" and (k, v) not in legacy}
+        _reject_options("pictures", **chosen)
+
+    def _open_file(self, cache: DiskCache, options: tuple[object, ...]) -> None:
+        """Open the file of decoded clips in the disk cache."""
+        code = code_version(gifs, video_containers, video_sources)
+        parts = ("clips", self.shape, *options, code, pyav_version())
+        clip_bytes = math.prod(self.shape) * self._dtype.itemsize
+        self._file = cache.open(parts, len(self), clip_bytes)
+        self.warnings += cache.warnings
 
     def _keep(self, source: VideoSource, limit_mb: int) -> None:
         """Keep all clips in memory if they do not exceed the limit."""
