@@ -79,6 +79,10 @@ class RelabelledDataset(Dataset):
         raw, labels = self._data.fetch(indices, keys)
         return raw, None if labels is None else self._numbers[labels]
 
+    def is_decoded(self, indices: Sequence[int] | None = None) -> bool:
+        """Return True if no item has to be decoded; see :meth:`Dataset.is_decoded`."""
+        return self._data.is_decoded(indices)
+
     def class_counts(self, indices: Sequence[int] | None = None) -> list[int] | None:
         """Return the number of items per class, 0 for classes that do not occur."""
         own = self._data.class_counts(indices)

@@ -35,7 +35,7 @@ class Dataset(ABC):
     warnings: tuple[str, ...] = ()
     """Warnings about the data, one per line, such as the number of skipped files."""
     in_memory: bool
-    """Whether :meth:`fetch` is a fast look-up, which worker processes would only slow down."""
+    """Whether :meth:`fetch` is a fast look-up in memory."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -55,6 +55,17 @@ class Dataset(ABC):
             A new raw batch ``(B, *shape)``, such as uint8 images or float32 sequences, and int64
             labels ``(B,)`` in ``[0, num_classes)``, or None for a data set without labels.
         """
+
+    def is_decoded(self, indices: Sequence[int] | None = None) -> bool:
+        """Return True if :meth:`fetch` decodes nothing: worker processes would slow it down.
+
+        That holds for items in memory, and for items in the disk cache. It may be estimated from a
+        part of the items.
+
+        Args:
+            indices: positions of the items; None = all.
+        """
+        return self.in_memory
 
     def class_counts(self, indices: Sequence[int] | None = None) -> list[int] | None:
         """Return the number of items per class; None if it is unknown.

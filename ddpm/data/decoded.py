@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,10 @@ class DecodedItems:
         if self._file is not None:
             self._file.write(index, pack(header) + pixels.tobytes())
         return header, pixels
+
+    def is_complete(self, indices: Sequence[int] | None = None) -> bool:
+        """Return True if the file has all items, or those at ``indices``."""
+        return self._file is not None and self._file.is_complete(indices)
 
     def read_all(self, count: int, headers: HeaderTable, pixels: Pixels, description: str) -> None:
         """Read items 0 to ``count - 1`` on several threads.

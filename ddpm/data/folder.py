@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -118,6 +119,10 @@ class Folder(PixelSet):
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def is_decoded(self, indices: Sequence[int] | None = None) -> bool:
+        """Return True if the items are in memory or in the disk cache."""
+        return self.in_memory or self._items.is_complete(indices)
 
     def _read_items_at(self, positions: torch.Tensor) -> torch.Tensor:
         if self._pixels is not None:

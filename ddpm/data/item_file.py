@@ -14,7 +14,7 @@ import secrets
 import struct
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from ddpm.console import warn
 
 MARKER = b"ddpm: decoded data, which may be deleted at any time\n"
 """First bytes of each file; files without it belong to somebody else."""
+MAX_PROBES = 256
+"""Items that are read to see whether a file is complete."""
 _FORMAT = 1
 _HEADER_BYTES = 4096
 _PREFIX = struct.Struct("<II")  # checksum of the content; position of the item + 1
@@ -87,6 +89,16 @@ class ItemFile:
         if len(slot) != self._slot_bytes or not self._is_valid(index, slot, content):
             return None
         return content
+
+    def is_complete(self, indices: Sequence[int] | None = None) -> bool:
+        """Return True if all of up to :data:`MAX_PROBES` items, evenly spaced, are valid.
+
+        Args:
+            indices: positions of the items to choose from; None = all.
+        """
+        positions = range(self.count) if indices is None else indices
+        places = np.linspace(0, len(positions) - 1, min(len(positions), MAX_PROBES)).round()
+        return all(self.read(positions[int(place)]) is not None for place in places)
 
     def read_block(
         self, start: int, stop: int

@@ -39,13 +39,20 @@ class Subset(Dataset):
         self, indices: Sequence[int], keys: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return items of the data set and their labels; see :meth:`Dataset.fetch`."""
-        positions = self._indices[np.asarray(indices, dtype=np.int64)]
-        return self._data.fetch(positions.tolist(), keys)
+        return self._data.fetch(self._positions(indices), keys)
+
+    def is_decoded(self, indices: Sequence[int] | None = None) -> bool:
+        """Return True if no item of this subset has to be decoded."""
+        return self._data.is_decoded(self._positions(indices))
 
     def class_counts(self, indices: Sequence[int] | None = None) -> list[int] | None:
         """Return the number of items per class among the items of this subset."""
-        positions = self._indices if indices is None else self._indices[np.asarray(indices)]
-        return self._data.class_counts(positions.tolist())
+        return self._data.class_counts(self._positions(indices))
+
+    def _positions(self, indices: Sequence[int] | None) -> list[int]:
+        """Return positions in the data set of items of this subset, by default of all of them."""
+        chosen = slice(None) if indices is None else np.asarray(indices, dtype=np.int64)
+        return self._indices[chosen].tolist()
 
 
 @dataclass(frozen=True)

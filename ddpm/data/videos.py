@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy.typing as npt
@@ -134,6 +135,10 @@ class Videos(PixelSet):
         legacy = self.legacy_defaults.items()  # in configs of earlier versions
         chosen = {k: v for k, v in options.items() if v != "auto" and (k, v) not in legacy}
         _reject_options("pictures", **chosen)
+
+    def is_decoded(self, indices: Sequence[int] | None = None) -> bool:
+        """Return True if the items are in memory or in the disk cache."""
+        return self.in_memory or (self._file is not None and self._file.is_complete(indices))
 
     def _open_file(self, cache: DiskCache, options: tuple[object, ...]) -> None:
         """Open the file of decoded clips in the disk cache."""

@@ -44,7 +44,8 @@ class BatchOptions(Options):
         accumulate: gradient accumulation steps; more of them use less memory. ``auto`` is the
             smallest number that fits into the memory of the GPU; see
             :mod:`ddpm.training.accumulation`.
-        num_workers: processes that load data ahead; None = 0 for data in memory, else 2.
+        num_workers: processes that load data ahead; None = 0 for data that are in memory, or in the
+            disk cache when training starts, else 2. The batches do not depend on it.
     """
 
     batch_size: int | None = option(None, legacy=128)
@@ -114,7 +115,7 @@ class BatchLoader:
         accumulate: gradient accumulation steps.
         rank: index of this process.
         world: number of processes; ``accumulate * world`` divides ``batch_size``.
-        num_workers: worker processes that load data ahead; None = 0 for data in memory, else 2.
+        num_workers: worker processes that load data ahead; None = 0 for decoded data, else 2.
         pin_memory: load batches into page-locked memory, for copies to a GPU.
     """
 
@@ -133,7 +134,7 @@ class BatchLoader:
         self.data, self.order = data, ShuffledIndex(len(data), seed)
         self.batch_size, self.accumulate = batch_size, accumulate
         self.rank, self.world = rank, world
-        self.num_workers = (0 if data.in_memory else 2) if num_workers is None else num_workers
+        self.num_workers = (0 if data.is_decoded() else 2) if num_workers is None else num_workers
         self.pin_memory = pin_memory
         # A position, its micro-batch, which has been loaded, and the following ones.
         self._started: tuple[int, Batch, Iterator[Batch]] | None = None

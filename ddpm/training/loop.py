@@ -163,8 +163,10 @@ class TrainingLoop:
     def _slowdown(self) -> Slowdown:
         """Return the slowdown check, enabled on the main process of a training on the CPU."""
         main, cpu = self.accelerator.is_main_process, self.accelerator.device.type == "cpu"
-        # The trial includes neither data workers nor communication between processes.
-        alone = self.trainer.loader.num_workers == 0 and self.accelerator.num_processes == 1
+        # The trial includes neither data workers nor communication between processes. A run that is
+        # resumed may read data from the disk cache that workers decoded before.
+        reads = self.trainer.data.in_memory and self.trainer.loader.num_workers == 0
+        alone = reads and self.accelerator.num_processes == 1
         expected = self.metadata.seconds_per_step if alone else None
         return Slowdown(expected, self.metadata.threads or 1, enabled=main and cpu)
 

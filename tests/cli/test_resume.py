@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
-from ddpm.training import checkpoint
+from ddpm.training import batch_loader, checkpoint
 
 OTHER_SIGNALS = ["SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"]
 HARD = (
@@ -80,6 +81,37 @@ def test_twenty_steps_are_ten_and_ten(command, tiny, options, again):
         for name in ("whole", "cut")
     )
     assert whole == cut and [record["step"] for record in cut] == list(range(1, 21))
+
+
+@pytest.mark.slow
+def test_the_number_of_workers_changes_no_bit(command, tiny, monkeypatch):
+    """Workers fill the disk cache; the resumed run finds it full and starts none."""
+    Path("imgs").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    for number, each in enumerate(pixels):
+        Image.fromarray(each).save(f"imgs/{number}.png")
+        os.utime(f"imgs/{number}.png", (1.6e9, 1.6e9))
+    started, loader = [], batch_loader.DataLoader
+    monkeypatch.setattr(
+        batch_loader,
+        "DataLoader",
+        lambda *a, **k: started.append(k["num_workers"]) or loader(*a, **k),
+    )
+    options = ("data=folder", "data.path=imgs", "data.flip=true", "data.cache_mb=0", *tiny)
+    whole = ("name=whole", "trainer.max_steps=4", "data.disk_cache=false")
+    assert command("train", *whole, *options).status == 0
+    assert set(started) == {2}
+    started.clear()
+    cut = ("name=cut", "data.disk_cache=cache", *options)
+    assert command("train", *cut, "trainer.max_steps=2").status == 0  # 16 of 12 pictures
+    assert set(started) == {2}
+    started.clear()
+    ended = command("train", *cut, "trainer.max_steps=4")
+    assert ended.status == 0 and "from step 2 to step 4" in ended.out, ended.err
+    assert started == []
+    assert_equal(last("outputs/whole"), last("outputs/cut"))
+    stored = yaml.safe_load(Path("outputs/cut/config.yaml").read_text())
+    assert stored["trainer"]["num_workers"] is None
 
 
 def test_the_seed_matters(command, tiny):

@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 
 from ddpm.data import Folder, Videos, decoding, disk_cache, item_file
+from ddpm.data.classes import RelabelledDataset
 from ddpm.data.item_file import MARKER, ItemFile
+from ddpm.data.split import split
 from ddpm.errors import ConfigError
 
 COUNT = 12
@@ -196,6 +198,60 @@ def test_by_default_large_folders_are_cached(imgs, cache, monkeypatch):
     monkeypatch.setenv("DDPM_CACHE_GB", "a lot")
     with pytest.raises(ConfigError, match="DDPM_CACHE_GB=a lot: must be a number of gigabytes"):
         Folder(path=str(imgs))
+
+
+# sets of which nothing has to be decoded
+
+
+def test_sets_in_memory_or_in_the_disk_cache_are_decoded(imgs, cache):
+    options: dict[str, Any] = {"path": str(imgs), "image_size": 4, "cache_mb": 0}
+    assert Folder(path=str(imgs)).is_decoded()
+    assert not Folder(**options, disk_cache=False).is_decoded()
+    data = Folder(**options, disk_cache=str(cache))
+    assert not data.is_decoded()
+    data.fetch(range(COUNT - 1), [0] * COUNT)
+    assert not data.is_decoded()
+    assert data.is_decoded([0, 3]) and not data.is_decoded([3, COUNT - 1])
+    data.fetch([COUNT - 1], [0])
+    assert data.is_decoded()
+    assert Folder(**options, disk_cache=str(cache)).is_decoded()
+    assert not Folder(**{**options, "image_size": 5}, disk_cache=str(cache)).is_decoded()
+    stored = [path for path in entries(cache) if path.stat().st_size == ItemFile.size(COUNT, 64)]
+    flip(-1)(stored[0])
+    assert not Folder(**options, disk_cache=str(cache)).is_decoded()
+
+
+def test_a_part_of_a_set_may_be_decoded(imgs, cache):
+    options: dict[str, Any] = {"path": str(imgs), "cache_mb": 0, "disk_cache": str(cache)}
+    data = Folder(**options)
+    parts = split(data, 0.25)
+    assert parts.held_out is not None and len(parts.held_out) == 3
+    parts.train.fetch(range(9), [0] * 9)
+    assert [each.is_decoded() for each in (parts.train, parts.held_out, data)] == [
+        True,
+        False,
+        False,
+    ]
+    assert not parts.held_out.is_decoded([0]) and parts.train.is_decoded([8])
+    names = ["0", "1", "2"]
+    renumbered = RelabelledDataset(parts.train, names)
+    assert renumbered.is_decoded() and renumbered.is_decoded([1])
+
+
+def test_a_set_that_is_too_large_for_the_cache_is_not_decoded(imgs, cache, monkeypatch):
+    monkeypatch.setenv("DDPM_CACHE_GB", "0.000008")
+    data = Folder(path=str(imgs), cache_mb=0, disk_cache=str(cache))
+    contents(data)
+    assert len(data.warnings) == 1 and not data.is_decoded()
+
+
+def test_items_spread_over_a_file_are_probed(items, monkeypatch):
+    monkeypatch.setattr(item_file, "MAX_PROBES", 3)
+    for index, expected in ((0, False), (2, False), (4, True)):
+        items.write(index, b"complete")
+        assert items.is_complete() == expected
+    assert not items.is_complete([1, 2]) and items.is_complete([0, 1, 2, 3, 4])
+    assert not items.is_complete([0, 3, 4])
 
 
 # kills, damage, several writers
@@ -438,7 +494,12 @@ def test_clips_are_equal_with_and_without_the_cache(tmp_path, cache, cache_mb, m
     Videos(**{**options, "frames": 2}, disk_cache=str(cache))
     assert len(entries(cache)) == 3  # the headers, and clips of two lengths
     monkeypatch.setattr("ddpm.data.video_sources.read_gif_frames", None)
-    assert_equal(Videos(**options, disk_cache=str(cache)), plain)
+    data = Videos(**options, disk_cache=str(cache))
+    assert (
+        data.is_decoded()
+        and not Videos(**{**options, "cache_mb": 0}, disk_cache=False).is_decoded()
+    )
+    assert_equal(data, plain)
 
 
 # JPEG

@@ -1,12 +1,14 @@
 """The order of the data depends on the seed, not on processes and micro-batches."""
 
+import os
 from itertools import chain, islice
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
-from ddpm.data import Dataset, ImageCodec
+from ddpm.data import Dataset, Folder, ImageCodec
 from ddpm.errors import ConfigError
 from ddpm.seeding import RandomStream, mix
 from ddpm.training import batch_loader
@@ -167,6 +169,28 @@ def test_default_number_of_workers(in_memory, workers):
     data = Numbers(9)
     data.in_memory = in_memory
     assert BatchLoader(data, seed=0, batch_size=4).num_workers == workers
+
+
+def test_no_workers_by_default_if_nothing_has_to_be_decoded(tmp_path):
+    pixels = torch.randint(0, 256, (9, 4, 4, 3), dtype=torch.uint8).numpy()
+    for number, each in enumerate(pixels):
+        Image.fromarray(each).save(tmp_path / f"{number}.png")
+        os.utime(tmp_path / f"{number}.png", (1.6e9, 1.6e9))
+
+    def loader():
+        cache = str(tmp_path / "cache")
+        data = Folder(path=str(tmp_path), cache_mb=0, disk_cache=cache, flip=True)
+        return BatchLoader(data, seed=0, batch_size=4)
+
+    def batches(loader):
+        return torch.stack([raw for raw, _ in islice(loader.batches(0), 6)])
+
+    first = loader()
+    assert first.num_workers == 2
+    expected = batches(first)  # two epochs and more
+    second = loader()
+    assert second.num_workers == 0
+    assert torch.equal(batches(second), expected)
 
 
 def test_a_negative_number_of_workers_is_an_error():

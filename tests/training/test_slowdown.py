@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from ddpm.training import slowdown
+from ddpm.training.loop import TrainingLoop
 from ddpm.training.slowdown import Slowdown
-from tests.training.test_trainer import METADATA, fit, folder, trainer
+from tests.training.test_trainer import METADATA, Points, fit, folder, trainer
 
 
 class Clock:
@@ -100,6 +101,17 @@ def test_previews_and_checkpoints_do_not_count(clock, printed):
     watch.tick()
     take(watch, clock, 400, 0.1, pause_every=2)
     assert printed == []
+
+
+@pytest.mark.parametrize(("in_memory", "expected"), [(True, 0.1 + 0.02), (False, None)])
+def test_reading_of_files_is_compared_with_the_first_steps(tmp_path, in_memory, expected):
+    """The trial of a run that had data workers does not include it."""
+    data = Points()
+    data.in_memory = in_memory
+    training = trainer(data=data, num_workers=0)
+    metadata = replace(METADATA, threads=2, seconds_per_step=0.1)
+    loop = TrainingLoop(training, folder(tmp_path / "a"), metadata)
+    assert loop._slowdown().expected == expected
 
 
 @pytest.mark.parametrize("every", ["preview_every", "checkpoint_every"])
