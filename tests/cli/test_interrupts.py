@@ -16,6 +16,7 @@ from ddpm.distributed.processes import SingleProcess
 from ddpm.distributed.sharding import Shard
 from ddpm.distributed.stopping import GivenUpError, Stopping
 from ddpm.errors import ConfigError, Stopped
+from ddpm.runs import previews
 from ddpm.signals import StopSignal
 
 
@@ -130,20 +131,20 @@ def interrupted(monkeypatch):
     real = generation.generate
 
     def at(number):
-        previews = []
+        calls = []
 
         def generate(*arguments, on_step, **options):
-            previews.append(None)
+            calls.append(None)
 
             def after(done, total, x):
-                if len(previews) == number and done == 2:
+                if len(calls) == number and done == 2:
                     os.kill(os.getpid(), signal.SIGTERM)
                     pytest.fail("the signal was ignored")
                 on_step(done, total, x)
 
             yield from real(*arguments, on_step=after, **options)
 
-        monkeypatch.setattr(generation, "generate", generate)
+        monkeypatch.setattr(previews, "generate", generate)
 
     return at
 
