@@ -47,7 +47,7 @@ SUITES = {
     "noise": Suite("noise", "noise", "noise of stochastic steps beside one torch.randn"),
     "data": Suite("data", "data", "batches from memory and from files"),
     "start": Suite("start", "start", "commands until their first result", most_rounds=5),
-    "demo": Suite("demo", "demo", "the default ddpm-train, whole", by_default=False, most_rounds=2),
+    "demo": Suite("demo", "demo", "the default ddpm-train, whole", by_default=False, most_rounds=3),
     "compile": Suite("training", "compiled", "trainer.compile; takes minutes", by_default=False),
 }
 
