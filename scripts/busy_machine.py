@@ -1,10 +1,11 @@
-"""Measure default training beside busy processes, with threads=auto and one thread per core.
+"""Measure default training beside busy processes, with automatic and with other threads.
 
     python scripts/busy_machine.py --busy 0 3 --rounds 2
 
-In each round each number of busy processes (endless loops) comes with both settings, one run after
-the other. Prints a table: images per second of training by metrics.jsonl (medians of the rounds,
-smallest and largest), seconds of the whole command with its start and trial, and the ratios.
+In each round each number of busy processes (endless loops) comes with each setting, one run after
+the other: threads=auto, one thread per core, and these without parts of batches. Prints a table:
+images per second of training by metrics.jsonl (medians of the rounds, smallest and largest),
+seconds of the whole command with its start and trial, and the ratios.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 
 LOG_EVERY = 20
 LOOP = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with this one
-SETTINGS = ("auto", "all cores")
+SETTINGS = {"auto": (), "all cores": (), "all cores, batch_parts=1": ("trainer.batch_parts=1",)}
 
 
 @contextmanager
@@ -45,7 +46,7 @@ def train(folder: Path, setting: str, steps: int) -> tuple[float, float, str]:
         environment["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
     arguments = (
         f"out={folder}", "name=run", f"trainer.max_steps={steps}", f"trainer.log_every={LOG_EVERY}",
-        "trainer.preview_every=0", "device=cpu",
+        "trainer.preview_every=0", "device=cpu", *SETTINGS[setting],
     )  # fmt: skip
     began = time.monotonic()
     command = [sys.executable, "-m", "ddpm.cli.train", *arguments]
@@ -81,9 +82,9 @@ def main() -> None:
         print(f"| {count} | {setting} | {statistics.median(speeds):.0f} ({spread}) "
               f"| {statistics.median(seconds):.0f} |")  # fmt: skip
     for count in options.busy:
-        auto, cores = ([run[0] for run in results[count, setting]] for setting in SETTINGS)
-        ratio = statistics.median(auto) / statistics.median(cores)
-        print(f"\n{count} busy processes: {ratio:.1f} times as fast with threads=auto")
+        auto, *others = (statistics.median(run[0] for run in results[count, s]) for s in SETTINGS)
+        ratios = " and ".join(f"{auto / other:.1f}" for other in others)
+        print(f"\n{count} busy processes: {ratios} times as fast with threads=auto")
 
 
 if __name__ == "__main__":

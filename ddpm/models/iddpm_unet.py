@@ -85,6 +85,7 @@ class IDDPMUNet(Network):
         ConfigError: invalid options, or data with another number of spatial axes.
     """
 
+    thread_safe = True
     adaptive = ("channel_mult", "pad", "attention_resolutions")
     legacy_defaults = {"channel_mult": list(CHANNEL_MULT), "pad": False}
     cpu_defaults = {"model_channels": 32}

@@ -238,6 +238,11 @@ class Network(nn.Module):
     """Options that earlier versions lacked, with the values that reproduce their behaviour."""
     cpu_defaults: ClassVar[Mapping[str, Any]] = {}
     """Values of a smaller network, used if training starts on a CPU and the first is null."""
+    thread_safe: bool = False
+    """True if threads may call it at the same time, each on a part of the batch.
+
+    Calls then store nothing in the network and, except in dropout layers, draw no random numbers.
+    """
     null_label: int | None = None
     """Label ``y`` that stands for "no class" in a network that is trained with dropped labels.
 

@@ -153,6 +153,7 @@ class SimpleUNet(Network):
         ConfigError: invalid options, or data that are not images.
     """
 
+    thread_safe = True
     adaptive = ("pad",)
     cpu_defaults = {"width": 16}
 

@@ -67,6 +67,7 @@ class UNet(Network):
         ConfigError: invalid options, or data with another number of spatial axes.
     """
 
+    thread_safe = True
     adaptive = ("dim_mults", "pad")
     legacy_defaults = {"dim_mults": list(DIM_MULTS), "pad": False}
     cpu_defaults = {"dim": 16, "attn_heads": 2, "attn_dim_head": 16}

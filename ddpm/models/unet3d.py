@@ -102,6 +102,7 @@ class UNet3D(Network):
         super().__init__(channels, out_channels, num_classes, self_condition, factors, fit)
         self.cond_dim, self.null_cond_prob = cond_dim, null_cond_prob
         self.prob_focus_present, self.focus_init = prob_focus_present, focus_init
+        self.thread_safe = null_cond_prob == prob_focus_present == 0
         groups = resnet_groups if block_norm == "group" else None
         builder = UNet3DBuilder(
             kernel=_kernel(conv, 3),

@@ -67,8 +67,12 @@ class Plan:
         model = instantiate.adapted(self.config["model"], training.network)
         objective, before = self._measured(training), self.config["trainer"]
         trainer = {**before, **{name: getattr(training, name) for name in stored_config.DERIVED}}
-        automatic = [k for k in stored_config.DERIVED if stored_config.is_automatic(before.get(k))]
-        plain = {"accumulate": 1, "precision": "no", "compile": False, "channels_last": False}
+        options = vars(training.options)  # the config has numbers after the first adaptation
+        automatic = [k for k in stored_config.DERIVED if stored_config.is_automatic(options[k])]
+        plain = {
+            "accumulate": 1, "batch_parts": 1, "precision": "no", "compile": False,
+            "channels_last": False,
+        }  # fmt: skip
         null = {f"trainer.{k}": trainer[k] for k in automatic if trainer[k] != plain.get(k)}
         config = {**self.config, "model": model, "trainer": trainer}
         config["objective"] = {**config["objective"], **objective}

@@ -22,7 +22,9 @@ from ddpm.training.run import CONFIG
 Node = dict[str, Any]
 ADOPTED = ("model", "schedule", "objective", "diffusion", "timesteps")  # groups, with init=
 # Options of the trainer that get a value when a run begins, where they are null or auto.
-DERIVED = ("batch_size", "accumulate", "lr", "precision", "compile", "channels_last")
+DERIVED = (
+    "batch_size", "accumulate", "batch_parts", "lr", "precision", "compile", "channels_last",
+)  # fmt: skip
 # Those of them that are tried again when they are typed with override=true.
 RETRIABLE = ("accumulate",)
 

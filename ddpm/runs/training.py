@@ -160,6 +160,7 @@ class _Training:
             planned = planned.adapted(trainer)
         choice = _choose_threads(self.threads, trainer, source)
         if source is None:
+            planned = planned.adapted(trainer)
             planned, objects, seconds = self._choose_arithmetic(planned, objects, choice.seconds)
             choice = choice._replace(seconds=seconds)
             accelerator, trainer = objects.trainer.accelerator, objects.trainer
@@ -334,9 +335,10 @@ def _begin(run: Run, planned: Plan, trainer: Trainer, latest: Path) -> None:
 def _choose_threads(
     threads: cpu_threads.Threads, trainer: Trainer, source: Checkpoint | None
 ) -> cpu_threads.Choice:
-    """Set the number of threads; warn if it differs from that of the checkpoint."""
+    """Set the threads and the parts of a batch; warn of other threads than in the checkpoint."""
 
     def measure(seconds: float, steps: int) -> float:
+        trainer.choose_batch_parts()
         with in_eager_mode(trainer):  # else each number of threads would be compiled
             return seconds_per_step(trainer, seconds=seconds, passes=steps)
 
@@ -347,6 +349,7 @@ def _choose_threads(
 
     metadata = None if source is None else source.metadata
     choice = cpu_threads.use(threads, trainer.accelerator, trial=trial, stored=metadata)
+    trainer.choose_batch_parts()
     if source is not None and trainer.accelerator.is_main_process:
         warn_of_threads(source, choice.threads)
     return choice._replace(seconds=None) if trainer.compile else choice

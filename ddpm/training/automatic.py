@@ -88,7 +88,8 @@ def try_compiling(trainer: Trainer, left: Left, seconds: float | None = None) ->
     plain = _worthwhile(trainer, left, WORTH_COMPILING, seconds)
     if plain is None:
         return None
-    expected = gradients(trainer)
+    expected, parts = gradients(trainer), trainer.batch_parts
+    trainer.batch_parts = 1  # a compiled network shares each operation among the threads
 
     def trial() -> tuple[float, float, float]:
         began = time.perf_counter()
@@ -109,6 +110,7 @@ def try_compiling(trainer: Trainer, left: Left, seconds: float | None = None) ->
     tried = broadcast(trainer.accelerator, tried)
     if not tried.use:
         undo_compilation(trainer.network)
+        trainer.batch_parts = parts
     trainer.compile = tried.use
     return tried
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from ddpm.data import Dataset
 from ddpm.diffusion import DiffusionLoss, GaussianDiffusion, class_conditioning
+from ddpm.diffusion.denoiser import Network
 from ddpm.errors import require
 from ddpm.memory import is_out_of_memory
 from ddpm.models.labels import null_label
 from ddpm.seeding import RandomStream, mix
+from ddpm.training import batch_parts
 from ddpm.training.batch_loader import Batch, BatchLoader, BatchOptions
 from ddpm.training.budget import DurationOptions
 from ddpm.training.buffers import buffers_restored
@@ -75,7 +77,8 @@ class Trainer:
         samples: number of samples in these steps, the position in the stream of the data.
         num_updates: number of steps without skipped ones, for the learning rate and the average.
         skipped, num_skipped: number of latest consecutive skipped steps, and of all skipped steps.
-        accumulate, precision, compile, channels_last: the options, with values for automatic ones.
+        accumulate, batch_parts, precision, compile, channels_last: the options, with values for
+            automatic ones.
 
     Args:
         model: the network without wrappers, on the CPU.
@@ -113,6 +116,7 @@ class Trainer:
         self.lr = default_learning_rate(model) if options.lr is None else options.lr
         self.accumulate = options.first_accumulate
         self.batch_size = self._batch_size()
+        self.batch_parts = batch_parts.typed(options.batch_parts, model, accelerator)
         self.step = self.samples = self.num_updates = 0
         self.skipped = self.num_skipped = 0
         self.pace = Pace()
@@ -169,6 +173,12 @@ class Trainer:
         """
         self.accumulate = self.accelerator.gradient_accumulation_steps = accumulate
         self.loader.divide(accumulate)
+
+    def choose_batch_parts(self) -> None:
+        """Set :attr:`batch_parts` for the present number of threads if the option is ``auto``."""
+        if self.options.batch_parts == "auto" and not self.compile:
+            samples = self.batch_size // self.accumulate
+            self.batch_parts = batch_parts.automatic(self.network, samples, self.accelerator)
 
     def learning_rate(self, update: int) -> float:
         """Return the learning rate of optimizer update ``update`` (from 0)."""
@@ -303,9 +313,13 @@ class Trainer:
         t, weights = self.timesteps.draw(len(x0), device, self._part(micro))
         noise = self.loss.sample_noise(x0)
         conditioning = self.loss.drop(class_conditioning(labels, self.null_label))
-        estimator = self.network if self.conditions_itself(micro) else None
-        model = self.model if model is None else model
-        return self.loss(model, x0, t, noise, estimator, conditioning), t, weights
+        estimator = self._in_parts(self.network) if self.conditions_itself(micro) else None
+        network = self._in_parts(self.model if model is None else model)
+        return self.loss(network, x0, t, noise, estimator, conditioning), t, weights
+
+    def _in_parts(self, model: nn.Module) -> Network:
+        """Return a model that computes the parts of a micro-batch at the same time."""
+        return batch_parts.in_parts(model, self.network.parameters(), self.batch_parts)
 
     def _part(self, micro: int) -> BatchPart:
         """Return the place of a micro-batch of this process in the batch of this step."""

@@ -56,7 +56,9 @@ def our_loop(
     """
     accelerator = devices.accelerator("cpu", precision, key="precision")
     chosen = TrainerOptions(max_steps=MANY, precision=precision, **options)
-    return TrainingSteps(Trainer(network, process, data, accelerator, 0, options=chosen)).take
+    trainer = Trainer(network, process, data, accelerator, 0, options=chosen)
+    trainer.choose_batch_parts()  # as ddpm-train
+    return TrainingSteps(trainer).take
 
 
 def improved_loop(

@@ -245,6 +245,33 @@ def test_a_run_keeps_its_threads(command, tiny, monkeypatch, threads):
     assert "threads: 2 of 8, as in training" in ended.out
 
 
+def test_a_run_keeps_the_parts_of_its_batches(command, tiny):
+    """Also with another number of threads, where each part has one thread at least."""
+    from ddpm.training import checkpoint
+
+    options = (*tiny, "trainer.batch_size=16", "trainer.log_every=2")
+    before = torch.get_num_threads()
+    try:
+        for name, *steps in (("one", 4), ("two", 2, 4), ("whole", 4)):
+            whole = ["trainer.batch_parts=1"] if name == "whole" else []
+            for count, number in zip(steps, (2, 1), strict=False):
+                typed = (f"name={name}", f"threads={number}", f"trainer.max_steps={count}")
+                ended = command("train", *typed, *options, *whole)
+                assert ended.status == 0, ended.err
+    finally:
+        torch.set_num_threads(before)
+    one, two, whole = (
+        checkpoint.find(f"outputs/{n}", pytest.fail) for n in ("one", "two", "whole")
+    )
+    numbers = [each.metadata.config["trainer"]["batch_parts"] for each in (one, two, whole)]
+    assert numbers == [2, 2, 1]
+    weights, same, other = (each.weights("raw") for each in (one, two, whole))
+    assert all(torch.equal(same[key], value) for key, value in weights.items())
+    assert not all(torch.equal(other[key], value) for key, value in weights.items())
+    ended = command("train", "name=two", *options, "trainer.max_steps=6", "trainer.batch_parts=3")
+    assert ended.status == 1 and "trainer.batch_parts (2 there, 3 here)" in ended.line
+
+
 @pytest.mark.slow
 def test_trials_of_commands_run_their_own_work(command, trained, monkeypatch, threads):
     """The checkpoint's number is more than the machine has, so each command has a trial."""

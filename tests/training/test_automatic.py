@@ -149,8 +149,9 @@ def test_compilation_is_used_where_it_pays(training, monkeypatch, seconds, chang
     monkeypatch.setattr(automatic, "WORTH_COMPILING", -math.inf)
     fake_seconds(monkeypatch, 3.0, *seconds)
     compiling(training, monkeypatch, change)
+    training.batch_parts = 2
     tried = try_compiling(training, lambda _: left)
-    assert tried.use == use == training.compile
+    assert tried.use == use == training.compile and training.batch_parts == (1 if use else 2)
     assert (training.network._compiled_call_impl is not None) == use
     assert tried.line.startswith(f"compile: {str(use).lower()} (")
     assert "; compiling takes 0 s and saves " in tried.line

@@ -35,15 +35,16 @@ def test_options_that_may_change_when_a_run_is_resumed():
     free = {key.removeprefix("trainer.") for key in FREE_KEYS if key.startswith("trainer.")}
     fixed = {each.name for each in fields(TrainerOptions)} - free
     assert fixed == {
-        *("max_minutes", "batch_size", "accumulate", "precision", "deterministic", "compile"),
+        *("max_minutes", "batch_size", "batch_parts", "accumulate", "precision", "deterministic"),
         *("lr", "lr_warmup", "lr_decay", "weight_decay", "adam_betas", "clip_grad_norm"),
-        *("ema_decay", "ema_warmup", "ema_window", "channels_last"),
+        *("ema_decay", "ema_warmup", "ema_window", "channels_last", "compile"),
     }
 
 
 def test_the_defaults_of_earlier_versions():
     assert Trainer.legacy_defaults == {
         "batch_size": 128,
+        "batch_parts": 1,
         "lr": 2e-4,
         "lr_warmup": 1000,
         "ema_window": None,
