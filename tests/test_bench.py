@@ -106,7 +106,7 @@ def test_an_unknown_suite_is_rejected(capsys):
 
 
 def test_slow_suites_run_by_name_only():
-    slow = {"compile", "demo", "sample_auto"}
+    slow = {"batch_parts", "compile", "demo", "sample_auto"}
     assert set(suites.selected([])) == set(suites.SUITES) - slow
     assert len(suites.selected([])) == 9
     assert suites.selected(["compile"]) == ["compile"]

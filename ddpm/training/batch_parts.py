@@ -58,41 +58,38 @@ def in_parts(network: Network, weights: Iterable[nn.Parameter], count: int) -> N
 def typed(parts: int | Literal["auto"], network: nn.Module, accelerator: Accelerator) -> int:
     """Return the number of parts for ``trainer.batch_parts``; for ``auto``, the one to begin with.
 
+    It is 1 on a GPU and with several processes.
+
     Raises:
-        ConfigError: (key ``batch_parts``) a network that draws random numbers, which would depend
-            on which thread is the first.
+        ConfigError: (key ``batch_parts``) a network that threads cannot share.
     """
     if parts in ("auto", 1) or not _is_alone_on_a_cpu(accelerator):
         return 1
-    draws = not getattr(network, "thread_safe", True) or _has_dropout(network)
-    problem = "conflicts with a network that draws random numbers; use trainer.batch_parts=auto"
-    require(not draws, "batch_parts", parts, problem)
+    problem = "requires a network without dropout whose class sets thread_safe = True"
+    remedy = "use trainer.batch_parts=auto"
+    require(_is_thread_safe(network), "batch_parts", parts, f"{problem}; {remedy}")
     return int(parts)
 
 
 def automatic(network: nn.Module, samples: int, accelerator: Accelerator) -> int:
     """Return the number of parts for micro-batches of ``samples`` and the threads of this process.
 
-    It is a divisor of the threads. Networks that do not declare ``thread_safe`` are not divided.
+    It is a divisor of the threads, and 1 for networks that threads cannot share.
     """
-    safe = getattr(network, "thread_safe", False) and not _has_dropout(network)
-    if not safe or not _is_alone_on_a_cpu(accelerator):
+    if not _is_thread_safe(network) or not _is_alone_on_a_cpu(accelerator):
         return 1
     threads, most = torch.get_num_threads(), min(samples // _MIN_SAMPLES, _MAX_PARTS)
     return max((n for n in range(2, most + 1) if threads % n == 0), default=1)
-
-
-def _has_dropout(network: nn.Module) -> bool:
-    return any(isinstance(each, _DropoutNd) and each.p > 0 for each in network.modules())
 
 
 def _is_alone_on_a_cpu(accelerator: Accelerator) -> bool:
     return accelerator.device.type == "cpu" and accelerator.num_processes == 1
 
 
-def has_dropout(network: nn.Module) -> bool:
-    """Return True if a layer of the network drops units at random."""
-    return any(isinstance(each, _DropoutNd) and each.p > 0 for each in network.modules())
+def _is_thread_safe(network: nn.Module) -> bool:
+    """Return True if a network says so and has no dropout, which would depend on the threads."""
+    drops = any(isinstance(each, _DropoutNd) and each.p > 0 for each in network.modules())
+    return getattr(network, "thread_safe", False) and not drops
 
 
 class _Parts(torch.autograd.Function):

@@ -57,7 +57,7 @@ def our_loop(
     accelerator = devices.accelerator("cpu", precision, key="precision")
     chosen = TrainerOptions(max_steps=MANY, precision=precision, **options)
     trainer = Trainer(network, process, data, accelerator, 0, options=chosen)
-    trainer.choose_batch_parts()  # as ddpm-train
+    trainer.choose_batch_parts()  # as ddpm-train does
     return TrainingSteps(trainer).take
 
 

@@ -48,6 +48,9 @@ SUITES = {
     "data": Suite("data", "data", "batches from memory and from files"),
     "start": Suite("start", "start", "commands until their first result", most_rounds=5),
     "demo": Suite("demo", "demo", "the default ddpm-train, whole", by_default=False, most_rounds=3),
+    "batch_parts": Suite(
+        "training", "batch_parts", "whole micro-batches, and a part per thread", by_default=False
+    ),
     "compile": Suite("training", "compiled", "trainer.compile; takes minutes", by_default=False),
 }
 

@@ -10,7 +10,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpm.data import Folder
+import torch
+
+from ddpm import models
+from ddpm.data import Digits, Folder
 from ddpm.diffusion import GaussianDiffusion, PredNoise, linear
 from ddpm.training.trainer import TrainerOptions
 from scripts.benchmarks import networks, peers
@@ -247,3 +250,32 @@ def compiled(rounds: int) -> str:
     return "\n\n".join(
         (facts, table([*header, "pays after steps"], rows), f"{_omission(best)}{machine.verdict()}")
     )
+
+
+def batch_parts(rounds: int) -> str:
+    """Return the table of ``trainer.batch_parts``: whole micro-batches, and a part per thread."""
+    size, count, machine, rows = 32, torch.get_num_threads(), Machine(), []
+    digits, images = Digits(), Memory(1024, size)
+    small = models.UNet(1, 1, (8, 8), dim=32, dim_mults=(1, 2))
+    works = {
+        "`train_iddpm`": (networks.improved(size).ours, iddpm_process(), images, 16, 2),
+        "`train_unet`": (networks.package(size).ours, peers.unet_process(), images, 16, 2),
+        "`train_diffusers`": (networks.diffusers(size).ours, peers.unet_process(), images, 16, 2),
+        "U-Net of the digits, batch 64": (small, peers.unet_process(), digits, 64, 6),
+    }
+    for name, (network, process, data, batch, steps) in works.items():
+        candidates = []
+        for parts in (1, count):
+            take = peers.our_loop(
+                deepcopy(network), process, data, "no", batch_size=batch, batch_parts=parts
+            )
+            candidates.append(Candidate(str(parts), take, steps))
+        whole, divided = interleave(candidates, rounds, machine).values()
+        milliseconds = [f"{1000 * statistics.median(each):.0f}" for each in (whole, divided)]
+        rows.append([name, *milliseconds, str(ratio(whole, divided))])
+    facts = (
+        "Our loop with the networks of the named suites, batch 16, from memory: "
+        f"`trainer.batch_parts=1` beside `{count}`, which `auto` is with {count} threads."
+    )
+    header = ["network", "whole, ms per step", f"{count} parts", "speed-up"]
+    return "\n\n".join((facts, table(header, rows), machine.verdict()))

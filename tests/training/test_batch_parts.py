@@ -176,8 +176,7 @@ def test_number_of_parts(number, samples, parts, threads):
         assert typed(2, network, SimpleNamespace(**{**vars(CPU), **other})) == 1
     dropping = UNet(1, 1, (2, 2), dim=8, dim_mults=(1,), dropout=0.1)
     assert automatic(dropping, samples, CPU) == 1
-    assert automatic(nn.Conv2d(1, 1, 1), samples, CPU) == 1  # does not declare thread_safe
-    assert typed(2, nn.Conv2d(1, 1, 1), CPU) == 2
+    assert typed(2, network, CPU) == 2
 
 
 def test_the_trainer_chooses_for_its_threads_and_micro_batches(threads):
@@ -198,12 +197,12 @@ def test_the_trainer_chooses_for_its_threads_and_micro_batches(threads):
 def test_impossible_numbers():
     dropping = UNet(1, 1, (2, 2), dim=8, dim_mults=(1,), dropout=0.1)
     focusing = UNet3D(1, 1, (2, 2, 2), dim=8, dim_mults=(1,), prob_focus_present=0.1)
-    for network in (dropping, focusing):
+    for network in (dropping, focusing, nn.Conv2d(1, 1, 1)):
         with pytest.raises(ConfigError) as error:
             typed(2, network, CPU)
         assert str(error.value) == (
-            "batch_parts=2: conflicts with a network that draws random numbers; "
-            "use trainer.batch_parts=auto"
+            "batch_parts=2: requires a network without dropout whose class sets "
+            "thread_safe = True; use trainer.batch_parts=auto"
         )
         assert typed(1, network, CPU) == 1 == automatic(network, 64, CPU)
     for value, problem in ((0, "must be at least 1"), (2, "conflicts with trainer.compile=true")):
