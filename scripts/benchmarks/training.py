@@ -163,7 +163,8 @@ def _improved(size: int, batch: int, steps: int, rounds: int) -> str:
         loops.append(Loop(OURS, name, take))
     facts = (
         f"IDDPM U-Net, 32 channels at levels (1, 2, 2), {size}x{size}, batch {batch}, hybrid loss: "
-        f"{pair.facts} The peer is a stand-in for the package, with its batches in memory."
+        f"{pair.facts} The peer is a stand-in for the package, with its batches in memory. "
+        + networks.kernels(pair.ours, size, batch)
     )
     return measure(loops, Work(pair.operations, batch, steps, facts), rounds)
 
@@ -175,7 +176,8 @@ def train_unet(rounds: int) -> str:
     facts = (
         f"U-Net of that package, dim 32 at levels (1, 2, 4), {size}x{size}, batch {batch}, from a "
         f"folder of PNG files: {pair.facts} The peer is the package's own Trainer, with its data "
-        "workers; it averages the weights every 10 steps, ours in each."
+        "workers; it averages the weights every 10 steps, ours in each. "
+        + networks.kernels(pair.ours, size, batch)
     )
     with tempfile.TemporaryDirectory() as folder:
         images = write_images(Path(folder) / "images", 2048, size, "png")
@@ -199,7 +201,7 @@ def train_diffusers(rounds: int) -> str:
         "options at their defaults, and our `iddpm_unet` imported from it, predicting the noise, "
         f"{size}x{size}, batch {batch}, from a folder of PNG files: {pair.facts} The loop of the "
         "peer is written after its example for unconditional training; averaging is off there by "
-        "default."
+        "default. " + networks.kernels(pair.ours, size, batch)
     )
     variants = [("fp32", True, ""), ("fp32", False, "without average"), ("bf16", True, "")]
     with tempfile.TemporaryDirectory() as folder:
