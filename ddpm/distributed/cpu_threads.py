@@ -65,11 +65,14 @@ class Trial:
             many units.
         count: units that the command is going to do; infinity for work that fills a given time.
         unit: their name.
+        independent: each thread of all cores computes a part of its own; then they are not compared
+            with fewer unless other processes are busy.
     """
 
     measure: Callable[[float, int], float]
     count: float
     unit: str
+    independent: bool = False
 
     @property
     def units(self) -> int:
@@ -152,11 +155,14 @@ def _tried(trial: Trial, most: int, accelerator: Processes) -> Choice:
     """
     measured: dict[int, float] = {}
     load = Load(0.0, 0.0, 0.0)
-    for threads in candidates(most):
+    numbers = candidates(most)
+    for threads in sorted(numbers, reverse=True) if trial.independent else numbers:
         if threads > max(measured, default=threads) and load.is_full:
             continue
         torch.set_num_threads(threads)
         measured[threads], load = _measured(trial, accelerator)
+        if trial.independent and threads == most and not load.is_busy:
+            break
     best = fastest(measured)
     busy = load.is_busy and accelerator.num_processes == 1  # else they are our own
     info_once(accelerator, described(measured, most, trial.unit, busy=busy))

@@ -345,7 +345,9 @@ def _choose_threads(
     def trial() -> cpu_threads.Trial:
         timed = source is None and trainer.options.max_minutes is not None
         steps = math.inf if timed else trainer.max_steps - trainer.step
-        return cpu_threads.Trial(measure, steps, "step")
+        trainer.choose_batch_parts()
+        independent = 1 < trainer.batch_parts == torch.get_num_threads()
+        return cpu_threads.Trial(measure, steps, "step", independent)
 
     metadata = None if source is None else source.metadata
     choice = cpu_threads.use(threads, trainer.accelerator, trial=trial, stored=metadata)

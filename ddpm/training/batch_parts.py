@@ -106,7 +106,11 @@ class _Parts(torch.autograd.Function):
         ctx: Any, gradient: Tensor
     ) -> tuple[Tensor | None, ...]:
         def part(output: Tensor, gradient: Tensor) -> Callable[[], Gradients]:
-            return lambda: torch.autograd.grad(output, ctx.weights, gradient, allow_unused=True)
+            def gradients() -> Gradients:  # of a number: else torch would import sympy
+                number = (output * gradient).sum()
+                return torch.autograd.grad(number, ctx.weights, allow_unused=True)
+
+            return gradients
 
         outputs, ctx.outputs = ctx.outputs, None
         parts = zip(outputs, gradient.split([len(each) for each in outputs]), strict=True)

@@ -106,6 +106,24 @@ def test_the_trial_sets_the_fastest_number(threads, trial, load, seconds, tried,
     assert threads == tried
 
 
+@pytest.mark.parametrize(
+    ("loads", "seconds", "tried", "best"),
+    [
+        ([QUIET], {4: 1.0}, [4, 4], Choice(4, 1.0)),
+        ([BUSY, BUSY, BUSY], {4: 2.0, 2: 1.0, 1: 1.05}, [4, 2, 1, 1], Choice(1, 1.05)),
+        ([FULL, BUSY, QUIET], {4: 1.0, 2: 2.0, 1: 4.0}, [4, 2, 1, 4], Choice(4, 1.0)),
+        ([BUSY, QUIET, QUIET], {4: 1.0, 2: 1.05, 1: 4.0}, [4, 2, 1, 2], Choice(2, 1.05)),
+    ],
+)
+def test_independent_threads_are_compared_with_fewer_beside_busy_processes(
+    threads, monkeypatch, loads, seconds, tried, best
+):
+    monkeypatch.setattr(cpu_threads, "_measured", lambda *_: (seconds[threads[-1]], loads.pop(0)))
+    trial = Trial(lambda *_: 0.0, cpu_threads.WORTH_A_TRIAL, "step", independent=True)
+    assert use("auto", CPU, trial=lambda: trial) == best
+    assert threads == tried and not loads
+
+
 def test_the_choice_is_printed(trial, capsys):
     use("auto", CPU, trial=trial({1: 1.0, 2: 1.05, 4: 30.0}, BUSY))
     line = "threads: 1 of 4 (1.0 s per step against 1.1 s with 2, 30.0 s with 4; "
