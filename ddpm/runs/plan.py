@@ -67,8 +67,13 @@ class Plan:
         model = instantiate.adapted(self.config["model"], training.network)
         objective, before = self._measured(training), self.config["trainer"]
         trainer = {**before, **{name: getattr(training, name) for name in stored_config.DERIVED}}
-        options = vars(training.options)  # the config has numbers after the first adaptation
-        automatic = [k for k in stored_config.DERIVED if stored_config.is_automatic(options[k])]
+        # Of the options, since the config has numbers after the first adaptation. Choices that are
+        # automatic only if they are typed have lines of their own.
+        options, is_automatic = training.options, stored_config.is_automatic
+        automatic = [
+            key for key in stored_config.DERIVED
+            if is_automatic(getattr(options, key)) and is_automatic(getattr(type(options), key))
+        ]  # fmt: skip
         plain = {
             "accumulate": 1, "batch_parts": 1, "precision": "no", "compile": False,
             "channels_last": False,

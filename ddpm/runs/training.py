@@ -157,10 +157,9 @@ class _Training:
         began = time.monotonic()
         if trainer.options.accumulate == "auto":  # before other trials, which use this memory
             info_once(accelerator, accumulation.choose(trainer))
-            planned = planned.adapted(trainer)
         choice = _choose_threads(self.threads, trainer, source)
+        planned = planned.adapted(trainer)
         if source is None:
-            planned = planned.adapted(trainer)
             planned, objects, seconds = self._choose_arithmetic(planned, objects, choice.seconds)
             choice = choice._replace(seconds=seconds)
             accelerator, trainer = objects.trainer.accelerator, objects.trainer

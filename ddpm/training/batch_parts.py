@@ -124,8 +124,9 @@ def _divided(
     x: Tensor, t: Tensor, conditioning: Mapping[str, Tensor | None], count: int
 ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor | None]]]:
     """Yield the inputs of the parts of a batch."""
-    for indices in torch.arange(len(x)).chunk(count):
-        part = slice(int(indices[0]), int(indices[-1]) + 1)
+    size = -(-len(x) // count)
+    for first in range(0, len(x), size):
+        part = slice(first, first + size)
         more = {name: None if each is None else each[part] for name, each in conditioning.items()}
         yield x[part], t[part], more
 

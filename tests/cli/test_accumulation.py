@@ -66,6 +66,7 @@ def test_the_choice_is_stored_and_resuming_repeats_it(command, tiny, memory, mon
     tried, typed = memory(2), ("name=a", *options, "trainer.accumulate=auto")
     ended = command("train", *typed, "trainer.max_steps=2")
     assert ended.status == 0 and ended.out.splitlines().count(LINE) == 1, ended.err
+    assert "trainer.accumulate" not in ended.out  # of "by default on"
     assert tried == [8, 4, 2] and stored("a") == 4
     tried = memory(0)  # a trial would fail
     ended = command("train", *typed, "trainer.max_steps=4")
