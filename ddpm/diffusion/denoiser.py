@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion.conditioning import Conditioning
+from ddpm.diffusion.objective import add_scaled
 from ddpm.diffusion.process import GaussianDiffusion
 
 Network = Callable[..., Tensor]
@@ -40,9 +41,7 @@ class Prediction:
     @cached_property
     def eps(self) -> Tensor:
         """Noise (B, C, *spatial) that x0 leaves in x_t, computed once."""
-        if isinstance(self.a, Tensor):
-            return (self.x_t - self.a * self.x0) / self.s
-        return torch.sub(self.x_t, self.x0, alpha=self.a) / self.s
+        return add_scaled(self.x_t, -self.a, self.x0) / self.s
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.x0, self.eps, self.variance_output))

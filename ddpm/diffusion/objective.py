@@ -14,6 +14,11 @@ from ddpm.errors import ConfigError, require
 Scale = Tensor | float
 
 
+def add_scaled(x: Tensor, factor: Scale, y: Tensor) -> Tensor:
+    """Return ``x + factor y`` (B, C, *spatial), in one operation where the factor is a float."""
+    return x + factor * y if isinstance(factor, Tensor) else x.add(y, alpha=factor)
+
+
 class Objective(ABC):
     """Base class of objectives: a linear map of (x0, eps) and its inverse.
 
@@ -95,7 +100,7 @@ class PredNoise(Objective):
         return eps
 
     def x0(self, x_t: Tensor, output: Tensor, a: Scale, s: Scale) -> Tensor:
-        return (x_t - s * output) / a
+        return add_scaled(x_t, -s, output) / a
 
     def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
         return capped / snr
@@ -121,7 +126,7 @@ class PredV(Objective):
         return a * eps - s * x0
 
     def x0(self, x_t: Tensor, output: Tensor, a: Scale, s: Scale) -> Tensor:
-        return a * x_t - s * output
+        return add_scaled(a * x_t, -s, output)
 
     def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
         return capped / (snr + 1)
@@ -142,7 +147,7 @@ class PredFlow(Objective):
         return eps - x0
 
     def x0(self, x_t: Tensor, output: Tensor, a: Scale, s: Scale) -> Tensor:
-        return (x_t - s * output) / (a + s)
+        return add_scaled(x_t, -s, output) / (a + s)
 
     def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
         return capped / (1 + snr.sqrt()) ** 2
@@ -201,8 +206,8 @@ class EDM(Objective):
     def x0(self, x_t: Tensor, output: Tensor, a: Scale, s: Scale) -> Tensor:
         """Return ``c_skip x_t / a + c_out output``."""
         variance = self._variance(a, s)
-        skip = self.sigma_data**2 * a / variance
-        return skip * x_t + (self.sigma_data * s / variance**0.5) * output
+        skip, scale = self.sigma_data**2 * a / variance, self.sigma_data * s / variance**0.5
+        return add_scaled(skip * x_t, scale, output)
 
     def noise_weight(self, snr: Tensor, capped: Tensor) -> Tensor:
         variance = self.sigma_data**2

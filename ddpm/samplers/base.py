@@ -53,14 +53,13 @@ class StepContext:
     """Inputs of one step of a sampling path.
 
     Attributes:
-        x: x_t (B, C, *spatial), float32. A sampler that corrects it assigns the corrected one.
+        x: x_t (B, C, *spatial), float32.
         index: of the step, from 0.
         path: times and their coefficients.
         coefficients: of this step, see :meth:`Sampler.coefficients`.
         denoise: ``denoise(x, t)`` calls the network, with conditioning and self-conditioning.
         randn_like: the only source of randomness.
         predictions: of :meth:`predict` in this and the preceding steps, the newest first.
-        states: x at the start of the preceding steps, the newest first.
         t, s: times of x and of the result, of which -1 is clean data.
         diffusion, schedule: those of the path.
     """
@@ -72,7 +71,6 @@ class StepContext:
     denoise: Callable[[Tensor, float], Prediction]
     randn_like: RandnLike
     predictions: list[Prediction] = field(default_factory=list)
-    states: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.t, self.s = self.path.pairs[self.index]
@@ -119,7 +117,7 @@ class Sampler(ABC):
 
     @property
     def history(self) -> int:
-        """Number of preceding steps whose predictions and states a step uses."""
+        """Number of preceding steps whose predictions a step uses."""
         return 0
 
     def timesteps(
@@ -180,19 +178,14 @@ class Sampler(ABC):
             times = self.timesteps(denoiser.diffusion.schedule, start=start, stop=stop)
         path = SamplingPath(denoiser.diffusion, times)
         total = self.num_calls(len(path), clean=times[-1] < 0)
-        denoise, reported = _NetworkCalls(denoiser, conditioning), 0
-        predictions: list[Prediction] = []
-        states: list[Tensor] = []
+        denoise, reported, predictions = _NetworkCalls(denoiser, conditioning), 0, []
         with without_gradients(denoiser):
             x = x if condition is None else mask.apply(x, condition)
             for index, factors in enumerate(self.coefficients(path)):
-                context = StepContext(
-                    x, index, path, factors, denoise, randn_like, predictions, states
-                )
+                context = StepContext(x, index, path, factors, denoise, randn_like, predictions)
                 x = self.step(context)
                 x = x if condition is None else mask.apply(x, condition)
-                states.insert(0, context.x)
-                del states[self.history :], predictions[self.history :]
+                del predictions[self.history :]
                 while on_step is not None and reported < denoise.count:
                     reported += 1
                     on_step(reported, total, x)

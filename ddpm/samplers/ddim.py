@@ -19,7 +19,6 @@ class DDIM(LinearMultistep):
     """
 
     default_steps = 100
-    predicts = "eps"
 
     eta: float = 0.0
 
@@ -29,7 +28,7 @@ class DDIM(LinearMultistep):
         require(0 <= self.eta <= 1, "eta", self.eta, problem)
 
     def combination(self, path: SamplingPath, index: int) -> Combination:
-        t, s = path.pairs[index]
-        fresh = self.eta * path.diffusion.posterior_variance(t, s) ** 0.5
+        fresh = self.eta * path.diffusion.posterior_variance(*path.pairs[index]) ** 0.5
         reused = max(path.sigmas[index + 1] ** 2 - fresh**2, 0.0) ** 0.5  # not below 0 by rounding
-        return Combination(0.0, (reused,) if s >= 0 else (), fresh, x0=path.alphas[index + 1])
+        x = reused / path.sigmas[index]  # for the noise (x_t - alpha_t x0) / sigma_t
+        return Combination(x, (path.alphas[index + 1] - x * path.alphas[index],), fresh)

@@ -59,14 +59,14 @@ class LinearMultistep(Sampler):
 
     def combine(self, context: StepContext, factors: Combination) -> Tensor:
         """Return the linear combination (B, C, *spatial) of x, predictions and new noise."""
-        x = None if factors.x == 0 else factors.x * context.x
-        if factors.x0 != 0:
-            x0 = factors.x0 * context.predictions[0].x0
-            x = x0 if x is None else x + x0
-        for factor, prediction in zip(factors.predictions, context.predictions, strict=False):
-            m = prediction.x0 if self.predicts == "x0" else prediction.eps
-            x = factor * m if x is None else x.add(m, alpha=factor)
-        assert x is not None
+        used = context.predictions[: len(factors.predictions)]
+        predictions = [each.x0 if self.predicts == "x0" else each.eps for each in used]
+        terms = [(factors.x, context.x), (factors.x0, context.predictions[0].x0)]
+        terms += zip(factors.predictions, predictions, strict=True)
+        (factor, x), *others = [term for term in terms if term[0] != 0]
+        x = x if factor == 1 else factor * x
+        for factor, other in others:
+            x = x.add(other, alpha=factor)
         return x if factors.fresh == 0 else x.add(context.randn_like(x), alpha=factors.fresh)
 
     def order_at(self, path: SamplingPath, index: int, lower_final: bool | None) -> int:

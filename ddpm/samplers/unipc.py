@@ -25,9 +25,9 @@ class Coefficients(NamedTuple):
 class UniPC(LinearMultistep):
     """UniPC (Zhao et al. 2023, arXiv 2302.04867) with predictions of x0, in 1 to T steps.
 
-    Each step calls the network once, at the x_t of the last predictor; the corrector UniC then
-    recomputes x_t with this prediction, and the predictor UniP starts from the result. The
-    corrector raises the order by one. The first steps have orders 1, 2, ...
+    Each step calls the network once, at the x_t of the last predictor; the corrector UniC, which
+    started from the same state, then adds predictions to x_t, and the predictor UniP starts from
+    the result. The corrector raises the order by one. The first steps have orders 1, 2, ...
 
     The step to clean data has order 1, which returns the predicted x0: lambda, half the log-SNR, is
     infinite there, and with it ``B(h) = h`` of ``bh1``. The step from zero terminal SNR, where
@@ -66,18 +66,21 @@ class UniPC(LinearMultistep):
     def coefficients(self, path: SamplingPath) -> list[Coefficients]:
         result, corrector = [], None
         for index in range(len(path)):
-            result.append(Coefficients(corrector, self.combination(path, index)))
+            predictor = self.combination(path, index)
+            result.append(Coefficients(corrector, predictor))
             finite = math.isfinite(path.lambdas[index + 1] - path.lambdas[index])
-            corrected = self.corrector and index >= self.uncorrected_steps and finite
-            corrector = self.combination(path, index, correct=True) if corrected else None
+            corrector = None
+            if self.corrector and index >= self.uncorrected_steps and finite:
+                corrected = self.combination(path, index, correct=True).predictions
+                pairs = zip(corrected, (0.0, *predictor.predictions), strict=True)
+                corrector = Combination(1.0, tuple(new - old for new, old in pairs))
         return result
 
     def step(self, context: StepContext) -> Tensor:
-        """Correct x_t and return x_s; at most 9 tensor operations."""
+        """Correct x_t and return x_s; at most 8 tensor operations."""
         context.predict()
         corrector, predictor = context.coefficients
         if corrector is not None:
-            context.x = context.states[0]
             context.x = self.combine(context, corrector)
         return self.combine(context, predictor)
 

@@ -24,7 +24,7 @@ from scripts.gpu.speed import process as iddpm_process
 from scripts.operations import Operations
 
 SIZE, BATCH = 32, 16
-STEPS = 10  # of DDIM; the cost of both sides is linear in them, so that 50 have the same ratio
+STEPS = 5  # of DDIM; the cost of both sides is linear in them, so that 50 have the same ratio
 PATH = 50  # steps of the samplers without a network
 
 Sample = Callable[[], Tensor]

@@ -86,18 +86,17 @@ def solve(sampler, oracle, x, times, *, exact=0, randn_like=no_noise):
     denoiser = ExactDenoiser(oracle)
     path = SamplingPath(denoiser.diffusion, times)
     coefficients = sampler.coefficients(path)
-    predictions, states = [], []
+    predictions = []
     for index in range(len(path)):
         context = StepContext(
-            x, index, path, coefficients[index], denoiser, randn_like, predictions, states
+            x, index, path, coefficients[index], denoiser, randn_like, predictions
         )
         if index < exact:
             context.predict()
             x = oracle.flow(x, *path.pairs[index])
         else:
             x = sampler.step(context)
-        states.insert(0, context.x)
-        del states[sampler.history :], predictions[sampler.history :]
+        del predictions[sampler.history :]
     return x
 
 
@@ -148,7 +147,7 @@ def operations(sampler, oracle, index):
     x, counter = torch.zeros(1, *oracle.mu.shape[1:]), _Count()
     path = SamplingPath(ExactDenoiser(oracle).diffusion, sampler.timesteps(oracle.schedule))
     coefficients = sampler.coefficients(path)
-    predictions, states = [], []
+    predictions = []
 
     def denoise(x_t, t):
         return Prediction(x_t, x_t, *path.schedule.signal_noise(t))
@@ -162,13 +161,11 @@ def operations(sampler, oracle, index):
             denoise,
             torch.randn_like,
             predictions,
-            states,
         )
         counter.count = 0
         with counter:
             x = sampler.step(context)
-        states.insert(0, context.x)
-        del states[sampler.history :], predictions[sampler.history :]
+        del predictions[sampler.history :]
     return counter.count
 
 

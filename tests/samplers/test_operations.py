@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ddpm.diffusion import Clipping, Denoiser, GaussianDiffusion, cosine
-from ddpm.samplers import DDIM, DDPM
+from ddpm.samplers import DDIM, DDPM, DPMpp, UniPC
 from scripts.operations import Operations
 from tests.oracle import OBJECTIVES
 
@@ -13,6 +13,8 @@ SAMPLERS = {
     "ddim": DDIM(steps=6),
     "ddim, eta 1": DDIM(steps=6, eta=1.0),
     "ddim, log_snr": DDIM(steps=6, spacing="log_snr"),
+    "dpmpp": DPMpp(steps=6),
+    "unipc": UniPC(steps=6),
     "ddpm": DDPM(steps=6),
     "ddpm, fixed_large": DDPM(steps=6, variance="fixed_large"),
 }

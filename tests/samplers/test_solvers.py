@@ -241,9 +241,9 @@ class Constant:
         ("dpmpp2", 3),
         ("dpmpp3_all", 4),
         ("dpmpp2_sde", 4),
-        ("unipc1", 5),
-        ("unipc2", 7),
-        ("unipc3_all", 9),
+        ("unipc1", 4),
+        ("unipc2", 6),
+        ("unipc3_all", 8),
         ("unip3", 4),
     ],
 )
