@@ -7,6 +7,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 
 import pytest
@@ -28,6 +29,15 @@ _HANDLERS = {each: signal.getsignal(each) for each in _SIGNALS}
 
 
 @pytest.fixture(autouse=True)
+def imported_modules():
+    """Exclude modules that a test has imported from the garbage collection, as at the start."""
+    before = len(sys.modules)
+    yield
+    if len(sys.modules) > before:
+        _freeze()
+
+
+@pytest.fixture(autouse=True)
 def signals():
     """Restore the signal handlers, since a command that ends ignores signals."""
     for each, handler in _HANDLERS.items():
@@ -39,6 +49,10 @@ def pytest_collection_finish():
 
     With the objects of torch, Hydra and the tests, a collection takes half a second.
     """
+    _freeze()
+
+
+def _freeze():
     gc.collect()
     gc.freeze()
 
