@@ -1,4 +1,4 @@
-"""Automatic choices before network calls of a command: threads, precision and compilation."""
+"""Automatic choices before network calls of a command: threads, precision, compilation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ddpm.arithmetic import CLOSE, Arithmetic, predictions
 from ddpm.console import info_once
 from ddpm.distributed import cpu_threads, devices
 from ddpm.distributed.consensus import broadcast
+from ddpm.distributed.cuda_graphs import use_graphs
 from ddpm.distributed.trials import (
     FASTER,
     Failure,
@@ -104,12 +105,17 @@ def choose_precision(session: Session, work: Callable[[], Work]) -> None:
 def choose_compilation(session: Session, work: Callable[[], Work], compile: Compile) -> None:
     """Compile the network, if it is requested or ``auto`` and pays back.
 
+    ``auto`` first tries CUDA graphs on a GPU.
+
     Raises:
         ConfigError: ``compile=True`` on a machine that cannot compile.
     """
     network = session.model.network
     if compile == "auto":
-        _try_compiling(session, work())
+        tried, device = work(), session.accelerator.device.type
+        if device == "cuda" and not tried.pipeline.denoiser.needs_gradients:
+            _try(session, tried, GRAPHS, least_seconds=0.0)
+        _try(session, tried, COMPILED, least_seconds=WORTH_COMPILING[device])
     elif compile:
         try:
             _compile(network, work())
@@ -133,35 +139,56 @@ def _try_bf16(session: Session, arithmetic: Arithmetic, work: Work) -> None:
     _report(session, f"precision: {arithmetic.precision}", "bf16", plain, fast, difference)
 
 
-def _try_compiling(session: Session, work: Work) -> None:
-    """Compile the network if enough calls remain, and keep that if it is faster and close."""
+def _try(
+    session: Session,
+    work: Work,
+    way: Way,
+    *,
+    least_seconds: float,
+) -> None:
+    """Call the network in another way, and keep it if it is faster and close.
+
+    Args:
+        session: the model and its processes.
+        work: the calls that remain.
+        way: to be tried.
+        least_seconds: duration of the remaining calls from which a trial pays back.
+    """
     if not broadcast(session.accelerator, work.calls >= WORTH_A_TRIAL):
         return
-    least = WORTH_COMPILING[work.pipeline.device.type]
-    if not broadcast(session.accelerator, work.calls * work.seconds(_GLANCE) >= least):
+    if not broadcast(session.accelerator, work.calls * work.seconds(_GLANCE) >= least_seconds):
         return
     plain, expected = work.seconds(), work.predictions()
     network = session.model.network
+    before = network._compiled_call_impl  # pyright: ignore
 
     def trial() -> tuple[float, float, float]:
         began = time.perf_counter()
-        _compile(network, work)
+        way.start(network, work)
         took = time.perf_counter() - began
         return took, work.seconds(), relative_distance(work.predictions(), expected)
 
     result = attempt(session.accelerator, trial)
     use = False
     if isinstance(result, Failure):
-        info_once(session.accelerator, f"compile: false ({result.reason})")
+        info_once(session.accelerator, f"{way.name}: false ({result.reason})")
     else:
         took, fast, difference = result
         arithmetic = session.model.autocast
         precision = arithmetic.precision if isinstance(arithmetic, Arithmetic) else "no"
         use = difference <= CLOSE[precision] and fast <= FASTER * plain
-        choice = f"compile: {str(use).lower()}"
-        _report(session, choice, "compiled", plain, fast, difference, f" after {took:.0f} s")
+        choice = f"{way.name}: {str(use).lower()}"
+        _report(session, choice, way.done, plain, fast, difference, f" after {took:.0f} s")
     if not broadcast(session.accelerator, use):
-        undo_compilation(network)
+        network._compiled_call_impl = before  # pyright: ignore
+
+
+def _start_graphs(network: nn.Module, work: Work) -> None:
+    """Record CUDA graphs for the shapes of the work."""
+    calls = use_graphs(network)
+    work.predictions()
+    if calls.error is not None:
+        raise calls.error
 
 
 def _compile(network: nn.Module, work: Work) -> None:
@@ -170,6 +197,27 @@ def _compile(network: nn.Module, work: Work) -> None:
     network.compile(dynamic=False)
     work.predictions()
     torch.compiler.set_stance("eager_on_recompile")  # a last, smaller batch
+
+
+class Way(NamedTuple):
+    """A way to call the network.
+
+    Attributes:
+        name: as in the line of the choice.
+        done: of the network, in the reason.
+        start: calls the network in this way from now on, and makes some calls; raises any
+            Exception.
+    """
+
+    name: str
+    done: str
+    start: Callable[[nn.Module, Work], None]
+
+
+COMPILED, GRAPHS = (
+    Way("compile", "compiled", _compile),
+    Way("CUDA graphs", "recorded", _start_graphs),
+)
 
 
 def _report(

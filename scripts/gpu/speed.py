@@ -18,6 +18,8 @@ from ddpm import models
 from ddpm.data import ImageCodec
 from ddpm.data.images import PixelSet
 from ddpm.distributed import devices
+from ddpm.distributed.cuda_graphs import use_graphs
+from ddpm.distributed.trials import relative_distance
 from ddpm.noise import SampleNoise
 from ddpm.training import Trainer
 from ddpm.training.trainer import TrainerOptions
@@ -278,10 +280,39 @@ def beside(batch: int, setting: Setting) -> Result:
 
 @torch.inference_mode()
 def sampling(setting: Setting) -> Result:
-    """Measure calls of the network per second as the samplers make them, in bf16."""
-    net = network(setting).to(setting.device)
-    denoiser = d.Clipping(d.Denoiser(net.eval(), process()))
-    speeds = {}
+    """Measure calls of the network per second as the samplers make them, in bf16.
+
+    On a GPU once by plain calls and once by CUDA graphs, which have to have the same outputs.
+    """
+    net = network(setting).to(setting.device).eval()
+    details, data = [], {}
+    for way in ("plain", "CUDA graphs") if setting.device == "cuda" else ("plain",):
+        recorded = use_graphs(net) if way == "CUDA graphs" else None
+        speeds = _calls_per_second(setting, net)
+        texts = (f"batch {b}: {n:.1f} calls/s ({n * b:.4g} img/s)" for b, n in speeds.items())
+        details.append(f"{way}: {', '.join(texts)}")
+        data |= {f"{way} {batch}": calls for batch, calls in speeds.items()}
+        if recorded is not None:
+            details.append(f"relative difference {_graph_error(setting, net):.2g}")
+            require(recorded.error is None, f"{details}; {recorded.error}")
+    return Result("; ".join(details), data)
+
+
+def _graph_error(setting: Setting, net: nn.Module) -> float:
+    """Return the relative distance of outputs by graphs from those of plain calls, checked."""
+    x = torch.randn(16, 3, SIZE, SIZE, device=setting.device)
+    t = torch.full((16,), 2000, device=setting.device)
+    with torch.autocast(setting.device, torch.bfloat16):
+        outputs: list[Tensor] = [net(factor * x, t) for factor in (1.0, 2.0)]
+        plain: list[Any] = [net._call_impl(factor * x, t) for factor in (1.0, 2.0)]
+    difference = relative_distance(outputs, plain)
+    require(difference < 0.01, f"outputs differ by {difference:.2g} from those of plain calls")
+    return difference
+
+
+def _calls_per_second(setting: Setting, net: nn.Module) -> dict[int, float]:
+    """Return network calls per second for each size of the batch."""
+    denoiser, speeds = d.Clipping(d.Denoiser(net, process())), {}
     for batch in (256, 16, 1):
         batch = setting.size(batch, min(batch, 2))
         x = torch.randn(batch, 3, SIZE, SIZE, device=setting.device)
@@ -294,8 +325,7 @@ def sampling(setting: Setting) -> Result:
         with torch.autocast(setting.device, torch.bfloat16):
             calls(x, 1)
             speeds[batch] = count / min(seconds(setting, calls) for _ in range(setting.size(3, 1)))
-    detail = ", ".join(f"batch {b}: {n:.1f} calls/s ({n * b:.4g} img/s)" for b, n in speeds.items())
-    return Result(detail, {str(batch): calls for batch, calls in speeds.items()})
+    return speeds
 
 
 @torch.inference_mode()
@@ -324,7 +354,7 @@ CHECKS = [
     Check(3, "training, batch 256, bf16", partial(training, 256), 25.0),
     Check(3, "training, batch 32, bf16", partial(training, 32), 12.0),
     Check(3, f"host synchronisations per step: at most {WAITS}", synchronisations, 5.0),
-    Check(3, "sampling", sampling, 10.0),
+    Check(3, "sampling, by plain calls and by CUDA graphs", sampling, 20.0),
     Check(3, "noise of a sampler step", step_noise, 2.0),
     Check(3, "improved-diffusion's style, batch 32: ours is faster", partial(beside, 32), 15.0),
     Check(3, "improved-diffusion's style, batch 256: ours is faster", partial(beside, 256), 20.0),
