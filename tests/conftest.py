@@ -25,15 +25,14 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal
 for each in _SIGNALS:
     if signal.getsignal(each) == signal.SIG_IGN:  # by nohup or the shell of a CI
         signal.signal(each, signal.SIG_DFL)
+_frozen = 0  # modules at the last call of _freeze
 _HANDLERS = {each: signal.getsignal(each) for each in _SIGNALS}
 
 
 @pytest.fixture(autouse=True)
 def imported_modules():
-    """Exclude modules that a test has imported from the garbage collection, as at the start."""
-    before = len(sys.modules)
-    yield
-    if len(sys.modules) > before:
+    """Exclude modules that tests have imported from the garbage collection, as at the start."""
+    if len(sys.modules) > _frozen:
         _freeze()
 
 
@@ -53,8 +52,10 @@ def pytest_collection_finish():
 
 
 def _freeze():
+    global _frozen
     gc.collect()
     gc.freeze()
+    _frozen = len(sys.modules)
 
 
 def pytest_sessionfinish():

@@ -1,5 +1,6 @@
 """Calls of a network by CUDA graphs, with an emulated record: a replay computes again."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -52,70 +53,169 @@ def arguments(size, seed=0):
 
 
 def test_outputs_are_those_of_plain_calls_and_stay(network, recorded):
-    inputs = [arguments(2, seed) for seed in range(3)]
+    inputs = [arguments(2, seed) for seed in range(4)]
     with torch.inference_mode():
         expected = [network(*args, **kwargs) for args, kwargs in inputs]
         use_graphs(network)
         outputs = [network(*args, **kwargs) for args, kwargs in inputs]
     assert recorded == [torch.device("cpu")]
     assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
-    assert not torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[2], outputs[3])
 
 
 def test_each_kind_of_call_has_a_graph_until_there_are_too_many(network, recorded):
     calls = use_graphs(network)
     (x, time), others = arguments(2)
+    for count in (0, 1, 1):  # the first call of a kind is plain
+        with torch.inference_mode():
+            network(x, time, **others)
+        assert calls.count == count
+    for _ in range(2):
+        with torch.inference_mode():
+            network(x, time.float(), **others)
+            with torch.autocast("cpu", torch.bfloat16):
+                half = network(x, time, **others)
+        with torch.no_grad():
+            network(x, time, **others)
+    assert calls.count == len(recorded) == MAX_GRAPHS == 4 and calls.error is None
+    args, kwargs = arguments(3)
     with torch.inference_mode():
-        network(x, time, **others)
-        network(x, time.float(), **others)
-        with torch.autocast("cpu", torch.bfloat16):
-            half = network(x, time, **others)
-    with torch.no_grad():
-        network(x, time, **others)
-    assert len(recorded) == MAX_GRAPHS == 4 and calls.error is None
-    with torch.inference_mode():
-        args, kwargs = arguments(3)
-        plain = network._call_impl(*args, **kwargs)
-        assert torch.equal(network(*args, **kwargs), plain)
+        for _ in range(2):
+            assert torch.equal(network(*args, **kwargs), network._call_impl(*args, **kwargs))
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(network._call_impl(x, time, **others), half)
-    assert len(recorded) == MAX_GRAPHS
+    assert calls.count == MAX_GRAPHS
 
 
-def test_calls_with_gradients_are_plain(network, recorded):
-    use_graphs(network)
-    args, kwargs = arguments(2)
-    network(*args, **kwargs).sum().backward()
-    assert recorded == []
-
-
-def test_weights_may_change_in_place_and_move(network, recorded):
-    args, kwargs = arguments(2)
-    use_graphs(network)
+def test_weights_may_change_in_place(network, recorded):
+    calls, (args, kwargs) = use_graphs(network), arguments(2)
     with torch.no_grad():
-        network(*args, **kwargs)
+        before = [network(*args, **kwargs) for _ in range(2)][1]
         network.final_conv.bias.add_(1)
-        assert torch.equal(network(*args, **kwargs), network._call_impl(*args, **kwargs))
-        assert len(recorded) == 1
-        network.to(torch.float64)
-        network.to(torch.float32)
-        assert torch.equal(network(*args, **kwargs), network._call_impl(*args, **kwargs))
-    assert len(recorded) == 2
+        torch.testing.assert_close(network(*args, **kwargs), before + 1)
+    assert calls.count == 1
 
 
-def test_a_kind_that_cannot_be_recorded_is_called_plainly(network, recorded, monkeypatch):
-    def record(*_):
-        tried.append(1)
-        raise RuntimeError("operation not permitted when stream is capturing")
+def test_calls_with_gradients_and_other_arguments_are_plain(network, recorded):
+    calls, (args, kwargs) = use_graphs(network), arguments(2)
+    for _ in range(2):
+        network(*args, **kwargs).sum().backward()
+        with torch.no_grad():
+            network(*args, y=kwargs["y"], x_self_cond=None)
+    assert calls.count == 0 and calls.error is None
 
-    tried, (args, kwargs) = [], arguments(2)
+
+def failing(monkeypatch, message):
+    """Emulate a record that fails; a list of the failures."""
+    failures = []
+
+    def record(run, device, pool):
+        failures.append(run())
+        raise RuntimeError(message)
+
     monkeypatch.setattr(cuda_graphs, "_record", record)
+    return failures
+
+
+def test_nothing_is_recorded_after_a_failure(network, recorded, monkeypatch):
+    failures = failing(monkeypatch, "operation not permitted when stream is capturing\n...")
     calls = use_graphs(network)
     with torch.inference_mode():
-        expected = network._call_impl(*args, **kwargs)
-        for _ in range(3):
-            assert torch.equal(network(*args, **kwargs), expected)
-    assert tried == [1] and "capturing" in str(calls.error)
+        for size in (2, 2, 2, 3, 3):
+            args, kwargs = arguments(size)
+            assert torch.equal(network(*args, **kwargs), network._call_impl(*args, **kwargs))
+    assert len(failures) == 1
+    assert calls.error == "operation not permitted when stream is capturing"
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_memory_that_runs_out_is_freed(network, recorded, monkeypatch, plain):
+    calls, (args, kwargs) = use_graphs(network), arguments(2)
+    expected = network._call_impl(*args, **kwargs)
+    run_out = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\n...")
+    with torch.no_grad():
+        for _ in range(2):
+            network(*args, **kwargs)
+        assert calls.count == 1
+        graph = next(iter(calls._graphs.values()))
+        if plain:  # of a new kind
+            args, kwargs = arguments(3)
+            expected = network._call_impl(*args, **kwargs)
+            answers = iter([run_out, expected])
+
+            def call(*_, **__):
+                answer = next(answers)
+                if isinstance(answer, Exception):
+                    raise answer
+                return answer
+
+            monkeypatch.setattr(calls, "_call", call)
+        else:
+            monkeypatch.setattr(graph, "_replay", lambda: (_ for _ in ()).throw(run_out))
+        assert torch.equal(network(*args, **kwargs), expected)
+    assert calls.count == 0 and calls.error.startswith("CUDA out of memory")
+
+
+def test_other_errors_are_raised(network, recorded):
+    use_graphs(network)
+    args, kwargs = arguments(2)
+    with torch.no_grad():
+        for _ in range(2):
+            network(*args, **kwargs)
+        with pytest.raises(IndexError):
+            network(args[0], args[1], **{**kwargs, "y": kwargs["y"] + 100})
+
+
+def test_a_failed_record_restores_the_stream(monkeypatch):
+    """With the context of torch and a graph that CUDA has invalidated."""
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    class Graph:
+        def capture_begin(self, **_):
+            pass
+
+        def capture_end(self):
+            raise RuntimeError("previous error during capture")
+
+    def run():
+        if streams[-1] is not streams[1]:  # not a warm-up
+            raise RuntimeError("operation not permitted")
+
+    streams = [Stream()]
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: Capture())
+
+    class Capture:
+        """As torch.cuda.graph: the stream is left after the end of the capture."""
+
+        def __enter__(self):
+            streams.append(Stream())
+
+        def __exit__(self, *_):
+            Graph().capture_end()
+            streams.pop()
+
+    class Side:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            streams.append(self.stream)
+
+        def __exit__(self, *_):
+            streams.append(streams[0])
+
+    monkeypatch.setattr(torch.cuda, "stream", Side)
+    with pytest.raises(RuntimeError, match="previous error"):
+        cuda_graphs._record(run, torch.device("cuda"), None)
+    assert len(streams) > 3 and streams[-1] is streams[0]
 
 
 def test_samples_are_those_of_plain_calls(recorded):
@@ -172,10 +272,7 @@ def test_a_trial_on_a_gpu_chooses(network, recorded, capsys, values, compile, us
 
 
 def test_a_network_that_cannot_be_recorded_has_the_reason(network, recorded, capsys, monkeypatch):
-    def record(*_):
-        raise RuntimeError("operation not permitted\n...")
-
-    monkeypatch.setattr(cuda_graphs, "_record", record)
+    failing(monkeypatch, "operation not permitted\n...")
     session = gpu_session(network)
     tuning.choose_compilation(session, lambda: Work(network, (1.0, 1.0)), "auto")
     assert network._compiled_call_impl is None

@@ -186,9 +186,10 @@ def _try(
 def _start_graphs(network: nn.Module, work: Work) -> None:
     """Record CUDA graphs for the shapes of the work."""
     calls = use_graphs(network)
-    work.predictions()
-    if calls.error is not None:
-        raise calls.error
+    for _ in range(2):  # a graph is recorded at the second call of its kind
+        work.predictions()
+    if calls.error is not None or calls.count == 0:
+        raise RuntimeError(calls.error or "nothing was recorded")
 
 
 def _compile(network: nn.Module, work: Work) -> None:

@@ -64,7 +64,7 @@ class LinearMultistep(Sampler):
         terms = [(factors.x, context.x), (factors.x0, context.predictions[0].x0)]
         terms += zip(factors.predictions, predictions, strict=True)
         (factor, x), *others = [term for term in terms if term[0] != 0]
-        x = x if factor == 1 else factor * x
+        x = x if factor == 1 and others else factor * x  # a new tensor
         for factor, other in others:
             x = x.add(other, alpha=factor)
         return x if factors.fresh == 0 else x.add(context.randn_like(x), alpha=factors.fresh)

@@ -201,7 +201,7 @@ class Run:
 
         figure = Figure(figsize=(7, 4))  # layout="constrained" would draw twice, 0.2 s each
         axes = figure.subplots(
-            gridspec_kw={"left": 0.15, "right": 0.98, "bottom": 0.13, "top": 0.92}
+            gridspec_kw={"left": 0.15, "right": 0.95, "bottom": 0.13, "top": 0.92}
         )
         steps = [record["step"] for record in records]
         marker = "o" if len(records) == 1 else ""
