@@ -68,9 +68,9 @@ class GraphCalls:
         casts = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
         kinds = ((k, v.shape, v.stride(), v.dtype) for k, v in values.items())
         kind = (*casts, torch.is_inference_mode_enabled(), device, *kinds)
-        known = kind in self._graphs or kind not in self._seen
+        is_second = kind in self._seen and kind not in self._graphs
         self._seen.add(kind)
-        if not known and self.error is None and self.count < MAX_GRAPHS:
+        if is_second and self.error is None and self.count < MAX_GRAPHS:
             try:
                 self._pool = _pool() if self._pool is None else self._pool
                 self._graphs[kind] = _Graph(self._call, values, device, casts, self._pool)
