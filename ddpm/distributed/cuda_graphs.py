@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpm.distributed.trials import first_line
+from ddpm.distributed.trials import first_line, set_calls
 from ddpm.memory import is_out_of_memory
 
 MAX_GRAPHS = 4
@@ -149,5 +149,5 @@ def _record(
 def use_graphs(network: nn.Module) -> GraphCalls:
     """Call a network by CUDA graphs from now on, in place of ``network.compile()``."""
     calls = GraphCalls(network)
-    network._compiled_call_impl = calls  # pyright: ignore
+    set_calls(network, calls)
     return calls

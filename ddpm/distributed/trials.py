@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -102,6 +102,11 @@ def relative_distance(values: Iterable[Tensor], expected: Iterable[Tensor]) -> f
     return difference**0.5 / max(norm**0.5, 1e-30)
 
 
-def undo_compilation(network: nn.Module) -> None:
-    """Undo ``network.compile()``, for which torch has no public method."""
-    network._compiled_call_impl = None  # pyright: ignore
+def calls_of(network: nn.Module) -> Callable[..., Any] | None:
+    """Return what ``network.compile()`` calls; None for plain calls. torch has no public method."""
+    return network._compiled_call_impl  # pyright: ignore
+
+
+def set_calls(network: nn.Module, calls: Callable[..., Any] | None) -> None:
+    """Set what :func:`calls_of` returns; None undoes ``network.compile()``."""
+    network._compiled_call_impl = calls  # pyright: ignore

@@ -18,9 +18,10 @@ from ddpm.distributed.trials import (
     FASTER,
     Failure,
     attempt,
+    calls_of,
     first_line,
     relative_distance,
-    undo_compilation,
+    set_calls,
 )
 from ddpm.errors import ConfigError
 from ddpm.memory import is_out_of_memory
@@ -120,7 +121,7 @@ def choose_compilation(session: Session, work: Callable[[], Work], compile: Comp
         try:
             _compile(network, work())
         except Exception as error:  # of any kind: a missing compiler, or an unsupported operation
-            undo_compilation(network)
+            set_calls(network, None)
             if is_out_of_memory(error):
                 raise
             problem = f"fails: {first_line(error)}"
@@ -139,13 +140,7 @@ def _try_bf16(session: Session, arithmetic: Arithmetic, work: Work) -> None:
     _report(session, f"precision: {arithmetic.precision}", "bf16", plain, fast, difference)
 
 
-def _try(
-    session: Session,
-    work: Work,
-    way: Way,
-    *,
-    least_seconds: float,
-) -> None:
+def _try(session: Session, work: Work, way: Way, *, least_seconds: float) -> None:
     """Call the network in another way, and keep it if it is faster and close.
 
     Args:
@@ -156,11 +151,13 @@ def _try(
     """
     if not broadcast(session.accelerator, work.calls >= WORTH_A_TRIAL):
         return
-    if not broadcast(session.accelerator, work.calls * work.seconds(_GLANCE) >= least_seconds):
-        return
+    if least_seconds > 0:
+        remaining = work.calls * work.seconds(_GLANCE)
+        if not broadcast(session.accelerator, remaining >= least_seconds):
+            return
     plain, expected = work.seconds(), work.predictions()
     network = session.model.network
-    before = network._compiled_call_impl  # pyright: ignore
+    before = calls_of(network)
 
     def trial() -> tuple[float, float, float]:
         began = time.perf_counter()
@@ -180,7 +177,7 @@ def _try(
         choice = f"{way.name}: {str(use).lower()}"
         _report(session, choice, way.done, plain, fast, difference, f" after {took:.0f} s")
     if not broadcast(session.accelerator, use):
-        network._compiled_call_impl = before  # pyright: ignore
+        set_calls(network, before)
 
 
 def _start_graphs(network: nn.Module, work: Work) -> None:

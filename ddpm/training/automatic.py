@@ -20,7 +20,7 @@ from ddpm.distributed.trials import (
     Failure,
     attempt,
     relative_distance,
-    undo_compilation,
+    set_calls,
 )
 from ddpm.training.trainer import Trainer
 from ddpm.training.trial import restored, seconds_per_step
@@ -109,7 +109,7 @@ def try_compiling(trainer: Trainer, left: Left, seconds: float | None = None) ->
         tried = _compared("compile", "false", plain, fast, difference, limit, times)
     tried = broadcast(trainer.accelerator, tried)
     if not tried.use:
-        undo_compilation(trainer.network)
+        set_calls(trainer.network, None)
         trainer.batch_parts = parts
     trainer.compile = tried.use
     return tried
